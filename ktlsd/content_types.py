@@ -1,0 +1,64 @@
+"""The Content-Type of a file, by its name: pure.
+
+Strategy: Python's own table, without the machine's mime.types, so that every machine says the same; a few types that the
+table of some supported Python version lacks; charset=utf-8 on text.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from functools import lru_cache
+from typing import Final
+
+DEFAULT_TYPE: Final = "application/octet-stream"
+
+_TYPES: Final = mimetypes.MimeTypes()
+for _suffix, _type in (
+    (".avif", "image/avif"),
+    (".flac", "audio/flac"),
+    (".jxl", "image/jxl"),
+    (".m4a", "audio/mp4"),
+    (".md", "text/markdown"),
+    (".mjs", "text/javascript"),
+    (".js", "text/javascript"),
+    (".mkv", "video/matroska"),
+    (".ogg", "audio/ogg"),
+    (".otf", "font/otf"),
+    (".ttf", "font/ttf"),
+    (".wasm", "application/wasm"),
+    (".webm", "video/webm"),
+    (".webmanifest", "application/manifest+json"),
+    (".webp", "image/webp"),
+    (".woff", "font/woff"),
+    (".woff2", "font/woff2"),
+    (".xml", "application/xml"),
+    (".yaml", "application/yaml"),
+    (".yml", "application/yaml"),
+):
+    _TYPES.add_type(_type, _suffix)
+# A compressed file is sent as what it is, not as its content with a Content-Encoding that would unpack a download.
+_COMPRESSED: Final = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "br": "application/octet-stream",
+    "compress": "application/octet-stream",
+}
+
+
+@lru_cache(maxsize=1024)
+def content_type(suffixes: str) -> str:
+    """The media type for a name's suffixes (".tar.gz"), with a charset where it is text."""
+    kind, compression = _TYPES.guess_type("name" + suffixes, strict=False)
+    if compression is not None:
+        return _COMPRESSED.get(compression, DEFAULT_TYPE)
+    if kind is None:
+        return DEFAULT_TYPE
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+def suffixes_of(name: bytes) -> str:
+    """The last two suffixes of a file name, which decide its type (".tar.gz", ".html")."""
+    stem, last = os.path.splitext(os.fsdecode(name))
+    return os.path.splitext(stem)[1] + last

@@ -1,0 +1,86 @@
+"""From the bytes of a request-target to the names of a file below the root: pure, no file system.
+
+Strategy: cut the query off, percent-decode once, refuse what could mean two things (NUL, an encoded slash, a bad escape),
+then resolve empty, "." and ".." segments as RFC 3986 section 5.2.4 does, refusing any that would climb above the root.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+LONGEST_TARGET: Final = 8192
+"""Bytes; RFC 9110 section 4.1 asks for 8000 at least."""
+
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
+_HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
+
+
+class BadTarget(Exception):
+    """The target names nothing that could be served; the text is the reason for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A request-target as names below the root."""
+
+    names: tuple[bytes, ...]
+    directory: bool
+    """Whether it asks for a directory: it ends in a slash, or in a "." or ".." segment."""
+    query: bytes = b""
+    """With its question mark, as it came."""
+
+    def hidden(self) -> bool:
+        """Whether a name begins with a dot. The well-known folder of RFC 8615 at the top is not hidden."""
+        names = self.names[1:] if self.names[:1] == (b".well-known",) else self.names
+        return any(name.startswith(b".") for name in names)
+
+    def file_path(self) -> bytes:
+        """The path below the root, for openat2(2)."""
+        return b"/".join(self.names) or b"."
+
+    def directory_location(self) -> str:
+        """This target as a directory: an absolute-path reference for Location, always beginning with one slash."""
+        path = "/" + "".join(quote(name, safe="!$&'()*+,;=:@~") + "/" for name in self.names)
+        return path + self.query.decode("ascii", "replace")
+
+
+def parse_target(target: bytes) -> Target:
+    """Read an origin-form or absolute-form request-target (RFC 9112 section 3.2). Raises BadTarget."""
+    if b"#" in target:
+        raise BadTarget("a fragment in the target")
+    authority = None if target.startswith(b"/") else _ABSOLUTE_FORM.match(target)
+    path, question_mark, query = target[authority.end() if authority else 0 :].partition(b"?")
+    if authority and not path:
+        path = b"/"
+    if not path.startswith(b"/"):
+        raise BadTarget("the target is neither a path nor an http URL")
+    names: list[bytes] = []
+    segments = path[1:].split(b"/")
+    for segment in segments:
+        name = _decode(segment)
+        if name == b"..":
+            if not names:
+                raise BadTarget("the path climbs above the root")
+            names.pop()
+        elif name not in (b"", b"."):
+            names.append(name)
+    return Target(tuple(names), _decode(segments[-1]) in (b"", b".", b".."), question_mark + query)
+
+
+def _decode(segment: bytes) -> bytes:
+    def octet(escape: re.Match[bytes]) -> bytes:
+        digits = escape[1]
+        if digits is None or not _HEX_PAIR.fullmatch(digits):
+            raise BadTarget("a percent sign without two hexadecimal digits")
+        return bytes.fromhex(digits.decode())
+
+    name = _ESCAPE.sub(octet, segment)
+    if b"/" in name:
+        raise BadTarget("an encoded slash")
+    if b"\0" in name:
+        raise BadTarget("an encoded NUL")
+    return name

@@ -1,0 +1,81 @@
+"""Keeping a disk's slowness off the event loop: is a part of a file in the page cache, and how to get it there.
+
+Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk; when one
+does, a thread reads the part for real, and only then is it sent. User-space reads use RWF_NOWAIT for the bytes themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+STRIDE: Final = 65536
+"""Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel reads
+ahead and evicts in longer runs than this."""
+
+_SCRATCH_SIZE: Final = 262144
+# Files of these live in memory: nothing to wait for, and tmpfs had no RWF_NOWAIT before Linux 6.6 (magic.h).
+_IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
+# How many threads may wait for disks at once; more would only queue in the disk.
+_LANES: Final = 16
+
+
+class Residency:
+    """One process's knowledge of which files are warm."""
+
+    def __init__(self, file_system_type: Callable[[int], int]) -> None:
+        self._file_system_type = file_system_type
+        self._lanes = trio.CapacityLimiter(_LANES)
+        self._probe = bytearray(1)
+        self.cold_reads = 0
+        """Parts that a thread had to read from a disk (or could not be told not to need it)."""
+
+    def is_resident(self, descriptor: int, offset: int, count: int) -> bool:
+        """Whether sending this part would not wait for a disk, by sample. Raises OSError."""
+        end = offset + count
+        probes = [self._probe]
+        try:
+            for position in (*range(offset, end, STRIDE), end - 1):
+                os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return self._file_system_type(descriptor) in _IN_MEMORY
+            raise
+        return True
+
+    async def make_resident(self, descriptor: int, offset: int, count: int) -> None:
+        """Return once this part of the file can be sent without waiting for a disk. Raises OSError."""
+        if not self.is_resident(descriptor, offset, count):
+            self.cold_reads += 1
+            await trio.to_thread.run_sync(_read_through, descriptor, offset, count, limiter=self._lanes)
+
+    async def read_into(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from the file; the number of bytes, 0 at its end. Raises OSError."""
+        try:
+            count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+            if count:
+                return count
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            if error.errno == errno.EOPNOTSUPP and self._file_system_type(descriptor) in _IN_MEMORY:
+                return os.preadv(descriptor, [buffer], offset)
+        self.cold_reads += 1
+        return await trio.to_thread.run_sync(os.preadv, descriptor, [buffer], offset, limiter=self._lanes)
+
+
+def _read_through(descriptor: int, offset: int, count: int) -> None:
+    scratch = memoryview(bytearray(min(count, _SCRATCH_SIZE)))
+    end = offset + count
+    while offset < end:
+        # The file may have shrunk: the sender finds out for itself.
+        got = os.preadv(descriptor, [scratch[: end - offset]], offset)
+        if got == 0:
+            return
+        offset += got

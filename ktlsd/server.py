@@ -1,0 +1,347 @@
+"""The server: accept -> handshake -> read head -> decide -> send, one trio task per connection.
+
+Strategy: h11 parses requests and writes response heads; request_target, lookup and decide say what to answer; Transport moves
+the bytes. Cancel scopes hold every time-out, and draining is the cancellation of accepting and of idle waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, cast
+
+import h11
+import trio
+
+from ktlsd.byte_range import ByteRange
+from ktlsd.decide import Request, Response, decide, refuse_method, short
+from ktlsd.ktls import Direction, Mode, Support, explain
+from ktlsd.lookup import OpenFile, Root
+from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
+from ktlsd.residency import Residency
+from ktlsd.ssl_ffi import ConnectionLost, Context, Library, PlainHTTP, TLSError
+from ktlsd.tls_stat import Offloads
+from ktlsd.transport import FileShrank, Transport
+from ktlsd.validators import http_date
+
+log = logging.getLogger("ktlsd")
+
+HANDSHAKE_SECONDS: Final = 10.0
+HEAD_SECONDS: Final = 20.0
+"""For a whole request head, from its first byte."""
+IDLE_SECONDS: Final = 75.0
+"""Between requests on a kept-alive connection."""
+LONGEST_HEAD: Final = 32768
+"""Bytes of a request line and its header fields."""
+LARGEST_SKIPPED_BODY: Final = 65536
+"""Bytes of a request body that are read and thrown away so that the connection can be kept."""
+
+_ACCEPTS_IN_A_ROW: Final = 16
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_PAUSE_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What one process serves, and with what; all of it outlives the server."""
+
+    library: Library
+    context: Context
+    support: Support
+    root: Root
+
+
+class Server:
+    """One process's event loop over listening sockets that somebody else bound."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._residency = Residency(site.library.file_system_type)
+        self._offloads = Offloads()
+        self._draining = False
+        self._accepting = trio.CancelScope()
+        self._idle: set[trio.CancelScope] = set()
+        self._date = (0, "")
+
+    async def run(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_signals, nursery.cancel_scope)
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    async with trio.open_nursery() as acceptors:
+                        for listener in listeners:
+                            acceptors.start_soon(self._accept, listener, connections)
+            nursery.cancel_scope.cancel()
+        self._offloads.close()
+
+    def drain(self) -> None:
+        """Accept no more, end idle connections, and let run() return when the last response is sent."""
+        self._draining = True
+        self._accepting.cancel()
+        for scope in self._idle:
+            scope.cancel()
+
+    async def _watch_signals(self, everything: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if self._draining:
+                    everything.cancel()
+                self.drain()
+
+    async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(_ACCEPTS_IN_A_ROW):
+                try:
+                    sock, peer = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        log.error("accepting pauses: %s", error.strerror)
+                        await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                    # Anything else is the fate of one connection that ended while it was queued (accept(2)).
+                    continue
+                connections.start_soon(self._serve_connection, sock, _address(peer))
+
+    async def _serve_connection(self, sock: socket.socket, peer: str) -> None:
+        try:
+            with sock:
+                sock.setblocking(False)
+                # Heads and files share records by MSG_MORE; nothing else is worth holding back.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.closing(Transport(self._site.context, sock, self._residency)) as transport:
+                    if await self._handshake(transport, sock, peer):
+                        await self._serve_requests(transport, peer)
+        except FileShrank:
+            log.error("%s cut off: the file shrank while it was sent", peer)
+        except ConnectionLost as error:
+            log.debug("%s left: %s", peer, error)
+        except TLSError as error:
+            log.info("%s cut off: %s", peer, error)
+        except OSError as error:
+            log.error("%s cut off: %s", peer, error)
+        except Exception:
+            # A defect in serving one connection must not end the others.
+            log.exception("%s cut off by a defect in ktlsd, please report it", peer)
+
+    async def _handshake(self, transport: Transport, sock: socket.socket, peer: str) -> bool:
+        """Whether the connection may go on."""
+        try:
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                handshake = await transport.handshake()
+        except trio.TooSlowError:
+            log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
+            return False
+        except PlainHTTP:
+            log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
+            await transport.answer_plain_http(self._plain_http_response())
+            return False
+        except TLSError as error:
+            log.info("%s handshake failed: %s", peer, error)
+            return False
+        support = self._site.support
+        kinds = {
+            direction: self._offloads.of(sock, direction)
+            for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
+            if engaged
+        }
+        tx, rx = (
+            explain(support, handshake, direction, kinds[direction])
+            if direction in kinds
+            else explain(support, handshake, direction)
+            for direction in Direction
+        )
+        resumed = " resumed" if handshake.resumed else ""
+        log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)
+        if support.mode is Mode.REQUIRE and tx.reason is not None:
+            log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
+            await transport.finish()
+            return False
+        return True
+
+    async def _serve_requests(self, transport: Transport, peer: str) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
+        while True:
+            opened = None
+            try:
+                event = await self._read_head(http, transport)
+                if event is None:
+                    await transport.finish()
+                    return
+                request = _request(event)
+                body_skipped = await self._skip_body(http, transport)
+                response, opened = await self._answer(request, event.target)
+            except h11.RemoteProtocolError as error:
+                event, response = None, _refuse_malformed(error, http)
+            except trio.TooSlowError:
+                event, response = None, short(HTTPStatus.REQUEST_TIMEOUT, "a request head took too long", close=True)
+            else:
+                if self._draining or not body_skipped or transport.key_update_owed():
+                    response = _closing(response)
+            try:
+                if response.reason:
+                    _log_refusal(peer, event, response)
+                await self._send(http, transport, response, opened)
+            finally:
+                if opened is not None:
+                    opened.close()
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                await transport.finish(unread=http.their_state is not h11.DONE)
+                return
+            http.start_next_cycle()
+            if http.trailing_data[0]:
+                await trio.lowlevel.checkpoint()
+
+    async def _read_head(self, http: h11.Connection, transport: Transport) -> h11.Request | None:
+        """The next request; None when the client is done, or idle for too long, or the server drains.
+
+        Raises h11.RemoteProtocolError, trio.TooSlowError for a head that does not end, TLSError.
+        """
+        event = http.next_event()
+        if event is h11.NEED_DATA and not http.trailing_data[0]:
+            with self._idle_scope() as scope:
+                http.receive_data(await transport.read())
+            if scope.cancelled_caught:
+                return None
+            event = http.next_event()
+        if event is h11.NEED_DATA:
+            with trio.fail_after(HEAD_SECONDS):
+                while event is h11.NEED_DATA:
+                    http.receive_data(await transport.read())
+                    event = http.next_event()
+        return event if isinstance(event, h11.Request) else None
+
+    @contextlib.contextmanager
+    def _idle_scope(self) -> Iterator[trio.CancelScope]:
+        """A scope that ends by itself after IDLE_SECONDS, and at once when the server drains."""
+        scope = trio.CancelScope(deadline=trio.current_time() + IDLE_SECONDS)
+        if self._draining:
+            scope.cancel()
+        self._idle.add(scope)
+        try:
+            with scope:
+                yield scope
+        finally:
+            self._idle.discard(scope)
+
+    async def _skip_body(self, http: h11.Connection, transport: Transport) -> bool:
+        """Read a request's body and throw it away; False when it is too large or too slow to keep the connection."""
+        if http.they_are_waiting_for_100_continue:
+            return False
+        skipped = 0
+        with trio.move_on_after(HEAD_SECONDS):
+            while skipped <= LARGEST_SKIPPED_BODY:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    http.receive_data(await transport.read())
+                elif isinstance(event, h11.Data):
+                    skipped += len(event.data)
+                else:
+                    return isinstance(event, h11.EndOfMessage)
+        return False
+
+    async def _answer(self, request: Request, target: bytes) -> tuple[Response, OpenFile | None]:
+        """Decide the response, and the open file that it takes its body from."""
+        head = request.method == "HEAD"
+        if (refused := refuse_method(request.method)) is not None:
+            return refused, None
+        if len(target) > LONGEST_TARGET:
+            return short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head), None
+        try:
+            parsed = parse_target(target)
+        except BadTarget as error:
+            return short(HTTPStatus.BAD_REQUEST, str(error), head=head), None
+        found = await self._site.root.find(parsed)
+        if isinstance(found, OpenFile):
+            return decide(request, found.facts, time.time()), found
+        return decide(request, found, time.time()), None
+
+    async def _send(
+        self, http: h11.Connection, transport: Transport, response: Response, opened: OpenFile | None
+    ) -> None:
+        fields = [("Date", self._http_date()), ("Server", "ktlsd"), *response.fields]
+        if response.close:
+            fields.append(("Connection", "close"))
+        status = response.status
+        data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode()))
+        assert data is not None
+        if isinstance(response.body, bytes):
+            if response.body:
+                data += http.send(h11.Data(data=response.body)) or b""
+            await transport.send_text(data + (http.send(h11.EndOfMessage()) or b""))
+        elif opened is None or response.body.count == 0:
+            await transport.send_text(data + (http.send(h11.EndOfMessage()) or b""))
+        else:
+            # h11 counts the bytes against Content-Length without seeing them.
+            http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(response.body))))
+            await transport.send_file(data, opened.descriptor, response.body.offset, response.body.count)
+            http.send(h11.EndOfMessage())
+
+    def _http_date(self) -> str:
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, http_date(now))
+        return self._date[1]
+
+    def _plain_http_response(self) -> bytes:
+        http = h11.Connection(h11.SERVER)
+        text = b"400 Bad Request: this port speaks HTTPS, use an https:// address\n"
+        fields = [
+            ("Date", self._http_date()),
+            ("Server", "ktlsd"),
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(text))),
+            ("Connection", "close"),
+        ]
+        events = (h11.Response(status_code=400, headers=fields, reason=b"Bad Request"), h11.Data(data=text))
+        return b"".join(http.send(event) or b"" for event in events)
+
+
+class _Placeholder:
+    """Stands for the bytes of a file part where h11 wants to know their number only."""
+
+    def __init__(self, part: ByteRange) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return self._part.count
+
+
+def _request(event: h11.Request) -> Request:
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in event.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return Request(event.method.decode("ascii"), fields)
+
+
+def _closing(response: Response) -> Response:
+    return Response(response.status, response.fields, response.body, response.reason, close=True)
+
+
+def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection) -> Response:
+    status = HTTPStatus(error.error_status_hint)
+    if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and b"\n" not in http.trailing_data[0]:
+        status = HTTPStatus.REQUEST_URI_TOO_LONG
+    return short(status, str(error), close=True)
+
+
+def _log_refusal(peer: str, event: h11.Request | None, response: Response) -> None:
+    what = f"{event.method.decode()} {event.target.decode('ascii', 'replace')}" if event else "a request"
+    # Whatever a client sent could reach the log here: nothing that ends a line or moves a terminal gets through.
+    text = f"{peer} {response.status.value} {what[:1024]}: {response.reason}"
+    log.info("%s", text.encode("unicode_escape").decode("ascii"))
+
+
+def _address(peer: tuple[str, int]) -> str:
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

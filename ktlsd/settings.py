@@ -1,0 +1,168 @@
+"""What the operator asked for: the command line over a TOML file over the defaults, as one frozen Settings.
+
+Strategy: every key is a row of a table that says how to read its value; the file and the command line are read by the same
+rows, so that a bad value gets the same one-line answer from both, naming where it stands.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ktlsd.ktls import Mode
+
+MOST_WORKERS: Final = 256
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to accept connections: a host name or address (empty: every address of this machine) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, checked for their own sense but not yet against the machine."""
+
+    root: Path | None = None
+    listen: tuple[Listen, ...] = (Listen("localhost", 8443),)
+    cert: Path | None = None
+    key: Path | None = None
+    workers: int = 1
+    ktls: Mode = Mode.AUTO
+    dotfiles: bool = False
+    libssl: str | None = None
+    log_level: str = "info"
+
+
+def parse_listen(text: str) -> Listen:
+    """Read ADDR:PORT, [IPV6]:PORT or :PORT. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, such as [::1]:8443")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("not ADDR:PORT with a port from 0 to 65535")
+    return Listen(host, int(port))
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"not one of {', '.join(allowed)}")
+        return str(value)
+
+    return read
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("not a text")
+    return value
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not true or false")
+    return value
+
+
+def _workers(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
+        raise ValueError(f"not a number from 1 to {MOST_WORKERS}")
+    return value
+
+
+def _listens(value: Any) -> tuple[Listen, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts:
+        raise ValueError("not ADDR:PORT or a list of such")
+    return tuple(parse_listen(_text(text)) for text in texts)
+
+
+def _mode(value: Any) -> Mode:
+    return Mode(_one_of(*(mode.value for mode in Mode))(value))
+
+
+_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "root": _path,
+    "listen": _listens,
+    "cert": _path,
+    "key": _path,
+    "workers": _workers,
+    "ktls": _mode,
+    "dotfiles": _flag,
+    "libssl": _text,
+    "log_level": _one_of(*LOG_LEVELS),
+}
+_PATHS: Final = ("root", "cert", "key")
+
+
+def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from command-line options (None: not given), the file that `config` among them names, and KTLSD_LIBSSL.
+
+    Raises SettingsError.
+    """
+    settings = Settings()
+    config = options.get("config")
+    if config is not None:
+        settings = _with_file(settings, Path(config))
+    if libssl := environment.get("KTLSD_LIBSSL"):
+        settings = replace(settings, libssl=libssl)
+    given = {name: value for name, value in options.items() if name in _READERS and value is not None}
+    settings = _with_values(settings, given, lambda name: "--" + name.replace("_", "-"))
+    if settings.root is None:
+        raise SettingsError("no folder to serve: name one with --root DIR")
+    if (settings.cert is None) != (settings.key is None):
+        lacking, present = ("--key", "--cert") if settings.key is None else ("--cert", "--key")
+        raise SettingsError(f"{present} without {lacking}: give both, or neither for a self-signed certificate")
+    return settings
+
+
+def _with_file(settings: Settings, path: Path) -> Settings:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not UTF-8 text: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is not TOML: {error}") from error
+    for name in values:
+        if name not in _READERS:
+            raise SettingsError(f"{path}: {name}: no such key; there are {', '.join(_READERS)}")
+    settings = _with_values(settings, values, lambda name: f"{path}: {name}")
+    # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
+    paths = {name: path.parent / getattr(settings, name) for name in _PATHS if name in values}
+    return replace(settings, **paths)
+
+
+def _with_values(settings: Settings, values: Mapping[str, Any], where: Callable[[str], str]) -> Settings:
+    read = {}
+    for name, value in values.items():
+        try:
+            read[name] = _READERS[name](value)
+        except ValueError as error:
+            raise SettingsError(f"{where(name)}: {value!r} is {error}") from error
+    return replace(settings, **read)

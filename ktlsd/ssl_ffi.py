@@ -1,0 +1,451 @@
+"""OpenSSL and the few system calls that Python lacks, through cffi in out-of-line ABI mode.
+
+Strategy: DECLARATIONS is compiled to ktlsd/_openssl.py when the package is built, so that no compiler and no C parser is
+needed afterwards; the distribution's own libssl is opened when a Library is made. Every SSL_CTX* has one owner, a Context,
+and every SSL* one owner, a Connection, each freed by its close(). No C pointer leaves this module.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import os
+import re
+from typing import Any, Final, NamedTuple
+
+DECLARATIONS: Final = """
+typedef int64_t off_t;
+typedef ... SSL_METHOD;
+typedef ... SSL_CTX;
+typedef ... SSL;
+typedef ... SSL_SESSION;
+typedef ... SSL_CIPHER;
+typedef ... BIO;
+
+unsigned long OpenSSL_version_num(void);
+const char *OpenSSL_version(int type);
+
+void ERR_clear_error(void);
+unsigned long ERR_get_error(void);
+const char *ERR_reason_error_string(unsigned long e);
+
+const SSL_METHOD *TLS_server_method(void);
+const SSL_METHOD *TLS_client_method(void);
+SSL_CTX *SSL_CTX_new(const SSL_METHOD *method);
+void SSL_CTX_free(SSL_CTX *ctx);
+long SSL_CTX_ctrl(SSL_CTX *ctx, int cmd, long larg, void *parg);
+uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
+int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *str);
+int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
+void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
+int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
+int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
+int SSL_CTX_check_private_key(const SSL_CTX *ctx);
+
+SSL *SSL_new(SSL_CTX *ctx);
+void SSL_free(SSL *ssl);
+int SSL_set_fd(SSL *ssl, int fd);
+void SSL_set_accept_state(SSL *ssl);
+void SSL_set_connect_state(SSL *ssl);
+int SSL_do_handshake(SSL *ssl);
+int SSL_read(SSL *ssl, void *buf, int num);
+int SSL_write(SSL *ssl, const void *buf, int num);
+ssize_t SSL_sendfile(SSL *s, int fd, off_t offset, size_t size, int flags);
+int SSL_shutdown(SSL *ssl);
+int SSL_get_error(const SSL *ssl, int ret);
+int SSL_get_key_update_type(const SSL *s);
+const char *SSL_get_version(const SSL *ssl);
+const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
+const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
+int SSL_session_reused(const SSL *ssl);
+SSL_SESSION *SSL_get_session(const SSL *ssl);
+uint8_t SSL_SESSION_get_max_fragment_length(const SSL_SESSION *sess);
+
+BIO *SSL_get_rbio(const SSL *ssl);
+BIO *SSL_get_wbio(const SSL *ssl);
+BIO *BIO_new_socket(int sock, int close_flag);
+int BIO_free(BIO *a);
+long BIO_ctrl(BIO *bp, int cmd, long larg, void *parg);
+int BIO_test_flags(const BIO *b, int flags);
+
+struct open_how {
+    uint64_t flags;
+    uint64_t mode;
+    uint64_t resolve;
+};
+long syscall(long number, long dirfd, const char *path, struct open_how *how, size_t size);
+int fstatfs(int fd, void *buf);
+"""
+
+_SSL_FILETYPE_PEM = 1
+_SSL_CTRL_MODE = 33
+_SSL_CTRL_SET_SESS_CACHE_MODE = 44
+_SSL_CTRL_SET_MIN_PROTO_VERSION = 123
+_SSL_CTRL_SET_MAX_PROTO_VERSION = 124
+_SSL_SESS_CACHE_OFF = 0
+_SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER = 0x2
+_SSL_MODE_RELEASE_BUFFERS = 0x10
+_SSL_OP_ENABLE_KTLS = 1 << 3
+_SSL_OP_NO_COMPRESSION = 1 << 17
+_SSL_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
+_SSL_OP_NO_RENEGOTIATION = 1 << 30
+_SSL_ERROR_SSL = 1
+_SSL_ERROR_WANT_READ = 2
+_SSL_ERROR_WANT_WRITE = 3
+_SSL_ERROR_SYSCALL = 5
+_SSL_ERROR_ZERO_RETURN = 6
+_SSL_KEY_UPDATE_NONE = -1
+_SSL_R_HTTP_REQUEST = 156
+_SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
+_ERR_LIB_SSL = 20
+_ERR_SYSTEM_FLAG = 1 << 31
+_BIO_NOCLOSE = 0
+_BIO_CTRL_GET_KTLS_SEND = 73
+_BIO_CTRL_SET_KTLS_TX_CTRL_MSG = 74
+_BIO_CTRL_GET_KTLS_RECV = 76
+_BIO_FLAGS_KTLS_TX_CTRL_MSG = 0x1000
+
+# One number on every architecture: openat2 came after Linux unified its system call table.
+_SYS_openat2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+_RESOLVE_CACHED = 0x20
+_STATFS_SIZE = 256
+
+TLS_1_2: Final = 0x0303
+TLS_1_3: Final = 0x0304
+OLDEST_OPENSSL: Final = (3, 0, 0)
+READ_SIZE: Final = 16384
+
+# AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
+# kernel takes. The CBC suites at the end are never offloaded; they are there for clients that have nothing else.
+CIPHER_LIST: Final = ":".join(
+    f"ECDHE-{authentication}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305", "AES128-SHA256", "AES256-SHA384")
+    for authentication in ("ECDSA", "RSA")
+)
+CIPHERSUITES: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+
+
+class Wait(enum.Enum):
+    """What a call that would block is waiting for; the caller waits and makes the same call again."""
+
+    READABLE = enum.auto()
+    WRITABLE = enum.auto()
+
+
+class LibraryError(Exception):
+    """No usable OpenSSL; the text is one line for the operator."""
+
+
+class ContextError(Exception):
+    """OpenSSL refused a certificate, key or cipher list; the text is one line for the operator."""
+
+
+class TLSError(Exception):
+    """The connection cannot go on; the text is OpenSSL's reason."""
+
+
+class ConnectionLost(TLSError):
+    """The peer went away without close_notify (RFC 8446 section 6.1): a reset, or the end of the TCP stream."""
+
+
+class PlainHTTP(TLSError):
+    """The peer began with an HTTP request instead of a ClientHello."""
+
+
+class Handshake(NamedTuple):
+    """What a finished handshake settled, as OpenSSL tells it."""
+
+    protocol: str
+    cipher: str
+    resumed: bool
+    max_fragment_length: bool
+    ktls_tx: bool
+    ktls_rx: bool
+
+
+class Library:
+    """An opened libssl with the libcrypto that it was linked against."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Open `path`, or libssl.so.3 by the dynamic linker's search when None.
+
+        Raises LibraryError when there is none, or it is not OpenSSL 3.0 or later (the first with SSL_sendfile).
+        """
+        module = importlib.import_module("ktlsd._openssl")
+        self.ffi: Any = module.ffi
+        wanted = path or "libssl.so.3"
+        fix = "install OpenSSL 3.0 or later (Debian, Ubuntu: apt install libssl3) or name one with --libssl PATH"
+        # A libssl outside the linker's search path would otherwise be bound to the system's libcrypto of another version.
+        sibling = os.path.join(os.path.dirname(wanted), "libcrypto.so.3")
+        try:
+            self._libcrypto = self.ffi.dlopen(sibling) if path and os.path.exists(sibling) else None
+            self.c: Any = self.ffi.dlopen(wanted)
+        except OSError as error:
+            raise LibraryError(f"cannot open OpenSSL's {wanted} ({error}): {fix}") from error
+        try:
+            number: int = self.c.OpenSSL_version_num()
+            self.version_text: str = self._text(self.c.OpenSSL_version(0))
+        except (AttributeError, self.ffi.error) as error:
+            raise LibraryError(f"{wanted} is not OpenSSL's libssl ({error}): {fix}") from error
+        self.version = (number >> 28, number >> 20 & 0xFF, number >> 4 & 0xFF)
+        if self.version < OLDEST_OPENSSL:
+            raise LibraryError(f"{wanted} is {self.version_text}, which has no SSL_sendfile: {fix}")
+        self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
+        self.ktls_compiled_in = self._bio_knows_ktls()
+        self.read_buffer = self.ffi.new("char[]", READ_SIZE)
+
+    def _text(self, chars: Any) -> str:
+        return "" if chars == self.ffi.NULL else self.ffi.string(chars).decode("utf-8", "replace")
+
+    def _bio_knows_ktls(self) -> bool:
+        """Whether this build's socket BIO handles kTLS controls.
+
+        With OPENSSL_NO_KTLS the control below is unknown and sets no flag (crypto/bio/bss_sock.c, OpenSSL 3.0 to 3.5), so
+        that the build can be told apart from a kernel without the tls ULP.
+        """
+        bio = self.c.BIO_new_socket(-1, _BIO_NOCLOSE)
+        try:
+            self.c.BIO_ctrl(bio, _BIO_CTRL_SET_KTLS_TX_CTRL_MSG, 0, self.ffi.NULL)
+            return bool(self.c.BIO_test_flags(bio, _BIO_FLAGS_KTLS_TX_CTRL_MSG))
+        finally:
+            self.c.BIO_free(bio)
+
+    def take_errors(self) -> list[tuple[int, str]]:
+        """Empty this thread's error queue: (packed code, reason) of each entry, oldest first."""
+        errors = []
+        while code := self.c.ERR_get_error():
+            if code & _ERR_SYSTEM_FLAG:
+                reason = os.strerror(code & ~_ERR_SYSTEM_FLAG)
+            else:
+                reason = self._text(self.c.ERR_reason_error_string(code)) or f"error {code:#x}"
+            errors.append((code, reason))
+        return errors
+
+    def openat2(self, directory: int, path: bytes, flags: int, *, cached: bool) -> int:
+        """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new descriptor.
+
+        With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12).
+        Raises OSError.
+        """
+        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_CACHED if cached else 0)
+        how = self.ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+        descriptor: int = self.c.syscall(_SYS_openat2, directory, path, how, self.ffi.sizeof("struct open_how"))
+        if descriptor < 0:
+            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
+        return descriptor
+
+    def file_system_type(self, descriptor: int) -> int:
+        """The file system's magic number (statfs(2) f_type) under an open file. Raises OSError."""
+        buffer = self.ffi.new("long[]", _STATFS_SIZE // self.ffi.sizeof("long"))
+        if self.c.fstatfs(descriptor, buffer) < 0:
+            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
+        return int(buffer[0])
+
+
+class Context:
+    """The one owner of an SSL_CTX*: what all connections of one kind share."""
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        server: bool = True,
+        ktls: bool = True,
+        ciphers: str = CIPHER_LIST,
+        ciphersuites: str = CIPHERSUITES,
+        oldest: int = TLS_1_2,
+        newest: int = TLS_1_3,
+    ) -> None:
+        """`oldest` and `newest` are TLS_1_2 or TLS_1_3. Raises ContextError for a cipher list that OpenSSL refuses."""
+        self._library = library
+        self._server = server
+        c, null = library.c, library.ffi.NULL
+        c.ERR_clear_error()
+        self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
+        if self._ctx == null:
+            raise ContextError(f"SSL_CTX_new failed: {self._reasons()}")
+        options = _SSL_OP_NO_COMPRESSION | _SSL_OP_CIPHER_SERVER_PREFERENCE | _SSL_OP_NO_RENEGOTIATION
+        c.SSL_CTX_set_options(self._ctx, options | (_SSL_OP_ENABLE_KTLS if ktls else 0))
+        # A retried SSL_write may come from another buffer with the same bytes: Python does not promise one address.
+        mode = _SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | _SSL_MODE_RELEASE_BUFFERS
+        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_MODE, mode, null)
+        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MIN_PROTO_VERSION, oldest, null)
+        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MAX_PROTO_VERSION, newest, null)
+        # Sessions travel in tickets, which OpenSSL issues by default; a cache here would only hold memory.
+        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF, null)
+        if (
+            c.SSL_CTX_set_cipher_list(self._ctx, ciphers.encode()) != 1
+            or c.SSL_CTX_set_ciphersuites(self._ctx, ciphersuites.encode()) != 1
+        ):
+            reasons = self._reasons()
+            self.close()
+            raise ContextError(f"OpenSSL has none of the ciphers {ciphers}, {ciphersuites}: {reasons}")
+
+    def _reasons(self) -> str:
+        return "; ".join(reason for _, reason in self._library.take_errors()) or "no reason given"
+
+    def use_certificate(self, certificate: str, key: str) -> None:
+        """Load a PEM certificate chain and its unencrypted PEM key from files. Raises ContextError naming the file."""
+        c = self._library.c
+        c.ERR_clear_error()
+        if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
+            raise ContextError(f"{certificate} cannot be used as a PEM certificate chain: {self._reasons()}")
+        # Without this OpenSSL would ask the terminal for the passphrase of an encrypted key.
+        no_passphrase = self._library.ffi.new("char[]", b"")
+        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, no_passphrase)
+        loaded = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
+        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, self._library.ffi.NULL)
+        if loaded != 1:
+            raise ContextError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {self._reasons()}")
+        if c.SSL_CTX_check_private_key(self._ctx) != 1:
+            raise ContextError(f"the key {key} does not belong to the certificate {certificate}: {self._reasons()}")
+
+    def connect(self, descriptor: int) -> Connection:
+        """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
+        return Connection(self._library, self._ctx, descriptor, server=self._server)
+
+    def close(self) -> None:
+        """Free the SSL_CTX; connections made from it keep what they need of it (OpenSSL counts references)."""
+        if self._ctx is not None:
+            self._library.c.SSL_CTX_free(self._ctx)
+            self._ctx = None
+
+
+class Connection:
+    """The one owner of an SSL*, bound to a socket by a socket BIO, which kTLS needs.
+
+    Every call returns what it did, or a Wait when the socket is not ready, or raises TLSError. The error queue, which
+    belongs to the thread and not to the connection, is cleared before each call and emptied after a failing one.
+    """
+
+    __slots__ = ("_c", "_library", "_ssl")
+
+    def __init__(self, library: Library, ctx: Any, descriptor: int, *, server: bool) -> None:
+        self._library = library
+        c = self._c = library.c
+        c.ERR_clear_error()
+        self._ssl = c.SSL_new(ctx)
+        if self._ssl == library.ffi.NULL or c.SSL_set_fd(self._ssl, descriptor) != 1:
+            reasons = library.take_errors()
+            self.close()
+            raise TLSError(f"no SSL object: {reasons}")
+        if server:
+            c.SSL_set_accept_state(self._ssl)
+        else:
+            c.SSL_set_connect_state(self._ssl)
+
+    def _stopped(self, result: int) -> Wait:
+        """Turn a failed call's result into a Wait or the right TLSError (SSL_get_error(3))."""
+        system_error = self._library.ffi.errno
+        code = self._c.SSL_get_error(self._ssl, result)
+        if code == _SSL_ERROR_WANT_READ:
+            return Wait.READABLE
+        if code == _SSL_ERROR_WANT_WRITE:
+            return Wait.WRITABLE
+        errors = self._library.take_errors()
+        if code == _SSL_ERROR_ZERO_RETURN:
+            raise TLSError("the peer sent close_notify")
+        if code == _SSL_ERROR_SYSCALL:
+            raise ConnectionLost(os.strerror(system_error) if system_error else "the peer closed the TCP connection")
+        reasons = {packed & 0x7FFFFF for packed, _ in errors if packed >> 23 & 0xFF == _ERR_LIB_SSL}
+        text = "; ".join(reason for _, reason in errors) or "no reason given"
+        if _SSL_R_HTTP_REQUEST in reasons:
+            raise PlainHTTP(text)
+        if _SSL_R_UNEXPECTED_EOF_WHILE_READING in reasons:
+            raise ConnectionLost(text)
+        raise TLSError(text)
+
+    def handshake(self) -> Wait | None:
+        """Go on with the handshake; None once it is done."""
+        self._c.ERR_clear_error()
+        result: int = self._c.SSL_do_handshake(self._ssl)
+        return None if result == 1 else self._stopped(result)
+
+    def read(self) -> bytes | Wait:
+        """Up to READ_SIZE bytes that the peer sent; b"" after its close_notify."""
+        self._c.ERR_clear_error()
+        buffer = self._library.read_buffer
+        result: int = self._c.SSL_read(self._ssl, buffer, READ_SIZE)
+        if result > 0:
+            return bytes(self._library.ffi.buffer(buffer, result))
+        if self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_ZERO_RETURN:
+            return b""
+        return self._stopped(result)
+
+    def write(self, data: bytes | bytearray | memoryview) -> Wait | None:
+        """Encrypt and send all of `data` (not empty); None once all is with the kernel.
+
+        After a Wait, call again with the same bytes: records of them may be under way (SSL_write(3)).
+        """
+        self._c.ERR_clear_error()
+        result: int = self._c.SSL_write(self._ssl, self._library.ffi.from_buffer(data), len(data))
+        return None if result > 0 else self._stopped(result)
+
+    def sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        """Have the kernel encrypt and send up to `count` bytes of a file; the number taken, 0 at the end of the file.
+
+        Only where kTLS TX is on (SSL_sendfile(3)).
+        """
+        self._c.ERR_clear_error()
+        result: int = self._c.SSL_sendfile(self._ssl, descriptor, offset, count, 0)
+        if result >= 0:
+            return result
+        system_error = self._library.ffi.errno
+        code = self._c.SSL_get_error(self._ssl, result)
+        if code == _SSL_ERROR_WANT_WRITE:
+            return Wait.WRITABLE
+        self._library.take_errors()
+        # Before OpenSSL 3.4 the queue says SSL_R_UNINITIALIZED for any failing sendfile(2): errno holds the truth.
+        raise ConnectionLost(f"sendfile: {os.strerror(system_error)}")
+
+    def shutdown(self) -> None:
+        """Send close_notify if the socket takes it now (SSL_shutdown(3)); a peer that is gone is no error."""
+        self._c.ERR_clear_error()
+        if self._c.SSL_shutdown(self._ssl) < 0:
+            self._library.take_errors()
+
+    def key_update_owed(self) -> bool:
+        """Whether the peer asked for a TLS 1.3 KeyUpdate of ours (RFC 8446 section 4.6.3) that has not been sent."""
+        return bool(self._c.SSL_get_key_update_type(self._ssl) != _SSL_KEY_UPDATE_NONE)
+
+    def facts(self) -> Handshake:
+        """What the handshake settled; call it once the handshake is done."""
+        c, ssl, null = self._c, self._ssl, self._library.ffi.NULL
+        text = self._library._text
+        session = c.SSL_get_session(ssl)
+        return Handshake(
+            protocol=text(c.SSL_get_version(ssl)),
+            cipher=text(c.SSL_CIPHER_get_name(c.SSL_get_current_cipher(ssl))),
+            resumed=bool(c.SSL_session_reused(ssl)),
+            max_fragment_length=session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
+            ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), _BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
+            ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), _BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
+        )
+
+    def close(self) -> None:
+        """Free the SSL object; the socket stays open."""
+        if self._ssl is not None:
+            self._c.SSL_free(self._ssl)
+            self._ssl = None
+
+
+def ffibuilder() -> Any:
+    """The cffi build description; setup.py names it."""
+    from cffi import FFI
+
+    builder = FFI()
+    builder.set_source("ktlsd._openssl", None)
+    builder.cdef(DECLARATIONS)
+    return builder
+
+
+def _mapped_path(*names: str) -> str | None:
+    """Where the dynamic linker found a library: the first mapped file with one of these names (proc(5), maps)."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        paths = [line.split(maxsplit=5)[5].rstrip() for line in maps if line.count(" ") > 5 and "/" in line]
+    for path in paths:
+        if any(re.match(re.escape(name), os.path.basename(path)) for name in names):
+            return path
+    return None

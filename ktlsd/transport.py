@@ -1,0 +1,180 @@
+"""One TLS connection on the event loop: handshake, read, send text, send a file, finish.
+
+Strategy: try each OpenSSL call first and wait for the socket only when it says so. A file's bytes go by SSL_sendfile where the
+kernel has the sending keys (kTLS TX), and otherwise through one bounded buffer and SSL_write. A body that cannot be sent
+whole ends the connection without close_notify, so that no client takes it for whole (RFC 8446 section 6.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final
+
+import trio
+
+from ktlsd.residency import Residency
+from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
+
+STALL_SECONDS: Final = 60.0
+"""How long a client may take no byte at all of what is sent to it."""
+
+KERNEL_CHUNK: Final = 524288
+"""Bytes that one SSL_sendfile may take before other connections get their turn; a multiple of the TLS record size."""
+
+USER_SPACE_CHUNK: Final = 131072
+"""Bytes read and encrypted in one turn without kTLS."""
+
+# Longer than this between two sends, and the pages that were in the page cache may have left it.
+_RESIDENT_SECONDS: Final = 0.1
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 262144
+
+
+class FileShrank(Exception):
+    """The file ended before the promised length was sent."""
+
+
+class Transport:
+    """A socket and the TLS connection on it. The socket is non-blocking; both are closed by close()."""
+
+    def __init__(self, context: Context, sock: socket.socket, residency: Residency) -> None:
+        self._socket = sock
+        self._residency = residency
+        self._tls: Connection = context.connect(sock.fileno())
+        self._kernel_sends = False
+        self.bytes_by_sendfile = 0
+        self.bytes_by_write = 0
+
+    async def handshake(self) -> Handshake:
+        """Complete the handshake. Raises TLSError."""
+        while (wait := self._tls.handshake()) is not None:
+            await self._ready(wait)
+        facts = self._tls.facts()
+        self._kernel_sends = facts.ktls_tx
+        return facts
+
+    async def read(self) -> bytes:
+        """Some bytes that the client sent; b"" after its close_notify. Raises TLSError."""
+        while isinstance(data := self._tls.read(), Wait):
+            await self._ready(data)
+        return data
+
+    def key_update_owed(self) -> bool:
+        """Whether this connection must end after what is being sent: the client asked for new sending keys.
+
+        With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's KeyUpdate
+        would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by itself.
+        """
+        return self._kernel_sends and self._tls.key_update_owed()
+
+    async def send_text(self, data: bytes) -> None:
+        """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
+        while (wait := self._tls.write(data)) is not None:
+            await self._progress(wait)
+        self.bytes_by_write += len(data)
+
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Send a response head and `count` > 0 bytes of a file, sharing the first record.
+
+        Raises TLSError, FileShrank, TooSlow, or OSError when the file cannot be read.
+        """
+        if self._kernel_sends:
+            await self._send_from_page_cache(head, descriptor, offset, count)
+        else:
+            await self._send_through_buffer(head, descriptor, offset, count)
+
+    async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        # Residency first: a head left in an open record would reach the client only after the disk.
+        end = offset + count
+        resident = min(offset + KERNEL_CHUNK, end)
+        await self._residency.make_resident(descriptor, offset, resident - offset)
+        # With kTLS the kernel makes the records: MSG_MORE keeps this one open for the first bytes of the file.
+        while head:
+            try:
+                head = head[self._socket.send(head, socket.MSG_MORE) :]
+            except BlockingIOError:
+                await self._progress(Wait.WRITABLE)
+            except OSError as error:
+                raise ConnectionLost(error.strerror) from error
+        while True:
+            sent = self._tls.sendfile(descriptor, offset, resident - offset)
+            if isinstance(sent, Wait):
+                asked = trio.current_time()
+                await self._progress(sent)
+                if trio.current_time() - asked > _RESIDENT_SECONDS:
+                    await self._residency.make_resident(descriptor, offset, resident - offset)
+                continue
+            if sent == 0:
+                raise FileShrank
+            offset += sent
+            self.bytes_by_sendfile += sent
+            if offset == end:
+                return
+            if offset == resident:
+                await trio.lowlevel.checkpoint()
+                resident = min(offset + KERNEL_CHUNK, end)
+                await self._residency.make_resident(descriptor, offset, resident - offset)
+
+    async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        buffer = bytearray(min(len(head) + count, USER_SPACE_CHUNK))
+        view = memoryview(buffer)
+        filled = len(head)
+        view[:filled] = head
+        end = offset + count
+        while True:
+            got = await self._residency.read_into(descriptor, view[filled : filled + end - offset], offset)
+            if got == 0:
+                raise FileShrank
+            offset += got
+            await self.send_text(view[: filled + got])
+            if offset == end:
+                return
+            filled = 0
+            await trio.lowlevel.checkpoint()
+
+    async def finish(self, *, unread: bool = False) -> None:
+        """End the connection in order: close_notify, then the TCP stream.
+
+        With `unread`, the client may still be sending: take some of it, since closing a socket with unread data resets the
+        connection and can destroy the response on its way (RFC 9112 section 9.6).
+        """
+        self._tls.shutdown()
+        if not unread:
+            return
+        with contextlib.suppress(OSError), trio.move_on_after(_LINGER_SECONDS):
+            self._socket.shutdown(socket.SHUT_WR)
+            taken = 0
+            while taken < _LINGER_BYTES:
+                await trio.lowlevel.wait_readable(self._socket)
+                data = self._socket.recv(65536)
+                if not data:
+                    return
+                taken += len(data)
+
+    async def answer_plain_http(self, response: bytes) -> None:
+        """Send bytes in the clear, to a client that did not begin with TLS, and end."""
+        with contextlib.suppress(OSError):
+            self._socket.send(response)
+        await self.finish(unread=True)
+
+    def close(self) -> None:
+        """Free the SSL object and close the socket."""
+        self._tls.close()
+        self._socket.close()
+
+    async def _ready(self, wait: Wait) -> None:
+        if wait is Wait.READABLE:
+            await trio.lowlevel.wait_readable(self._socket)
+        else:
+            await trio.lowlevel.wait_writable(self._socket)
+
+    async def _progress(self, wait: Wait) -> None:
+        with trio.move_on_after(STALL_SECONDS) as scope:
+            await self._ready(wait)
+        if scope.cancelled_caught:
+            raise TooSlow(f"the client took nothing for {STALL_SECONDS:g} s")
+
+
+class TooSlow(TLSError):
+    """The client stopped taking what it asked for."""
