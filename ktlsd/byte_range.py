@@ -1,7 +1,8 @@
 """The Range and If-Range header fields (RFC 9110 section 14): pure.
 
-Strategy: one range of bytes is understood. Anything else that the RFC lets a server ignore (another unit, a malformed or
-multiple range) is ignored, and the whole representation goes out; a range that starts past the end is refused with 416.
+Strategy: one range of bytes is understood. Anything else that the RFC lets a server ignore (another unit, a malformed
+or multiple range) is ignored, and the whole representation goes out; a range that starts past the end is refused with
+416.
 """
 
 from __future__ import annotations

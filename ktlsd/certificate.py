@@ -1,7 +1,7 @@
 """A self-signed certificate for localhost, made where no other was given.
 
-Strategy: `cryptography` makes an ECDSA P-256 key and a certificate for localhost and its addresses; both live in one PEM file
-in the user's state folder, written whole or not at all, and made anew shortly before it expires.
+Strategy: `cryptography` makes an ECDSA P-256 key and a certificate for localhost and its addresses; both live in one
+PEM file in the user's state folder, written whole or not at all, and made anew shortly before it expires.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def localhost_certificate(folder: Path) -> Path:
     Raises OSError when it can neither be read nor written.
     """
     path = folder / _FILE
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     try:
         kept = x509.load_pem_x509_certificate(path.read_bytes())
         if kept.not_valid_after_utc - now > _RENEWED_BEFORE:

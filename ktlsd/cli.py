@@ -1,7 +1,8 @@
 """The command line: `ktlsd --root DIR ...` serves, `ktlsd doctor` explains.
 
-Strategy: whatever is wrong is found before anything is served, and said in one line on stderr with exit status 2. OpenSSL is
-opened first of all, since Python's own ssl module, which trio imports, would bring the system's along (--libssl).
+Strategy: whatever is wrong is found before anything is served, and said in one line on stderr with exit status 2.
+OpenSSL is opened first of all, since Python's own ssl module, which trio imports, would bring the system's along
+(--libssl).
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ktlsd import __version__, ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
@@ -59,10 +59,16 @@ def _serve_parser() -> argparse.ArgumentParser:
     add("--key", metavar="FILE", help="its PEM key, unencrypted")
     add("--config", metavar="FILE", help="a TOML file with these options as keys; the command line wins")
     add("--workers", metavar="N", help="processes to serve with (default 1)")
-    add("--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all")
+    add(
+        "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
+    )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
     add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
-    add("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)")
+    add(
+        "--log-level",
+        metavar="LEVEL",
+        help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)",
+    )
     add("--version", action="version", version=f"ktlsd {__version__}")
     return parser
 
@@ -74,7 +80,9 @@ def _doctor(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--libssl", metavar="PATH", help="the libssl to examine (default: the system's; also KTLSD_LIBSSL)")
+    parser.add_argument(
+        "--libssl", metavar="PATH", help="the libssl to examine (default: the system's; also KTLSD_LIBSSL)"
+    )
     options = parser.parse_args(arguments)
     from ktlsd import doctor
 
@@ -84,7 +92,6 @@ def _doctor(arguments: Sequence[str]) -> int:
 def _serve(settings: Settings) -> int:
     library = Library(settings.libssl)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    assert settings.root is not None
     support = _support(library, settings.ktls)
     context = Context(library, ktls=settings.ktls is not Mode.OFF)
     notice = _use_certificate(context, settings)
@@ -146,7 +153,9 @@ def _use_certificate(context: Context, settings: Settings) -> str:
         reason = f"{folder}: cannot keep a self-signed certificate there ({error})"
         raise _Refusal(f"{reason}: give --cert and --key, or set XDG_STATE_HOME") from error
     context.use_certificate(os.fspath(path), os.fspath(path))
-    return f"no --cert: using the self-signed certificate for localhost in {path}, SHA-256 fingerprint {fingerprint(path)}"
+    return (
+        f"no --cert: using the self-signed certificate for localhost in {path}, SHA-256 fingerprint {fingerprint(path)}"
+    )
 
 
 def _ktls_state(library: Library, context: Context, support: Support) -> str:

@@ -1,7 +1,7 @@
 """The Content-Type of a file, by its name: pure.
 
-Strategy: Python's own table, without the machine's mime.types, so that every machine says the same; a few types that the
-table of some supported Python version lacks; charset=utf-8 on text.
+Strategy: Python's own table, without the machine's mime.types, so that every machine says the same; a few types that
+the table of some supported Python version lacks; charset=utf-8 on text.
 """
 
 from __future__ import annotations

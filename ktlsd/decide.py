@@ -1,7 +1,8 @@
-"""Deciding a response: (request, what was found, site options) -> status, header fields, body. Pure, no sockets, no files.
+"""Deciding a response: (request, what was found, site options) -> status, header fields, body. Pure, no sockets, no
+files.
 
-Strategy: what the look-up found picks a row (a file goes through preconditions and range; everything else has a status of
-its own), and a Response says what to send without knowing how: a short text or a ByteRange of the file.
+Strategy: what the look-up found picks a row (a file goes through preconditions and range; everything else has a status
+of its own), and a Response says what to send without knowing how: a short text or a ByteRange of the file.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to send. `body` is a part of the file, or a short text; `reason` goes to the log when something is refused."""
+    """What to send: `body` is a part of the file, or a short text; `reason` goes to the log when something is refused."""
 
     status: HTTPStatus
     fields: tuple[tuple[str, str], ...]
@@ -132,7 +133,9 @@ def _decide_file(request: Request, facts: FileFacts, now: float) -> Response:
             part = parse_range(asked, facts.size)
         except Unsatisfiable:
             extra = (("Content-Range", f"bytes */{facts.size}"), ("Accept-Ranges", "bytes"), *validators)
-            return short(HTTPStatus.RANGE_NOT_SATISFIABLE, f"the range {asked} of {facts.size} bytes", extra=extra)
+            return short(
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"the range {asked} of {facts.size} bytes", extra=extra
+            )
     body = part or whole
     fields = (
         ("Content-Type", facts.content_type),

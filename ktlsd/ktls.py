@@ -1,7 +1,8 @@
 """Which path a connection's bytes take, and why not the kernel's when they do not: pure, no sockets.
 
-Strategy: Support says what this process can have at all (found once, by ktls_probe), Handshake says what one connection got.
-The reason for a missing offload is the first row of a table whose condition holds, from the most to the least general.
+Strategy: Support says what this process can have at all (found once, by ktls_probe), Handshake says what one connection
+got. The reason for a missing offload is the first row of a table whose condition holds, from the most to the least
+general.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Final
 
 from ktlsd.ssl_ffi import Handshake
 
-# What OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM suites, ChaCha20 and
-# AES-128-CCM with a full tag.
+# What OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM suites, ChaCha20
+# and AES-128-CCM with a full tag.
 _CARRIED: Final = re.compile(r"AES.?(128|256).GCM|CHACHA20|AES.?128.CCM(_SHA256)?$")
 _TLS13_RX_SINCE: Final = (3, 2, 0)
 

@@ -1,13 +1,14 @@
 """What this machine's kernel and OpenSSL really do about kTLS, found by trying it on loopback.
 
-Strategy: set the tls ULP on a loopback connection to ask the kernel, and complete a real handshake between two sockets of
-our own to ask OpenSSL and the kernel together. Nothing is inferred from a version number.
+Strategy: set the tls ULP on a loopback connection to ask the kernel, and complete a real handshake between two sockets
+of our own to ask OpenSSL and the kernel together. Nothing is inferred from a version number.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import time
@@ -15,10 +16,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from ktlsd.ktls import Mode, Support
-from ktlsd.ssl_ffi import Context, Handshake, Library, TLSError
+from ktlsd.ssl_ffi import Connection, Context, Handshake, Library, TLSError, Wait
 
 _TCP_ULP: Final = 31
+_SOL_TLS: Final = 282
+_TLS_TX_ZEROCOPY_RO: Final = 3
 _HANDSHAKE_SECONDS: Final = 5.0
+_SAMPLE_SIZE: Final = 100_000
 
 
 @contextlib.contextmanager
@@ -52,8 +56,10 @@ def has_ulp() -> bool:
         return True
 
 
-def loopback_handshake(server: Context, client: Context) -> Handshake:
-    """Complete a handshake between two contexts over loopback TCP and tell what the server side got.
+@contextlib.contextmanager
+def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connection, Connection, socket.socket]]:
+    """Complete a handshake between two contexts over loopback TCP: the server's and the client's ends, the server's
+    socket.
 
     Raises TLSError when the two have no protocol or cipher in common, OSError when loopback is down.
     """
@@ -67,10 +73,53 @@ def loopback_handshake(server: Context, client: Context) -> Handshake:
         while pending:
             pending = [connection for connection in pending if connection.handshake() is not None]
             if time.monotonic() > deadline:
-                raise TLSError(f"no handshake on loopback within {_HANDSHAKE_SECONDS} s")
+                raise TLSError(f"no handshake on loopback within {_HANDSHAKE_SECONDS:g} s")
             if pending:
                 select.select([near, far], [], [], 0.01)
-        return accepting.facts()
+        yield accepting, connecting, far
+
+
+def loopback_handshake(server: Context, client: Context) -> Handshake:
+    """What the server gets from a handshake between two contexts over loopback. Raises as loopback_session does."""
+    with loopback_session(server, client) as (accepted, _, _):
+        return accepted.facts()
+
+
+def sends_files(server: Context, client: Context) -> bool:
+    """Whether bytes sent by SSL_sendfile arrive as they are in the file. Raises as loopback_session does."""
+    content = os.urandom(_SAMPLE_SIZE)
+    descriptor = os.memfd_create("ktlsd-probe", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        with loopback_session(server, client) as (sender, receiver, _):
+            if not sender.facts().ktls_tx:
+                return False
+            received, offset = b"", 0
+            deadline = time.monotonic() + _HANDSHAKE_SECONDS
+            while len(received) < len(content) and time.monotonic() < deadline:
+                if offset < len(content):
+                    sent = sender.sendfile(descriptor, offset, len(content) - offset)
+                    offset += 0 if isinstance(sent, Wait) else sent
+                data = receiver.read()
+                received += b"" if isinstance(data, Wait) else data
+            return received == content
+    finally:
+        os.close(descriptor)
+
+
+def zero_copy_refusal(server: Context, client: Context) -> str | None:
+    """Why a kTLS socket cannot be told to send files without a last copy (TLS_TX_ZEROCOPY_RO); None when it can.
+
+    Raises as loopback_session does.
+    """
+    with loopback_session(server, client) as (accepted, _, sock):
+        if not accepted.facts().ktls_tx:
+            return "sends are not offloaded"
+        try:
+            sock.setsockopt(_SOL_TLS, _TLS_TX_ZEROCOPY_RO, 1)
+        except OSError as error:
+            return f"the kernel refuses TLS_TX_ZEROCOPY_RO ({error.strerror}), which came with Linux 5.19"
+        return None
 
 
 def support(library: Library, mode: Mode) -> Support:

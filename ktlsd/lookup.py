@@ -1,8 +1,8 @@
 """From a parsed target to an open regular file below the root, or the reason why there is none.
 
-Strategy: one openat2(RESOLVE_BENEATH) against the root's descriptor, so that the kernel itself keeps every name, link and race
-inside; first from the kernel's name cache alone, and in a thread where the disk has to be asked. What was opened is looked
-at through its descriptor only.
+Strategy: one openat2(RESOLVE_BENEATH) against the root's descriptor, so that the kernel itself keeps every name, link
+and race inside; first from the kernel's name cache alone, and in a thread where the disk has to be asked. What was
+opened is looked at through its descriptor only.
 """
 
 from __future__ import annotations

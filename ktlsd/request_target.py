@@ -1,7 +1,8 @@
 """From the bytes of a request-target to the names of a file below the root: pure, no file system.
 
-Strategy: cut the query off, percent-decode once, refuse what could mean two things (NUL, an encoded slash, a bad escape),
-then resolve empty, "." and ".." segments as RFC 3986 section 5.2.4 does, refusing any that would climb above the root.
+Strategy: cut the query off, percent-decode once, refuse what could mean two things (NUL, an encoded slash, a bad
+escape), then resolve empty, "." and ".." segments as RFC 3986 section 5.2.4 does, refusing any that would climb above
+the root.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Keeping a disk's slowness off the event loop: is a part of a file in the page cache, and how to get it there.
 
-Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk; when one
-does, a thread reads the part for real, and only then is it sent. User-space reads use RWF_NOWAIT for the bytes themselves.
+Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk;
+when one does, a thread reads the part for real, and only then is it sent. User-space reads use RWF_NOWAIT for the bytes
+themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Final
 
 import trio
 
-STRIDE: Final = 65536
-"""Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel reads
-ahead and evicts in longer runs than this."""
+STRIDE: Final = 65536 """Bytes between two probes. A hole in the page cache between them costs the event loop one read
+of a page; the kernel reads ahead and evicts in longer runs than this."""
 
 _SCRATCH_SIZE: Final = 262144
 # Files of these live in memory: nothing to wait for, and tmpfs had no RWF_NOWAIT before Linux 6.6 (magic.h).

@@ -1,7 +1,7 @@
 """The server: accept -> handshake -> read head -> decide -> send, one trio task per connection.
 
-Strategy: h11 parses requests and writes response heads; request_target, lookup and decide say what to answer; Transport moves
-the bytes. Cancel scopes hold every time-out, and draining is the cancellation of accepting and of idle waiting.
+Strategy: h11 parses requests and writes response heads; request_target, lookup and decide say what to answer; Transport
+moves the bytes. Cancel scopes hold every time-out, and draining is the cancellation of accepting and of idle waiting.
 """
 
 from __future__ import annotations
@@ -272,8 +272,7 @@ class Server:
         if response.close:
             fields.append(("Connection", "close"))
         status = response.status
-        data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode()))
-        assert data is not None
+        data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode())) or b""
         if isinstance(response.body, bytes):
             if response.body:
                 data += http.send(h11.Data(data=response.body)) or b""

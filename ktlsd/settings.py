@@ -1,7 +1,7 @@
 """What the operator asked for: the command line over a TOML file over the defaults, as one frozen Settings.
 
-Strategy: every key is a row of a table that says how to read its value; the file and the command line are read by the same
-rows, so that a bad value gets the same one-line answer from both, naming where it stands.
+Strategy: every key is a row of a table that says how to read its value; the file and the command line are read by the
+same rows, so that a bad value gets the same one-line answer from both, naming where it stands.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ class Listen:
 class Settings:
     """All settings, checked for their own sense but not yet against the machine."""
 
-    root: Path | None = None
+    root: Path
     listen: tuple[Listen, ...] = (Listen("localhost", 8443),)
     cert: Path | None = None
     key: Path | None = None
@@ -124,23 +124,22 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
 
     Raises SettingsError.
     """
-    settings = Settings()
     config = options.get("config")
-    if config is not None:
-        settings = _with_file(settings, Path(config))
+    values = {} if config is None else _read_file(Path(config))
     if libssl := environment.get("KTLSD_LIBSSL"):
-        settings = replace(settings, libssl=libssl)
+        values["libssl"] = libssl
     given = {name: value for name, value in options.items() if name in _READERS and value is not None}
-    settings = _with_values(settings, given, lambda name: "--" + name.replace("_", "-"))
-    if settings.root is None:
+    values |= _read(given, lambda name: "--" + name.replace("_", "-"))
+    if "root" not in values:
         raise SettingsError("no folder to serve: name one with --root DIR")
+    settings = Settings(**values)
     if (settings.cert is None) != (settings.key is None):
         lacking, present = ("--key", "--cert") if settings.key is None else ("--cert", "--key")
         raise SettingsError(f"{present} without {lacking}: give both, or neither for a self-signed certificate")
     return settings
 
 
-def _with_file(settings: Settings, path: Path) -> Settings:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -152,17 +151,16 @@ def _with_file(settings: Settings, path: Path) -> Settings:
     for name in values:
         if name not in _READERS:
             raise SettingsError(f"{path}: {name}: no such key; there are {', '.join(_READERS)}")
-    settings = _with_values(settings, values, lambda name: f"{path}: {name}")
+    read = _read(values, lambda name: f"{path}: {name}")
     # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
-    paths = {name: path.parent / getattr(settings, name) for name in _PATHS if name in values}
-    return replace(settings, **paths)
+    return read | {name: path.parent / read[name] for name in _PATHS if name in read}
 
 
-def _with_values(settings: Settings, values: Mapping[str, Any], where: Callable[[str], str]) -> Settings:
-    read = {}
+def _read(values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
     for name, value in values.items():
         try:
             read[name] = _READERS[name](value)
         except ValueError as error:
             raise SettingsError(f"{where(name)}: {value!r} is {error}") from error
-    return replace(settings, **read)
+    return read

@@ -1,8 +1,8 @@
 """OpenSSL and the few system calls that Python lacks, through cffi in out-of-line ABI mode.
 
-Strategy: DECLARATIONS is compiled to ktlsd/_openssl.py when the package is built, so that no compiler and no C parser is
-needed afterwards; the distribution's own libssl is opened when a Library is made. Every SSL_CTX* has one owner, a Context,
-and every SSL* one owner, a Connection, each freed by its close(). No C pointer leaves this module.
+Strategy: DECLARATIONS is compiled to ktlsd/_openssl.py when the package is built, so that no compiler and no C parser
+is needed afterwards; the distribution's own libssl is opened when a Library is made. Every SSL_CTX* has one owner, a
+Context, and every SSL* one owner, a Connection, each freed by its close(). No C pointer leaves this module.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ class Library:
         self.ffi: Any = module.ffi
         wanted = path or "libssl.so.3"
         fix = "install OpenSSL 3.0 or later (Debian, Ubuntu: apt install libssl3) or name one with --libssl PATH"
-        # A libssl outside the linker's search path would otherwise be bound to the system's libcrypto of another version.
+        # A libssl outside the linker's search path would otherwise be bound to the system's libcrypto of another
+        # version.
         sibling = os.path.join(os.path.dirname(wanted), "libcrypto.so.3")
         try:
             self._libcrypto = self.ffi.dlopen(sibling) if path and os.path.exists(sibling) else None
@@ -202,8 +203,8 @@ class Library:
     def _bio_knows_ktls(self) -> bool:
         """Whether this build's socket BIO handles kTLS controls.
 
-        With OPENSSL_NO_KTLS the control below is unknown and sets no flag (crypto/bio/bss_sock.c, OpenSSL 3.0 to 3.5), so
-        that the build can be told apart from a kernel without the tls ULP.
+        With OPENSSL_NO_KTLS the control below is unknown and sets no flag (crypto/bio/bss_sock.c, OpenSSL 3.0 to 3.5),
+        so that the build can be told apart from a kernel without the tls ULP.
         """
         bio = self.c.BIO_new_socket(-1, _BIO_NOCLOSE)
         try:
@@ -224,7 +225,8 @@ class Library:
         return errors
 
     def openat2(self, directory: int, path: bytes, flags: int, *, cached: bool) -> int:
-        """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new descriptor.
+        """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new
+        descriptor.
 
         With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12).
         Raises OSError.

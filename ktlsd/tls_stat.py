@@ -1,7 +1,7 @@
 """The kernel's own evidence of kTLS: /proc/net/tls_stat for all sockets, sock_diag for one.
 
-Strategy: the counters say whether any connection was ever given to a network device. Only where one was is the kernel asked
-about a single connection, over netlink (sock_diag(7), linux/inet_diag.h, linux/tls.h).
+Strategy: the counters say whether any connection was ever given to a network device. Only where one was is the kernel
+asked about a single connection, over netlink (sock_diag(7), linux/inet_diag.h, linux/tls.h).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One TLS connection on the event loop: handshake, read, send text, send a file, finish.
 
-Strategy: try each OpenSSL call first and wait for the socket only when it says so. A file's bytes go by SSL_sendfile where the
-kernel has the sending keys (kTLS TX), and otherwise through one bounded buffer and SSL_write. A body that cannot be sent
-whole ends the connection without close_notify, so that no client takes it for whole (RFC 8446 section 6.1).
+Strategy: try each OpenSSL call first and wait for the socket only when it says so. A file's bytes go by SSL_sendfile
+where the kernel has the sending keys (kTLS TX), and otherwise through one bounded buffer and SSL_write. A body that
+cannot be sent whole ends the connection without close_notify, so that no client takes it for whole (RFC 8446 section
+6.1).
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ class Transport:
     def key_update_owed(self) -> bool:
         """Whether this connection must end after what is being sent: the client asked for new sending keys.
 
-        With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's KeyUpdate
-        would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by itself.
+        With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's
+        KeyUpdate would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by
+        itself.
         """
         return self._kernel_sends and self._tls.key_update_owed()
 
-    async def send_text(self, data: bytes) -> None:
+    async def send_text(self, data: bytes | memoryview) -> None:
         """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
@@ -136,8 +138,8 @@ class Transport:
     async def finish(self, *, unread: bool = False) -> None:
         """End the connection in order: close_notify, then the TCP stream.
 
-        With `unread`, the client may still be sending: take some of it, since closing a socket with unread data resets the
-        connection and can destroy the response on its way (RFC 9112 section 9.6).
+        With `unread`, the client may still be sending: take some of it, since closing a socket with unread data resets
+        the connection and can destroy the response on its way (RFC 9112 section 9.6).
         """
         self._tls.shutdown()
         if not unread:

@@ -1,7 +1,7 @@
 """Validators and the conditional request header fields (RFC 9110 sections 8.8 and 13): pure.
 
-Strategy: the entity tag is made of what changes when a file does (nanosecond mtime, size, inode). A request's preconditions
-are weighed in the order of RFC 9110 section 13.2.2 and come out as one Verdict.
+Strategy: the entity tag is made of what changes when a file does (nanosecond mtime, size, inode). A request's
+preconditions are weighed in the order of RFC 9110 section 13.2.2 and come out as one Verdict.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Several processes on the same listening sockets: fork, watch, end together.
 
-Strategy: the parent binds sockets and makes the SSL_CTX before it forks, so that workers share both, the ticket keys included;
-then it only waits. A worker that ends by itself is replaced after a pause; SIGTERM and SIGINT are passed on.
+Strategy: the parent binds sockets and makes the SSL_CTX before it forks, so that workers share both, the ticket keys
+included; then it only waits. A worker that ends by itself is replaced after a pause; SIGTERM and SIGINT are passed on.
 """
 
 from __future__ import annotations
