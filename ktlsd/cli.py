@@ -123,7 +123,7 @@ def _serve(settings: Settings) -> int:
     else:
         from ktlsd.workers import supervise
 
-        supervise(settings.workers, work, lambda: _announce(listeners))
+        supervise(settings.workers, listeners, work, lambda: _announce(listeners))
     return 0
 
 

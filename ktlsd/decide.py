@@ -68,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to send: `body` is a part of the file, or a short text; `reason` goes to the log when something is refused."""
+    """What to send: `body` is a part of the file or a short text; `reason` is for the log of what is refused."""
 
     status: HTTPStatus
     fields: tuple[tuple[str, str], ...]

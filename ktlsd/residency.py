@@ -14,8 +14,9 @@ from typing import Final
 
 import trio
 
-STRIDE: Final = 65536 """Bytes between two probes. A hole in the page cache between them costs the event loop one read
-of a page; the kernel reads ahead and evicts in longer runs than this."""
+STRIDE: Final = 65536
+"""Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel
+reads ahead and evicts in longer runs than this."""
 
 _SCRATCH_SIZE: Final = 262144
 # Files of these live in memory: nothing to wait for, and tmpfs had no RWF_NOWAIT before Linux 6.6 (magic.h).

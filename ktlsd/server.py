@@ -79,6 +79,9 @@ class Server:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
                             acceptors.start_soon(self._accept, listener, connections)
+                # From here on new clients are refused instead of waiting in a queue that nobody serves.
+                for listener in listeners:
+                    listener.close()
             nursery.cancel_scope.cancel()
         self._offloads.close()
 

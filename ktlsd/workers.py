@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 log = logging.getLogger("ktlsd")
@@ -19,8 +20,13 @@ _PAUSE_SECONDS: Final = 1.0
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 
-def supervise(count: int, work: Callable[[], None], ready: Callable[[], None]) -> None:
-    """Run `work` in `count` processes until SIGTERM or SIGINT; `ready` is called once they run."""
+def supervise(
+    count: int, listeners: Sequence[socket.socket], work: Callable[[], None], ready: Callable[[], None]
+) -> None:
+    """Run `work` in `count` processes until SIGTERM or SIGINT; `ready` is called once they run.
+
+    The parent's own copies of the listeners are closed then, so that new clients are refused while workers finish.
+    """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     workers = {_fork(work, before) for _ in range(count)}
@@ -30,6 +36,8 @@ def supervise(count: int, work: Callable[[], None], ready: Callable[[], None]) -
         received = signal.sigwait(_SIGNALS)
         if received != signal.SIGCHLD:
             ending = True
+            for listener in listeners:
+                listener.close()
             for worker in workers:
                 os.kill(worker, received)
             continue

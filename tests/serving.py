@@ -1,0 +1,193 @@
+"""A running ktlsd for tests: the real command in a process of its own, and a plain TLS client that sees every byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 120.0
+"""An emulated machine needs half a minute for Python's imports alone."""
+WAIT_SECONDS = 60.0
+
+
+@dataclass
+class Running:
+    """A ktlsd process; `log` grows as it writes to stderr."""
+
+    process: subprocess.Popen[str]
+    state: Path
+    log: list[str] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
+
+    @property
+    def certificate(self) -> Path:
+        return self.state / "ktlsd/localhost.pem"
+
+    def url(self, path: str = "/") -> str:
+        return f"https://127.0.0.1:{self.port}{path}"
+
+    def wait_for_line(self, pattern: str, since: int = 0) -> str:
+        """The first line of stderr from index `since` on that matches."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            for line in self.log[since:]:
+                if re.search(pattern, line):
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"no line matches {pattern!r} in:\n" + "\n".join(self.log))
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Send the signal and wait; the exit status."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(timeout=WAIT_SECONDS)
+
+    def resident_kib(self) -> int:
+        """Resident memory that is the process's own (proc(5), RssAnon)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"RssAnon:\s+(\d+) kB", status)
+        assert found
+        return int(found[1])
+
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ktlsd", *arguments]
+
+
+def run_to_end(*arguments: str, state: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a ktlsd that is expected to end by itself."""
+    return subprocess.run(
+        command(*arguments),
+        env=os.environ | {"XDG_STATE_HOME": str(state)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def serving(
+    root: Path,
+    *options: str,
+    state: Path,
+    listen: Sequence[str] = ("127.0.0.1:0",),
+    wrapper: Sequence[str] = (),
+    **environment: str,
+) -> Iterator[Running]:
+    """Start ktlsd on `root`, wait until it listens, and see that it is gone at the end."""
+    arguments = ["--root", str(root), *(part for place in listen for part in ("--listen", place)), *options]
+    process = subprocess.Popen(
+        [*wrapper, *command(*arguments)],
+        env=os.environ | {"XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    running = Running(process, state)
+
+    def read_log() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            running.log.append(line.rstrip("\n"))
+
+    reader = threading.Thread(target=read_log)
+    reader.start()
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while len(running.ports) < len(listen):
+            assert process.poll() is None and time.monotonic() < deadline, "not listening:\n" + "\n".join(running.log)
+            time.sleep(0.02)
+            found = (re.fullmatch(r"listening on https://.*:(\d+)", line) for line in list(running.log))
+            running.ports = [int(match[1]) for match in found if match]
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def client_context(
+    *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, ciphers: str | None = None, cafile: Path | None = None
+) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(cafile) if cafile else None)
+    if cafile is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = newest
+    if ciphers:
+        context.set_ciphers(ciphers)
+    return context
+
+
+def connect(port: int, context: ssl.SSLContext | None = None, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
+    """A TLS connection that reports an end without close_notify as ssl.SSLEOFError."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+    context = context or client_context()
+    name = "127.0.0.1" if context.check_hostname else None
+    return context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name)
+
+
+def read_to_end(connection: ssl.SSLSocket) -> bytes:
+    """All bytes up to close_notify; an end without one raises ssl.SSLEOFError."""
+    data = bytearray()
+    while chunk := connection.recv(65536):
+        data += chunk
+    return bytes(data)
+
+
+def exchange(port: int, request: bytes, context: ssl.SSLContext | None = None) -> bytes:
+    """Send bytes over a new TLS connection and give back all that arrives until close_notify."""
+    with connect(port, context) as connection:
+        connection.sendall(request)
+        return read_to_end(connection)
+
+
+@dataclass
+class Answer:
+    """A parsed response; field names in lower case."""
+
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+
+def parse(data: bytes, *, head_only: bool = False) -> tuple[Answer, bytes]:
+    """The first response in `data` and what follows it."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
+    fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    status = int(status_line.split()[1])
+    length = 0 if head_only or status == 304 else int(fields["content-length"])
+    assert len(rest) >= length, f"{len(rest)} of {length} bytes"
+    return Answer(status, fields, rest[:length]), rest[length:]
+
+
+def get(port: int, target: str, *fields: str, method: str = "GET", context: ssl.SSLContext | None = None) -> Answer:
+    """One request on a connection of its own."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *fields, "", ""]
+    answer, rest = parse(exchange(port, "\r\n".join(lines).encode("latin-1"), context), head_only=method == "HEAD")
+    assert rest == b""
+    return answer

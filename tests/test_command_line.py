@@ -1,0 +1,207 @@
+"""The command line is a contract: what it prints, where it listens, how it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.serving import client_context, connect, get, run_to_end, serving
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    (folder / "index.html").write_text("hello")
+    (folder / ".hidden").write_text("hidden")
+    return folder
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files], check=True, capture_output=True
+    )
+    return certificate, key
+
+
+def test_startup_says_what_is_served_where_and_how(root: Path, tmp_path: Path) -> None:
+    with serving(root, state=tmp_path / "state") as server:
+        assert re.fullmatch(
+            r"no --cert: using the self-signed certificate for localhost in .*/ktlsd/localhost\.pem, "
+            r"SHA-256 fingerprint ([0-9A-F]{2}:){31}[0-9A-F]{2}",
+            server.log[0],
+        )
+        assert re.fullmatch(
+            rf"ktlsd \S+ serves {re.escape(str(root))} on https://127\.0\.0\.1:{server.port}; "
+            r"OpenSSL 3\.\S+ .* \(/\S+libssl\.so\.3\); kTLS: TLS 1\.3 tx=.* rx=.*, TLS 1\.2 tx=.* rx=.*",
+            server.log[1],
+        )
+        assert server.log[2] == f"listening on https://127.0.0.1:{server.port}"
+
+
+def test_the_self_signed_certificate_is_kept_and_private_and_valid_for_localhost(root: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    contents = []
+    for _ in range(2):
+        with serving(root, state=state) as server:
+            path = server.certificate
+            contents.append(path.read_bytes())
+            assert path.stat().st_mode & 0o777 == 0o600
+            with connect(server.port, client_context(cafile=path)) as connection:
+                assert connection.getpeercert()
+            shown = subprocess.run(
+                ["openssl", "x509", "-in", str(path), "-noout", "-fingerprint", "-sha256"],
+                capture_output=True, text=True, check=True,
+            ).stdout  # fmt: skip
+            assert shown.strip().split("=")[1] in server.log[0]
+    assert contents[0] == contents[1]
+
+
+def test_every_listener_gets_its_line_and_serves(root: Path, tmp_path: Path) -> None:
+    listen = ["127.0.0.1:0", "[::1]:0", "127.0.0.2:0"] if socket.has_ipv6 else ["127.0.0.1:0", "127.0.0.2:0"]
+    with serving(root, state=tmp_path / "state", listen=listen) as server:
+        assert len(set(server.ports)) == len(listen)
+        for place, port in zip(listen, server.ports, strict=True):
+            host = place.rpartition(":")[0]
+            got = subprocess.run(["curl", "-ksS", f"https://{host}:{port}/"], capture_output=True, check=True)
+            assert got.stdout == b"hello"
+
+
+def test_localhost_8443_is_the_default(root: Path, tmp_path: Path) -> None:
+    if socket.socket().connect_ex(("127.0.0.1", 8443)) == 0:
+        pytest.skip("something else listens on port 8443")
+    state = tmp_path / "state"
+    with serving(root, state=state, listen=[]) as server:
+        server.wait_for_line(r"listening on https://127\.0\.0\.1:8443")
+        curl = ["curl", "-sS", "--cacert", str(server.certificate), "https://localhost:8443/"]
+        assert subprocess.run(curl, capture_output=True, check=True).stdout == b"hello"
+
+
+def test_a_given_certificate_is_used(root: Path, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "given")
+    options = ["--cert", str(certificate), "--key", str(key)]
+    with serving(root, *options, state=tmp_path / "state") as server:
+        curl = ["curl", "-sS", "--cacert", str(certificate), server.url()]
+        assert subprocess.run(curl, capture_output=True, check=True).stdout == b"hello"
+        assert not server.certificate.exists()
+
+
+def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text('root = "root"\nlisten = ["127.0.0.1:0"]\ndotfiles = true\nktls = "off"\n')
+    with serving(root, "--config", str(config), state=tmp_path / "state") as server:
+        assert get(server.port, "/.hidden").body == b"hidden"
+        assert "switched off by --ktls off" in server.wait_for_line(" ktls tx=")
+
+
+def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "config/ktlsd.toml"
+    text = re.sub(r"^# (\w+ = )", r"\1", example.read_text(), flags=re.MULTILINE)
+    copy = tmp_path / "ktlsd.toml"
+    copy.write_text(text)
+    # With every key uncommented the only fault left is that its paths are not on this machine.
+    ended = run_to_end("--config", str(copy), state=tmp_path)
+    assert ended.returncode == 2
+    assert "/etc/ktlsd/" in ended.stderr
+
+
+def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) -> None:
+    with serving(root, state=tmp_path / "state") as server:
+        place = f"127.0.0.1:{server.port}"
+        ended = run_to_end("--root", str(root), "--listen", place, state=tmp_path / "state")
+    assert ended.returncode == 2
+    refusal = "Address already in use: stop what listens there or choose another port"
+    assert ended.stderr.splitlines()[-1] == f"ktlsd: --listen {place}: {refusal}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], r"no folder to serve: name one with --root DIR"),
+        (["--root", "/nonexistent"], r"--root /nonexistent: cannot be served: there is no such folder"),
+        (["--root", "/etc/passwd"], r"--root /etc/passwd: cannot be served: there is no such folder"),
+        (["--root", "/tmp", "--bogus"], r"unrecognized arguments: --bogus .*"),
+        (["--root", "/tmp", "--listen", "nonsense"], r"--listen: \['nonsense'\] is not ADDR:PORT .*"),
+        (["--root", "/tmp", "--listen", "127.0.0.1:99999"], r"--listen: .* with a port from 0 to 65535"),
+        (["--root", "/tmp", "--listen", "no.such.host.invalid:1"], r"--listen no\.such\.host\.invalid:1: .*"),
+        (["--root", "/tmp", "--listen", "192.0.2.1:1"], r"--listen 192\.0\.2\.1:1: .*this machine has no such address"),
+        (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256"),
+        (["--root", "/tmp", "--ktls", "maybe"], r"--ktls: 'maybe' is not one of auto, require, off"),
+        (["--root", "/tmp", "--log-level", "loud"], r"--log-level: 'loud' is not one of .*"),
+        (["--root", "/tmp", "--cert", "a"], r"--cert without --key: give both, .*"),
+        (["--root", "/tmp", "--cert", "/no.pem", "--key", "/no.pem"], r"/no\.pem cannot be used as a PEM .*"),
+        (["--root", "/tmp", "--config", "/no.toml"], r"/no\.toml: cannot be read: No such file or directory"),
+        (["--root", "/tmp", "--libssl", "/no/libssl.so"], r"cannot open OpenSSL's /no/libssl\.so .*--libssl PATH"),
+        (["--root", "/tmp", "--libssl", "libc.so.6"], r"libc\.so\.6 is not OpenSSL's libssl .*"),
+        (["doctor", "--bogus"], r"unrecognized arguments: --bogus .*"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], line: str) -> None:
+    ended = run_to_end(*arguments, state=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert re.fullmatch(f"ktlsd: {line}\n", ended.stderr), ended.stderr
+
+
+def test_a_libssl_from_the_environment_is_used(tmp_path: Path) -> None:
+    ended = run_to_end("--root", str(tmp_path), state=tmp_path, KTLSD_LIBSSL="/no/libssl.so")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "/no/libssl.so" in ended.stderr
+
+
+@pytest.mark.parametrize("fault", ["key of another certificate", "encrypted key", "not PEM", "bad TOML", "unknown key"])
+def test_bad_files_are_one_line_that_names_them(tmp_path: Path, fault: str) -> None:
+    certificate, key = make_certificate(tmp_path, "one")
+    config = tmp_path / "config.toml"
+    config.write_text(f'root = "{tmp_path}"\n')
+    named = key
+    match fault:
+        case "key of another certificate":
+            key = named = make_certificate(tmp_path, "two")[1]
+        case "encrypted key":
+            encrypt = ["openssl", "pkey", "-in", str(key), "-aes128", "-passout", "pass:secret", "-out", f"{key}.enc"]
+            subprocess.run(encrypt, check=True)
+            key = named = Path(f"{key}.enc")
+        case "not PEM":
+            certificate.write_text("nonsense")
+            named = certificate
+        case "bad TOML":
+            config.write_text("root = \n")
+            named = config
+        case "unknown key":
+            config.write_text("rooot = '/tmp'\n")
+            named = config
+    arguments = ["--config", str(config), "--cert", str(certificate), "--key", str(key)]
+    ended = run_to_end(*arguments, state=tmp_path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert str(named) in ended.stderr
+
+
+def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
+    ended = run_to_end("--root", str(root), state=Path("/proc/nowhere"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "give --cert and --key" in ended.stderr
+
+
+@pytest.mark.skipif(
+    "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split(), reason="this kernel has kTLS"
+)
+def test_require_refuses_to_start_without_ktls(root: Path, tmp_path: Path) -> None:
+    ended = run_to_end("--root", str(root), "--ktls", "require", state=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("ktlsd: --ktls require, but sends cannot be offloaded here")
+    assert "ktlsd doctor" in ended.stderr
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert re.fullmatch(r"ktlsd \d+\.\d+\.\d+\n", run_to_end("--version", state=tmp_path).stdout)
+    assert "--ktls" in run_to_end("--help", state=tmp_path).stdout
+    assert os.environ.get("COLUMNS") or "doctor" in run_to_end("--help", state=tmp_path).stdout

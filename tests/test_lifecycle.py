@@ -1,0 +1,167 @@
+"""Bodies that cannot arrive whole, clients that leave, signals, workers, and what is left behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Running, connect, get, parse, read_to_end, serving
+
+LARGE = 64 * 1024 * 1024
+REQUEST = b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(os.urandom(1024 * 1024) * (LARGE // 1024 // 1024))
+    (folder / "small.txt").write_text("small")
+    return folder
+
+
+@pytest.fixture
+def server(root: Path, tmp_path: Path) -> Iterator[Running]:
+    with serving(root, state=tmp_path / "state") as running:
+        yield running
+
+
+def begin_download(port: int, name: bytes = b"large.bin") -> tuple[ssl.SSLSocket, bytes]:
+    """A download whose client has read a little and then nothing: the server is stuck in the middle of it."""
+    connection = connect(port)
+    connection.sendall(REQUEST % name)
+    return connection, connection.recv(16384)
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_file_that_shrinks_is_never_taken_for_whole(server: Running, root: Path) -> None:
+    connection, data = begin_download(server.port)
+    os.truncate(root / "large.bin", LARGE // 2)
+    received = bytearray(data)
+    with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert len(received) < LARGE
+    server.wait_for_line("the file shrank")
+    assert get(server.port, "/small.txt").body == b"small"
+
+
+def test_a_file_that_grows_arrives_in_its_promised_length(server: Running, root: Path) -> None:
+    before = (root / "large.bin").read_bytes()
+    connection, data = begin_download(server.port)
+    with open(root / "large.bin", "ab") as file:
+        file.write(b"more" * 1000)
+    with connection:
+        answer, rest = parse(data + read_to_end(connection))
+    assert answer.body == before
+    assert rest == b""
+
+
+def test_a_file_that_is_replaced_arrives_as_it_was_opened(server: Running, root: Path) -> None:
+    before = (root / "large.bin").read_bytes()
+    connection, data = begin_download(server.port)
+    (root / "new.bin").write_bytes(b"new")
+    os.replace(root / "new.bin", root / "large.bin")
+    with connection:
+        assert parse(data + read_to_end(connection))[0].body == before
+    assert get(server.port, "/large.bin").body == b"new"
+
+
+def test_clients_that_leave_cost_nothing(server: Running) -> None:
+    get(server.port, "/small.txt")
+    before = server.open_files()
+    for reset in (False, True) * 10:
+        connection, _ = begin_download(server.port)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+    assert get(server.port, "/small.txt").body == b"small"
+    assert eventually(lambda: server.open_files() == before), server.open_files()
+    assert not [line for line in server.log if "defect" in line or "Traceback" in line]
+
+
+def test_half_a_handshake_and_noise_are_harmless(server: Running) -> None:
+    for noise in (b"", b"\x16\x03\x01", b"\x16\x03\x01\x00\x05hello", b"\0" * 1000, b"GE", os.urandom(500)):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
+            plain.sendall(noise)
+    assert get(server.port, "/small.txt").body == b"small"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path, number: int) -> None:
+    idle = connect(server.port)
+    idle.sendall(b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert parse(idle.recv(65536))[0].body == b"small"
+    connection, data = begin_download(server.port)
+    server.process.send_signal(number)
+    with idle:
+        # An idle connection is closed in order, and at once.
+        assert idle.recv(65536) == b""
+    assert eventually(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+    assert server.process.poll() is None
+    with connection:
+        assert parse(data + read_to_end(connection))[0].body == (root / "large.bin").read_bytes()
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_a_second_signal_ends_downloads_too(server: Running) -> None:
+    connection, _ = begin_download(server.port)
+    server.process.send_signal(signal.SIGTERM)
+    assert eventually(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+    assert server.stop() == 0
+    with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+        read_to_end(connection)
+
+
+def children(parent: int) -> set[int]:
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout
+    return {int(number) for number in listed.split()}
+
+
+def test_workers_share_the_port_and_tickets_and_are_replaced(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state") as server:
+        first = children(server.process.pid)
+        assert len(first) == 2
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        session = None
+        for attempt in range(20):
+            with connect(server.port, context, session) as connection:
+                connection.sendall(REQUEST % b"small.txt")
+                assert parse(read_to_end(connection))[0].body == b"small"
+                assert connection.session_reused == (attempt > 0)
+                session = connection.session
+        victim = min(first)
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for_line(rf"worker {victim} ended \(signal 9\)")
+        assert eventually(lambda: len(children(server.process.pid) - {victim}) == 2)
+        for _ in range(10):
+            assert get(server.port, "/small.txt").body == b"small"
+        assert server.stop() == 0
+        assert children(server.process.pid) == set()
+
+
+def test_workers_finish_downloads_on_sigterm(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state") as server:
+        downloads = [begin_download(server.port) for _ in range(4)]
+        server.process.send_signal(signal.SIGTERM)
+        for connection, data in downloads:
+            with connection:
+                assert len(parse(data + read_to_end(connection))[0].body) == LARGE
+        assert server.process.wait(timeout=30) == 0
