@@ -140,23 +140,18 @@ class Guest:
         self.current = ""
         self.output: deque[str] = deque(maxlen=60)
         self.failure = ""
+        self.first_lost = ""
         self.over = threading.Event()
         self.directory = tempfile.TemporaryDirectory(prefix="ktlsd-results-")
         self.path = Path(self.directory.name) / REPORT
         self.path.touch()
         self.offset = 0
         prepared = prepare(variant, self.say)
-        command = [
-            "env",
-            f"KTLSD_VM_REPORT=/results/{REPORT}",
-            "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += ["-o", f"faulthandler_timeout={STALL * 0.8:.0f}", f"--tb={config.getoption('tbstyle')}", *nodeids]
+        command = ["env", f"KTLSD_VM_REPORT=/results/{REPORT}", "python", "-m", "pytest", "-q"]
+        command += ["-p", "no:cacheprovider", f"--tb={config.getoption('tbstyle')}"]
+        for setting in (f"faulthandler_timeout={STALL * 0.8:.0f}", *(config.getoption("override_ini") or ())):
+            command += ["-o", setting]
+        command += nodeids
         self.boot = Boot(prepared, command, Path(self.directory.name), TIMEOUT)
         self.progress = time.monotonic()
         self.thread = threading.Thread(target=self.attend, daemon=True)
@@ -196,7 +191,10 @@ class Guest:
             self.current = nodeid
         elif what["event"] == "report":
             hook = self.config.hook.pytest_report_from_serializable
-            self.reports.setdefault(nodeid, []).append(hook(config=self.config, data=what["report"]))
+            report = hook(config=self.config, data=what["report"])
+            if isinstance(report.longrepr, list):  # where a test was skipped: JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
+            self.reports.setdefault(nodeid, []).append(report)
         else:
             self.finished.add(nodeid)
             self.current = ""
@@ -218,7 +216,11 @@ class Guest:
                 time.sleep(0.05)
         return True
 
-    def lost(self) -> str:
+    def lost(self, nodeid: str) -> str:
+        """Why a test has no result: at length for the first of them, in a line for those after it."""
+        if self.first_lost and self.first_lost != nodeid:
+            return f"{self.failure.splitlines()[0]}\n(the rest of this is with {self.first_lost})"
+        self.first_lost = nodeid
         running = f"The test that was running: {self.current}\n" if self.current else ""
         return f"{self.failure}\n\n{running}pytest in the machine said last:\n" + "\n".join(self.output)
 
@@ -269,7 +271,7 @@ class Proxy:
             report.nodeid, report.location = item.nodeid, item.location
             yield report
         if not finished:
-            yield made_up(item, "failed", guest.lost())
+            yield made_up(item, "failed", guest.lost(item.nodeid))
 
     def guest(self, item: GuestItem) -> Guest | str:
         """The machine that this item's test is in; the first item of a variant boots it for all of them."""
