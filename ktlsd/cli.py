@@ -41,8 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _doctor(arguments[1:])
         return _serve(combine(vars(_serve_parser().parse_args(arguments))))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
-        print(f"ktlsd: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _one_line(text: str) -> str:
+    """`text` on one line, with nothing in it that moves a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def _serve_parser() -> argparse.ArgumentParser:

@@ -60,5 +60,5 @@ def content_type(suffixes: str) -> str:
 
 def suffixes_of(name: bytes) -> str:
     """The last two suffixes of a file name, which decide its type (".tar.gz", ".html")."""
-    stem, last = os.path.splitext(os.fsdecode(name))
+    stem, last = os.path.splitext(os.fsdecode(name).lower())
     return os.path.splitext(stem)[1] + last

@@ -1,13 +1,14 @@
 """From the bytes of a request-target to the names of a file below the root: pure, no file system.
 
 Strategy: cut the query off, percent-decode once, refuse what could mean two things (NUL, an encoded slash, a bad
-escape), then resolve empty, "." and ".." segments as RFC 3986 section 5.2.4 does, refusing any that would climb above
-the root.
+escape), then drop empty segments, as nginx's merge_slashes does, and resolve "." and ".." by RFC 3986 section 5.2.4,
+but refuse what would climb above the root.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -15,7 +16,8 @@ from urllib.parse import quote
 LONGEST_TARGET: Final = 8192
 """Bytes; RFC 9110 section 4.1 asks for 8000 at least."""
 
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+# A host is required and user information is an error (RFC 9110 sections 4.2.1 and 4.2.4).
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://(?:\[[0-9a-f:.]+\]|[^/?#@:\[\]]+)(?::[0-9]*)?(?=[/?]|$)", re.IGNORECASE)
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
@@ -46,7 +48,7 @@ class Target:
     def directory_location(self) -> str:
         """This target as a directory: an absolute-path reference for Location, always beginning with one slash."""
         path = "/" + "".join(quote(name, safe="!$&'()*+,;=:@~") + "/" for name in self.names)
-        return path + self.query.decode("ascii", "replace")
+        return path + quote(self.query, safe=string.punctuation)
 
 
 def parse_target(target: bytes) -> Target:

@@ -7,6 +7,8 @@ same rows, so that a bad value gets the same one-line answer from both, naming w
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,10 +57,16 @@ def parse_listen(text: str) -> Listen:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets, such as [::1]:8443")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("not ADDR:PORT; an IPv6 address stands in brackets, such as [::1]:8443")
+    number = _decimal(port)
+    if not colon or number is None or number > 65535:
         raise ValueError("not ADDR:PORT with a port from 0 to 65535")
-    return Listen(host, int(port))
+    return Listen(host, number)
+
+
+def _decimal(text: str) -> int | None:
+    """A number of at most nine digits."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -87,8 +95,8 @@ def _flag(value: Any) -> bool:
 
 
 def _workers(value: Any) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
+    if isinstance(value, str):
+        value = _decimal(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
         raise ValueError(f"not a number from 1 to {MOST_WORKERS}")
     return value
@@ -146,14 +154,18 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
     for name in values:
         if name not in _READERS:
-            raise SettingsError(f"{path}: {name}: no such key; there are {', '.join(_READERS)}")
+            raise SettingsError(f"{path}: {reprlib.repr(name)}: no such key; there are {', '.join(_READERS)}")
     read = _read(values, lambda name: f"{path}: {name}")
     # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
-    return read | {name: path.parent / read[name] for name in _PATHS if name in read}
+    paths: dict[str, Any] = {name: path.parent / read[name] for name in _PATHS if name in read}
+    # A bare library name is for the dynamic linker to search.
+    if "/" in read.get("libssl", ""):
+        paths["libssl"] = os.fspath(path.parent / read["libssl"])
+    return read | paths
 
 
 def _read(values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
@@ -162,5 +174,5 @@ def _read(values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, A
         try:
             read[name] = _READERS[name](value)
         except ValueError as error:
-            raise SettingsError(f"{where(name)}: {value!r} is {error}") from error
+            raise SettingsError(f"{where(name)}: {reprlib.repr(value)} is {error}") from error
     return read

@@ -50,6 +50,7 @@ def model(first: str, last: str, size: int) -> list[int] | None:
         ("bytes=00000000000000000000000001-0000000000000000000000002", 1, 2),
         (f"bytes=5-{MANY}", 5, 9995),
         (f"bytes=-{MANY}", 0, 10000),
+        (f"bytes=-{MANY[:4301]}", 0, 10000),
         ("bytes=" + "0" * 10_000 + "7-7", 7, 1),
         # Range unit names are case-insensitive (section 14.1).
         ("BYTES=1-2", 1, 2),
@@ -63,7 +64,15 @@ def test_one_range_is_understood(value: str, offset: int, count: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["bytes=10000-", "bytes=10000-10000", "bytes=10000-20000", "bytes=-0", "bytes=-000", f"bytes={MANY}-", f"bytes=1{MANY}-{MANY}0"],
+    [
+        "bytes=10000-",
+        "bytes=10000-10000",
+        "bytes=10000-20000",
+        "bytes=-0",
+        "bytes=-000",
+        f"bytes={MANY}-",
+        f"bytes={MANY}-{MANY}0",
+    ],
 )
 def test_a_range_without_a_byte_of_the_file_is_unsatisfiable(value: str) -> None:
     with pytest.raises(Unsatisfiable):
@@ -146,10 +155,10 @@ def test_a_range_never_reaches_outside_the_file(value: str, size: int) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, LARGEST_FILE), st.integers(0, LARGEST_FILE))
-def test_a_content_range_asks_for_itself(offset: int, count: int) -> None:
-    size = LARGEST_FILE
-    part = ByteRange(min(offset, size - 1), 1 + min(count, size - 1 - min(offset, size - 1)))
+@given(st.lists(st.integers(0, LARGEST_FILE), min_size=3, max_size=3, unique=True).map(sorted))
+def test_a_content_range_asks_for_itself(numbers: list[int]) -> None:
+    first, after, size = numbers
+    part = ByteRange(first, after - first)
     unit, _, positions = part.content_range(size).partition(" ")
     interval, _, complete = positions.partition("/")
     assert complete == str(size)

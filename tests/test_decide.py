@@ -21,7 +21,8 @@ DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 EARLIER = "Sun, 06 Nov 1994 08:49:36 GMT"
 
 NAMES = ["if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range", "range"]
-PIECES = [TAG, "W/", '"', '"a"', ",", " ", "*", DATE, EARLIER, "Sun", "GMT", "bytes=", "0-0", "-", "5", "99999", "9" * 5000, "\xe9"]
+PIECES = [TAG, "W/", '"', '"a"', ",", " ", "*", DATE, EARLIER, "Sun", "GMT", "bytes=", "0-0", "-", "5", "99999", "\xe9"]
+PIECES += ["9" * 5000]
 TELLING = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 # What a field value may be made of (RFC 9110 section 5.5).
 LATIN_1 = st.text([chr(code) for code in (*b"\t ", *range(0x21, 0x7F), *range(0x80, 0x100))])
@@ -57,7 +58,7 @@ def sent_by_h11(response: Response, request: bytes = b"GET / HTTP/1.1\r\nHost: l
     """The header fields as they go over the wire; h11 raises LocalProtocolError for what must not."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(request)
-    while connection.their_state is h11.SEND_BODY or connection.their_state is h11.IDLE:
+    while connection.their_state in (h11.IDLE, h11.SEND_BODY):
         connection.next_event()
     status = response.status
     head = connection.send(
@@ -104,7 +105,8 @@ def test_a_range_outside_is_416_with_the_size() -> None:
     fields = dict(response.fields)
     assert fields["Content-Range"] == "bytes */10000"
     assert fields["ETag"] == TAG
-    assert int(fields["Content-Length"]) == len(response.body) if isinstance(response.body, bytes) else False
+    assert response.body == f"416 {response.status.phrase}\n".encode()
+    assert fields["Content-Length"] == str(body_length(response))
     assert "10000" in response.reason
 
 
@@ -280,7 +282,9 @@ def test_the_length_is_that_of_the_body(fields: dict[str, str], found: FileFacts
 @given(fields_of(TELLING | st.text()), FOUND, CLOCK)
 @example({"range": "bytes=10000-"}, FACTS, NOW)
 @example({"if-match": '"other"'}, FACTS, NOW)
-def test_head_is_get_without_body_and_range(fields: dict[str, str], found: FileFacts | Moved | Miss, now: float) -> None:
+def test_head_is_get_without_body_and_range(
+    fields: dict[str, str], found: FileFacts | Moved | Miss, now: float
+) -> None:
     """Sections 9.3.2 and 14.2: Range has a meaning for GET alone."""
     without_range = {name: value for name, value in fields.items() if name != "range"}
     head, whole = decide(Request("HEAD", fields), found, now), decide(Request("GET", without_range), found, now)
@@ -315,7 +319,8 @@ def test_what_was_sent_validates_itself(size: int, mtime_ns: int, inode: int) ->
     assert status({"if-none-match": tag}) == status({"if-modified-since": date}) == 304
     assert status({"if-match": tag, "if-unmodified-since": date}) == status({"if-unmodified-since": date}) == 200
     if size:
-        assert status({"range": "bytes=0-0", "if-range": tag}) == status({"range": "bytes=0-0", "if-range": date}) == 206
+        for validator in (tag, date):
+            assert status({"range": "bytes=0-0", "if-range": validator}) == 206
 
 
 @settings(deadline=None)

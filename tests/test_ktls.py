@@ -312,7 +312,7 @@ def test_a_thousand_handshakes_leave_nothing_behind(server: Running) -> None:
 
 
 def test_pipelined_requests_over_ktls_keep_their_order(server: Running, root: Path) -> None:
-    requests = b"GET /medium.bin HTTP/1.1\r\nHost: a\r\n\r\n" b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n" * 3
+    requests = b"GET /medium.bin HTTP/1.1\r\nHost: a\r\n\r\nGET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n" * 3
     data = exchange(server.port, requests + b"GET /small.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     bodies = []
     while data:

@@ -119,7 +119,7 @@ def test_an_engaged_direction_is_software_unless_the_kernel_tells_otherwise() ->
     assert explain(GOOD, handshake(tx=True), Direction.TX) == Path(Offload.SOFTWARE, None)
 
 
-@pytest.mark.parametrize(("mode", "direction"), itertools.product(Mode, Direction))
+@pytest.mark.parametrize(("mode", "direction"), list(itertools.product(Mode, Direction)))
 def test_a_reason_is_given_exactly_where_nothing_is_engaged(mode: Mode, direction: Direction) -> None:
     ciphers = ("TLS_AES_128_GCM_SHA256", "ECDHE-RSA-AES128-SHA256")
     yes_or_no = (False, True)

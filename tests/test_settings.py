@@ -72,7 +72,7 @@ def test_defaults_need_a_root_alone() -> None:
 
 
 def test_options_that_were_not_given_leave_the_defaults() -> None:
-    assert from_options(**dict.fromkeys(KEYS), root="/srv", config=None) == from_options(root="/srv")
+    assert from_options(**(dict.fromkeys([*KEYS, "config"]) | {"root": "/srv"})) == from_options(root="/srv")
 
 
 def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
@@ -132,9 +132,7 @@ def test_libssl_comes_from_options_then_environment_then_file(
 
 
 @pytest.mark.parametrize("name", ["root", "cert", "key"])
-def test_a_path_in_a_file_is_relative_to_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_path_in_a_file_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "home").mkdir()
     write(tmp_path / "etc", "root = '../srv'\ncert = '../srv'\nkey = '../srv'")
@@ -172,7 +170,6 @@ BAD_TEXTS = [
     ("listen", "localhost:+1"),
     ("listen", "localhost: 1"),
     ("listen", "localhost:\u0661"),
-    ("listen", f"localhost:{DIGITS}"),
     ("listen", "::1:8443"),
     ("listen", "[::1]"),
     ("listen", "[::1]8443"),
@@ -184,7 +181,6 @@ BAD_TEXTS = [
     ("workers", "two"),
     ("workers", "\xb2"),
     ("workers", str(MOST_WORKERS + 1)),
-    ("workers", DIGITS),
     ("ktls", ""),
     ("ktls", "on"),
     ("ktls", "AUTO"),
@@ -198,16 +194,14 @@ BAD_TEXTS = [
 def test_a_bad_option_is_named(name: str, value: str) -> None:
     option = "--" + name.replace("_", "-")
     given = [value] if name == "listen" else value
-    assert refusal_of({"root": "/srv", name: given}).startswith(f"{option}: {given!r} is not ")
+    assert refusal_of({"root": "/srv", name: given}).startswith(f"{option}: {given!r} is ")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [row for row in BAD_TEXTS if "listen" not in row or "::1" not in row[1]], ids=lambda text: repr(text[:24])
-)
+@pytest.mark.parametrize(("name", "value"), BAD_TEXTS, ids=lambda text: repr(text[:24]))
 def test_a_bad_text_in_a_file_is_named_with_the_file(tmp_path: Path, name: str, value: str) -> None:
     escaped = "".join(f"\\u{ord(character):04x}" for character in value)
     file = write(tmp_path, f'{name} = "{escaped}"')
-    assert refusal_of({"config": str(file)}).startswith(f"{file}: {name}: {value!r} is not ")
+    assert refusal_of({"config": str(file)}).startswith(f"{file}: {name}: {value!r} is ")
 
 
 @pytest.mark.parametrize(
@@ -249,11 +243,14 @@ def test_a_value_of_the_wrong_kind_in_a_file_is_named_with_the_file(tmp_path: Pa
     assert " is not " in text
 
 
-@pytest.mark.parametrize(
-    "literal", [DIGITS, "0x" + "f" * 5000, "[" * 2000 + "]" * 2000], ids=["decimal", "hexadecimal", "nesting"]
-)
-def test_a_value_past_all_measure_is_refused_with_the_file(tmp_path: Path, literal: str) -> None:
-    file = write(tmp_path, f"workers = {literal}")
+@pytest.mark.parametrize(("name", "prefix", "bad"), [("workers", "", "0"), ("listen", "localhost:", "99999")])
+def test_thousands_of_digits_get_the_answer_of_any_bad_number(name: str, prefix: str, bad: str) -> None:
+    answers = [refusal_of({"root": "/srv", name: prefix + text}).partition(" is ")[2] for text in (bad, DIGITS)]
+    assert answers[0] == answers[1]
+
+
+def test_thousands_of_digits_in_a_file_are_refused_with_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, f"workers = {DIGITS}")
     assert refusal_of({"config": str(file), "root": "/srv"}).startswith(f"{file}: ")
 
 
@@ -261,17 +258,30 @@ def test_an_ipv6_address_without_brackets_is_told_of_them() -> None:
     assert "[::1]:8443" in refusal_of({"root": "/srv", "listen": ["::1:8443"]})
 
 
-@pytest.mark.parametrize(("name", "known"), [("ktls", "auto, require, off"), ("log_level", "debug, info, warning, error")])
+@pytest.mark.parametrize(
+    ("name", "known"), [("ktls", "auto, require, off"), ("log_level", "debug, info, warning, error")]
+)
 def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
     assert refusal_of({"root": "/srv", name: "?"}).endswith(f"'?' is not one of {known}")
 
 
-@pytest.mark.parametrize("line", ["prot = 1", "Root = '/srv'", "log-level = 'info'", "[server]\nroot = '/srv'", "config = 'a'"])
-def test_an_unknown_key_lists_the_known_ones(tmp_path: Path, line: str) -> None:
-    file = write(tmp_path, line)
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("prot = 1", "prot"),
+        ("Root = '/srv'", "Root"),
+        ("log-level = 'info'", "log-level"),
+        ("[server]\nroot = '/srv'", "server"),
+        ("config = 'a'", "config"),
+        ("root = '/srv'\nworkers = 0\nprot = 1", "prot"),
+    ],
+)
+def test_an_unknown_key_lists_the_known_ones(tmp_path: Path, content: str, name: str) -> None:
+    file = write(tmp_path, content)
     text = refusal_of({"config": str(file), "root": "/srv"})
-    name = line.strip("[").partition(" " if "=" in line.split("\n")[0] else "]")[0]
-    assert text == f"{file}: {name}: no such key; there are {', '.join(KEYS)}"
+    assert text.startswith(f"{file}: ")
+    assert name in text.removeprefix(f"{file}: ").partition(": no such key")[0]
+    assert text.endswith(f": no such key; there are {', '.join(KEYS)}")
 
 
 def test_an_unknown_key_of_two_lines_is_refused_in_one(tmp_path: Path) -> None:

@@ -23,7 +23,25 @@ LATER = "Sun, 06 Nov 1994 08:49:38 GMT"
 
 # What etagc allows (section 8.8.3).
 OPAQUE = st.text([chr(code) for code in (0x21, *range(0x23, 0x7F), *range(0x80, 0x100))], max_size=4)
-SEPARATOR = st.from_regex(r"[ \t]{0,2}(,[ \t]{0,2}){1,3}", fullmatch=True)
+DATE_PIECES = [
+    "Sun",
+    "Sun,",
+    ",",
+    "06",
+    "06-Nov-94",
+    "Nov",
+    "1994",
+    "08:49:37",
+    "8:9",
+    ":",
+    "-",
+    "+",
+    ".",
+    "GMT",
+    "+99",
+]
+DATE_PIECES += ["\xb2", "9" * 5000]
+SEPARATOR = st.sampled_from([",", ", ", " ,\t", ",,", " , ,, "])
 
 
 def judge(fields: dict[str, str], tag: str = TAG) -> Verdict:
@@ -137,7 +155,7 @@ def test_a_list_matches_when_one_of_its_tags_does(mine: str, tags: list[tuple[bo
     ids=["commas", "commas and spaces", "leading commas", "spaces", "tags", "quotes", "weak quotes"],
 )
 def test_a_list_costs_time_in_proportion_to_its_length(field: str, value: str) -> None:
-    with processor_seconds(0.5):
+    with processor_seconds(0.2):
         outcome = judge({field: value})
     assert outcome is (Verdict.PRECONDITION_FAILED if field == "if-match" else Verdict.PROCEED)
 
@@ -183,12 +201,12 @@ def test_a_date_is_cut_to_the_second() -> None:
 @pytest.mark.parametrize("years", [-40, -10, 0, 10, 40, 48])
 def test_a_two_digit_year_is_within_fifty_years(years: int) -> None:
     """More than 50 years ahead means the past century (section 5.6.7): nothing nearer does."""
-    moment = datetime.datetime(datetime.datetime.now().year + years, 7, 1, tzinfo=datetime.timezone.utc)
+    moment = datetime.datetime(datetime.datetime.now().year + years, 7, 1, tzinfo=datetime.UTC)
     assert parse_http_date(moment.strftime("%A, %d-%b-%y %H:%M:%S GMT")) == moment.timestamp()
 
 
 def test_a_two_digit_year_over_fifty_years_ahead_is_past() -> None:
-    moment = datetime.datetime(datetime.datetime.now().year + 52 - 100, 7, 1, tzinfo=datetime.timezone.utc)
+    moment = datetime.datetime(datetime.datetime.now().year + 52 - 100, 7, 1, tzinfo=datetime.UTC)
     assert parse_http_date(moment.strftime("%A, %d-%b-%y %H:%M:%S GMT")) == moment.timestamp()
 
 
@@ -232,12 +250,7 @@ def test_a_list_of_dates_is_no_condition(field: str, date: str) -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.text()
-    | st.lists(st.sampled_from([*"Sun Sun, , 06 06-Nov-94 Nov 1994 08:49:37 8:9 : - + . GMT +99 \xb2".split(), "9" * 5000]), max_size=7).map(
-        " ".join
-    )
-)
+@given(st.text() | st.lists(st.sampled_from(DATE_PIECES), max_size=7).map(" ".join))
 def test_no_text_breaks_the_reading_of_dates(value: str) -> None:
     seconds = parse_http_date(value)
     assert seconds is None or judge({"if-modified-since": value}) in (Verdict.PROCEED, Verdict.NOT_MODIFIED)
@@ -279,10 +292,12 @@ VALUES: dict[str, dict[bool | None, str | None]] = {
 """Each field's value for a condition that is absent, true or false."""
 
 
-@pytest.mark.parametrize("conditions", itertools.product((None, True, False), repeat=4), ids=repr)
+@pytest.mark.parametrize("conditions", list(itertools.product((None, True, False), repeat=4)), ids=repr)
 def test_precedence_is_that_of_section_13_2_2(conditions: tuple[bool | None, ...]) -> None:
     if_match, if_unmodified_since, if_none_match, if_modified_since = conditions
-    fields = {name: text for name, state in zip(VALUES, conditions) if (text := VALUES[name][state]) is not None}
+    fields = {
+        name: text for name, state in zip(VALUES, conditions, strict=True) if (text := VALUES[name][state]) is not None
+    }
     expected = Verdict.PROCEED
     first = if_match if if_match is not None else if_unmodified_since
     second = if_none_match if if_none_match is not None else if_modified_since

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,7 @@ TOOLS = {
 # Loaded by the initrd, with all that they depend on. Any other module of the kernel is a `modprobe` away in the guest.
 BOOT_MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "virtio_console", "virtio_blk", "ext4")
 TEST_MODULES = (
-    *("virtio_rng", "virtio_net", "tls", "inet_diag", "tcp_diag"),
-    *("aesni-intel", "ghash-clmulni-intel", "gcm", "ccm", "ctr"),
+    *("tls", "inet_diag", "tcp_diag", "aesni-intel", "ghash-clmulni-intel", "gcm", "ctr"),
     *("libchacha", "chacha-x86_64", "poly1305-x86_64", "chacha20poly1305"),
 )
 
@@ -64,6 +64,7 @@ PACKAGES = (
     *("iputils-ping", "curl", "openssl", "gnutls-bin", "e2fsprogs", "psmisc"),
 )
 
+DAY = 86400
 MIB = 1024 * 1024
 DISK_SIZE = 4096 * MIB
 SLOW_SIZE = 64 * MIB
@@ -199,6 +200,8 @@ def made_whole(target: Path) -> Iterator[Path]:
 
 def host_mirror() -> str | None:
     """The Debian mirror that this machine's apt uses; None where it uses none (Ubuntu), for debootstrap has its own."""
+    if chosen := os.environ.get("KTLSD_VM_MIRROR"):
+        return chosen
     listing = call("apt-get", "indextargets", "--format", "$(ORIGIN)\t$(LABEL)\t$(COMPONENT)\t$(REPO_URI)")
     for line in listing.splitlines():
         origin, label, component, uri = (line.split("\t") + [""] * 4)[:4]
@@ -454,11 +457,11 @@ def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path
     # An oops is a panic, so that a kernel bug that a test finds is never a mere line in a log.
     # Without address randomisation QEMU's translated code serves one process after the other: a third less CPU.
     kernel_line = "console=ttyS0 panic=-1 oops=panic loglevel=5 random.trust_cpu=on"
-    kernel_line += " mitigations=off cryptomgr.notests norandmaps nokaslr"
+    kernel_line += " mitigations=off cryptomgr.notests norandmaps nokaslr tsc=reliable"
     command = [tool("qemu-system-x86_64"), "-accel", accel, "-cpu", "max,-la57", "-smp", "2", "-m", "4G"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"]
     command += ["-kernel", str(prepared.kernel.image), "-initrd", str(prepared.initrd), "-append", kernel_line]
-    command += ["-serial", f"file:{console}", "-device", "virtio-rng-pci"]
+    command += ["-serial", f"file:{console}"]
     command += ["-device", "virtio-serial-pci", "-chardev", "file,id=out,path=/dev/stdout"]
     command += ["-device", "virtserialport,chardev=out,name=out"]
     command += share_options("root", prepared.root)
@@ -472,11 +475,19 @@ def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path
     return command
 
 
-def tail(path: Path, lines: int = 40) -> str:
+def tail(path: Path, lines: int = 80) -> str:
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError as error:
         return f"({error})"
+
+
+def sweep(cache: Path) -> None:
+    """Throw away what killed sessions left behind, and the consoles of failures that nobody reads any more."""
+    for old in [*cache.glob("run-*"), *cache.glob("consoles/*")]:
+        with contextlib.suppress(OSError):  # another session sweeps too
+            if time.time() - old.stat().st_mtime > DAY:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 class Boot:
@@ -489,6 +500,7 @@ class Boot:
         self.verdict = ""  # why it was killed, if it was
         logs = cache_dir() / "consoles"
         logs.mkdir(parents=True, exist_ok=True)
+        sweep(cache_dir())
         self.scratch = Path(tempfile.mkdtemp(prefix=f"run-{self.name}-", dir=cache_dir()))
         self.console = logs / f"{self.scratch.name}.log"
         self.console.touch()

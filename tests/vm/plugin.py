@@ -28,6 +28,7 @@ REPORT = "report.jsonl"
 IN_MACHINE = "KTLSD_VM" in os.environ
 TIMEOUT = float(os.environ.get("KTLSD_VM_TIMEOUT", "2400"))  # of a machine's whole life
 STALL = float(os.environ.get("KTLSD_VM_STALL", "300"))  # of one test
+START = 180.0  # what the first of them may wait longer, for the boot and for pytest's start
 
 
 def kernel_has_tls() -> bool:
@@ -207,7 +208,7 @@ class Guest:
                 self.progress = time.monotonic()
             elif was_over:
                 return False
-            elif time.monotonic() - self.progress > STALL:
+            elif time.monotonic() - self.progress > (STALL if self.offset else STALL + START):
                 self.boot.kill(
                     f"was killed: for {STALL:.0f} seconds nothing came from {self.current or 'pytest in it'}"
                 )
