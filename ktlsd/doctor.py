@@ -280,7 +280,11 @@ def _zero_copy(library: Library, certificate: str) -> Link:
     name = "zero-copy sendfile"
     if library.version < _ZERO_COPY_SINCE:
         return Link(
-            name, False, "OpenSSL has no option for it", "needs OpenSSL 3.2; it saves a copy only where a NIC encrypts"
+            name,
+            False,
+            "OpenSSL has no option for it",
+            "needs OpenSSL 3.2; it saves a copy only where a NIC encrypts",
+            needed=False,
         )
     with _contexts(library, certificate, "TLSv1.3", AEAD_CIPHERS["TLSv1.3"][0]) as (server, client):
         refusal = ktls_probe.zero_copy_refusal(server, client)

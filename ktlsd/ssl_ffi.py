@@ -97,6 +97,7 @@ _SSL_ERROR_ZERO_RETURN = 6
 _SSL_KEY_UPDATE_NONE = -1
 _SSL_R_HTTP_REQUEST = 156
 _SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
+_SSL_R_NO_SUITABLE_RECORD_LAYER = 322
 _ERR_LIB_SSL = 20
 _ERR_SYSTEM_FLAG = 1 << 31
 _BIO_NOCLOSE = 0
@@ -353,6 +354,9 @@ class Connection:
             raise ConnectionLost(os.strerror(system_error) if system_error else "the peer closed the TCP connection")
         reasons = {packed & 0x7FFFFF for packed, _ in errors if packed >> 23 & 0xFF == _ERR_LIB_SSL}
         text = "; ".join(reason for _, reason in errors) or "no reason given"
+        if _SSL_R_NO_SUITABLE_RECORD_LAYER in reasons:
+            # OpenSSL 3.2 and later when it would set TLS_RX anew, which Linux before 6.14 refuses: docs/key-update.md.
+            raise TLSError(f"the peer updated its keys, which kTLS RX cannot follow ({text})")
         if _SSL_R_HTTP_REQUEST in reasons:
             raise PlainHTTP(text)
         if _SSL_R_UNEXPECTED_EOF_WHILE_READING in reasons:

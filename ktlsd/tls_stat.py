@@ -23,10 +23,11 @@ _NLM_F_REQUEST: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST: Final = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to its sockid: family, protocol, extensions, states
 _SOCKID: Final = struct.Struct(">HH16s16s12s")  # inet_diag_sockid: ports, addresses, interface and cookie
+_WITH_INFO: Final = 1 << 1  # INET_DIAG_INFO: the kernel tells of the ULP only together with it
 _NO_COOKIE: Final = bytes(4) + b"\xff" * 8
 _DIAG_MSG_SIZE: Final = 72
 _ATTRIBUTE: Final = struct.Struct("=HH")
-_INET_DIAG_ULP_INFO: Final = 22
+_INET_DIAG_ULP_INFO: Final = 19
 _INET_ULP_INFO_TLS: Final = 2
 _CONFIGURATION: Final = {Direction.TX: 3, Direction.RX: 4}  # TLS_INFO_TXCONF, TLS_INFO_RXCONF
 _OFFLOADS: Final = {1: Offload.NONE, 2: Offload.SOFTWARE, 3: Offload.DEVICE, 4: Offload.DEVICE}  # TLS_CONF_*
@@ -75,7 +76,7 @@ def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
     local, remote = connection.getsockname(), connection.getpeername()
     addresses = (socket.inet_pton(connection.family, end[0].partition("%")[0]) for end in (local, remote))
     sockid = _SOCKID.pack(local[1], remote[1], *(address.ljust(16, b"\0") for address in addresses), _NO_COOKIE)
-    request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + sockid
+    request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, _WITH_INFO, 0xFFFFFFFF) + sockid
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(1)

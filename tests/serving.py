@@ -112,7 +112,8 @@ def serving(
     try:
         deadline = time.monotonic() + START_SECONDS
         while len(running.ports) < len(listen):
-            assert process.poll() is None and time.monotonic() < deadline, "not listening:\n" + "\n".join(running.log)
+            alive = process.poll() is None and time.monotonic() < deadline
+            assert alive, "not listening:\n" + "\n".join(running.log)
             time.sleep(0.02)
             found = (re.fullmatch(r"listening on https://.*:(\d+)", line) for line in list(running.log))
             running.ports = [int(match[1]) for match in found if match]

@@ -59,5 +59,5 @@ def test_a_cold_file_does_not_stop_the_others(slow_disk: SlowDisk, tmp_path: Pat
     )
     assert len(waits) > 20
     assert median < disk_wait / 4
-    # The chunks' disk time makes up nearly the whole download: were it spent on the event loop, most waits would show it.
+    # The chunks' disk time makes up nearly the whole download: on the event loop, most waits would show it.
     assert sum(wait > disk_wait / 2 for wait in waits) <= len(waits) // 20

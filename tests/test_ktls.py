@@ -1,9 +1,8 @@
-"""kTLS, proven by the kernel's own evidence: tls_stat, strace, and bytes that match. Needs a kernel with the tls ULP."""
+"""kTLS, proven by the kernel's own evidence: tls_stat, strace, and bytes that match. Needs the tls ULP."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -64,13 +63,10 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 def gibibyte(root: Path) -> Iterator[str]:
     """A file of 1 GiB in which every MiB differs, so that a part in the wrong place shows; its SHA-256."""
     block = os.urandom(MIB)
-    digest = hashlib.sha256()
     with open(root / "gibibyte.bin", "wb") as file:
         for index in range(1024):
-            part = index.to_bytes(8) + block[8:]
-            digest.update(part)
-            file.write(part)
-    yield digest.hexdigest()
+            file.write(index.to_bytes(8) + block[8:])
+    yield subprocess.check_output(["sha256sum", str(root / "gibibyte.bin")], text=True).split()[0]
     (root / "gibibyte.bin").unlink()
 
 
@@ -88,9 +84,7 @@ def test_a_gibibyte_arrives_whole(server: Running, gibibyte: str, protocol: str,
     started = time.monotonic()
     curl = ["curl", "-ksS", *curl_options(protocol, cipher), server.url("/gibibyte.bin")]
     with subprocess.Popen(curl, stdout=subprocess.PIPE) as download:
-        digest = subprocess.run(
-            ["openssl", "dgst", "-sha256", "-r"], stdin=download.stdout, capture_output=True, text=True, check=True
-        ).stdout.split()[0]
+        digest = subprocess.check_output(["sha256sum"], stdin=download.stdout, text=True).split()[0]
     assert download.returncode == 0
     assert digest == gibibyte
     assert counter("TlsTxSw") == before + 1
@@ -111,7 +105,7 @@ def test_the_kernel_reads_the_file_and_the_server_does_not(root: Path, tmp_path:
     sent = 0
     touched = 0
     for call in calls:
-        if match := re.match(r"sendfile\(\d+<TCP:\[.*\]>, \d+</.*/medium\.bin>, .* = (\d+)$", call):
+        if match := re.match(r"sendfile\(\d+<socket:\[\d+\]>, \d+</.*/medium\.bin>, .* = (\d+)$", call):
             sent += int(match[1])
         elif match := re.match(r"preadv2\(.*iov_len=1}\], 1, \d+, RWF_NOWAIT\) = 1$", call):
             # The residency probe: one byte, only if it is in memory.
@@ -163,11 +157,11 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
             before = counter("TlsTxSw")
             url = f"https://10.111.0.1:{server.port}/part.bin"
             each = [part for index in range(64) for part in (url, "-o", str(tmp_path / f"{index}.out"))]
-            subprocess.run([*run, "curl", "-ksS", "--parallel", "--parallel-max", "64", *each], check=True, timeout=600)
+            subprocess.run([*run, "curl", "-ks", "--parallel", "--parallel-max", "64", *each], check=True, timeout=600)
             assert counter("TlsTxSw") == before + 64
             for index in range(64):
                 assert (tmp_path / f"{index}.out").read_bytes() == content
-            lost = subprocess.run(["tc", "-s", "qdisc", "show", "dev", "ktlsd0"], capture_output=True, text=True).stdout
+            lost = subprocess.check_output(["tc", "-s", "qdisc", "show", "dev", "ktlsd0"], text=True)
             dropped = re.search(r"dropped (\d+)", lost)
             assert dropped is not None
             assert int(dropped[1]) > 0
@@ -204,8 +198,8 @@ def test_a_client_with_max_fragment_length_gets_the_same_bytes(server: Running, 
 def test_require_serves_with_ktls_and_closes_a_connection_without(root: Path, tmp_path: Path) -> None:
     with serving(root, "--ktls", "require", state=tmp_path / "state") as server:
         assert get(server.port, "/small.txt").body == b"small"
-        curl = subprocess.run(["curl", "-ksS", *CBC_CLIENT, server.url("/small.txt")], capture_output=True, text=True)
-        assert curl.returncode == 52, curl.stderr  # CURLE_GOT_NOTHING
+        curl = subprocess.run(["curl", "-ks", *CBC_CLIENT, server.url("/small.txt")], check=False)
+        assert curl.returncode == 52  # CURLE_GOT_NOTHING
         server.wait_for_line("closed: --ktls require, and sends are not offloaded: kTLS carries no such cipher")
         assert get(server.port, "/small.txt").body == b"small"
 

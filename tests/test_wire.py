@@ -1,6 +1,6 @@
 """HTTP over TLS as clients see it: the bytes on the wire of a running server.
 
-Here over whatever path this machine gives (user space, without a kTLS kernel); test_ktls_wire.py runs the same over kTLS.
+Here over whatever path this machine gives (user space, without a kTLS kernel); test_ktls_wire.py has it over kTLS.
 """
 
 from __future__ import annotations

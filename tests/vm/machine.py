@@ -68,6 +68,8 @@ DAY = 86400
 MIB = 1024 * 1024
 DISK_SIZE = 4096 * MIB
 SLOW_SIZE = 64 * MIB
+# Emulated AVX costs more than it saves: with SSE alone AES-GCM and ChaCha20-Poly1305 run a third faster.
+CPU = "max,-la57,-avx,-avx2"
 SLOW_BYTES_PER_SECOND = 4 * MIB
 SLOW_FILES = {"cold.bin": 24 * MIB, "second.bin": 8 * MIB, "medium.bin": MIB, "small.bin": 10 * 1024, "tiny.bin": 100}
 
@@ -458,7 +460,17 @@ def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path
     # Without address randomisation QEMU's translated code serves one process after the other: a third less CPU.
     kernel_line = "console=ttyS0 panic=-1 oops=panic loglevel=5 random.trust_cpu=on"
     kernel_line += " mitigations=off cryptomgr.notests norandmaps nokaslr tsc=reliable"
-    command = [tool("qemu-system-x86_64"), "-accel", accel, "-cpu", "max,-la57", "-smp", "2", "-m", "4G"]
+    command = [
+        tool("qemu-system-x86_64"),
+        "-accel",
+        accel,
+        "-cpu",
+        os.environ.get("KTLSD_VM_CPU", CPU),
+        "-smp",
+        "2",
+        "-m",
+        "4G",
+    ]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"]
     command += ["-kernel", str(prepared.kernel.image), "-initrd", str(prepared.initrd), "-append", kernel_line]
     command += ["-serial", f"file:{console}"]
