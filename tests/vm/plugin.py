@@ -149,6 +149,8 @@ class Guest:
         self.offset = 0
         prepared = prepare(variant, self.say)
         command = ["env", f"KTLSD_VM_REPORT=/results/{REPORT}", "python", "-m", "pytest", "-q"]
+        # The scratch disk has a page cache as a web server's disk has; the root is an overlay in memory.
+        command += ["--basetemp=/mnt/disk/pytest"]
         command += ["-p", "no:cacheprovider", f"--tb={config.getoption('tbstyle')}"]
         for setting in (f"faulthandler_timeout={STALL * 0.8:.0f}", *(config.getoption("override_ini") or ())):
             command += ["-o", setting]
