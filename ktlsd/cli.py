@@ -186,7 +186,8 @@ def _ktls_state(library: Library, context: Context, support: Support) -> str:
         states.append(f"{name} tx={tx} rx={rx}")
     if support.mode is Mode.REQUIRE and not engaged:
         raise _Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
-    return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}"
+    hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"
+    return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}{hint}"
 
 
 def _root_advice(error: OSError) -> str:
