@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ktlsd import __version__, ktls_probe
@@ -22,6 +22,7 @@ from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Refusal(Exception):
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        # Before anything is served; afterwards SIGINT is heeded by the server.
+        return EXIT_INTERRUPTED
 
 
 def _one_line(text: str) -> str:
@@ -119,22 +123,25 @@ def _serve(settings: Settings) -> int:
 
     site = Site(library, context, support, root)
 
-    def work() -> None:
-        trio.run(lambda: Server(site).run(listeners))
+    def work(ready: Callable[[], None]) -> None:
+        async def serve() -> None:
+            await Server(site).run(listeners, ready)
+
+        trio.run(serve)
+
+    def announce() -> None:
+        for listener in listeners:
+            print(f"listening on {url(listener)}", file=sys.stderr, flush=True)
 
     if settings.workers == 1:
-        _announce(listeners)
-        work()
+        work(announce)
     else:
         from ktlsd.workers import supervise
 
-        supervise(settings.workers, listeners, work, lambda: _announce(listeners))
+        supervise(settings.workers, listeners, work, announce)
+    root.close()
+    context.close()
     return 0
-
-
-def _announce(listeners: Sequence[socket.socket]) -> None:
-    for listener in listeners:
-        print(f"listening on {url(listener)}", file=sys.stderr, flush=True)
 
 
 def _support(library: Library, mode: Mode) -> Support:
@@ -179,7 +186,8 @@ def _ktls_state(library: Library, context: Context, support: Support) -> str:
         states.append(f"{name} tx={tx} rx={rx}")
     if support.mode is Mode.REQUIRE and not engaged:
         raise _Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
-    return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}"
+    hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"
+    return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}{hint}"
 
 
 def _root_advice(error: OSError) -> str:

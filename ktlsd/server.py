@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, cast
@@ -70,15 +70,19 @@ class Server:
         self._idle: set[trio.CancelScope] = set()
         self._date = (0, "")
 
-    async def run(self, listeners: Sequence[socket.socket]) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too."""
+    async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
+
+        `ready` is called once signals are heeded and connections accepted.
+        """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(self._watch_signals, nursery.cancel_scope)
             async with trio.open_nursery() as connections:
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
                             acceptors.start_soon(self._accept, listener, connections)
+                        ready()
                 # From here on new clients are refused instead of waiting in a queue that nobody serves.
                 for listener in listeners:
                     listener.close()
@@ -92,8 +96,11 @@ class Server:
         for scope in self._idle:
             scope.cancel()
 
-    async def _watch_signals(self, everything: trio.CancelScope) -> None:
+    async def _watch_signals(
+        self, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for _ in signals:
                 if self._draining:
                     everything.cancel()

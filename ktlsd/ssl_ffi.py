@@ -8,6 +8,7 @@ Context, and every SSL* one owner, a Connection, each freed by its close(). No C
 from __future__ import annotations
 
 import enum
+import errno
 import importlib
 import os
 import re
@@ -115,6 +116,7 @@ _STATFS_SIZE = 256
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
+_PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 OLDEST_OPENSSL: Final = (3, 0, 0)
 READ_SIZE: Final = 16384
 
@@ -392,7 +394,7 @@ class Connection:
     def sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel encrypt and send up to `count` bytes of a file; the number taken, 0 at the end of the file.
 
-        Only where kTLS TX is on (SSL_sendfile(3)).
+        Only where kTLS TX is on (SSL_sendfile(3)). Raises OSError when the file cannot be read.
         """
         self._c.ERR_clear_error()
         result: int = self._c.SSL_sendfile(self._ssl, descriptor, offset, count, 0)
@@ -404,7 +406,9 @@ class Connection:
             return Wait.WRITABLE
         self._library.take_errors()
         # Before OpenSSL 3.4 the queue says SSL_R_UNINITIALIZED for any failing sendfile(2): errno holds the truth.
-        raise ConnectionLost(f"sendfile: {os.strerror(system_error)}")
+        if system_error in _PEER_IS_GONE:
+            raise ConnectionLost(os.strerror(system_error))
+        raise OSError(system_error, f"sendfile: {os.strerror(system_error)}")
 
     def shutdown(self) -> None:
         """Send close_notify if the socket takes it now (SSL_shutdown(3)); a peer that is gone is no error."""

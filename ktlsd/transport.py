@@ -44,8 +44,6 @@ class Transport:
         self._residency = residency
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = False
-        self.bytes_by_sendfile = 0
-        self.bytes_by_write = 0
 
     async def handshake(self) -> Handshake:
         """Complete the handshake. Raises TLSError."""
@@ -70,11 +68,12 @@ class Transport:
         """
         return self._kernel_sends and self._tls.key_update_owed()
 
-    async def send_text(self, data: bytes | memoryview) -> None:
+    async def send_text(self, data: bytes) -> None:
         """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
-        while (wait := self._tls.write(data)) is not None:
-            await self._progress(wait)
-        self.bytes_by_write += len(data)
+        if self._kernel_sends:
+            await self._send_by_kernel(data, 0)
+        else:
+            await self._write(data)
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send a response head and `count` > 0 bytes of a file, sharing the first record.
@@ -86,19 +85,29 @@ class Transport:
         else:
             await self._send_through_buffer(head, descriptor, offset, count)
 
+    async def _send_by_kernel(self, data: bytes, flags: int) -> None:
+        """Send bytes that the kernel makes records of, without OpenSSL, which would first send a KeyUpdate it owes."""
+        while data:
+            try:
+                sent = self._socket.send(data, flags)
+            except BlockingIOError:
+                await self._progress(Wait.WRITABLE)
+            except OSError as error:
+                raise ConnectionLost(error.strerror) from error
+            else:
+                data = data[sent:]
+
+    async def _write(self, data: bytes | memoryview) -> None:
+        while (wait := self._tls.write(data)) is not None:
+            await self._progress(wait)
+
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         # Residency first: a head left in an open record would reach the client only after the disk.
         end = offset + count
         resident = min(offset + KERNEL_CHUNK, end)
         await self._residency.make_resident(descriptor, offset, resident - offset)
-        # With kTLS the kernel makes the records: MSG_MORE keeps this one open for the first bytes of the file.
-        while head:
-            try:
-                head = head[self._socket.send(head, socket.MSG_MORE) :]
-            except BlockingIOError:
-                await self._progress(Wait.WRITABLE)
-            except OSError as error:
-                raise ConnectionLost(error.strerror) from error
+        # MSG_MORE keeps the record open for the first bytes of the file.
+        await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
             sent = self._tls.sendfile(descriptor, offset, resident - offset)
             if isinstance(sent, Wait):
@@ -110,7 +119,6 @@ class Transport:
             if sent == 0:
                 raise FileShrank
             offset += sent
-            self.bytes_by_sendfile += sent
             if offset == end:
                 return
             if offset == resident:
@@ -129,7 +137,7 @@ class Transport:
             if got == 0:
                 raise FileShrank
             offset += got
-            await self.send_text(view[: filled + got])
+            await self._write(view[: filled + got])
             if offset == end:
                 return
             filled = 0

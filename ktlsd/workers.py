@@ -21,10 +21,14 @@ _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 
 def supervise(
-    count: int, listeners: Sequence[socket.socket], work: Callable[[], None], ready: Callable[[], None]
+    count: int,
+    listeners: Sequence[socket.socket],
+    work: Callable[[Callable[[], None]], None],
+    ready: Callable[[], None],
 ) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT; `ready` is called once they run.
 
+    `work` is given what to call when it serves. Clients that come before wait in the sockets' queues.
     The parent's own copies of the listeners are closed then, so that new clients are refused while workers finish.
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
@@ -53,14 +57,14 @@ def supervise(
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _fork(work: Callable[[], None], mask: set[int | signal.Signals]) -> int:
+def _fork(work: Callable[[Callable[[], None]], None], mask: set[int | signal.Signals]) -> int:
     worker = os.fork()
     if worker:
         return worker
     status = 1
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        work()
+        work(lambda: None)
         status = 0
     except BaseException:
         log.exception("worker %d failed", os.getpid())

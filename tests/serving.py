@@ -151,6 +151,12 @@ def connect(port: int, context: ssl.SSLContext | None = None, session: ssl.SSLSe
     return context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name)
 
 
+def is_refused(port: int) -> bool:
+    """Whether nobody listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def read_to_end(connection: ssl.SSLSocket) -> bytes:
     """All bytes up to close_notify; an end without one raises ssl.SSLEOFError."""
     data = bytearray()

@@ -6,11 +6,13 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.serving import client_context, connect, get, run_to_end, serving
+from tests.serving import client_context, connect, get, is_refused, run_to_end, serving
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_every_listener_gets_its_line_and_serves(root: Path, tmp_path: Path) -> 
 
 
 def test_localhost_8443_is_the_default(root: Path, tmp_path: Path) -> None:
-    if socket.socket().connect_ex(("127.0.0.1", 8443)) == 0:
+    if not is_refused(8443):
         pytest.skip("something else listens on port 8443")
     state = tmp_path / "state"
     with serving(root, state=state, listen=[]) as server:
@@ -199,6 +201,28 @@ def test_require_refuses_to_start_without_ktls(root: Path, tmp_path: Path) -> No
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("ktlsd: --ktls require, but sends cannot be offloaded here")
     assert "ktlsd doctor" in ended.stderr
+
+
+def test_an_openssl_without_sendfile_is_one_clear_line(tmp_path: Path) -> None:
+    # This release of a well-known wheel carries OpenSSL 1.1.1, which no current distribution has.
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(tmp_path)]
+    wanted = ["--python-version=3.11", "--platform=manylinux2014_x86_64", "psycopg2-binary==2.9.5"]
+    subprocess.run([*pip, *wanted], check=True, timeout=300)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path)
+    folder = next(tmp_path.glob("*.libs"))
+    library = next(folder.glob("libssl-*"))
+    ended = run_to_end("--root", str(tmp_path), "--libssl", str(library), state=tmp_path, LD_LIBRARY_PATH=str(folder))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "is OpenSSL 1.1.1" in ended.stderr
+    assert "which has no SSL_sendfile: install OpenSSL 3.0 or later" in ended.stderr
+
+
+def test_sigterm_right_after_the_last_line_exits_0(root: Path, tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        for _ in range(5):
+            with serving(root, "--workers", workers, state=tmp_path / "state") as server:
+                assert server.stop() == 0
 
 
 def test_version_and_help(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Running, connect, get, parse, read_to_end, serving
+from tests.serving import Running, connect, get, is_refused, parse, read_to_end, serving
 
 LARGE = 64 * 1024 * 1024
 REQUEST = b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -113,7 +113,7 @@ def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path,
     with idle:
         # An idle connection is closed in order, and at once.
         assert idle.recv(65536) == b""
-    assert eventually(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+    assert eventually(lambda: is_refused(server.port))
     assert server.process.poll() is None
     with connection:
         assert parse(data + read_to_end(connection))[0].body == (root / "large.bin").read_bytes()
@@ -123,7 +123,7 @@ def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path,
 def test_a_second_signal_ends_downloads_too(server: Running) -> None:
     connection, _ = begin_download(server.port)
     server.process.send_signal(signal.SIGTERM)
-    assert eventually(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+    assert eventually(lambda: is_refused(server.port))
     assert server.stop() == 0
     with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
         read_to_end(connection)
