@@ -109,7 +109,7 @@ def _serve(settings: Settings) -> int:
     import trio
 
     from ktlsd.lookup import Root
-    from ktlsd.server import Server, Site
+    from ktlsd.server import END_SIGNALS, Server, Site
 
     try:
         root = Root(library, os.fspath(settings.root), dotfiles=settings.dotfiles)
@@ -128,6 +128,9 @@ def _serve(settings: Settings) -> int:
             await Server(site).run(listeners, ready)
 
         trio.run(serve)
+        # The interpreter's own end would give them back their default action, and the exit status would be theirs.
+        for number in END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
         for listener in listeners:
@@ -136,9 +139,10 @@ def _serve(settings: Settings) -> int:
     if settings.workers == 1:
         work(announce)
     else:
-        from ktlsd.workers import supervise
+        from ktlsd.workers import Job, supervise
 
-        supervise(settings.workers, listeners, work, announce)
+        job = Job(library.end_with_parent, lambda: work(lambda: None))
+        supervise(settings.workers, listeners, job, announce)
     root.close()
     context.close()
     return 0

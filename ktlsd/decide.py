@@ -8,6 +8,7 @@ of its own), and a Response says what to send without knowing how: a short text 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -16,6 +17,8 @@ from typing import Final
 from ktlsd.byte_range import ByteRange, Unsatisfiable, parse_range
 from ktlsd.validators import Verdict, entity_tag, http_date, range_applies, verdict
 
+# uri-host [":" port] of RFC 9110 section 7.2, where the host may be empty (RFC 9112 section 3.2).
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 SERVED_METHODS: Final = ("GET", "HEAD")
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -29,6 +32,7 @@ class Miss(enum.Enum):
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "not readable by the server")
     SPECIAL = (HTTPStatus.FORBIDDEN, "not a regular file")
     NO_INDEX = (HTTPStatus.FORBIDDEN, "a folder without an index file")
+    BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, "held by a lease or renamed again and again")
     EXHAUSTED = (HTTPStatus.SERVICE_UNAVAILABLE, "no file descriptors or memory left")
     FAILED = (HTTPStatus.INTERNAL_SERVER_ERROR, "the file system failed")
 
@@ -76,6 +80,17 @@ class Response:
     reason: str = ""
     close: bool = False
     """Whether the connection must not be used again."""
+
+
+def refuse_head(version: bytes, request: Request) -> Response | None:
+    """The answer to a head that h11 accepts and HTTP/1.1 does not; None where there is nothing against it."""
+    head = request.method == "HEAD"
+    if not version.startswith(b"1."):
+        reason = f"HTTP/{version.decode('ascii')}"
+        return short(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, reason, head=head, close=True)
+    if not _HOST.fullmatch(request.fields.get("host", "")):
+        return short(HTTPStatus.BAD_REQUEST, "a Host that names no host", head=head, close=True)
+    return None
 
 
 def refuse_method(method: str) -> Response | None:

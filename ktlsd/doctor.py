@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ktlsd import __version__, ktls_probe, tls_stat
 from ktlsd.certificate import localhost_certificate
@@ -286,8 +286,11 @@ def _zero_copy(library: Library, certificate: str) -> Link:
             "needs OpenSSL 3.2; it saves a copy only where a NIC encrypts",
             needed=False,
         )
-    with _contexts(library, certificate, "TLSv1.3", AEAD_CIPHERS["TLSv1.3"][0]) as (server, client):
-        refusal = ktls_probe.zero_copy_refusal(server, client)
+    try:
+        with _contexts(library, certificate, "TLSv1.3", AEAD_CIPHERS["TLSv1.3"][0]) as (server, client):
+            refusal = ktls_probe.zero_copy_refusal(server, client)
+    except (ContextError, TLSError, OSError) as error:
+        refusal = f"no handshake: {error}"
     found = refusal or "available (OpenSSL 3.2, TLS_TX_ZEROCOPY_RO); it saves a copy only where a NIC encrypts"
     return Link(name, refusal is None, found, "needs kTLS TX and Linux 5.19", needed=False)
 
@@ -296,28 +299,21 @@ def _interfaces() -> Iterator[Interface]:
     # Slow to import, and only the doctor asks.
     from pyroute2.ethtool import Ethtool
 
-    with Ethtool() as ethtool:
-        for _, name in socket.if_nameindex():
-            if name == "lo":
-                continue
-            try:
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    for name in names:
+        try:
+            with Ethtool() as ethtool:
                 features = ethtool.get_features(name).features
-            except Exception as error:  # whatever a driver or a sandbox makes of the ioctl
-                yield Interface(name, f"unknown ({error})", "unknown")
-                continue
-            states = []
-            for feature in ("tls-hw-tx-offload", "tls-hw-rx-offload"):
-                known = features.get(feature)
-                states.append(
-                    "unknown"
-                    if known is None
-                    else "on"
-                    if known.enable
-                    else "off"
-                    if known.available
-                    else "not offered"
-                )
-            yield Interface(name, *states)
+        except Exception as error:  # whatever a driver or a sandbox makes of the request
+            yield Interface(name, f"unknown ({error})", "unknown")
+            continue
+        yield Interface(name, *(_feature(features.get(f"tls-hw-{way}-offload")) for way in ("tx", "rx")))
+
+
+def _feature(known: Any) -> str:
+    if known is None:
+        return "unknown"
+    return "on" if known.enable else "off" if known.available else "not offered"
 
 
 def _device(interfaces: tuple[Interface, ...]) -> Link:

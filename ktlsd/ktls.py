@@ -36,7 +36,7 @@ class Offload(enum.Enum):
     SOFTWARE = "software"
     DEVICE = "device"
     KERNEL = "software or device"
-    """The kernel has offloaded to a device, and tells whether for this connection only with CAP_NET_ADMIN."""
+    """The kernel does not tell which: before Linux 6.15 it tells only processes with CAP_NET_ADMIN."""
 
 
 class Reason(enum.Enum):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +25,9 @@ INDEX: Final = b"index.html"
 
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-# RESOLVE_BENEATH fails with EAGAIN when a rename elsewhere might have moved the walk outside (openat2(2)).
+# EAGAIN: a rename elsewhere might have moved the walk outside (openat2(2)), or a lease is being broken (fcntl(2)).
 _TRIES: Final = 16
+_RETRY_SECONDS: Final = 0.01
 _MISSES: Final = {
     errno.ENOENT: Miss.ABSENT,
     errno.ENOTDIR: Miss.ABSENT,
@@ -36,6 +38,7 @@ _MISSES: Final = {
     errno.EPERM: Miss.FORBIDDEN,
     errno.ENXIO: Miss.SPECIAL,
     errno.ENODEV: Miss.SPECIAL,
+    errno.EAGAIN: Miss.BUSY,
     errno.EMFILE: Miss.EXHAUSTED,
     errno.ENFILE: Miss.EXHAUSTED,
     errno.ENOMEM: Miss.EXHAUSTED,
@@ -117,15 +120,21 @@ class Root:
             try:
                 return self._library.openat2(self._descriptor, path, flags, cached=False)
             except BlockingIOError:
-                continue
-        raise OSError(errno.ENOENT, "renamed again and again")
+                time.sleep(_RETRY_SECONDS)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _examine(descriptor: int, path: bytes) -> OpenFile | Miss | None:
     """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        kind = content_type(suffixes_of(path))
-        return OpenFile(descriptor, FileFacts(status.st_size, status.st_mtime_ns, status.st_ino, kind))
-    os.close(descriptor)
-    return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL
+    taken = False
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            kind = content_type(suffixes_of(path))
+            found = OpenFile(descriptor, FileFacts(status.st_size, status.st_mtime_ns, status.st_ino, kind))
+            taken = True
+            return found
+        return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL
+    finally:
+        if not taken:
+            os.close(descriptor)

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -21,7 +21,7 @@ import h11
 import trio
 
 from ktlsd.byte_range import ByteRange
-from ktlsd.decide import Request, Response, decide, refuse_method, short
+from ktlsd.decide import Request, Response, decide, refuse_head, refuse_method, short
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.lookup import OpenFile, Root
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
@@ -43,6 +43,7 @@ LONGEST_HEAD: Final = 32768
 LARGEST_SKIPPED_BODY: Final = 65536
 """Bytes of a request body that are read and thrown away so that the connection can be kept."""
 
+END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _ACCEPTS_IN_A_ROW: Final = 16
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
@@ -99,8 +100,15 @@ class Server:
     async def _watch_signals(
         self, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        # The receiver gives signals back to these handlers when it closes: one that comes while the process ends
+        # changes nothing any more, and one that comes before the receiver opens is not lost.
+        early: list[int] = []
+        for number in END_SIGNALS:
+            signal.signal(number, lambda number, frame: early.append(number))
+        with trio.open_signal_receiver(*END_SIGNALS) as signals:
             task_status.started()
+            if early:
+                self.drain()
             async for _ in signals:
                 if self._draining:
                     everything.cancel()
@@ -181,22 +189,21 @@ class Server:
     async def _serve_requests(self, transport: Transport, peer: str) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         while True:
-            opened = None
+            event = opened = None
             try:
                 event = await self._read_head(http, transport)
                 if event is None:
                     await transport.finish()
                     return
-                request = _request(event)
                 body_skipped = await self._skip_body(http, transport)
-                response, opened = await self._answer(request, event.target)
+                response, opened = await self._answer(event)
             except h11.RemoteProtocolError as error:
-                event, response = None, _refuse_malformed(error, http)
+                response = _refuse_malformed(error, http, event)
             except trio.TooSlowError:
-                event, response = None, short(HTTPStatus.REQUEST_TIMEOUT, "a request head took too long", close=True)
+                response = short(HTTPStatus.REQUEST_TIMEOUT, "a request head took too long", close=True)
             else:
                 if self._draining or not body_skipped or transport.key_update_owed():
-                    response = _closing(response)
+                    response = replace(response, close=True)
             try:
                 if response.reason:
                     _log_refusal(peer, event, response)
@@ -247,22 +254,25 @@ class Server:
         """Read a request's body and throw it away; False when it is too large or too slow to keep the connection."""
         if http.they_are_waiting_for_100_continue:
             return False
-        skipped = 0
+        received = 0
         with trio.move_on_after(HEAD_SECONDS):
-            while skipped <= LARGEST_SKIPPED_BODY:
+            # What counts is what was received, not what it carried: chunks can be nearly all framing.
+            while received <= LARGEST_SKIPPED_BODY:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
-                    http.receive_data(await transport.read())
-                elif isinstance(event, h11.Data):
-                    skipped += len(event.data)
-                else:
+                    data = await transport.read()
+                    received += len(data)
+                    http.receive_data(data)
+                elif not isinstance(event, h11.Data):
                     return isinstance(event, h11.EndOfMessage)
         return False
 
-    async def _answer(self, request: Request, target: bytes) -> tuple[Response, OpenFile | None]:
+    async def _answer(self, event: h11.Request) -> tuple[Response, OpenFile | None]:
         """Decide the response, and the open file that it takes its body from."""
+        request, target = _request(event), event.target
         head = request.method == "HEAD"
-        if (refused := refuse_method(request.method)) is not None:
+        refused = refuse_head(event.http_version, request) or refuse_method(request.method)
+        if refused is not None:
             return refused, None
         if len(target) > LONGEST_TARGET:
             return short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head), None
@@ -271,9 +281,13 @@ class Server:
         except BadTarget as error:
             return short(HTTPStatus.BAD_REQUEST, str(error), head=head), None
         found = await self._site.root.find(parsed)
-        if isinstance(found, OpenFile):
+        if not isinstance(found, OpenFile):
+            return decide(request, found, time.time()), None
+        try:
             return decide(request, found.facts, time.time()), found
-        return decide(request, found, time.time()), None
+        except BaseException:
+            found.close()
+            raise
 
     async def _send(
         self, http: h11.Connection, transport: Transport, response: Response, opened: OpenFile | None
@@ -333,21 +347,18 @@ def _request(event: h11.Request) -> Request:
     return Request(event.method.decode("ascii"), fields)
 
 
-def _closing(response: Response) -> Response:
-    return Response(response.status, response.fields, response.body, response.reason, close=True)
-
-
-def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection) -> Response:
+def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection, event: h11.Request | None) -> Response:
+    """The answer to bytes that are no HTTP/1.1: to a request whose body went wrong, or to no request at all."""
     status = HTTPStatus(error.error_status_hint)
     if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and b"\n" not in http.trailing_data[0]:
         status = HTTPStatus.REQUEST_URI_TOO_LONG
-    return short(status, str(error), close=True)
+    return short(status, str(error), head=event is not None and event.method == b"HEAD", close=True)
 
 
 def _log_refusal(peer: str, event: h11.Request | None, response: Response) -> None:
     what = f"{event.method.decode()} {event.target.decode('ascii', 'replace')}" if event else "a request"
     # Whatever a client sent could reach the log here: nothing that ends a line or moves a terminal gets through.
-    text = f"{peer} {response.status.value} {what[:1024]}: {response.reason}"
+    text = f"{peer} {response.status.value} {what[:1024]}: {response.reason[:1024]}"
     log.info("%s", text.encode("unicode_escape").decode("ascii"))
 
 

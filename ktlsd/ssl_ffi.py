@@ -12,6 +12,7 @@ import errno
 import importlib
 import os
 import re
+import signal
 from typing import Any, Final, NamedTuple
 
 DECLARATIONS: Final = """
@@ -76,15 +77,18 @@ struct open_how {
 };
 long syscall(long number, long dirfd, const char *path, struct open_how *how, size_t size);
 int fstatfs(int fd, void *buf);
+int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 """
 
 _SSL_FILETYPE_PEM = 1
 _SSL_CTRL_MODE = 33
 _SSL_CTRL_SET_SESS_CACHE_MODE = 44
+_SSL_CTRL_CLEAR_MODE = 78
 _SSL_CTRL_SET_MIN_PROTO_VERSION = 123
 _SSL_CTRL_SET_MAX_PROTO_VERSION = 124
 _SSL_SESS_CACHE_OFF = 0
 _SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER = 0x2
+_SSL_MODE_AUTO_RETRY = 0x4
 _SSL_MODE_RELEASE_BUFFERS = 0x10
 _SSL_OP_ENABLE_KTLS = 1 << 3
 _SSL_OP_NO_COMPRESSION = 1 << 17
@@ -113,6 +117,7 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 _STATFS_SIZE = 256
+_PR_SET_PDEATHSIG = 1
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
@@ -248,6 +253,12 @@ class Library:
             raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
         return int(buffer[0])
 
+    def end_with_parent(self, parent: int) -> None:
+        """Have this process get SIGTERM when its parent, whose number is given, ends however (PR_SET_PDEATHSIG)."""
+        self.c.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
 
 class Context:
     """The one owner of an SSL_CTX*: what all connections of one kind share."""
@@ -276,6 +287,8 @@ class Context:
         # A retried SSL_write may come from another buffer with the same bytes: Python does not promise one address.
         mode = _SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | _SSL_MODE_RELEASE_BUFFERS
         c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_MODE, mode, null)
+        # On by default, it would keep SSL_read in C for as long as a peer sends records without data (KeyUpdates).
+        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_CLEAR_MODE, _SSL_MODE_AUTO_RETRY, null)
         c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MIN_PROTO_VERSION, oldest, null)
         c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MAX_PROTO_VERSION, newest, null)
         # Sessions travel in tickets, which OpenSSL issues by default; a cache here would only hold memory.
@@ -410,11 +423,14 @@ class Connection:
             raise ConnectionLost(os.strerror(system_error))
         raise OSError(system_error, f"sendfile: {os.strerror(system_error)}")
 
-    def shutdown(self) -> None:
-        """Send close_notify if the socket takes it now (SSL_shutdown(3)); a peer that is gone is no error."""
+    def shutdown(self) -> Wait | None:
+        """Send close_notify (SSL_shutdown(3)); None once the kernel has it. A peer that is gone is no error."""
         self._c.ERR_clear_error()
-        if self._c.SSL_shutdown(self._ssl) < 0:
-            self._library.take_errors()
+        result: int = self._c.SSL_shutdown(self._ssl)
+        if result < 0 and self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_WANT_WRITE:
+            return Wait.WRITABLE
+        self._library.take_errors()
+        return None
 
     def key_update_owed(self) -> bool:
         """Whether the peer asked for a TLS 1.3 KeyUpdate of ours (RFC 8446 section 4.6.3) that has not been sent."""

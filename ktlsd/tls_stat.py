@@ -46,24 +46,27 @@ class Offloads:
     """Tells software from device offload for connections that have one."""
 
     def __init__(self) -> None:
-        try:
-            self._counters = os.open(TLS_STAT, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._counters = -1
+        self._counters = -1
 
     def close(self) -> None:
         if self._counters >= 0:
             os.close(self._counters)
+            self._counters = -1
 
     def of(self, connection: socket.socket, direction: Direction) -> Offload:
-        """What carries a connection that is offloaded in this direction."""
-        if not self._any_device():
-            return Offload.SOFTWARE
-        return ask_kernel(connection).get(direction, Offload.KERNEL)
+        """What carries a connection that is offloaded in this direction; KERNEL where the kernel does not tell."""
+        try:
+            if not self._any_device():
+                return Offload.SOFTWARE
+            return ask_kernel(connection).get(direction, Offload.KERNEL)
+        except OSError:
+            # The peer has left, a sandbox forbids netlink, or the tls module came anew and the old counters are gone.
+            self.close()
+            return Offload.KERNEL
 
     def _any_device(self) -> bool:
         if self._counters < 0:
-            return False
+            self._counters = os.open(TLS_STAT, os.O_RDONLY | os.O_CLOEXEC)
         rows = (line.split() for line in os.pread(self._counters, 4096, 0).splitlines())
         return any(int(value) for name, value in rows if name in (b"TlsTxDevice", b"TlsRxDevice"))
 

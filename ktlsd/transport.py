@@ -9,7 +9,10 @@ cannot be sent whole ends the connection without close_notify, so that no client
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
+import sys
+import termios
 from typing import Final
 
 import trio
@@ -29,7 +32,7 @@ USER_SPACE_CHUNK: Final = 131072
 # Longer than this between two sends, and the pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
 _LINGER_SECONDS: Final = 2.0
-_LINGER_BYTES: Final = 262144
+_LINGER_READ: Final = 65536
 
 
 class FileShrank(Exception):
@@ -44,6 +47,7 @@ class Transport:
         self._residency = residency
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = False
+        self._has_waited = True
 
     async def handshake(self) -> Handshake:
         """Complete the handshake. Raises TLSError."""
@@ -55,8 +59,13 @@ class Transport:
 
     async def read(self) -> bytes:
         """Some bytes that the client sent; b"" after its close_notify. Raises TLSError."""
+        if not self._has_waited:
+            # A client that always has more for us must not keep the others from their turn.
+            await trio.lowlevel.checkpoint()
+        self._has_waited = False
         while isinstance(data := self._tls.read(), Wait):
             await self._ready(data)
+            self._has_waited = True
         return data
 
     def key_update_owed(self) -> bool:
@@ -144,23 +153,25 @@ class Transport:
             await trio.lowlevel.checkpoint()
 
     async def finish(self, *, unread: bool = False) -> None:
-        """End the connection in order: close_notify, then the TCP stream.
+        """End the connection in order: what was sent, close_notify, then the TCP stream. Raises TLSError.
 
-        With `unread`, the client may still be sending: take some of it, since closing a socket with unread data resets
-        the connection and can destroy the response on its way (RFC 9112 section 9.6).
+        With `unread`, the client may still be sending: wait for its end for a while, since closing a socket with unread
+        data resets the connection and can destroy the response on its way (RFC 9112 section 9.6).
         """
-        self._tls.shutdown()
-        if not unread:
-            return
-        with contextlib.suppress(OSError), trio.move_on_after(_LINGER_SECONDS):
-            self._socket.shutdown(socket.SHUT_WR)
-            taken = 0
-            while taken < _LINGER_BYTES:
-                await trio.lowlevel.wait_readable(self._socket)
-                data = self._socket.recv(65536)
-                if not data:
-                    return
-                taken += len(data)
+        while (wait := self._tls.shutdown()) is not None:
+            await self._progress(wait)
+        if self._kernel_sends:
+            # The kernel has taken the last records but may have had no room to pass all of them to TCP, and close(2)
+            # tries once more only: it must find room.
+            await self._progress(Wait.WRITABLE)
+        if unread:
+            with contextlib.suppress(OSError), trio.move_on_after(_LINGER_SECONDS):
+                if not self._kernel_sends:
+                    self._socket.shutdown(socket.SHUT_WR)
+                data = b"unread"
+                while data:
+                    await trio.lowlevel.wait_readable(self._socket)
+                    data = self._socket.recv(_LINGER_READ)
 
     async def answer_plain_http(self, response: bytes) -> None:
         """Send bytes in the clear, to a client that did not begin with TLS, and end."""
@@ -180,10 +191,19 @@ class Transport:
             await trio.lowlevel.wait_writable(self._socket)
 
     async def _progress(self, wait: Wait) -> None:
-        with trio.move_on_after(STALL_SECONDS) as scope:
-            await self._ready(wait)
-        if scope.cancelled_caught:
-            raise TooSlow(f"the client took nothing for {STALL_SECONDS:g} s")
+        """Wait for the socket as long as the client takes something; writability alone would need it to take much."""
+        unsent = self._unsent()
+        while True:
+            with trio.move_on_after(STALL_SECONDS):
+                await self._ready(wait)
+                return
+            before, unsent = unsent, self._unsent()
+            if unsent >= before:
+                raise TooSlow(f"the client took nothing for {STALL_SECONDS:g} s")
+
+    def _unsent(self) -> int:
+        """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ, which has the terminals' number TIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class TooSlow(TLSError):

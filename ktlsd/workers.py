@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 log = logging.getLogger("ktlsd")
@@ -20,51 +21,63 @@ _PAUSE_SECONDS: Final = 1.0
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 
-def supervise(
-    count: int,
-    listeners: Sequence[socket.socket],
-    work: Callable[[Callable[[], None]], None],
-    ready: Callable[[], None],
-) -> None:
-    """Run `work` in `count` processes until SIGTERM or SIGINT; `ready` is called once they run.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`."""
 
-    `work` is given what to call when it serves. Clients that come before wait in the sockets' queues.
-    The parent's own copies of the listeners are closed then, so that new clients are refused while workers finish.
+    prepare: Callable[[int], None]
+    work: Callable[[], None]
+
+
+def supervise(count: int, listeners: Sequence[socket.socket], job: Job, ready: Callable[[], None]) -> None:
+    """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
+
+    Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
+    closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
+    process is about to exit.
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    workers = {_fork(work, before) for _ in range(count)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    workers = {_fork(job, mask) for _ in range(count)}
     ready()
+    replace_at: float | None = None
     ending = False
-    while workers:
-        received = signal.sigwait(_SIGNALS)
+    while workers or not ending:
+        if replace_at is None:
+            received = signal.sigwait(_SIGNALS)
+        else:
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, replace_at - time.monotonic()))
+            received = signal.Signals(told.si_signo) if told else signal.SIGCHLD
         if received != signal.SIGCHLD:
-            ending = True
+            ending, replace_at = True, None
             for listener in listeners:
                 listener.close()
             for worker in workers:
                 os.kill(worker, received)
-            continue
         for worker in sorted(workers):
             ended, status = os.waitpid(worker, os.WNOHANG)
-            if not ended:
-                continue
-            workers.remove(worker)
-            if not ending:
-                log.error("worker %d ended (%s), another takes its place", worker, _how(status))
-                time.sleep(_PAUSE_SECONDS)
-                workers.add(_fork(work, before))
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if ended:
+                workers.remove(worker)
+                if not ending:
+                    log.error("worker %d ended (%s), another takes its place", worker, _how(status))
+                    replace_at = replace_at or time.monotonic() + _PAUSE_SECONDS
+        if replace_at is not None and time.monotonic() >= replace_at:
+            workers |= {_fork(job, mask) for _ in range(count - len(workers))}
+            replace_at = None
 
 
-def _fork(work: Callable[[Callable[[], None]], None], mask: set[int | signal.Signals]) -> int:
+def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
+    parent = os.getpid()
     worker = os.fork()
     if worker:
         return worker
     status = 1
     try:
+        # A group of its own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+        os.setpgid(0, 0)
+        job.prepare(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        work(lambda: None)
+        job.work()
         status = 0
     except BaseException:
         log.exception("worker %d failed", os.getpid())

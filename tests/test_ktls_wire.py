@@ -1,8 +1,7 @@
-"""Everything of test_wire.py and test_lifecycle.py once more, on a kernel with kTLS."""
+"""Everything of test_wire.py once more, on a kernel with kTLS."""
 
 import pytest
 
-from tests.test_lifecycle import *  # noqa: F403
 from tests.test_wire import *  # noqa: F403
 
 pytestmark = pytest.mark.ktls

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.serving import Running, connect, get, is_refused, parse, read_to_end, serving
+from tests.serving import Running, client_context, connect, get, is_refused, parse, read_to_end, serving
 
 LARGE = 64 * 1024 * 1024
 REQUEST = b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -165,3 +168,106 @@ def test_workers_finish_downloads_on_sigterm(root: Path, tmp_path: Path) -> None
             with connection:
                 assert len(parse(data + read_to_end(connection))[0].body) == LARGE
         assert server.process.wait(timeout=30) == 0
+
+
+def test_a_terminals_interrupt_reaches_workers_once(root: Path, tmp_path: Path) -> None:
+    for _ in range(3):
+        with serving(root, "--workers", "2", state=tmp_path / "state", new_session=True) as server:
+            downloads = [begin_download(server.port) for _ in range(4)]
+            os.killpg(server.process.pid, signal.SIGINT)
+            for connection, data in downloads:
+                with connection:
+                    assert len(parse(data + read_to_end(connection))[0].body) == LARGE
+            assert server.process.wait(timeout=30) == 0
+
+
+def test_workers_end_with_their_parent(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state") as server:
+        workers = children(server.process.pid)
+        server.stop(signal.SIGKILL)
+        assert eventually(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        assert is_refused(server.port)
+
+
+def test_signals_that_come_twice_still_mean_status_0(root: Path, tmp_path: Path) -> None:
+    for pause in (0, 0.003, 0.01, 0.02, 0.05):
+        with serving(root, state=tmp_path / "state") as server:
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+            assert server.stop() == 0
+
+
+def test_one_client_that_never_pauses_does_not_starve_another(server: Running) -> None:
+    request = b"HEAD /small.txt HTTP/1.1\r\nHost: a\r\n\r\n"
+    with connect(server.port) as greedy:
+        ended = threading.Event()
+
+        def send() -> None:
+            # One request in each TLS record, as fast as the socket takes them.
+            for _ in range(20_000):
+                greedy.sendall(request)
+            ended.set()
+
+        def receive() -> None:
+            with contextlib.suppress(OSError):
+                while greedy.recv(65536):
+                    pass
+
+        threads = [threading.Thread(target=target) for target in (send, receive)]
+        for thread in threads:
+            thread.start()
+        answered = 0
+        while not ended.is_set():
+            assert get(server.port, "/small.txt").body == b"small"
+            answered += 1
+        greedy.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+    # Starved, the first of these would have come back only after the last of the greedy client's.
+    assert answered > 5
+
+
+def test_a_body_that_is_all_framing_is_not_read_for_ever(server: Running) -> None:
+    chunk = b"1;" + b"e" * 16000 + b"\r\nx\r\n"
+    with connect(server.port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 8)
+        answer, _ = parse(read_to_end(connection))
+    assert (answer.status, answer.fields["connection"]) == (405, "close")
+
+
+def test_a_file_under_a_lease_is_busy_not_absent(server: Running, root: Path) -> None:
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        with open(root / "small.txt", "r+b") as holder:
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            assert get(server.port, "/small.txt").status == 503
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        assert get(server.port, "/small.txt").status == 200
+    finally:
+        signal.signal(signal.SIGIO, before)
+
+
+@pytest.mark.parametrize("connection_field", ["close", "keep-alive"])
+def test_a_slow_reader_gets_the_last_byte_and_close_notify(server: Running, root: Path, connection_field: str) -> None:
+    """The server closes while most of the response waits in the socket: its tail must not be lost."""
+    content = (root / "large.bin").read_bytes()
+    for size in (100_000, 1_000_003, 3_333_333):
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(60)
+        raw.connect(("127.0.0.1", server.port))
+        with client_context().wrap_socket(raw, suppress_ragged_eofs=False) as connection:
+            head = f"GET /large.bin HTTP/1.1\r\nHost: a\r\nRange: bytes=0-{size - 1}\r\n"
+            connection.sendall(f"{head}Connection: {connection_field}\r\n\r\n".encode())
+            time.sleep(1)
+            if connection_field == "keep-alive":
+                # The connection is closed by the end of the server instead.
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+            data = bytearray()
+            while chunk := connection.recv(1000 if len(data) < 50_000 else 65536):
+                data += chunk
+        assert parse(bytes(data))[0].body == content[:size]
+        if connection_field == "keep-alive":
+            assert server.process.wait(timeout=30) == 0
+            return

@@ -218,6 +218,8 @@ def test_methods_that_change_or_mean_nothing_are_refused(server: Running, method
         (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a b/<>@\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
@@ -230,6 +232,12 @@ def test_malformed_requests_are_refused_and_the_connection_closed(
 ) -> None:
     answer, rest = parse(exchange(server.port, request_bytes))
     assert (answer.status, answer.fields["connection"], rest) == (status, "close", b"")
+
+
+def test_a_malformed_body_of_a_head_request_is_refused_without_a_body(server: Running) -> None:
+    data = exchange(server.port, b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    answer, rest = parse(data, head_only=True)
+    assert (answer.status, answer.fields["connection"], rest) == (400, "close", b"")
 
 
 def test_keep_alive_and_pipelining_answer_in_order(server: Running, site: Path) -> None:
