@@ -8,6 +8,7 @@ OpenSSL is opened first of all, since Python's own ssl module, which trio import
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -197,6 +198,8 @@ def _ktls_state(library: Library, context: Context, support: Support) -> str:
 def _root_advice(error: OSError) -> str:
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
+    if error.errno in (errno.ENOSYS, errno.EPERM):
+        return "this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it"
     return error.strerror or str(error)
 
 

@@ -67,7 +67,7 @@ class Root:
         # RESOLVE_CACHED is newer than openat2; without it (EINVAL) every open goes to a thread.
         self._cached_opens = True
         try:
-            os.close(library.openat2(self._descriptor, b".", os.O_RDONLY | os.O_DIRECTORY, cached=False))
+            os.close(library.openat2(self._descriptor, b".", os.O_PATH, cached=False))
             os.close(library.openat2(self._descriptor, b".", os.O_PATH, cached=True))
         except OSError as error:
             if error.errno == errno.EINVAL:

@@ -22,7 +22,7 @@ import trio
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, decide, refuse_head, refuse_method, short
-from ktlsd.ktls import Direction, Mode, Support, explain
+from ktlsd.ktls import Direction, Mode, Offload, Support, explain
 from ktlsd.lookup import OpenFile, Root
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
 from ktlsd.residency import Residency
@@ -167,16 +167,9 @@ class Server:
             log.info("%s handshake failed: %s", peer, error)
             return False
         support = self._site.support
-        kinds = {
-            direction: self._offloads.of(sock, direction)
-            for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
-            if engaged
-        }
         tx, rx = (
-            explain(support, handshake, direction, kinds[direction])
-            if direction in kinds
-            else explain(support, handshake, direction)
-            for direction in Direction
+            explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
+            for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
         )
         resumed = " resumed" if handshake.resumed else ""
         log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)

@@ -60,15 +60,23 @@ class Offloads:
                 return Offload.SOFTWARE
             return ask_kernel(connection).get(direction, Offload.KERNEL)
         except OSError:
-            # The peer has left, a sandbox forbids netlink, or the tls module came anew and the old counters are gone.
-            self.close()
+            # The peer has left, or a sandbox forbids netlink.
             return Offload.KERNEL
 
     def _any_device(self) -> bool:
+        try:
+            text = self._read()
+        except OSError:
+            # The tls module was unloaded and came anew: the open file is of the old one's counters.
+            self.close()
+            text = self._read()
+        rows = (line.split() for line in text.splitlines())
+        return any(int(value) for name, value in rows if name in (b"TlsTxDevice", b"TlsRxDevice"))
+
+    def _read(self) -> bytes:
         if self._counters < 0:
             self._counters = os.open(TLS_STAT, os.O_RDONLY | os.O_CLOEXEC)
-        rows = (line.split() for line in os.pread(self._counters, 4096, 0).splitlines())
-        return any(int(value) for name, value in rows if name in (b"TlsTxDevice", b"TlsRxDevice"))
+        return os.pread(self._counters, 4096, 0)
 
 
 def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
