@@ -134,6 +134,7 @@ def test_head_and_file_share_the_first_record(root: Path, tmp_path: Path) -> Non
     assert len([length for length in lengths if length > 1000 + 200]) == 1, lengths
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: Path) -> None:
     name = "ktlsd-netem"
     run = ["ip", "netns", "exec", name]
