@@ -520,13 +520,14 @@ class Boot:
         make_ext4(self.scratch / "disk", DISK_SIZE, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
         qemu = qemu_command(prepared, self.results, self.scratch, self.console)
         # setpriv: a machine must not outlive the session that waits for it, however that session ends.
-        self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *qemu],
-            env={**os.environ, "TMPDIR": str(self.scratch)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.console.open("ab"),
-        )
+        with self.console.open("ab") as console:
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *qemu],
+                env={**os.environ, "TMPDIR": str(self.scratch)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=console,
+            )
         self.timer = threading.Timer(timeout, self.kill, [f"was not done after {timeout:.0f} seconds"])
         self.timer.daemon = True
         self.timer.start()
