@@ -126,15 +126,13 @@ class Root:
 
 def _examine(descriptor: int, path: bytes) -> OpenFile | Miss | None:
     """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
-    taken = False
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
             kind = content_type(suffixes_of(path))
-            found = OpenFile(descriptor, FileFacts(status.st_size, status.st_mtime_ns, status.st_ino, kind))
-            taken = True
-            return found
-        return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL
-    finally:
-        if not taken:
-            os.close(descriptor)
+            return OpenFile(descriptor, FileFacts(status.st_size, status.st_mtime_ns, status.st_ino, kind))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL

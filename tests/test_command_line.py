@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import client_context, connect, get, is_refused, run_to_end, serving
+from tests.vm.plugin import kernel_has_tls
 
 
 @pytest.fixture
@@ -193,9 +194,7 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
     assert "give --cert and --key" in ended.stderr
 
 
-@pytest.mark.skipif(
-    "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split(), reason="this kernel has kTLS"
-)
+@pytest.mark.skipif(kernel_has_tls(), reason="this kernel has kTLS")
 def test_require_refuses_to_start_without_ktls(root: Path, tmp_path: Path) -> None:
     ended = run_to_end("--root", str(root), "--ktls", "require", state=tmp_path)
     assert ended.returncode == 2
