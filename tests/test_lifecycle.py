@@ -95,7 +95,8 @@ def test_clients_that_leave_cost_nothing(server: Running) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
     assert get(server.port, "/small.txt").body == b"small"
-    assert eventually(lambda: server.open_files() == before), server.open_files()
+    # Fewer: `before` may have been read while the server still closed the first connection.
+    assert eventually(lambda: server.open_files() <= before), server.open_files()
     assert not [line for line in server.log if "defect" in line or "Traceback" in line]
 
 

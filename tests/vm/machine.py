@@ -70,8 +70,8 @@ DISK_SIZE = 4096 * MIB
 SLOW_SIZE = 64 * MIB
 # Emulated AVX costs more than it saves: with SSE alone AES-GCM and ChaCha20-Poly1305 run a third faster.
 CPU = "max,-la57,-avx,-avx2"
-SLOW_BYTES_PER_SECOND = 4 * MIB
-SLOW_FILES = {"cold.bin": 24 * MIB, "second.bin": 8 * MIB, "medium.bin": MIB, "small.bin": 10 * 1024, "tiny.bin": 100}
+SLOW_BYTES_PER_SECOND = MIB
+SLOW_FILES = {"cold.bin": 8 * MIB, "second.bin": 8 * MIB, "medium.bin": MIB, "small.bin": 10 * 1024, "tiny.bin": 100}
 
 OnLine = Callable[[str], None]
 

@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class SlowDisk:
-    """A disk that gives 4 MiB/s, and the SHA-256 sums of the files that it was made with, by their names."""
+    """A disk that gives 1 MiB/s, and the SHA-256 sums of the files that it was made with, by their names."""
 
     path: Path
     manifest: dict[str, str]
