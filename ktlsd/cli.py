@@ -8,7 +8,6 @@ OpenSSL is opened first of all, since Python's own ssl module, which trio import
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import NoReturn
 
 from ktlsd import __version__, ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
-from ktlsd.listeners import ListenError, bind_all, url
+from ktlsd.listeners import ListenError, bind_all
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 
@@ -41,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
+        if arguments[:1] == ["check"]:
+            return _check(arguments[1:])
+        if arguments[:1] == ["compress"]:
+            return _compress(arguments[1:])
         return _serve(combine(vars(_serve_parser().parse_args(arguments))))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
@@ -59,20 +62,34 @@ def _serve_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd",
         description="Serve a folder over HTTPS, encrypted by the kernel straight from the page cache where it can be.",
-        epilog="`ktlsd doctor [--json]` explains what kTLS does on this machine.",
+        epilog="`ktlsd doctor [--json]` explains what kTLS does here; `ktlsd check --config FILE` checks a file.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--root", metavar="DIR", help="the folder to serve")
     add("--listen", metavar="ADDR:PORT", action="append", help="where to listen (default localhost:8443); repeatable")
-    add("--cert", metavar="FILE", help="PEM certificate chain (default: a self-signed one for localhost is made)")
-    add("--key", metavar="FILE", help="its PEM key, unencrypted")
-    add("--config", metavar="FILE", help="a TOML file with these options as keys; the command line wins")
+    add(
+        "--http-listen",
+        metavar="ADDR:PORT",
+        action="append",
+        help="where to answer plain HTTP, with redirects to HTTPS and ACME challenges alone; repeatable",
+    )
+    add("--acme-challenges", metavar="DIR", help="the folder of what answers ACME challenges on plain HTTP")
+    add(
+        "--cert",
+        metavar="FILE",
+        action="append",
+        help="PEM certificate chain (default: a self-signed one for localhost is made); repeatable with --key, for"
+        " several types of key",
+    )
+    add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
+    add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
     add("--workers", metavar="N", help="processes to serve with (default 1)")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
+    add("--listing", action="store_true", default=None, help="list folders that have no index file")
     add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
     add(
         "--log-level",
@@ -99,34 +116,68 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor.run(options.libssl or os.environ.get("KTLSD_LIBSSL") or None, as_json=options.json)
 
 
+def _check(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="ktlsd check",
+        description="Check a configuration file, and the folders and certificates that it names.",
+        allow_abbrev=False,
+    )
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--config", metavar="FILE", help="the TOML file to check")
+    task.add_argument("--schema", action="store_true", help="print the JSON Schema of such files, for editors")
+    options = parser.parse_args(arguments)
+    if options.schema:
+        import json
+
+        from ktlsd.options_schema import schema
+
+        print(json.dumps(schema(), indent=2))
+        return 0
+    settings = combine({"config": options.config})
+    from ktlsd.service import Service
+
+    library = Library(settings.libssl)
+    service = Service(library, settings, _support(library, settings.ktls))
+    count = len(service.all)
+    service.close()
+    print(f"{options.config}: ok, {count} site{'' if count == 1 else 's'}")
+    return 0
+
+
+def _compress(arguments: Sequence[str]) -> int:
+    from ktlsd import compress
+
+    try:
+        return compress.run(arguments)
+    except compress.CompressError as error:
+        raise _Refusal(str(error)) from error
+
+
 def _serve(settings: Settings) -> int:
     library = Library(settings.libssl)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
     support = _support(library, settings.ktls)
-    context = Context(library, ktls=settings.ktls is not Mode.OFF)
-    notice = _use_certificate(context, settings)
-    state = _ktls_state(library, context, support)
+
+    from ktlsd.service import Service
+
+    service = Service(library, settings, support)
+    state = _ktls_state(library, service.sites.default.context, support)
 
     import trio
 
-    from ktlsd.lookup import Root
-    from ktlsd.server import END_SIGNALS, Server, Site
+    from ktlsd.server import END_SIGNALS, Server
 
-    try:
-        root = Root(library, os.fspath(settings.root), dotfiles=settings.dotfiles)
-    except OSError as error:
-        raise _Refusal(f"--root {settings.root}: cannot be served: {_root_advice(error)}") from error
-    listeners = bind_all(settings.listen)
-    if notice:
-        print(notice, file=sys.stderr)
-    places = ", ".join(map(url, listeners))
-    print(f"ktlsd {__version__} serves {settings.root.resolve()} on {places}; {state}", file=sys.stderr)
-
-    site = Site(library, context, support, root)
+    listeners = bind_all(settings.listen, settings.http_listen)
+    service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+    if service.notice:
+        print(service.notice, file=sys.stderr)
+    roots = ", ".join(str(hosted.site.path) for hosted in service.all)
+    places = ", ".join(listener.url() for listener in listeners)
+    print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
 
     def work(ready: Callable[[], None]) -> None:
         async def serve() -> None:
-            await Server(site).run(listeners, ready)
+            await Server(service).run(listeners, ready)
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
@@ -135,7 +186,7 @@ def _serve(settings: Settings) -> int:
 
     def announce() -> None:
         for listener in listeners:
-            print(f"listening on {url(listener)}", file=sys.stderr, flush=True)
+            print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
 
     if settings.workers == 1:
         work(announce)
@@ -144,8 +195,7 @@ def _serve(settings: Settings) -> int:
 
         job = Job(library.end_with_parent, lambda: work(lambda: None))
         supervise(settings.workers, listeners, job, announce)
-    root.close()
-    context.close()
+    service.close()
     return 0
 
 
@@ -154,25 +204,6 @@ def _support(library: Library, mode: Mode) -> Support:
         return ktls_probe.support(library, mode)
     except OSError as error:
         raise _Refusal(f"cannot try kTLS on loopback ({error}): bring the interface lo up") from error
-
-
-def _use_certificate(context: Context, settings: Settings) -> str:
-    """Load the certificate; what to tell the operator about one that was made."""
-    if settings.cert is not None and settings.key is not None:
-        context.use_certificate(os.fspath(settings.cert), os.fspath(settings.key))
-        return ""
-    from ktlsd.certificate import fingerprint, localhost_certificate, state_folder
-
-    folder = state_folder()
-    try:
-        path = localhost_certificate(folder)
-    except OSError as error:
-        reason = f"{folder}: cannot keep a self-signed certificate there ({error})"
-        raise _Refusal(f"{reason}: give --cert and --key, or set XDG_STATE_HOME") from error
-    context.use_certificate(os.fspath(path), os.fspath(path))
-    return (
-        f"no --cert: using the self-signed certificate for localhost in {path}, SHA-256 fingerprint {fingerprint(path)}"
-    )
 
 
 def _ktls_state(library: Library, context: Context, support: Support) -> str:
@@ -193,14 +224,6 @@ def _ktls_state(library: Library, context: Context, support: Support) -> str:
         raise _Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
     hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"
     return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}{hint}"
-
-
-def _root_advice(error: OSError) -> str:
-    if isinstance(error, (NotADirectoryError, FileNotFoundError)):
-        return "there is no such folder"
-    if error.errno in (errno.ENOSYS, errno.EPERM):
-        return "this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it"
-    return error.strerror or str(error)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -47,15 +48,26 @@ _COMPRESSED: Final = {
 }
 
 
-@lru_cache(maxsize=1024)
-def content_type(suffixes: str) -> str:
-    """The media type for a name's suffixes (".tar.gz"), with a charset where it is text."""
+class ContentTypes:
+    """One site's types: its own by suffix, then the table."""
+
+    def __init__(self, own: Mapping[str, str] | None = None, charset: str = "utf-8") -> None:
+        """`own` has media types by suffix (".gpx"); `charset` is for text/* without one, "" for none."""
+        self._own = {suffix.lower(): kind for suffix, kind in (own or {}).items()}
+        self._charset = charset
+        self.of_suffixes: Callable[[str], str] = lru_cache(maxsize=1024)(self._of_suffixes)
+        """The media type for a name's suffixes (".tar.gz"), with a charset where it is text."""
+
+    def _of_suffixes(self, suffixes: str) -> str:
+        kind = self._own.get(suffixes) or self._own.get(os.path.splitext(suffixes)[1]) or _of_table(suffixes)
+        if kind.startswith("text/") and self._charset and ";" not in kind:
+            return f"{kind}; charset={self._charset}"
+        return kind
+
+
+def _of_table(suffixes: str) -> str:
     kind, compression = _TYPES.guess_type("name" + suffixes, strict=False)
-    if compression is not None:
-        return _COMPRESSED.get(compression, DEFAULT_TYPE)
-    if kind is None:
-        return DEFAULT_TYPE
-    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+    return _COMPRESSED.get(compression, DEFAULT_TYPE) if compression else kind or DEFAULT_TYPE
 
 
 def suffixes_of(name: bytes) -> str:

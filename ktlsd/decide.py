@@ -1,25 +1,29 @@
-"""Deciding a response: (request, what was found, site options) -> status, header fields, body. Pure, no sockets, no
-files.
+"""Deciding a response: (request, what was found) -> status, header fields, body. Pure, no sockets, no files.
 
-Strategy: what the look-up found picks a row (a file goes through preconditions and range; everything else has a status
-of its own), and a Response says what to send without knowing how: a short text or a ByteRange of the file.
+Strategy: what the look-up found picks a row (a representation goes through preconditions and ranges; everything else
+has a status of its own), and a Response says what to send without knowing how: a short text, parts of the file, or
+pieces that are made while they are sent.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
 from ktlsd.byte_range import ByteRange, Unsatisfiable, parse_range
-from ktlsd.validators import Verdict, entity_tag, http_date, range_applies, verdict
+from ktlsd.fields import Fields
+from ktlsd.multipart import Multipart, multipart
+from ktlsd.options import Coding
+from ktlsd.validators import Verdict, last_modified, range_applies, verdict
 
 # uri-host [":" port] of RFC 9110 section 7.2, where the host may be empty (RFC 9112 section 3.2).
 _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-SERVED_METHODS: Final = ("GET", "HEAD")
+ALLOW: Final = ("Allow", "GET, HEAD, OPTIONS")
+_VARY: Final = (("Vary", "Accept-Encoding"),)
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
@@ -46,20 +50,24 @@ class Miss(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What deciding needs to know of an open file."""
+class Representation:
+    """What deciding needs to know of an open file: the metadata of the representation that it holds."""
 
     size: int
     mtime_ns: int
-    inode: int
     content_type: str
+    tag: str
+    coding: Coding | None = None
+    varies: bool = False
+    """Whether another Accept-Encoding would have got another representation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The target names a folder without its trailing slash; `location` is the folder's own."""
+    """What was asked for is elsewhere."""
 
     location: str
+    status: HTTPStatus = HTTPStatus.MOVED_PERMANENTLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,45 +80,65 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to send: `body` is a part of the file or a short text; `reason` is for the log of what is refused."""
+    """What to send; `reason` is for the log of what is refused."""
 
     status: HTTPStatus
-    fields: tuple[tuple[str, str], ...]
-    body: ByteRange | bytes = b""
+    fields: Fields
+    body: ByteRange | Multipart | Iterator[bytes] | bytes = b""
+    """Parts of the open file, or text; pieces of text go out in chunks, without a length known before."""
     reason: str = ""
     close: bool = False
     """Whether the connection must not be used again."""
+    signed: bool = False
+    """Whether `fields` have been through a site's rules, which have the say on Server too."""
 
 
 def refuse_head(version: bytes, request: Request) -> Response | None:
     """The answer to a head that h11 accepts and HTTP/1.1 does not; None where there is nothing against it."""
     head = request.method == "HEAD"
+    fields = request.fields
     if not version.startswith(b"1."):
         reason = f"HTTP/{version.decode('ascii')}"
         return short(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, reason, head=head, close=True)
-    if not _HOST.fullmatch(request.fields.get("host", "")):
+    if not _HOST.fullmatch(fields.get("host", "")):
         return short(HTTPStatus.BAD_REQUEST, "a Host that names no host", head=head, close=True)
+    # Whoever sends such a body may want it to be read in two ways (RFC 9112 sections 6.1 and 11.2).
+    if "transfer-encoding" in fields and ("content-length" in fields or version == b"1.0"):
+        both = "Transfer-Encoding with Content-Length or in HTTP/1.0"
+        return short(HTTPStatus.BAD_REQUEST, both, head=head, close=True)
+    if fields.get("expect", "100-continue").lower() != "100-continue":
+        return short(HTTPStatus.EXPECTATION_FAILED, f"the expectation {fields['expect']}", head=head, close=True)
     return None
 
 
 def refuse_method(method: str) -> Response | None:
-    """The answer to a method that no file is looked up for; None for GET and HEAD."""
-    if method in SERVED_METHODS:
+    """The answer to a method that no file is looked up for; None for those of Allow."""
+    if method in ALLOW[1].split(", "):
         return None
     if method in _KNOWN_METHODS:
-        allow = ("Allow", ", ".join(SERVED_METHODS))
-        return short(HTTPStatus.METHOD_NOT_ALLOWED, f"the method {method}", extra=(allow,))
+        return short(HTTPStatus.METHOD_NOT_ALLOWED, f"the method {method}", extra=(ALLOW,))
     return short(HTTPStatus.NOT_IMPLEMENTED, f"the unknown method {method}")
 
 
-def decide(request: Request, found: FileFacts | Moved | Miss, now: float) -> Response:
-    """The response to a GET or HEAD; `now` is in seconds since the epoch."""
+def decide(request: Request, found: Representation | Moved | Miss, now: float, boundary: str) -> Response:
+    """The response to a GET or HEAD; `now` is in seconds since the epoch, `boundary` for multipart/byteranges."""
     if isinstance(found, Miss):
         return short(found.status, found.reason, head=request.method == "HEAD")
     if isinstance(found, Moved):
-        location = ("Location", found.location)
-        return short(HTTPStatus.MOVED_PERMANENTLY, head=request.method == "HEAD", extra=(location,))
-    return _decide_file(request, found, now)
+        return short(found.status, head=request.method == "HEAD", extra=(("Location", found.location),))
+    return _decide_representation(request, found, now, boundary)
+
+
+def options() -> Response:
+    """The response to OPTIONS (RFC 9110 section 9.3.7)."""
+    return Response(HTTPStatus.NO_CONTENT, (ALLOW,))
+
+
+def whole(request: Request, found: Representation, status: HTTPStatus, now: float) -> Response:
+    """A file under a status of its own, such as an error page: without preconditions and ranges."""
+    modified = ("Last-Modified", last_modified(found.mtime_ns, now))
+    fields = (*_of_content(found.content_type, found.size, found), modified)
+    return Response(status, fields, b"" if request.method == "HEAD" else ByteRange(0, found.size))
 
 
 def short(
@@ -118,7 +146,7 @@ def short(
     reason: str = "",
     *,
     head: bool = False,
-    extra: tuple[tuple[str, str], ...] = (),
+    extra: Fields = (),
     close: bool = False,
 ) -> Response:
     """A response whose body is one line of text that says the status; for HEAD the header fields of the same."""
@@ -127,38 +155,40 @@ def short(
     return Response(status, fields, b"" if head else text, reason, close)
 
 
-def _decide_file(request: Request, facts: FileFacts, now: float) -> Response:
-    tag = entity_tag(facts.mtime_ns, facts.size, facts.inode)
-    # A Last-Modified later than Date is forbidden (RFC 9110 section 8.8.2.1): clocks and files can disagree.
-    last_modified = http_date(min(facts.mtime_ns // 1_000_000_000, now))
-    validators = (("ETag", tag), ("Last-Modified", last_modified))
+def _decide_representation(request: Request, found: Representation, now: float, boundary: str) -> Response:
+    validators = (("ETag", found.tag), ("Last-Modified", last_modified(found.mtime_ns, now)))
+    vary = _VARY if found.varies else ()
     head = request.method == "HEAD"
-    outcome = verdict(request.fields, tag, facts.mtime_ns)
+    outcome = verdict(request.fields, found.tag, found.mtime_ns)
     if outcome is Verdict.PRECONDITION_FAILED:
-        return short(HTTPStatus.PRECONDITION_FAILED, "a precondition failed", head=head, extra=validators)
+        return short(HTTPStatus.PRECONDITION_FAILED, "a precondition failed", head=head, extra=(*validators, *vary))
     if outcome is Verdict.NOT_MODIFIED:
-        return Response(HTTPStatus.NOT_MODIFIED, validators)
+        return Response(HTTPStatus.NOT_MODIFIED, (*validators, *vary))
 
-    whole = ByteRange(0, facts.size)
-    part = None
+    parts: tuple[ByteRange, ...] = ()
     asked = request.fields.get("range")
     # Range has a meaning for GET alone (RFC 9110 section 14.2).
-    if asked is not None and not head and range_applies(request.fields.get("if-range"), tag, last_modified):
+    if asked is not None and not head and range_applies(request.fields.get("if-range"), found.tag, found.mtime_ns, now):
         try:
-            part = parse_range(asked, facts.size)
+            parts = parse_range(asked, found.size)
         except Unsatisfiable:
-            extra = (("Content-Range", f"bytes */{facts.size}"), ("Accept-Ranges", "bytes"), *validators)
+            extra = (("Content-Range", f"bytes */{found.size}"), ("Accept-Ranges", "bytes"), *validators, *vary)
             return short(
-                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"the range {asked} of {facts.size} bytes", extra=extra
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"the range {asked} of {found.size} bytes", extra=extra
             )
-    body = part or whole
-    fields = (
-        ("Content-Type", facts.content_type),
-        ("Content-Length", str(body.count)),
-        ("Accept-Ranges", "bytes"),
-        *validators,
-    )
-    if part is not None:
-        content_range = ("Content-Range", part.content_range(facts.size))
-        return Response(HTTPStatus.PARTIAL_CONTENT, (*fields, content_range), part)
-    return Response(HTTPStatus.OK, fields, b"" if head else whole)
+    more = (("Accept-Ranges", "bytes"), *validators)
+    if not parts:
+        fields = (*_of_content(found.content_type, found.size, found), *more)
+        return Response(HTTPStatus.OK, fields, b"" if head else ByteRange(0, found.size))
+    if len(parts) == 1:
+        content_range = ("Content-Range", parts[0].content_range(found.size))
+        fields = (*_of_content(found.content_type, parts[0].count, found), *more, content_range)
+        return Response(HTTPStatus.PARTIAL_CONTENT, fields, parts[0])
+    body = multipart(parts, found.size, found.content_type, boundary)
+    return Response(HTTPStatus.PARTIAL_CONTENT, (*_of_content(body.content_type, body.length, found), *more), body)
+
+
+def _of_content(content_type: str, length: int, found: Representation) -> Fields:
+    coding = (("Content-Encoding", found.coding),) if found.coding else ()
+    vary = _VARY if found.varies else ()
+    return (("Content-Type", content_type), ("Content-Length", str(length)), *coding, *vary)

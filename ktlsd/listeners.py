@@ -9,9 +9,9 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
-from ktlsd.settings import Listen
+from ktlsd.options import Listen
 
 BACKLOG: Final = 1024
 
@@ -22,32 +22,40 @@ class ListenError(Exception):
     """An address that cannot be listened on; the text is one line for the operator."""
 
 
-def bind_all(wanted: Iterable[Listen]) -> list[socket.socket]:
+class Listener(NamedTuple):
+    """A bound socket, and whether TLS is spoken on it."""
+
+    socket: socket.socket
+    secure: bool
+
+    def url(self) -> str:
+        """Its scheme, address and port."""
+        host, port = self.socket.getsockname()[:2]
+        return f"{'https' if self.secure else 'http'}://{Listen(host, port)}"
+
+
+def bind_all(https: Iterable[Listen], http: Iterable[Listen] = ()) -> list[Listener]:
     """Non-blocking listening sockets for all addresses, or none at all. Raises ListenError."""
-    sockets: list[socket.socket] = []
+    listeners: list[Listener] = []
     try:
-        for listen in wanted:
-            sockets += _bind(listen)
+        for wanted, secure in ((https, True), (http, False)):
+            for listen in wanted:
+                option = "--listen" if secure else "--http-listen"
+                listeners += [Listener(sock, secure) for sock in _bind(listen, option)]
     except BaseException:
-        for sock in sockets:
-            sock.close()
+        for listener in listeners:
+            listener.socket.close()
         raise
-    return sockets
+    return listeners
 
 
-def url(sock: socket.socket) -> str:
-    """https://ADDR:PORT of a bound socket."""
-    host, port = sock.getsockname()[:2]
-    return f"https://{Listen(host, port)}"
-
-
-def _bind(listen: Listen) -> list[socket.socket]:
+def _bind(listen: Listen, option: str) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(
             listen.host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise ListenError(f"--listen {listen}: {listen.host} is no address or known name: {error}") from error
+        raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {error}") from error
     sockets: list[socket.socket] = []
     last_error: OSError | None = None
     for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -72,7 +80,7 @@ def _bind(listen: Listen) -> list[socket.socket]:
     if last_error is not None and (not sockets or last_error.errno not in _ABSENT):
         for bound in sockets:
             bound.close()
-        raise ListenError(f"--listen {listen}: {_advice(last_error)}") from last_error
+        raise ListenError(f"{option} {listen}: {_advice(last_error)}") from last_error
     return sockets
 
 

@@ -11,18 +11,19 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from ktlsd.content_types import content_type, suffixes_of
-from ktlsd.decide import FileFacts, Miss, Moved
+from ktlsd.decide import Miss, Moved
 from ktlsd.request_target import Target
 from ktlsd.ssl_ffi import Library
 
 INDEX: Final = b"index.html"
 
+_NONE: Final[frozenset[bytes]] = frozenset()
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 # EAGAIN: a rename elsewhere might have moved the walk outside (openat2(2)), or a lease is being broken (fcntl(2)).
@@ -47,10 +48,26 @@ _MISSES: Final = {
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open regular file; whoever holds it closes it."""
+    """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
 
     descriptor: int
-    facts: FileFacts
+    path: bytes
+    """Below the root."""
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+@dataclass(slots=True)
+class Folder:
+    """An open folder that has no index file; whoever holds it closes it."""
+
+    descriptor: int
+    path: bytes
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -59,16 +76,22 @@ class OpenFile:
 class Root:
     """The folder that is served."""
 
-    def __init__(self, library: Library, path: str, *, dotfiles: bool = False) -> None:
-        """Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux 5.6)."""
+    def __init__(
+        self, library: Library, path: str, *, dotfiles: bool = False, hidden: frozenset[bytes] = _NONE
+    ) -> None:
+        """`hidden` has paths below the root that are not served.
+
+        Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux 5.6).
+        """
         self._library = library
-        self._dotfiles = dotfiles
-        self._descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.dotfiles = dotfiles
+        self.hidden = hidden
+        self.descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # RESOLVE_CACHED is newer than openat2; without it (EINVAL) every open goes to a thread.
         self._cached_opens = True
         try:
-            os.close(library.openat2(self._descriptor, b".", os.O_PATH, cached=False))
-            os.close(library.openat2(self._descriptor, b".", os.O_PATH, cached=True))
+            os.close(library.openat2(self.descriptor, b".", os.O_PATH, cached=False))
+            os.close(library.openat2(self.descriptor, b".", os.O_PATH, cached=True))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 self._cached_opens = False
@@ -77,38 +100,40 @@ class Root:
                 raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
-    async def find(self, target: Target) -> OpenFile | Moved | Miss:
-        """Open what the target names: a file, or a folder's index file."""
-        if not self._dotfiles and target.hidden():
+    async def find(self, target: Target, index: Sequence[bytes] = (INDEX,)) -> OpenFile | Folder | Moved | Miss:
+        """Open what the target names: a file, or a folder's index file, else the folder."""
+        if not self.dotfiles and target.hidden():
             return Miss.HIDDEN
         path = target.file_path()
         if target.directory:
-            return await self._find_index(path)
-        opened = await self._open(path, _FLAGS)
-        if isinstance(opened, Miss):
-            return opened
-        return _examine(opened, path) or Moved(target.directory_location())
+            return await self._find_index(path, index)
+        found = await self.open_file(path)
+        return found or Moved(target.directory_location())
 
-    async def _find_index(self, folder: bytes) -> OpenFile | Miss:
-        path = folder + b"/" + INDEX
+    async def open_file(self, path: bytes) -> OpenFile | Miss | None:
+        """Open a file by its path below the root; None when it is a folder."""
+        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path)
+
+    async def open_hidden(self, path: bytes) -> OpenFile | Miss | None:
+        """Open a file that may be one of those that are not served."""
         opened = await self._open(path, _FLAGS)
-        if opened is Miss.ABSENT:
-            there = await self._open(folder, os.O_PATH | os.O_DIRECTORY)
-            if isinstance(there, Miss):
-                return there
-            os.close(there)
-            return Miss.NO_INDEX
-        if isinstance(opened, Miss):
-            return opened
-        return _examine(opened, path) or Miss.NO_INDEX
+        return opened if isinstance(opened, Miss) else _examine(opened, path)
+
+    async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
+        for name in index:
+            found = await self.open_file(folder + b"/" + name)
+            if found is not None and found not in (Miss.ABSENT, Miss.HIDDEN):
+                return found
+        opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        return opened if isinstance(opened, Miss) else Folder(opened, folder)
 
     async def _open(self, path: bytes, flags: int) -> int | Miss:
         try:
             if self._cached_opens:
                 try:
-                    return self._library.openat2(self._descriptor, path, flags, cached=True)
+                    return self._library.openat2(self.descriptor, path, flags, cached=True)
                 except BlockingIOError:
                     pass
             return await trio.to_thread.run_sync(self._open_from_disk, path, flags)
@@ -118,7 +143,7 @@ class Root:
     def _open_from_disk(self, path: bytes, flags: int) -> int:
         for _ in range(_TRIES):
             try:
-                return self._library.openat2(self._descriptor, path, flags, cached=False)
+                return self._library.openat2(self.descriptor, path, flags, cached=False)
             except BlockingIOError:
                 time.sleep(_RETRY_SECONDS)
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -129,8 +154,7 @@ def _examine(descriptor: int, path: bytes) -> OpenFile | Miss | None:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
-            kind = content_type(suffixes_of(path))
-            return OpenFile(descriptor, FileFacts(status.st_size, status.st_mtime_ns, status.st_ino, kind))
+            return OpenFile(descriptor, path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
     except BaseException:
         os.close(descriptor)
         raise

@@ -7,6 +7,7 @@ but refuse what would climb above the root.
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ LONGEST_TARGET: Final = 8192
 """Bytes; RFC 9110 section 4.1 asks for 8000 at least."""
 
 # A host is required and user information is an error (RFC 9110 sections 4.2.1 and 4.2.4).
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://(?:\[[0-9a-f:.]+\]|[^/?#@:\[\]]+)(?::[0-9]*)?(?=[/?]|$)", re.IGNORECASE)
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://(\[[0-9a-f:.]+\]|[^/?#@:\[\]]+)(?::[0-9]*)?(?=[/?]|$)", re.IGNORECASE)
+_SAFE: Final = "!$&'()*+,;=:@~"
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
@@ -35,6 +37,8 @@ class Target:
     """Whether it asks for a directory: it ends in a slash, or in a "." or ".." segment."""
     query: bytes = b""
     """With its question mark, as it came."""
+    host: str | None = None
+    """The host of an absolute-form target, which stands before the Host field (RFC 9112 section 3.2.2)."""
 
     def hidden(self) -> bool:
         """Whether a name begins with a dot. The well-known folder of RFC 8615 at the top is not hidden."""
@@ -45,10 +49,23 @@ class Target:
         """The path below the root, for openat2(2)."""
         return b"/".join(self.names) or b"."
 
+    def path(self) -> str:
+        """The decoded path, for rules to match: one slash before each name, and one at the end of a directory's."""
+        text = "/" + os.fsdecode(b"/".join(self.names))
+        return text + "/" if self.directory and self.names else text
+
     def directory_location(self) -> str:
         """This target as a directory: an absolute-path reference for Location, always beginning with one slash."""
-        path = "/" + "".join(quote(name, safe="!$&'()*+,;=:@~") + "/" for name in self.names)
+        path = "/" + "".join(quote(name, safe=_SAFE) + "/" for name in self.names)
         return path + quote(self.query, safe=string.punctuation)
+
+    def location(self) -> str:
+        """This target without what has no effect in it, such as empty segments: an absolute-path reference."""
+        location = self.directory_location()
+        if self.directory or not self.names:
+            return location
+        path, slash, query = location.partition("/?") if self.query else (location[:-1], "", "")
+        return path + slash[1:] + query
 
 
 def parse_target(target: bytes) -> Target:
@@ -71,7 +88,22 @@ def parse_target(target: bytes) -> Target:
             names.pop()
         elif name not in (b"", b"."):
             names.append(name)
-    return Target(tuple(names), _decode(segments[-1]) in (b"", b".", b".."), question_mark + query)
+    host = authority[1].decode("latin-1") if authority else None
+    return Target(tuple(names), _decode(segments[-1]) in (b"", b".", b".."), question_mark + query, host)
+
+
+def target_of_path(path: str) -> Target | None:
+    """The target of a decoded path, such as a rule gives; None when it climbs above the root."""
+    names: list[bytes] = []
+    segments = os.fsencode(path).split(b"/")
+    for name in segments:
+        if name == b"..":
+            if not names:
+                return None
+            names.pop()
+        elif name not in (b"", b"."):
+            names.append(name)
+    return Target(tuple(names), segments[-1] in (b"", b".", b".."))
 
 
 def _decode(segment: bytes) -> bytes:

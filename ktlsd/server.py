@@ -1,6 +1,6 @@
 """The server: accept -> handshake -> read head -> decide -> send, one trio task per connection.
 
-Strategy: h11 parses requests and writes response heads; request_target, lookup and decide say what to answer; Transport
+Strategy: h11 parses requests and writes response heads; the site that a request names says what to answer; a transport
 moves the bytes. Cancel scopes hold every time-out, and draining is the cancellation of accepting and of idle waiting.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import signal
 import socket
 import time
@@ -21,14 +22,22 @@ import h11
 import trio
 
 from ktlsd.byte_range import ByteRange
-from ktlsd.decide import Request, Response, decide, refuse_head, refuse_method, short
-from ktlsd.ktls import Direction, Mode, Offload, Support, explain
-from ktlsd.lookup import OpenFile, Root
+from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
+from ktlsd.ktls import Direction, Mode, Offload, explain
+from ktlsd.listeners import Listener
+from ktlsd.lookup import OpenFile
+from ktlsd.multipart import Multipart
+from ktlsd.pacing import FileShrank, PacedTransport
+from ktlsd.plain_transport import PlainTransport
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
 from ktlsd.residency import Residency
-from ktlsd.ssl_ffi import ConnectionLost, Context, Library, PlainHTTP, TLSError
+from ktlsd.service import Service
+from ktlsd.site import Answer
+from ktlsd.sites import host_of
+from ktlsd.sni import peek_server_name
+from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
-from ktlsd.transport import FileShrank, Transport
+from ktlsd.transport import Transport
 from ktlsd.validators import http_date
 
 log = logging.getLogger("ktlsd")
@@ -49,29 +58,35 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What one process serves, and with what; all of it outlives the server."""
+# What h11 takes for the end of a head, and what it forgives in one; both are refused here, since a proxy in front may
+# see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
 
-    library: Library
-    context: Context
-    support: Support
-    root: Root
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who is at the other end of a connection."""
+
+    address: str
+    secure: bool
+    server_name: str | None = None
+    """What it asked for in the handshake (RFC 6066 section 3)."""
 
 
 class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._residency = Residency(site.library.file_system_type)
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._residency = Residency(service.library.file_system_type)
         self._offloads = Offloads()
         self._draining = False
         self._accepting = trio.CancelScope()
         self._idle: set[trio.CancelScope] = set()
         self._date = (0, "")
 
-    async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+    async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
 
         `ready` is called once signals are heeded and connections accepted.
@@ -86,7 +101,7 @@ class Server:
                         ready()
                 # From here on new clients are refused instead of waiting in a queue that nobody serves.
                 for listener in listeners:
-                    listener.close()
+                    listener.socket.close()
             nursery.cancel_scope.cancel()
         self._offloads.close()
 
@@ -114,12 +129,12 @@ class Server:
                     everything.cancel()
                 self.drain()
 
-    async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
+    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         while True:
-            await trio.lowlevel.wait_readable(listener)
+            await trio.lowlevel.wait_readable(listener.socket)
             for _ in range(_ACCEPTS_IN_A_ROW):
                 try:
-                    sock, peer = listener.accept()
+                    sock, peer = listener.socket.accept()
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -128,17 +143,19 @@ class Server:
                         await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
                     # Anything else is the fate of one connection that ended while it was queued (accept(2)).
                     continue
-                connections.start_soon(self._serve_connection, sock, _address(peer))
+                connections.start_soon(self._serve_connection, sock, _address(peer), listener.secure)
 
-    async def _serve_connection(self, sock: socket.socket, peer: str) -> None:
+    async def _serve_connection(self, sock: socket.socket, peer: str, secure: bool) -> None:
         try:
             with sock:
                 sock.setblocking(False)
                 # Heads and files share records by MSG_MORE; nothing else is worth holding back.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with contextlib.closing(Transport(self._site.context, sock, self._residency)) as transport:
-                    if await self._handshake(transport, sock, peer):
-                        await self._serve_requests(transport, peer)
+                if secure:
+                    await self._serve_tls(sock, peer)
+                else:
+                    with contextlib.closing(PlainTransport(sock, self._residency)) as transport:
+                        await self._serve_requests(transport, Client(peer, secure=False))
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
@@ -151,22 +168,35 @@ class Server:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
 
-    async def _handshake(self, transport: Transport, sock: socket.socket, peer: str) -> bool:
-        """Whether the connection may go on."""
-        try:
-            with trio.fail_after(HANDSHAKE_SECONDS):
-                handshake = await transport.handshake()
-        except trio.TooSlowError:
-            log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
-            return False
-        except PlainHTTP:
-            log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
-            await transport.answer_plain_http(self._plain_http_response())
-            return False
-        except TLSError as error:
-            log.info("%s handshake failed: %s", peer, error)
-            return False
-        support = self._site.support
+    async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
+        """Handshake, with the certificate of the site that the client names, and serve."""
+        deadline = trio.current_time() + HANDSHAKE_SECONDS
+        server_name = None
+        if self._service.several:
+            # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
+            with trio.move_on_at(deadline):
+                server_name = await peek_server_name(sock)
+        context = self._service.sites.of_name(server_name).context
+        with contextlib.closing(Transport(context, sock, self._residency)) as transport:
+            try:
+                with trio.fail_at(deadline):
+                    handshake = await transport.handshake()
+            except trio.TooSlowError:
+                log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
+                return
+            except PlainHTTP:
+                log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
+                await transport.answer_plain_http(self._plain_http_response())
+                return
+            except TLSError as error:
+                log.info("%s handshake failed: %s", peer, error)
+                return
+            if await self._may_go_on(transport, sock, peer, handshake):
+                await self._serve_requests(transport, Client(peer, secure=True, server_name=server_name))
+
+    async def _may_go_on(self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake) -> bool:
+        """Log which path the connection takes; whether that is one that --ktls allows."""
+        support = self._service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
@@ -179,7 +209,7 @@ class Server:
             return False
         return True
 
-    async def _serve_requests(self, transport: Transport, peer: str) -> None:
+    async def _serve_requests(self, transport: PacedTransport, client: Client) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         while True:
             event = opened = None
@@ -189,7 +219,7 @@ class Server:
                     await transport.finish()
                     return
                 body_skipped = await self._skip_body(http, transport)
-                response, opened = await self._answer(event)
+                response, opened, _ = await self._answer(event, client)
             except h11.RemoteProtocolError as error:
                 response = _refuse_malformed(error, http, event)
             except trio.TooSlowError:
@@ -199,7 +229,7 @@ class Server:
                     response = replace(response, close=True)
             try:
                 if response.reason:
-                    _log_refusal(peer, event, response)
+                    _log_refusal(client.address, event, response)
                 await self._send(http, transport, response, opened)
             finally:
                 if opened is not None:
@@ -211,23 +241,23 @@ class Server:
             if http.trailing_data[0]:
                 await trio.lowlevel.checkpoint()
 
-    async def _read_head(self, http: h11.Connection, transport: Transport) -> h11.Request | None:
+    async def _read_head(self, http: h11.Connection, transport: PacedTransport) -> h11.Request | None:
         """The next request; None when the client is done, or idle for too long, or the server drains.
 
         Raises h11.RemoteProtocolError, trio.TooSlowError for a head that does not end, TLSError.
         """
-        event = http.next_event()
+        event = _next_head(http)
         if event is h11.NEED_DATA and not http.trailing_data[0]:
             with self._idle_scope() as scope:
                 http.receive_data(await transport.read())
             if scope.cancelled_caught:
                 return None
-            event = http.next_event()
+            event = _next_head(http)
         if event is h11.NEED_DATA:
             with trio.fail_after(HEAD_SECONDS):
                 while event is h11.NEED_DATA:
                     http.receive_data(await transport.read())
-                    event = http.next_event()
+                    event = _next_head(http)
         return event if isinstance(event, h11.Request) else None
 
     @contextlib.contextmanager
@@ -243,7 +273,7 @@ class Server:
         finally:
             self._idle.discard(scope)
 
-    async def _skip_body(self, http: h11.Connection, transport: Transport) -> bool:
+    async def _skip_body(self, http: h11.Connection, transport: PacedTransport) -> bool:
         """Read a request's body and throw it away; False when it is too large or too slow to keep the connection."""
         if http.they_are_waiting_for_100_continue:
             return False
@@ -260,47 +290,65 @@ class Server:
                     return isinstance(event, h11.EndOfMessage)
         return False
 
-    async def _answer(self, event: h11.Request) -> tuple[Response, OpenFile | None]:
+    async def _answer(self, event: h11.Request, client: Client) -> Answer:
         """Decide the response, and the open file that it takes its body from."""
         request, target = _request(event), event.target
         head = request.method == "HEAD"
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
         if refused is not None:
-            return refused, None
+            return Answer(refused)
         if len(target) > LONGEST_TARGET:
-            return short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head), None
+            return Answer(short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head))
+        if request.method == "OPTIONS" and target == b"*":
+            return Answer(options())
         try:
             parsed = parse_target(target)
         except BadTarget as error:
-            return short(HTTPStatus.BAD_REQUEST, str(error), head=head), None
-        found = await self._site.root.find(parsed)
-        if not isinstance(found, OpenFile):
-            return decide(request, found, time.time()), None
-        try:
-            return decide(request, found.facts, time.time()), found
-        except BaseException:
-            found.close()
-            raise
+            return Answer(short(HTTPStatus.BAD_REQUEST, str(error), head=head))
+        host = parsed.host or host_of(request.fields.get("host", ""))
+        if not client.secure:
+            return await self._service.https_redirect.answer(request, parsed, host)
+        hosted = self._service.sites.of_request(host, client.server_name)
+        if hosted is None:
+            reason = f"{host} is not of the site {client.server_name} that the handshake was for"
+            return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
+        return await hosted.site.answer(request, parsed, secure=True)
 
     async def _send(
-        self, http: h11.Connection, transport: Transport, response: Response, opened: OpenFile | None
+        self,
+        http: h11.Connection,
+        transport: PacedTransport,
+        response: Response,
+        opened: OpenFile | None,
     ) -> None:
-        fields = [("Date", self._http_date()), ("Server", "ktlsd"), *response.fields]
+        signature = () if response.signed else self._service.server_field
+        fields = [("Date", self._http_date()), *signature, *response.fields]
         if response.close:
             fields.append(("Connection", "close"))
-        status = response.status
+        status, body = response.status, response.body
         data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode())) or b""
-        if isinstance(response.body, bytes):
-            if response.body:
-                data += http.send(h11.Data(data=response.body)) or b""
-            await transport.send_text(data + (http.send(h11.EndOfMessage()) or b""))
-        elif opened is None or response.body.count == 0:
-            await transport.send_text(data + (http.send(h11.EndOfMessage()) or b""))
-        else:
-            # h11 counts the bytes against Content-Length without seeing them.
-            http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(response.body))))
-            await transport.send_file(data, opened.descriptor, response.body.offset, response.body.count)
-            http.send(h11.EndOfMessage())
+        if isinstance(body, ByteRange):
+            body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
+        if isinstance(body, Multipart):
+            descriptor = cast(OpenFile, opened).descriptor
+            for before, part in body.parts:
+                data += _framed(http, before)
+                # h11 counts the bytes against Content-Length without seeing them.
+                http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(part))))
+                await transport.send_file(data, descriptor, part.offset, part.count)
+                data = b""
+            body = body.tail
+        elif not isinstance(body, bytes):
+            for piece in body:
+                data += _framed(http, piece)
+                if piece:
+                    await transport.send_text(data)
+                    data = b""
+                await trio.lowlevel.checkpoint()
+            body = b""
+        data += _framed(http, body) + (http.send(h11.EndOfMessage()) or b"")
+        if data:
+            await transport.send_text(data)
 
     def _http_date(self) -> str:
         now = int(time.time())
@@ -313,7 +361,7 @@ class Server:
         text = b"400 Bad Request: this port speaks HTTPS, use an https:// address\n"
         fields = [
             ("Date", self._http_date()),
-            ("Server", "ktlsd"),
+            *self._service.server_field,
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(text))),
             ("Connection", "close"),
@@ -330,6 +378,22 @@ class _Placeholder:
 
     def __len__(self) -> int:
         return self._part.count
+
+
+def _framed(http: h11.Connection, data: bytes) -> bytes:
+    return http.send(h11.Data(data=data)) or b"" if data else b""
+
+
+def _next_head(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    """h11's next event, unless the head that it would read has lines that another reader may see otherwise.
+
+    Raises h11.RemoteProtocolError.
+    """
+    received = http.trailing_data[0]
+    end = _HEAD_END.search(received)
+    if _AMBIGUOUS.search(received, 0, end.end() if end else len(received)):
+        raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
+    return http.next_event()
 
 
 def _request(event: h11.Request) -> Request:

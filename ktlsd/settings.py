@@ -1,7 +1,7 @@
 """What the operator asked for: the command line over a TOML file over the defaults, as one frozen Settings.
 
-Strategy: every key is a row of a table that says how to read its value; the file and the command line are read by the
-same rows, so that a bad value gets the same one-line answer from both, naming where it stands.
+Strategy: both are read into the types of options.py; whatever does not fit, or contradicts itself, is one line that
+names the option, or file, line and key. What a [[site]] does not give is taken from the top level.
 """
 
 from __future__ import annotations
@@ -9,170 +9,231 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ktlsd.ktls import Mode
+import msgspec
 
-MOST_WORKERS: Final = 256
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+from ktlsd import misfit
+from ktlsd.misfit import Read, Steps
+from ktlsd.options import (
+    LOG_LEVELS,
+    ONE_OR_MORE,
+    Listen,
+    NamedSiteOptions,
+    Settings,
+    SiteOptions,
+    parse_listen,
+)
+
+__all__ = ["LOG_LEVELS", "Listen", "Settings", "SettingsError", "combine", "default_site", "parse_listen"]
+
+_PAIR: Final = frozenset({"cert", "key"})
+_INHERITED: Final = SiteOptions.__struct_fields__
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class SettingsError(Exception):
     """A setting that cannot be used; the text is one line for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to accept connections: a host name or address (empty: every address of this machine) and a port."""
+class _Document(NamedTuple):
+    """A configuration file; an empty one where there is none."""
 
-    host: str
-    port: int
+    path: Path = Path()
+    text: str = ""
+    table: Mapping[str, Any] = {}
 
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
+        """FILE:LINE: PLACE: what is wrong there, or with `key` of the table there."""
+        from ktlsd.toml_lines import line_of
 
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All settings, checked for their own sense but not yet against the machine."""
-
-    root: Path
-    listen: tuple[Listen, ...] = (Listen("localhost", 8443),)
-    cert: Path | None = None
-    key: Path | None = None
-    workers: int = 1
-    ktls: Mode = Mode.AUTO
-    dotfiles: bool = False
-    libssl: str | None = None
-    log_level: str = "info"
-
-
-def parse_listen(text: str) -> Listen:
-    """Read ADDR:PORT, [IPV6]:PORT or :PORT. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("not ADDR:PORT; an IPv6 address stands in brackets, such as [::1]:8443")
-    number = _decimal(port)
-    if not colon or number is None or number > 65535:
-        raise ValueError("not ADDR:PORT with a port from 0 to 65535")
-    return Listen(host, number)
-
-
-def _decimal(text: str) -> int | None:
-    """A number of at most nine digits."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(f"not one of {', '.join(allowed)}")
-        return str(value)
-
-    return read
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("not a text")
-    return value
-
-
-def _path(value: Any) -> Path:
-    return Path(_text(value))
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("not true or false")
-    return value
-
-
-def _workers(value: Any) -> int:
-    if isinstance(value, str):
-        value = _decimal(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
-        raise ValueError(f"not a number from 1 to {MOST_WORKERS}")
-    return value
-
-
-def _listens(value: Any) -> tuple[Listen, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
-        raise ValueError("not ADDR:PORT or a list of such")
-    return tuple(parse_listen(_text(text)) for text in texts)
-
-
-def _mode(value: Any) -> Mode:
-    return Mode(_one_of(*(mode.value for mode in Mode))(value))
-
-
-_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "root": _path,
-    "listen": _listens,
-    "cert": _path,
-    "key": _path,
-    "workers": _workers,
-    "ktls": _mode,
-    "dotfiles": _flag,
-    "libssl": _text,
-    "log_level": _one_of(*LOG_LEVELS),
-}
-_PATHS: Final = ("root", "cert", "key")
+        nearest = place if key is None else (*place, key)
+        while True:
+            try:
+                line = line_of(self.text, nearest)
+                break
+            except KeyError:
+                # A single text that stands for a list has no positions.
+                nearest = nearest[:-1]
+        label = _label(place[: len(nearest)])
+        return SettingsError(f"{self.path}:{line}: {label}{': ' if label else ''}{complaint}")
 
 
 def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from command-line options (None: not given), the file that `config` among them names, and KTLSD_LIBSSL.
 
-    Raises SettingsError.
+    The command line wins over the environment, which wins over the file. Every key that a [[site]] does not give has
+    the value of the top level, command line included; a table is taken as a whole, not merged, and `cert` and `key` go
+    together. Names of sites come out in lower case. Raises SettingsError.
     """
     config = options.get("config")
-    values = {} if config is None else _read_file(Path(config))
+    document = _Document() if config is None else _read_file(Path(config))
+    settings = _from_file(document)
     if libssl := environment.get("KTLSD_LIBSSL"):
-        values["libssl"] = libssl
-    given = {name: value for name, value in options.items() if name in _READERS and value is not None}
-    values |= _read(given, lambda name: "--" + name.replace("_", "-"))
-    if "root" not in values:
-        raise SettingsError("no folder to serve: name one with --root DIR")
-    settings = Settings(**values)
-    if (settings.cert is None) != (settings.key is None):
-        lacking, present = ("--key", "--cert") if settings.key is None else ("--cert", "--key")
-        raise SettingsError(f"{present} without {lacking}: give both, or neither for a self-signed certificate")
+        settings = msgspec.structs.replace(settings, libssl=libssl)
+    given = {name: value for name, value in options.items() if name in Settings.__struct_fields__ and value is not None}
+    settings = msgspec.structs.replace(settings, **_from_command_line(given))
+    tables = document.table.get("site", ())
+    sites = tuple(_inherit(site, set(table), settings) for site, table in zip(settings.site, tables, strict=True))
+    settings = msgspec.structs.replace(settings, site=sites)
+    _check_certificates(settings, document, given)
+    _check_roots(settings, document)
     return settings
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def default_site(settings: Settings) -> SiteOptions:
+    """The site for names that no [[site]] has: the top level where it has a root, else the first [[site]]."""
+    return settings if settings.root is not None or not settings.site else settings.site[0]
+
+
+def _read_file(path: Path) -> _Document:
+    import tomllib
+
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return _Document(path, text, tomllib.loads(text))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text: {error}") from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
-    for name in values:
-        if name not in _READERS:
-            raise SettingsError(f"{path}: {reprlib.repr(name)}: no such key; there are {', '.join(_READERS)}")
-    read = _read(values, lambda name: f"{path}: {name}")
+
+
+def _from_file(document: _Document) -> Settings:
+    table = _listed(document.table)
+    if isinstance(sites := table.get("site"), list):
+        table["site"] = [_listed(site) if isinstance(site, dict) else site for site in sites]
     # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
-    paths: dict[str, Any] = {name: path.parent / read[name] for name in _PATHS if name in read}
+    read = _reader(document.path.parent)
+    try:
+        settings: Settings = misfit.convert(table, Settings, read)
+    except msgspec.ValidationError:
+        found = misfit.misfit(table, Settings, read)
+        key = found.subject if found.of_key else None
+        raise document.error(found.place, _shown(found.subject) + found.complaint, key) from None
+    _check_names(settings, document)
+    for place, site in _places(settings):
+        for below, check in _checks(site):
+            try:
+                check()
+            except ValueError as error:
+                raise document.error(place + below, str(error)) from error
     # A bare library name is for the dynamic linker to search.
-    if "/" in read.get("libssl", ""):
-        paths["libssl"] = os.fspath(path.parent / read["libssl"])
-    return read | paths
+    if settings.libssl is not None and "/" in settings.libssl:
+        return msgspec.structs.replace(settings, libssl=os.fspath(document.path.parent / settings.libssl))
+    return settings
 
 
-def _read(values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
-    read: dict[str, Any] = {}
-    for name, value in values.items():
-        try:
-            read[name] = _READERS[name](value)
-        except ValueError as error:
-            raise SettingsError(f"{where(name)}: {reprlib.repr(value)} is {error}") from error
+def _from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
+    table = _listed(given)
+    # More than nine digits could be more than int() takes.
+    if re.fullmatch("[0-9]{1,9}", str(table.get("workers"))):
+        table["workers"] = int(table["workers"])
+    read = _reader(Path())
+    try:
+        settings = misfit.convert(table, Settings, read)
+    except msgspec.ValidationError:
+        found = misfit.misfit(table, Settings, read)
+        name = str(found.place[0])
+        option = "--" + name.replace("_", "-")
+        raise SettingsError(f"{option}: {reprlib.repr(given[name])}{found.complaint}") from None
+    return {name: getattr(settings, name) for name in given}
+
+
+def _listed(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: [value] if name in ONE_OR_MORE and isinstance(value, str) else value for name, value in table.items()}
+
+
+def _reader(folder: Path) -> Read:
+    def read(kind: type, value: Any) -> Any:
+        if kind is Listen:
+            if not isinstance(value, str):
+                raise ValueError("not ADDR:PORT")
+            return parse_listen(value)
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError("not a path")
+        return folder / value
+
     return read
+
+
+def _inherit(site: NamedSiteOptions, given: set[str], top: Settings) -> NamedSiteOptions:
+    if given & _PAIR:
+        given |= _PAIR
+    taken = {name: getattr(top, name) for name in _INHERITED if name not in given}
+    return msgspec.structs.replace(site, **taken, names=tuple(name.lower() for name in site.names))
+
+
+def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
+    return [((), settings), *((("site", number), site) for number, site in enumerate(settings.site))]
+
+
+def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
+    """What those who follow the rules of a site have to say about each."""
+    if site.redirect:
+        from ktlsd import redirects
+
+        for number, redirect in enumerate(site.redirect):
+            yield ("redirect", number), partial(redirects.check, redirect)
+    if site.header or site.cache:
+        from ktlsd import header_rules
+
+        for number, header in enumerate(site.header):
+            yield ("header", number), partial(header_rules.check, SiteOptions(header=(header,)))
+        for number, cache in enumerate(site.cache):
+            yield ("cache", number), partial(header_rules.check, SiteOptions(cache=(cache,)))
+    if site.cors is not None:
+        from ktlsd import cors
+
+        yield ("cors",), partial(cors.check, site.cors)
+
+
+def _check_names(settings: Settings, document: _Document) -> None:
+    seen: dict[str, int] = {}
+    for number, site in enumerate(settings.site):
+        for name_number, name in enumerate(site.names):
+            if (lowered := name.lower()) in seen:
+                complaint = f"{name!r} is a name of site[{seen[lowered]}] already"
+                raise document.error(("site", number, "names", name_number), complaint)
+            seen[lowered] = number
+
+
+def _check_certificates(settings: Settings, document: _Document, given: Mapping[str, Any]) -> None:
+    for place, site in _places(settings):
+        fewer, more = sorted((len(site.cert), len(site.key)))
+        if fewer == more:
+            continue
+        dashes = "" if place or not _PAIR & given.keys() else "--"
+        present, lacking = ("cert", "key") if len(site.cert) == more else ("key", "cert")
+        complaint = f"{dashes}{present} without {dashes}{lacking}: give both, or neither for a self-signed certificate"
+        if fewer:
+            complaint = (
+                f"there are {more} of {dashes}{present}, but {fewer} of {dashes}{lacking}:"
+                " give every certificate its key, in the same order"
+            )
+        raise SettingsError(complaint) if dashes else document.error(place, complaint, present)
+
+
+def _check_roots(settings: Settings, document: _Document) -> None:
+    if settings.root is None and not settings.site:
+        raise SettingsError("no folder to serve: name one with --root DIR")
+    for number, site in enumerate(settings.site):
+        if site.root is None:
+            raise document.error(("site", number), "'root' is missing, here and at the top level")
+
+
+def _label(place: Steps) -> str:
+    parts = (f"[{step}]" if isinstance(step, int) else f".{_key(step)}" for step in place)
+    return "".join(parts).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else reprlib.repr(name)

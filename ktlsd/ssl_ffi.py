@@ -23,6 +23,8 @@ typedef ... SSL;
 typedef ... SSL_SESSION;
 typedef ... SSL_CIPHER;
 typedef ... BIO;
+typedef ... X509;
+typedef ... EVP_PKEY;
 
 unsigned long OpenSSL_version_num(void);
 const char *OpenSSL_version(int type);
@@ -42,7 +44,9 @@ int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
 void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
 int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
 int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
-int SSL_CTX_check_private_key(const SSL_CTX *ctx);
+X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
+EVP_PKEY *X509_get0_pubkey(const X509 *x);
+const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
 
 SSL *SSL_new(SSL_CTX *ctx);
 void SSL_free(SSL *ssl);
@@ -57,6 +61,7 @@ int SSL_shutdown(SSL *ssl);
 int SSL_get_error(const SSL *ssl, int ret);
 int SSL_get_key_update_type(const SSL *s);
 const char *SSL_get_version(const SSL *ssl);
+const char *SSL_get_servername(const SSL *ssl, int type);
 const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
 const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
 int SSL_session_reused(const SSL *ssl);
@@ -100,6 +105,7 @@ _SSL_ERROR_WANT_WRITE = 3
 _SSL_ERROR_SYSCALL = 5
 _SSL_ERROR_ZERO_RETURN = 6
 _SSL_KEY_UPDATE_NONE = -1
+_TLSEXT_NAMETYPE_host_name = 0
 _SSL_R_HTTP_REQUEST = 156
 _SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
 _SSL_R_NO_SUITABLE_RECORD_LAYER = 322
@@ -121,7 +127,8 @@ _PR_SET_PDEATHSIG = 1
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
-_PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""What send(2) and sendfile(2) say when it is the connection that failed, and not the file."""
 OLDEST_OPENSSL: Final = (3, 0, 0)
 READ_SIZE: Final = 16384
 
@@ -171,6 +178,9 @@ class Handshake(NamedTuple):
     max_fragment_length: bool
     ktls_tx: bool
     ktls_rx: bool
+    server_name: str | None = None
+    """The host name that the client asked for, as it wrote it (RFC 6066 section 3); None also in a resumed TLS 1.2
+    session, where OpenSSL does not tell it."""
 
 
 class Library:
@@ -277,6 +287,7 @@ class Context:
         """`oldest` and `newest` are TLS_1_2 or TLS_1_3. Raises ContextError for a cipher list that OpenSSL refuses."""
         self._library = library
         self._server = server
+        self._certificates: dict[str, str] = {}
         c, null = library.c, library.ffi.NULL
         c.ERR_clear_error()
         self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
@@ -305,20 +316,30 @@ class Context:
         return "; ".join(reason for _, reason in self._library.take_errors()) or "no reason given"
 
     def use_certificate(self, certificate: str, key: str) -> None:
-        """Load a PEM certificate chain and its unencrypted PEM key from files. Raises ContextError naming the file."""
+        """Load a PEM certificate chain and its unencrypted PEM key from files. Raises ContextError naming the file.
+
+        Call it once for each type of key (RSA, EC, Ed25519): OpenSSL takes what the client can verify, EC before RSA.
+        """
         c = self._library.c
         c.ERR_clear_error()
         if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
             raise ContextError(f"{certificate} cannot be used as a PEM certificate chain: {self._reasons()}")
+        # OpenSSL keeps one certificate of each type, and a second one takes the place of the first.
+        loaded = c.SSL_CTX_get0_certificate(self._ctx)
+        key_type = self._library._text(c.EVP_PKEY_get0_type_name(c.X509_get0_pubkey(loaded)))
+        if other := self._certificates.get(key_type):
+            raise ContextError(f"{certificate} and {other} both have {key_type} keys: one of each type can be used")
+        self._certificates[key_type] = certificate
         # Without this OpenSSL would ask the terminal for the passphrase of an encrypted key.
         no_passphrase = self._library.ffi.new("char[]", b"")
         c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, no_passphrase)
-        loaded = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
+        taken = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
         c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, self._library.ffi.NULL)
-        if loaded != 1:
+        if taken != 1:
             raise ContextError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {self._reasons()}")
-        if c.SSL_CTX_check_private_key(self._ctx) != 1:
-            raise ContextError(f"the key {key} does not belong to the certificate {certificate}: {self._reasons()}")
+        # A key of another type than the certificate's is taken for the certificate of its own type.
+        if c.SSL_CTX_get0_certificate(self._ctx) != loaded:
+            raise ContextError(f"the key {key} does not belong to the certificate {certificate}")
 
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
@@ -419,7 +440,7 @@ class Connection:
             return Wait.WRITABLE
         self._library.take_errors()
         # Before OpenSSL 3.4 the queue says SSL_R_UNINITIALIZED for any failing sendfile(2): errno holds the truth.
-        if system_error in _PEER_IS_GONE:
+        if system_error in PEER_IS_GONE:
             raise ConnectionLost(os.strerror(system_error))
         raise OSError(system_error, f"sendfile: {os.strerror(system_error)}")
 
@@ -448,6 +469,7 @@ class Connection:
             max_fragment_length=session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
             ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), _BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
             ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), _BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
+            server_name=text(c.SSL_get_servername(ssl, _TLSEXT_NAMETYPE_host_name)) or None,
         )
 
     def close(self) -> None:

@@ -1,13 +1,15 @@
 """Validators and the conditional request header fields (RFC 9110 sections 8.8 and 13): pure.
 
-Strategy: the entity tag is made of what changes when a file does (nanosecond mtime, size, inode). A request's
-preconditions are weighed in the order of RFC 9110 section 13.2.2 and come out as one Verdict.
+Strategy: an entity tag is made of what changes when a file does (its metadata, or a digest of it). A request's
+preconditions are weighed in the order of RFC 9110 section 13.2.2 and come out as one Verdict. A date is given and taken
+as a validator only where no second version of the file can have the same.
 """
 
 from __future__ import annotations
 
 import datetime
 import enum
+import math
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -18,6 +20,8 @@ _TAG: Final = re.compile(_ENTITY_TAG)
 # Possessive repeats: a list that is no list must not be tried in every possible way.
 _LIST: Final = re.compile(rf"[ \t,]*+{_ENTITY_TAG}(?:[ \t]*+,[ \t,]*+{_ENTITY_TAG})*+[ \t,]*")
 _NANOSECONDS: Final = 1_000_000_000
+# Seconds: the clock that dates files lags behind the one that is read here by a timer tick, at most 10 ms.
+_TICK: Final = 0.1
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTH: Final = f"(?P<month>{'|'.join(_MONTHS)})"
@@ -46,6 +50,21 @@ class Verdict(enum.Enum):
 def entity_tag(mtime_ns: int, size: int, inode: int) -> str:
     """A strong entity tag that a rewrite within the same second, or a rename over the file, changes too."""
     return f'"{mtime_ns:x}-{size:x}-{inode:x}"'
+
+
+def size_mtime_tag(mtime_ns: int, size: int) -> str:
+    """A strong entity tag that copies with the same mtime share, such as those on several machines."""
+    return f'"{mtime_ns:x}-{size:x}"'
+
+
+def content_tag(digest: bytes) -> str:
+    """A strong entity tag that changes with the content alone, of which this is a cryptographic digest."""
+    return f'"{digest.hex()}"'
+
+
+def coded_tag(tag: str, coding: str) -> str:
+    """The tag of a representation in this content coding: each has to have its own (RFC 9110 section 8.8.3.3)."""
+    return f'{tag[:-1]}-{coding}"'
 
 
 def http_date(seconds: float) -> str:
@@ -79,7 +98,10 @@ def _full_year(two_digits: int) -> int:
 
 
 def verdict(fields: Mapping[str, str], tag: str, mtime_ns: int) -> Verdict:
-    """Weigh the preconditions in `fields` (lower-case names) for a representation (RFC 9110 section 13.2.2)."""
+    """Weigh the preconditions of a GET or HEAD for a representation (RFC 9110 section 13.2.2).
+
+    `fields` has lower-case names, repeated fields joined with ", ".
+    """
     modified = mtime_ns // _NANOSECONDS
     if (wanted := fields.get("if-match")) is not None:
         if not _matches(wanted, tag, weak=False):
@@ -93,16 +115,31 @@ def verdict(fields: Mapping[str, str], tag: str, mtime_ns: int) -> Verdict:
     return Verdict.PROCEED
 
 
-def range_applies(if_range: str | None, tag: str, last_modified: str) -> bool:
+def last_modified(mtime_ns: int, now: float) -> str:
+    """The Last-Modified to send at `now`, in seconds since the epoch, which is no later than Date (RFC 9110 section
+    8.8.2.1): clocks and files can disagree."""
+    return http_date(min(mtime_ns // _NANOSECONDS, now))
+
+
+def range_applies(if_range: str | None, tag: str, mtime_ns: int, now: float) -> bool:
     """Whether a Range may be honoured: If-Range names this very representation (RFC 9110 section 13.1.5).
 
-    A date counts only when it is the Last-Modified that was sent: the comparison is exact.
+    A weak tag never does. A date does when it is the Last-Modified, to the character, of a second that is over at
+    `now`, in seconds since the epoch: only then is it a strong validator (section 8.8.2.2).
     """
-    return if_range is None or if_range in (tag, last_modified)
+    if if_range is None or if_range == tag:
+        return True
+    modified = mtime_ns // _NANOSECONDS
+    return modified <= _second_before(now) and if_range == http_date(modified)
+
+
+def _second_before(now: float) -> int:
+    """The last second that is over for files too."""
+    return math.floor(now - _TICK) - 1
 
 
 def _matches(value: str, tag: str, *, weak: bool) -> bool:
-    if value.strip() == "*":
+    if value.strip(" \t") == "*":
         return True
     if not _LIST.fullmatch(value):
         return False

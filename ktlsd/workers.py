@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from ktlsd.listeners import Listener
 
 log = logging.getLogger("ktlsd")
 
@@ -29,7 +30,7 @@ class Job:
     work: Callable[[], None]
 
 
-def supervise(count: int, listeners: Sequence[socket.socket], job: Job, ready: Callable[[], None]) -> None:
+def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None]) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
@@ -51,7 +52,7 @@ def supervise(count: int, listeners: Sequence[socket.socket], job: Job, ready: C
         if received != signal.SIGCHLD:
             ending, replace_at = True, None
             for listener in listeners:
-                listener.close()
+                listener.socket.close()
             for worker in workers:
                 os.kill(worker, received)
         for worker in sorted(workers):

@@ -1,8 +1,9 @@
-"""A Transport and a real TLS client over loopback: how long a slow client is waited for."""
+"""A Transport and a real TLS client over loopback: slow clients, responses of several parts, the name asked for."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from ktlsd import transport as transport_module
+from ktlsd import pacing
 from ktlsd.certificate import localhost_certificate
 from ktlsd.ktls_probe import loopback_pair
+from ktlsd.pacing import TooSlow
 from ktlsd.residency import Residency
-from ktlsd.ssl_ffi import Context, Library
-from ktlsd.transport import TooSlow, Transport
+from ktlsd.sni import peek_server_name
+from ktlsd.ssl_ffi import Context, Handshake, Library
+from ktlsd.transport import Transport
 from tests.serving import client_context
 
 DATA = bytes(20_000_000)
@@ -56,7 +59,7 @@ def reader(near: socket.socket, amount: int, pause: float) -> Iterator[list[int]
 
 
 async def test_a_steady_reader_is_waited_for_however_slow(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pacing, "STALL_SECONDS", 0.5)
     library = Library()
     with loopback_pair() as (near, far), reader(near, 20_000, 0.05) as received:
         transport = Transport(context, far, Residency(library.file_system_type))
@@ -69,7 +72,7 @@ async def test_a_steady_reader_is_waited_for_however_slow(context: Context, monk
 
 
 async def test_a_reader_that_stops_is_given_up(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pacing, "STALL_SECONDS", 0.5)
     library = Library()
     with loopback_pair() as (near, far), reader(near, 2000, 30.0):
         transport = Transport(context, far, Residency(library.file_system_type))
@@ -77,5 +80,80 @@ async def test_a_reader_that_stops_is_given_up(context: Context, monkeypatch: py
         started = time.monotonic()
         with pytest.raises(TooSlow, match="took nothing"), trio.fail_after(20):
             await transport.send_text(DATA)
-        assert time.monotonic() - started >= transport_module.STALL_SECONDS
+        assert time.monotonic() - started >= pacing.STALL_SECONDS
+        transport.close()
+
+
+@contextlib.contextmanager
+def collector(near: socket.socket, name: str | None = None) -> Iterator[bytearray]:
+    """A client thread that reads to the end; the bytes so far."""
+    received = bytearray()
+
+    def read() -> None:
+        with client_context().wrap_socket(near, server_hostname=name) as connection:
+            while data := connection.recv(65536):
+                received.extend(data)
+
+    near.settimeout(30)
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield received
+    finally:
+        thread.join()
+
+
+async def send_parts(context: Context, folder: Path) -> Handshake:
+    """Parts of a file with heads of their own, each of which must arrive before anything else is sent."""
+    content = os.urandom(1_000_000)
+    (folder / "file.bin").write_bytes(content)
+    descriptor = os.open(folder / "file.bin", os.O_RDONLY)
+    try:
+        with loopback_pair() as (near, far), collector(near) as received:
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            transport = Transport(context, far, Residency(Library().file_system_type))
+            try:
+                with trio.fail_after(60):
+                    facts = await transport.handshake()
+                    expected = b""
+                    for number, count in enumerate([1, 700, 16384, 700_000]):
+                        head, offset = f"--part {number}\r\n\r\n".encode(), number * 1000
+                        await transport.send_file(head, descriptor, offset, count)
+                        expected += head + content[offset : offset + count]
+                        while len(received) < len(expected):  # noqa: ASYNC110 - filled by a thread
+                            await trio.sleep(0.01)
+                    await transport.send_text(b"--end")
+                    await transport.finish()
+            finally:
+                transport.close()
+        assert bytes(received) == expected + b"--end"
+    finally:
+        os.close(descriptor)
+    return facts
+
+
+async def test_parts_of_a_file_arrive_one_by_one(tmp_path: Path) -> None:
+    with contextlib.closing(Context(Library(), ktls=False)) as context:
+        certificate = str(localhost_certificate(tmp_path))
+        context.use_certificate(certificate, certificate)
+        assert not (await send_parts(context, tmp_path)).ktls_tx
+
+
+@pytest.mark.ktls
+async def test_parts_of_a_file_arrive_one_by_one_from_the_kernel(context: Context, tmp_path: Path) -> None:
+    assert (await send_parts(context, tmp_path)).ktls_tx
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [("www.example.org", "www.example.org"), ("WWW.Example.org", "www.example.org"), (None, None)]
+)
+async def test_the_name_asked_for_is_the_name_that_was_peeked(
+    context: Context, asked: str | None, name: str | None
+) -> None:
+    with loopback_pair() as (near, far), collector(near, asked):
+        with trio.fail_after(30):
+            assert await peek_server_name(far) == name
+            transport = Transport(context, far, Residency(Library().file_system_type))
+            assert (await transport.handshake()).server_name == name
+            await transport.finish()
         transport.close()

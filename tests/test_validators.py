@@ -13,10 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktlsd.validators import Verdict, entity_tag, http_date, parse_http_date, range_applies, verdict
+from ktlsd.validators import (
+    Verdict,
+    coded_tag,
+    content_tag,
+    entity_tag,
+    http_date,
+    last_modified,
+    parse_http_date,
+    range_applies,
+    size_mtime_tag,
+    verdict,
+)
 
 TAG = '"1234-5-6"'
 MODIFIED = 784111777
+MODIFIED_NS = MODIFIED * 1_000_000_000 + 999_999_999
+"""Nanoseconds below the second: no date can tell of them."""
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 EARLIER = "Sun, 06 Nov 1994 08:49:36 GMT"
 LATER = "Sun, 06 Nov 1994 08:49:38 GMT"
@@ -45,8 +58,7 @@ SEPARATOR = st.sampled_from([",", ", ", " ,\t", ",,", " , ,, "])
 
 
 def judge(fields: dict[str, str], tag: str = TAG) -> Verdict:
-    # Nanoseconds below the second: no date can tell of them.
-    return verdict(fields, tag, MODIFIED * 1_000_000_000 + 999_999_999)
+    return verdict(fields, tag, MODIFIED_NS)
 
 
 @contextlib.contextmanager
@@ -86,6 +98,35 @@ def test_an_entity_tag_matches_itself_as_a_client_sends_it_back(mtime_ns: int, s
     assert judge({"if-match": tag}, tag) is Verdict.PROCEED
 
 
+def test_copies_with_one_mtime_share_a_size_mtime_tag() -> None:
+    assert size_mtime_tag(0x1234, 0xABC) == '"1234-abc"'
+
+
+def test_a_content_tag_is_the_digest() -> None:
+    assert content_tag(b"\x00\xff\x22") == '"00ff22"'
+
+
+@pytest.mark.parametrize("tag", [entity_tag(0x1234, 5, 6), size_mtime_tag(0x1234, 5), content_tag(b"\x12")])
+def test_each_coding_has_a_tag_of_its_own(tag: str) -> None:
+    tags = {tag, *(coded_tag(tag, coding) for coding in ("zstd", "br", "gzip"))}
+    assert len(tags) == 4
+    assert f'{tag[:-1]}-br"' in tags
+    for mine in tags:
+        assert judge({"if-none-match": ", ".join(tags - {mine})}, mine) is Verdict.PROCEED
+        assert judge({"if-none-match": f"W/{mine}"}, mine) is Verdict.NOT_MODIFIED
+        assert judge({"if-match": mine}, mine) is Verdict.PROCEED
+
+
+@settings(deadline=None)
+@given(*[st.tuples(st.integers(0, 2**64), st.integers(0, 2**63), st.sampled_from(["", "zstd", "br", "gzip"]))] * 2)
+def test_two_coded_versions_have_two_tags(one: tuple[int, int, str], other: tuple[int, int, str]) -> None:
+    def tag(mtime_ns: int, size: int, coding: str) -> str:
+        plain = size_mtime_tag(mtime_ns, size)
+        return coded_tag(plain, coding) if coding else plain
+
+    assert (tag(*one) == tag(*other)) == (one == other)
+
+
 @pytest.mark.parametrize(
     ("value", "strong", "weak"),
     [
@@ -117,6 +158,8 @@ def test_an_entity_tag_matches_itself_as_a_client_sends_it_back(mtime_ns: int, s
         (f"{TAG}{TAG}", False, False),
         (f"{TAG}, x", False, False),
         (f"*, {TAG}", False, False),
+        ("*, *", False, False),
+        ("\xa0*", False, False),
         (f"'{TAG}'", False, False),
         (f"{TAG}\n", False, False),
     ],
@@ -327,4 +370,44 @@ def test_precedence_is_that_of_section_13_2_2(conditions: tuple[bool | None, ...
     ],
 )
 def test_if_range_must_name_this_very_representation(if_range: str | None, applies: bool) -> None:
-    assert range_applies(if_range, TAG, DATE) is applies
+    assert range_applies(if_range, TAG, MODIFIED_NS, MODIFIED + 3600) is applies
+
+
+@pytest.mark.parametrize(
+    ("age", "applies"),
+    [(-3600, False), (-0.1, False), (0, False), (0.9, False), (1.0, False), (1.05, False), (1.2, True), (60, True)],
+)
+def test_a_date_counts_only_once_its_second_is_over(age: float, applies: bool) -> None:
+    """Within it the file can change again and have the same Last-Modified (section 8.8.2.2)."""
+    now = MODIFIED + age
+    assert range_applies(DATE, TAG, MODIFIED_NS, now) is applies
+    assert range_applies(TAG, TAG, MODIFIED_NS, now)
+    assert (last_modified(MODIFIED_NS, now) == DATE) is applies
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["write", "get"]), st.floats(0.001, 0.8)), min_size=1, max_size=30),
+    st.floats(0, 1),
+    st.floats(0, 0.01),
+)
+def test_a_date_that_was_sent_is_of_one_version_alone(
+    steps: list[tuple[str, float]], start: float, tick: float
+) -> None:
+    """However a file is rewritten, and though its clock lags: what a client has from one version fits no other."""
+    now = MODIFIED + start
+    version, mtime_ns = 0, int((now - tick) * 1e9)
+    seen: dict[str, set[int]] = {}
+    for step, pause in steps:
+        now += pause
+        if step == "write":
+            version, mtime_ns = version + 1, int((now - tick) * 1e9)
+            continue
+        for date, versions in seen.items():
+            if range_applies(date, TAG, mtime_ns, now):
+                assert versions == {version}
+            if verdict({"if-modified-since": date}, TAG, mtime_ns) is Verdict.NOT_MODIFIED:
+                assert versions == {version}
+        date = last_modified(mtime_ns, now)
+        assert (parse_http_date(date) or 0) <= now
+        seen.setdefault(date, set()).add(version)

@@ -1,0 +1,74 @@
+"""Where it ran: processor, kernel, OpenSSL, kTLS and how busy the machine was, for whoever reads the figures later.
+
+Strategy: read /proc and ask the programs themselves; nothing is taken from memory.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Final
+
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+COMMAND_SECONDS: Final = 60.0
+
+
+def output(*command: str) -> str:
+    """What a command prints on both streams, empty where it cannot run."""
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=CHECKOUT,
+            timeout=COMMAND_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def has_ktls() -> bool:
+    """Whether this kernel's tls module is there (Documentation/networking/tls.rst)."""
+    return "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
+
+
+def ktls_sends() -> int:
+    """How many connections have had their sends taken over by this kernel so far (/proc/net/tls_stat)."""
+    try:
+        counters = Path("/proc/net/tls_stat").read_text()
+    except FileNotFoundError:
+        return 0
+    return sum(int(number) for number in re.findall(r"^TlsTx(?:Sw|Device)\s+(\d+)$", counters, re.MULTILINE))
+
+
+def load() -> float:
+    """The load average of the last minute (proc(5))."""
+    return os.getloadavg()[0]
+
+
+def describe() -> dict[str, str]:
+    """One line of text for each thing that the figures depend on."""
+    processor = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    commit = output("git", "rev-parse", "--short=12", "HEAD")
+    changed = bool(output("git", "status", "--porcelain", "--untracked-files=no"))
+    return {
+        "processor": processor[1] if processor else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{int(memory[1]) // 1024} MiB" if memory else "unknown",
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
+        "kernel": platform.release(),
+        "kTLS": "yes" if has_ktls() else "no",
+        "OpenSSL": ssl.OPENSSL_VERSION,
+        "Python": platform.python_version(),
+        "ktlsd commit": (commit or "unknown") + (", changed" if changed else ""),
+        "load at the start": f"{load():.2f}",
+    }

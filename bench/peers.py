@@ -1,0 +1,315 @@
+"""The servers that are compared: how each is configured, started and asked for its version, and why one cannot run.
+
+Strategy: a table of records; each `launch` writes the configuration for a Place and gives the command. All are set up
+for what the rows do: no access log, keep-alive without end, as many workers as asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.machine import CHECKOUT, has_ktls, output
+from bench.servers import Launch
+
+PATH: Final = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+IDLE_SECONDS: Final = 600
+MOST_CONNECTIONS: Final = 8192
+APACHE_MODULES: Final = Path("/usr/lib/apache2/modules")
+S_SERVER_SETTINGS: Final = """openssl_conf = start
+[start]
+ssl_conf = ssl
+[ssl]
+system_default = defaults
+[defaults]
+Options = KTLS
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a server is told: the folder to serve, with which certificate, where, and by how many workers."""
+
+    root: Path
+    certificate: Path
+    key: Path
+    port: int
+    workers: int
+    scratch: Path
+    """A new folder for its configuration and log."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What comes from the command line: ktlsd's command and the interpreter that has the Python peers."""
+
+    ktlsd: tuple[str, ...]
+    python: str
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    program: str
+    """The program that must be there, or the Python module for python=True."""
+    package: str
+    """The Debian package, or the Python distribution, that brings it."""
+    launch: Callable[[Place, Programs], Launch]
+    version: Callable[[Programs], str]
+    python: bool = False
+    ktls: bool = False
+    """Whether its sends have to be the kernel's: without that it is another server, and missing here."""
+    serial: bool = False
+    """Whether it serves one connection at a time and closes it after one response."""
+
+    def why_missing(self, programs: Programs) -> str:
+        """Why it cannot run on this machine; empty if it can."""
+        if self.python:
+            if not shutil.which(programs.python):
+                return f"no interpreter {programs.python}"
+            if not output(programs.python, "-c", f"import {self.program}; print('there')").endswith("there"):
+                return f"{programs.python} has no module {self.program} (pip install {self.package})"
+        elif not shutil.which(self.program, path=PATH):
+            return f"no program {self.program} (Debian package {self.package})"
+        return "this kernel has no kTLS (no tls in tcp_available_ulp)" if self.ktls and not has_ktls() else ""
+
+
+def _launch(place: Place, command: Sequence[str], directory: Path | None = None, **environment: str) -> Launch:
+    return Launch(tuple(command), {"PATH": PATH} | environment, directory or place.scratch, place.scratch / "log")
+
+
+def _write(place: Place, name: str, text: str) -> str:
+    (place.scratch / name).write_text(text)
+    return str(place.scratch / name)
+
+
+def _ktlsd(ktls: str) -> Callable[[Place, Programs], Launch]:
+    def launch(place: Place, programs: Programs) -> Launch:
+        options = ["--root", str(place.root), "--listen", f"127.0.0.1:{place.port}", "--cert", str(place.certificate)]
+        options += ["--key", str(place.key), "--workers", str(place.workers), "--log-level", "warning", "--ktls", ktls]
+        return _launch(place, [*programs.ktlsd, *options])
+
+    return launch
+
+
+def _nginx(ktls: bool, cache: bool = False) -> Callable[[Place, Programs], Launch]:
+    def launch(place: Place, _: Programs) -> Launch:
+        temporary = "".join(
+            f"    {kind}_temp_path {place.scratch}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        text = f"""daemon off;
+user root;
+worker_processes {place.workers};
+worker_rlimit_nofile {2 * MOST_CONNECTIONS};
+pid {place.scratch}/pid;
+events {{ worker_connections {MOST_CONNECTIONS}; }}
+http {{
+    access_log off;
+    types {{ text/html html; }}
+    default_type application/octet-stream;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_timeout {IDLE_SECONDS}s;
+    keepalive_requests 1000000000;
+    {"open_file_cache max=20000 inactive=600s;" if cache else ""}
+{temporary}
+    server {{
+        listen 127.0.0.1:{place.port} ssl backlog=4096;
+        ssl_certificate {place.certificate};
+        ssl_certificate_key {place.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:bench:10m;
+        ssl_conf_command Options {"KTLS" if ktls else "-KTLS"};
+        root {place.root};
+    }}
+}}
+"""
+        configuration = _write(place, "nginx.conf", text)
+        return _launch(place, ["nginx", "-p", str(place.scratch), "-e", "stderr", "-c", configuration])
+
+    return launch
+
+
+def _lighttpd(ktls: bool) -> Callable[[Place, Programs], Launch]:
+    def launch(place: Place, _: Programs) -> Launch:
+        workers = place.workers if place.workers > 1 else 0  # 1 is a worker and a watcher
+        text = f"""server.modules = ("mod_openssl")
+server.document-root = "{place.root}"
+server.bind = "127.0.0.1"
+server.port = {place.port}
+server.max-worker = {workers}
+server.max-connections = {MOST_CONNECTIONS}
+server.max-fds = {2 * MOST_CONNECTIONS}
+server.max-keep-alive-requests = 65535
+server.max-keep-alive-idle = {IDLE_SECONDS}
+server.listen-backlog = 4096
+server.feature-flags = ("server.h2proto" => "disable")
+mimetype.assign = (".html" => "text/html", "" => "application/octet-stream")
+ssl.engine = "enable"
+ssl.pemfile = "{place.certificate}"
+ssl.privkey = "{place.key}"
+ssl.openssl.ssl-conf-cmd = ("Options" => "{"KTLS" if ktls else "-KTLS"}")
+"""
+        return _launch(place, ["lighttpd", "-D", "-f", _write(place, "lighttpd.conf", text)])
+
+    return launch
+
+
+def _caddy(place: Place, _: Programs) -> Launch:
+    text = f"""{{
+    admin off
+    auto_https off
+    servers {{
+        protocols h1
+    }}
+    log {{
+        level ERROR
+    }}
+}}
+https://:{place.port} {{
+    bind 127.0.0.1
+    tls {place.certificate} {place.key}
+    root * {place.root}
+    file_server
+}}
+"""
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", _write(place, "Caddyfile", text)]
+    home = str(place.scratch)
+    return _launch(place, command, GOMAXPROCS=str(place.workers), XDG_DATA_HOME=home, XDG_CONFIG_HOME=home)
+
+
+def _apache(place: Place, _: Programs) -> Launch:
+    modules = ("mpm_event", "authz_core", "socache_shmcb", "ssl", "mime")
+    loads = "".join(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so\n" for name in modules)
+    types = _write(place, "types", "text/html html\n")
+    text = f"""{loads}ServerRoot {place.scratch}
+ServerName localhost
+DefaultRuntimeDir {place.scratch}
+PidFile {place.scratch}/pid
+ErrorLog /dev/stderr
+LogLevel error
+User www-data
+Group www-data
+TypesConfig {types}
+Listen 127.0.0.1:{place.port}
+ListenBacklog 4096
+ServerLimit {place.workers}
+StartServers {place.workers}
+ThreadLimit 64
+ThreadsPerChild 64
+MaxRequestWorkers {64 * place.workers}
+AsyncRequestWorkerFactor 128
+KeepAlive On
+KeepAliveTimeout {IDLE_SECONDS}
+MaxKeepAliveRequests 0
+EnableSendfile On
+SSLEngine On
+SSLCertificateFile {place.certificate}
+SSLCertificateKeyFile {place.key}
+SSLSessionCache shmcb:{place.scratch}/sessions(512000)
+DocumentRoot {place.root}
+<Directory {place.root}>
+    Require all granted
+</Directory>
+"""
+    return _launch(place, ["apache2", "-DFOREGROUND", "-f", _write(place, "apache.conf", text)])
+
+
+def _python(place: Place, programs: Programs, module: str, options: Sequence[str]) -> Launch:
+    command = [programs.python, "-m", module, *options]
+    return _launch(place, command, PYTHONPATH=str(CHECKOUT), BENCH_ROOT=str(place.root))
+
+
+def _granian(place: Place, programs: Programs) -> Launch:
+    options = ["--interface", "rsgi", "--http", "1", "--host", "127.0.0.1", "--port", str(place.port)]
+    options += ["--workers", str(place.workers), "--backlog", "4096", "--backpressure", str(MOST_CONNECTIONS)]
+    options += ["--ssl-certificate", str(place.certificate), "--ssl-keyfile", str(place.key), "--log-level", "error"]
+    options += ["--static-path-route", "", "--static-path-mount", str(place.root), "bench.apps:nothing"]
+    return _python(place, programs, "granian", options)
+
+
+def _uvicorn(place: Place, programs: Programs) -> Launch:
+    options = ["--factory", "--host", "127.0.0.1", "--port", str(place.port), "--workers", str(place.workers)]
+    options += ["--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.key), "--no-access-log"]
+    options += ["--log-level", "error", "--timeout-keep-alive", str(IDLE_SECONDS), "bench.apps:static"]
+    return _python(place, programs, "uvicorn", options)
+
+
+def _hypercorn(place: Place, programs: Programs) -> Launch:
+    options = ["--worker-class", "trio", "--bind", f"127.0.0.1:{place.port}", "--workers", str(place.workers)]
+    options += ["--certfile", str(place.certificate), "--keyfile", str(place.key), "--log-level", "ERROR"]
+    options += ["--keep-alive", str(IDLE_SECONDS), "--backlog", "4096", "bench.apps:static()"]
+    return _python(place, programs, "hypercorn", options)
+
+
+def _aiohttp(place: Place, programs: Programs) -> Launch:
+    options = [str(place.root), str(place.certificate), str(place.key), str(place.port), str(place.workers)]
+    return _python(place, programs, "bench.aiohttp_server", options)
+
+
+def _s_server(place: Place, _: Programs) -> Launch:
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{place.port}", "-quiet", "-WWW"]
+    command += ["-cert", str(place.certificate), "-key", str(place.key)]
+    if not has_ktls():
+        return _launch(place, command, place.root)
+    # The flag -ktls came with OpenSSL 3.1; the setting does the same and 3.0 knows it too.
+    settings = _write(place, "openssl.cnf", S_SERVER_SETTINGS)
+    return _launch(place, [*command, "-sendfile"], place.root, OPENSSL_CONF=settings)
+
+
+def _says(*command: str, pattern: str = r"\d+(?:\.\d+)+\S*") -> Callable[[Programs], str]:
+    def version(_: Programs) -> str:
+        program = shutil.which(command[0], path=PATH) or command[0]
+        found = re.search(pattern, output(program, *command[1:]))
+        return found[0] if found else "unknown"
+
+    return version
+
+
+def _distributions(*names: str) -> Callable[[Programs], str]:
+    """The versions of Python distributions; those that are not installed are left out."""
+    script = (
+        "import sys, importlib.metadata as m\n"
+        "have = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "print(' + '.join(f'{n} {have[n]}' for n in sys.argv[1:] if n in have))"
+    )
+
+    def version(programs: Programs) -> str:
+        return output(programs.python, "-c", script, *names)
+
+    return version
+
+
+def _ktlsd_version(programs: Programs) -> str:
+    return output(*programs.ktlsd, "--version").removeprefix("ktlsd ")
+
+
+_NGINX_VERSION: Final = _says("nginx", "-v", pattern=r"(?<=nginx/)\S+")
+_LIGHTTPD_VERSION: Final = _says("lighttpd", "-v", pattern=r"(?<=lighttpd/)\S+")
+_UVICORN: Final = ("uvicorn", "starlette", "uvloop", "httptools")
+_HYPERCORN: Final = ("hypercorn", "starlette", "trio")
+
+_ALL: Final = (
+    Peer("ktlsd", "env", "coreutils", _ktlsd("auto"), _ktlsd_version),
+    Peer("ktlsd-off", "env", "coreutils", _ktlsd("off"), _ktlsd_version),
+    Peer("nginx", "nginx", "nginx", _nginx(False), _NGINX_VERSION),
+    Peer("nginx-ktls", "nginx", "nginx", _nginx(True), _NGINX_VERSION, ktls=True),
+    Peer("nginx-cached", "nginx", "nginx", _nginx(False, cache=True), _NGINX_VERSION),
+    Peer("lighttpd", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(False), _LIGHTTPD_VERSION),
+    Peer("lighttpd-ktls", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(True), _LIGHTTPD_VERSION, ktls=True),
+    Peer("caddy", "caddy", "caddy", _caddy, _says("caddy", "version", pattern=r"\S+")),
+    Peer("apache", "apache2", "apache2", _apache, _says("apache2", "-v", pattern=r"(?<=Apache/)\S+")),
+    Peer("granian", "granian", "granian", _granian, _distributions("granian"), python=True),
+    Peer("uvicorn", "uvicorn", "uvicorn starlette", _uvicorn, _distributions(*_UVICORN), python=True),
+    Peer("hypercorn", "hypercorn", "hypercorn[trio] starlette", _hypercorn, _distributions(*_HYPERCORN), python=True),
+    Peer("aiohttp", "aiohttp", "aiohttp", _aiohttp, _distributions("aiohttp"), python=True),
+    Peer("s_server", "openssl", "openssl", _s_server, _says("openssl", "version"), serial=True),
+)
+PEERS: Final[dict[str, Peer]] = {peer.name: peer for peer in _ALL}
+OURS: Final = "ktlsd"

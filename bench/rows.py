@@ -1,0 +1,238 @@
+"""What is compared: one record for each row of the table, with what it must reach.
+
+Strategy: a row is a client with its parameters, the peers it makes sense for, and limits on medians; everything else is
+told by the client's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from bench.clients import Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+
+MEGABYTE: Final = 1_000_000
+
+
+class Setting(StrEnum):
+    HOST = "host"
+    """The machine itself: TLS in user space for everyone where its kernel has no kTLS."""
+    VM = "vm"
+    """The QEMU machine of tests/vm, whose kernel has kTLS."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`value` bounds the median of ktlsd's own figure, or with a peer the ratio to it (above 1: ktlsd is better)."""
+
+    metric: str
+    value: float
+    peer: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    work: str
+    setting: Setting
+    client: Client
+    peers: tuple[str, ...]
+    at_least: tuple[Limit, ...] = ()
+    aim: tuple[Limit, ...] = ()
+    workers: tuple[int, ...] = (1, 2)
+
+
+NATIVE: Final = ("nginx", "lighttpd", "caddy", "apache", "granian")
+PYTHON: Final = ("uvicorn", "hypercorn", "aiohttp")
+OVER_KTLS: Final = ("nginx-ktls", "lighttpd-ktls")
+
+
+def _both(metrics: Sequence[str], value: float, peer: str) -> tuple[Limit, ...]:
+    return tuple(Limit(metric, value, peer) for metric in metrics)
+
+
+BYTES: Final = ("throughput", "cpu per byte")
+
+BIG: Final = tuple(
+    Row(
+        f"big-{connections}",
+        f"200 MB file, {connections} connection{'s' * (connections > 1)}",
+        Setting.VM,
+        Curl("/200m.bin", 1) if connections == 1 else Wrk("/200m.bin", connections),
+        (*OVER_KTLS, *(("s_server",) if connections == 1 else ())),
+        at_least=_both(BYTES, 1.0, "nginx-ktls"),
+        aim=_both(BYTES, 1.01, "nginx-ktls"),
+    )
+    for connections in (1, 4, 32)
+)
+
+LARGE: Final = tuple(
+    Row(
+        f"large-{connections}",
+        f"100 MB file, {connections} connection{'s' * (connections > 1)}",
+        Setting.HOST,
+        Curl("/100m.bin", 20) if connections == 1 else Wrk("/100m.bin", connections),
+        (*NATIVE, *PYTHON, *(("s_server",) if connections == 1 else ())),
+        at_least=_both(BYTES, 1.0, "nginx"),
+        aim=_both(BYTES, 1.0, "granian"),
+    )
+    for connections in (1, 4, 32)
+)
+
+SMALL: Final = (
+    Row(
+        "small",
+        "10 KiB file, 32 keep-alive connections",
+        Setting.HOST,
+        Wrk("/10k.html", 32),
+        (*NATIVE, *PYTHON),
+        at_least=(Limit("requests", 10, "uvicorn"), Limit("requests", 20, "hypercorn")),
+        aim=(Limit("requests", 1.0, "granian"), Limit("requests", 0.5, "nginx")),
+    ),
+    Row(
+        "small-h2load",
+        "the same, asked by h2load",
+        Setting.HOST,
+        H2load("/10k.html", 32),
+        (*NATIVE, *PYTHON),
+        at_least=(Limit("requests", 10, "uvicorn"), Limit("requests", 20, "hypercorn")),
+        aim=(Limit("requests", 1.0, "granian"), Limit("requests", 0.5, "nginx")),
+    ),
+    Row(
+        "small",
+        "10 KiB file, 32 keep-alive connections",
+        Setting.VM,
+        Wrk("/10k.html", 32),
+        OVER_KTLS,
+        at_least=(Limit("requests", 0.4, "nginx-ktls"),),
+        aim=(Limit("requests", 1.0, "nginx-ktls"),),
+    ),
+)
+
+_KINDS: Final[tuple[tuple[str, str, Client], ...]] = (
+    ("1k", "1 KiB file, 32 connections", Wrk("/1k.html", 32)),
+    ("100k", "100 KiB file, 32 connections", Wrk("/100k.html", 32)),
+    ("1m", "1 MiB file, 32 connections", Wrk("/1m.bin", 32)),
+    ("not-modified", "304 for a 10 KiB file, 32 connections", Wrk("/10k.html", 32, status=304, conditional=True)),
+    ("range", "10 KiB ranges of a 1 MiB file, 32 connections", Wrk("/1m.bin", 32, status=206, range_length=10240)),
+    ("many", "10,000 different files of 10 KiB, 32 connections", Wrk("/many/", 32, files=10_000)),
+)
+
+KINDS: Final = tuple(
+    Row(
+        name,
+        work,
+        setting,
+        client,
+        NATIVE if setting is Setting.HOST else OVER_KTLS,
+        at_least=(Limit("requests", 0.3, peer),),
+        aim=(Limit("requests", 1.0, peer),),
+    )
+    for setting, peer in ((Setting.HOST, "nginx"), (Setting.VM, "nginx-ktls"))
+    for name, work, client in _KINDS
+)
+
+HANDSHAKES: Final = tuple(
+    Row(
+        name,
+        work,
+        Setting.HOST,
+        Handshakes("/1k.html", resumed),
+        NATIVE,
+        at_least=(Limit("handshakes", 0.6, "nginx"),),
+        aim=(Limit("handshakes", 1.0, "nginx"), Limit("cpu per handshake", 1.0, "nginx")),
+    )
+    for name, work, resumed in (
+        ("handshakes", "full handshakes (ECDSA P-256), one small request each", False),
+        ("resumed", "resumed handshakes, one small request each", True),
+    )
+)
+
+MEMORY: Final = Row(
+    "memory",
+    "resident memory per idle keep-alive connection, 5,000 held",
+    Setting.HOST,
+    IdleMemory("/10k.html", 5000),
+    (*NATIVE, *PYTHON),
+    at_least=(Limit("memory per connection", 48),),
+    aim=(Limit("memory per connection", 1.0, "nginx"),),
+    workers=(1,),
+)
+
+_ASKED: Final = {Setting.HOST: 400, Setting.VM: 20}
+"""10 KiB requests a second: few, so that nobody queues by that alone."""
+_DOWNLOAD_RATE: Final = {Setting.HOST: 4 * MEGABYTE, Setting.VM: MEGABYTE // 8}
+
+LATENCY: Final = tuple(
+    Row(
+        name,
+        work,
+        setting,
+        client,
+        (NATIVE if setting is Setting.HOST else OVER_KTLS),
+        at_least=(Limit("p99 growth", 2.0),),
+        aim=(Limit("p99 growth", 1.2),),
+        workers=(1,),
+    )
+    for setting in Setting
+    for name, work, client in (
+        (
+            "p99-downloads",
+            f"p99 of 10 KiB requests while 32 big downloads run, {_DOWNLOAD_RATE[setting] / MEGABYTE:g} MB/s each",
+            Latency("/10k.html", _ASKED[setting], "/200m.bin", downloads=32, rate=_DOWNLOAD_RATE[setting]),
+        ),
+        (
+            "p99-saturated",
+            "p99 of 10 KiB requests while 32 big downloads take all they can get",
+            Latency("/10k.html", _ASKED[setting], "/200m.bin", downloads=32, rate=0),
+        ),
+        (
+            "p99-slow-disk",
+            "p99 of 10 KiB requests while one file is read from a disk throttled to 2 MiB/s",
+            Latency("/10k.html", _ASKED[setting], "/cold.bin", downloads=1, rate=0, disk_rate=2 * 1024 * 1024),
+        ),
+    )
+)
+
+CONNECTIONS: Final = Row(
+    "connections",
+    "10 KiB requests/s at 10, 100, 1,000, 5,000 connections",
+    Setting.HOST,
+    Connections("/10k.html", (10, 100, 1000, 5000)),
+    ("nginx", "granian"),
+    at_least=(Limit("rate kept", 0.8),),
+    aim=(Limit("rate kept", 0.99),),
+)
+
+START: Final = Row(
+    "start",
+    "start to first response",
+    Setting.HOST,
+    Start("/10k.html"),
+    (*NATIVE, *PYTHON),
+    at_least=(Limit("start", 0.3),),
+    aim=(Limit("start", 0.1),),
+    workers=(1,),
+)
+
+ROWS: Final = (*BIG, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
+
+
+def select(setting: Setting, names: Sequence[str]) -> list[Row]:
+    """The rows of a setting whose names are these or begin with one of them and a hyphen; all for no names.
+
+    Raises KeyError for a name that no row of the setting has.
+    """
+    rows = [row for row in ROWS if row.setting is setting]
+    if not names:
+        return rows
+    for name in names:
+        if not any(_called(row, name) for row in rows):
+            raise KeyError(name)
+    return [row for row in rows if any(_called(row, name) for name in names)]
+
+
+def _called(row: Row, name: str) -> bool:
+    return row.name == name or (row.name.startswith(f"{name}-") and not any(r.name == name for r in ROWS))

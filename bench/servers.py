@@ -1,0 +1,142 @@
+"""A server under test: started on its own cores, watched through /proc, and gone at the end with all its processes.
+
+Strategy: each server leads a session of its own, so that its session number finds every process of it; what it says
+goes to a file, whose end explains a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+START_SECONDS: Final = 120.0
+"""An emulated machine needs half a minute for Python's imports alone."""
+STOP_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.001
+HIDDEN: Final = ("OPENSSL_CONF", "PYTHONDONTWRITEBYTECODE")
+"""The clients' cipher is no server's business; and Python servers may keep their compiled modules as usual."""
+SESSION, USER_TICKS, SYSTEM_TICKS = 3, 11, 12
+"""Fields of /proc/PID/stat, counted from the one after the name (proc(5))."""
+
+
+class ServerError(Exception):
+    """A server that did not start or did not live."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a server."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    directory: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Server:
+    """A started server: the leader of its session, its port on 127.0.0.1 and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    started: float
+    """time.monotonic() when it was started."""
+
+    def url(self, path: str) -> str:
+        return f"https://127.0.0.1:{self.port}{path}"
+
+    def processes(self) -> dict[int, list[str]]:
+        """The stat fields after the name, by process number, of all its processes that still run."""
+        found = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):  # it ended meanwhile
+                    fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                    if int(fields[SESSION]) == self.process.pid and fields[0] != "Z":
+                        found[int(entry)] = fields
+        return found
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes, in steps of a clock tick."""
+        ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for fields in self.processes().values())
+        return ticks / TICKS
+
+    def resident_kib(self) -> int:
+        """Resident memory of all its processes (VmRSS, proc(5))."""
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{process}/status").read_text()
+                total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+        return total
+
+    def wait_until_listening(self) -> None:
+        """Raises ServerError with the end of its log where it dies or takes too long."""
+        deadline = self.started + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(POLL_SECONDS)
+        raise ServerError(f"does not start: {self.last_words()}")
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])[-400:] or f"exit status {self.process.poll()}, and it said nothing"
+
+    def stop(self) -> None:
+        """End the session: politely at first, and then every process that is left."""
+        _signal_group(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(name: str, launch: Launch, port: int, cores: Sequence[int]) -> Iterator[Server]:
+    """Start a server on these cores and stop it at the end. It may not be listening yet."""
+    environment = {key: value for key, value in os.environ.items() if key not in HIDDEN} | launch.environment
+    # setpriv: a server must not outlive a benchmark that is killed.
+    prefix = ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", ",".join(map(str, cores))]
+    with launch.log.open("wb") as handle:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [*prefix, *launch.command],
+            env=environment,
+            cwd=launch.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(name, process, port, launch.log, started)
+    try:
+        yield server
+    finally:
+        server.stop()

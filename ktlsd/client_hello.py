@@ -1,0 +1,138 @@
+"""The host name that a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
+
+Strategy: join the handshake message out of its records, then walk its fields to the server_name extension. What is no
+ClientHello, or a broken one, has no name here: OpenSSL gets the same bytes and says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+LONGEST_HELLO: Final = 32768
+"""Bytes that are looked at; a longer ClientHello counts as one without a name."""
+
+MOST_RECORDS: Final = 256
+"""Records that are looked at: some clients split a ClientHello, none into single bytes, which would cost time here."""
+
+_RECORD_HEADER: Final = 5
+_LONGEST_RECORD: Final = 16384
+_HANDSHAKE_HEADER: Final = 4
+_RECORD_START: Final = b"\x16\x03"  # handshake, the major version of every TLS
+_CLIENT_HELLO: Final = 1
+_VERSION_AND_RANDOM: Final = 2 + 32
+_SERVER_NAME: Final = 0
+_HOST_NAME_TYPE: Final = 0
+
+_LABEL: Final = "[A-Za-z0-9_-]{1,63}"
+# The underscore is in no host name of RFC 1123, but browsers connect to such names and wildcards cover them.
+_HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_LONGEST_NAME: Final = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to tell more."""
+
+    needed: int
+
+
+class _Malformed(Exception):
+    """A field ends before its length."""
+
+
+class _Fields:
+    """The fields of a TLS structure (RFC 8446 section 3), one after the other. Each call raises _Malformed."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def left(self) -> bool:
+        return self._position < len(self._data)
+
+    def take(self, count: int) -> bytes:
+        start, self._position = self._position, self._position + count
+        if self._position > len(self._data):
+            raise _Malformed
+        return self._data[start : self._position]
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width))
+
+    def vector(self, width: int) -> bytes:
+        return self.take(self.number(width))
+
+
+def server_name(data: bytes) -> str | Incomplete | None:
+    """The host name in the ClientHello that `data` begins with (RFC 8446 section 4.1.2, RFC 6066 section 3).
+
+    In lower case and without a trailing dot. None where there is none: no TLS, a malformed or too long ClientHello, one
+    without a server_name extension, or with something in it that is no host name. Never raises.
+    """
+    message = _client_hello(data[:LONGEST_HELLO])
+    if not isinstance(message, bytes):
+        return message
+    try:
+        return _requested_name(_Fields(message))
+    except _Malformed:
+        return None
+
+
+def host_name(text: str) -> str | None:
+    """A host name (RFC 1123 section 2.1) as names are compared: in lower case, without a trailing dot.
+
+    None for what is no host name; one that is has letters, digits, hyphens, underscores and dots only.
+    """
+    name = text.removesuffix(".")
+    return name.lower() if len(name) <= _LONGEST_NAME and _HOST_NAME.fullmatch(name) else None
+
+
+def _client_hello(data: bytes) -> bytes | Incomplete | None:
+    """The body of a ClientHello out of its records (RFC 8446 section 5.1); None when it cannot be one."""
+    message = bytearray()
+    wanted = _HANDSHAKE_HEADER
+    position = 0
+    for _ in range(MOST_RECORDS):
+        header = data[position : position + _RECORD_HEADER]
+        if not header.startswith(_RECORD_START[: len(header)]):
+            return None
+        if len(header) < _RECORD_HEADER:
+            return _incomplete(position + _RECORD_HEADER + wanted - len(message))
+        length = int.from_bytes(header[3:])
+        if not 0 < length <= _LONGEST_RECORD:
+            return None
+        start, position = position + _RECORD_HEADER, position + _RECORD_HEADER + length
+        message += data[start:position]
+        if message and message[0] != _CLIENT_HELLO:
+            return None
+        if len(message) >= _HANDSHAKE_HEADER:
+            wanted = _HANDSHAKE_HEADER + int.from_bytes(message[1:_HANDSHAKE_HEADER])
+        missing = wanted - len(message)
+        if missing <= 0:
+            return bytes(message[_HANDSHAKE_HEADER:wanted])
+        if position > len(data):
+            return _incomplete(len(data) + missing)
+    return None
+
+
+def _incomplete(needed: int) -> Incomplete | None:
+    return Incomplete(needed) if needed <= LONGEST_HELLO else None
+
+
+def _requested_name(hello: _Fields) -> str | None:
+    hello.take(_VERSION_AND_RANDOM)
+    for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
+        hello.vector(width)
+    if not hello.left():
+        return None
+    extensions = _Fields(hello.vector(2))
+    while extensions.left():
+        kind, body = extensions.number(2), extensions.vector(2)
+        if kind == _SERVER_NAME:
+            names = _Fields(_Fields(body).vector(2))
+            # One name at most of each type, and no other type was ever defined.
+            is_host_name = names.number(1) == _HOST_NAME_TYPE
+            return host_name(names.vector(2).decode("latin-1")) if is_host_name else None
+    return None

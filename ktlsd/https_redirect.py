@@ -1,0 +1,69 @@
+"""The answers on plain HTTP: the same address under https, and ACME challenges (RFC 8555 section 8.3).
+
+Strategy: nothing but the folder of challenges is ever read; a redirect is permanent and keeps the method (308), except
+that GET and HEAD get the 301 that every client knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from ktlsd.content_types import DEFAULT_TYPE
+from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, short
+from ktlsd.lookup import Folder, OpenFile, Root
+from ktlsd.request_target import Target
+from ktlsd.settings import SettingsError
+from ktlsd.site import Answer
+from ktlsd.ssl_ffi import Library
+from ktlsd.validators import entity_tag
+
+_CHALLENGE: Final = (b".well-known", b"acme-challenge")
+_TOKEN: Final = re.compile(rb"[A-Za-z0-9_-]+")
+_HTTPS_PORT: Final = 443
+
+
+class HttpsRedirect:
+    """What a plain-HTTP listener answers with."""
+
+    def __init__(self, library: Library, challenges: Path | None) -> None:
+        """`challenges` is the folder that an ACME client writes its answers to. Raises SettingsError."""
+        self.port = _HTTPS_PORT
+        """Where HTTPS is served, as clients reach it."""
+        try:
+            self._challenges = None if challenges is None else Root(library, os.fspath(challenges))
+        except OSError as error:
+            raise SettingsError(f"acme_challenges {challenges}: cannot be served: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._challenges is not None:
+            self._challenges.close()
+
+    async def answer(self, request: Request, target: Target, host: str | None) -> Answer:
+        """The response to a request for `target` on `host`. Raises OSError."""
+        if request.method == "OPTIONS":
+            return Answer(options())
+        if self._challenges is not None and target.names[:-1] == _CHALLENGE and not target.directory:
+            return await self._challenge(self._challenges, request, target.names[-1])
+        return Answer(self._redirect(request, target, host))
+
+    def _redirect(self, request: Request, target: Target, host: str | None) -> Response:
+        head = request.method == "HEAD"
+        if host is None:
+            return short(HTTPStatus.BAD_REQUEST, "no Host to redirect to", head=head)
+        port = "" if self.port == _HTTPS_PORT else f":{self.port}"
+        return decide(request, Moved(f"https://{host}{port}{target.location()}"), 0, "")
+
+    async def _challenge(self, challenges: Root, request: Request, token: bytes) -> Answer:
+        found: OpenFile | Folder | Moved | Miss = Miss.ABSENT
+        if _TOKEN.fullmatch(token):
+            found = await challenges.find(Target((token,), directory=False))
+        if not isinstance(found, OpenFile):
+            return Answer(decide(request, found if isinstance(found, Miss) else Miss.ABSENT, 0, ""))
+        tag = entity_tag(found.mtime_ns, found.size, found.inode)
+        representation = Representation(found.size, found.mtime_ns, DEFAULT_TYPE, tag)
+        return Answer(decide(request, representation, time.time(), ""), found)

@@ -1,0 +1,45 @@
+"""The frame around several parts of a representation: multipart/byteranges (RFC 9110 section 14.6): pure.
+
+Strategy: everything but the parts' own bytes is laid out beforehand, so that Content-Length is known and each part can
+go out by sendfile between two short writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ktlsd.byte_range import ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class Multipart:
+    """A body: for each part the bytes before it and the part, then `tail`."""
+
+    content_type: str
+    """Of the whole response."""
+    length: int
+    """Bytes of the whole body."""
+    parts: tuple[tuple[bytes, ByteRange], ...]
+    tail: bytes
+
+
+def multipart(parts: Sequence[ByteRange], size: int, content_type: str, boundary: str) -> Multipart:
+    """Frame `parts` of a representation of `size` bytes and this content type.
+
+    `boundary` has 1 to 70 letters and digits, not to be quoted (RFC 2046 section 5.1.1), and is not in the
+    representation: a random one of 128 bits is in none.
+    """
+    framed: list[tuple[bytes, ByteRange]] = []
+    line_end = ""
+    for part in parts:
+        before = (
+            f"{line_end}--{boundary}\r\n"
+            f"Content-Type: {content_type}\r\n"
+            f"Content-Range: {part.content_range(size)}\r\n\r\n"
+        )
+        framed.append((before.encode("latin-1"), part))
+        line_end = "\r\n"
+    tail = f"\r\n--{boundary}--\r\n".encode("ascii")
+    length = sum(len(before) + part.count for before, part in framed) + len(tail)
+    return Multipart(f"multipart/byteranges; boundary={boundary}", length, tuple(framed), tail)

@@ -1,0 +1,250 @@
+"""What an operator can ask for, as frozen types: the one source of the configuration file's keys, their checks, the
+JSON Schema and the defaults.
+
+Strategy: msgspec reads TOML values into these types and refuses what does not fit; settings.py says where the values
+come from. The keys of SiteOptions may stand at the top level, where they hold for every site, and in a [[site]].
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args
+
+from msgspec import Meta, Struct
+
+from ktlsd.ktls import Mode
+
+MOST_WORKERS: Final = 256
+_MOST_PORT: Final = 65535
+
+# The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python `$` alone would let a newline follow.
+_END: Final = r"$(?!\n)"
+_LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.6.2
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
+Coding = Literal["zstd", "br", "gzip"]
+EntityTagRecipe = Literal["strong", "size-mtime", "content"]
+RedirectStatus = Literal[200, 301, 302, 303, 307, 308, 404]
+Text = Annotated[str, Meta(pattern=rf"^[^\x00-\x1f\x7f]+{_END}", description="a text without control characters")]
+Glob = Annotated[
+    str, Meta(pattern=rf"^[^\x00-\x1f\x7f]+{_END}", description='a pattern for paths, such as "/assets/**" or "*.html"')
+]
+"""A pattern for the decoded path of a target: `*` stands for anything but a slash, `**` for anything, `?` for one
+character that is no slash. One without a slash is matched against the last segment alone ("*.html")."""
+SitePath = Annotated[
+    str, Meta(pattern=rf"^/[^\x00-\x1f\x7f]*{_END}", description="a path below the root, with its leading slash")
+]
+"""A decoded path below a site's root, with its leading slash."""
+RedirectTarget = Annotated[
+    str, Meta(pattern=rf"^(/|https?://)[^\x00-\x1f\x7f]*{_END}", description="a path, or an http:// or https:// URL")
+]
+FieldName = Annotated[
+    str, Meta(pattern=rf"^{_TOKEN}{_END}", description='the name of a header field, such as "X-Frame-Options"')
+]
+FieldValue = Annotated[
+    str, Meta(pattern=rf"^[^\x00-\x08\x0a-\x1f\x7f]*{_END}", description="a header field's value, on one line")
+]
+HostName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(\*\.)?{_LABEL}(\.{_LABEL})*{_END}",
+        max_length=253,
+        description='a host name such as "example.org", or "*.example.org" (xn-- for letters beyond a to z)',
+    ),
+]
+Suffix = Annotated[str, Meta(pattern=rf"^\.[^/\x00-\x1f\x7f]+{_END}", description='a suffix with its dot, as ".gpx"')]
+MediaType = Annotated[
+    str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?{_END}", description="a media type")
+]
+Charset = Annotated[
+    str,
+    Meta(pattern=rf"^[A-Za-z0-9!#$%&+^_`{{}}~-]*{_END}", description="the name of a character encoding, or empty"),
+]
+ErrorStatus = Annotated[str, Meta(pattern=rf"^[45][0-9][0-9]{_END}", description="a status from 400 to 599")]
+Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
+Workers = Annotated[int, Meta(ge=1, le=MOST_WORKERS, description=f"a number from 1 to {MOST_WORKERS}")]
+
+
+class Listen(tuple[str, int]):
+    """Where to accept connections: a host name or address (empty: every address of this machine) and a port."""
+
+    __slots__ = ()
+
+    def __new__(cls, host: str, port: int) -> Listen:
+        return super().__new__(cls, (host, port))
+
+    @property
+    def host(self) -> str:
+        return self[0]
+
+    @property
+    def port(self) -> int:
+        return self[1]
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> Listen:
+    """Read ADDR:PORT, [IPV6]:PORT or :PORT. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("not ADDR:PORT; an IPv6 address stands in brackets, such as [::1]:8443")
+    # More than nine digits could be more than int() takes.
+    number = int(port) if re.fullmatch("[0-9]{1,9}", port) else _MOST_PORT + 1
+    if not colon or number > _MOST_PORT:
+        raise ValueError(f"not ADDR:PORT with a port from 0 to {_MOST_PORT}")
+    return Listen(host, number)
+
+
+class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """One [[redirect]]: from where to where. Rules are tried in their order, the first that matches counts."""
+
+    from_: SitePath
+    """A path with `:name` segments and a `*` at its end."""
+    to: RedirectTarget
+    """A path or an http(s) URL; `:name` and `:splat` stand for what `from` matched."""
+    status: RedirectStatus = 301
+    """200 sends another file under the asked path, 404 a page of your own."""
+    force: bool = True
+    """Whether the rule also covers a file that exists."""
+
+
+class HeaderOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[header]]: response header fields for the paths that match."""
+
+    path: Glob
+    """Which paths: "**" for all."""
+    set: dict[FieldName, FieldValue] = {}
+    """Fields to add, in place of those of the same name."""
+    remove: tuple[FieldName, ...] = ()
+    """Names of fields to leave out."""
+
+
+class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[cache]]: the Cache-Control of files whose paths match. The first rule that matches counts."""
+
+    path: Glob
+    """Which paths: "**" for all."""
+    control: FieldValue
+    """Such as "public, max-age=3600"."""
+
+
+class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[cors]: which origins' scripts may read this site (the Fetch standard's CORS protocol)."""
+
+    origins: tuple[Text, ...]
+    """Such as "https://example.org"; "*" for all."""
+    path: Glob = "**"
+    """Which paths."""
+    headers: tuple[FieldName, ...] = ()
+    """Request header fields that a script may set; those that it asks for, when there are none."""
+    expose: tuple[FieldName, ...] = ()
+    """Response header fields that a script may read."""
+    max_age: Seconds = 86400
+    """Seconds for which the answer to a preflight may be kept."""
+    credentials: bool = False
+    """Whether scripts may send cookies and see what is answered to them."""
+
+
+class HstsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[hsts]: Strict-Transport-Security (RFC 6797)."""
+
+    max_age: Seconds = 31536000
+    """Seconds."""
+    include_subdomains: bool = False
+    """Whether it holds for every name below the site's, too."""
+    preload: bool = False
+    """Whether browsers may carry the site in their preload lists."""
+
+
+class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one site is served."""
+
+    root: Path | None = None
+    """The folder to serve. No byte from outside it is ever sent."""
+    cert: tuple[Path, ...] = ()
+    """PEM certificate chains; several of different key types (ECDSA and RSA) may stand together."""
+    key: tuple[Path, ...] = ()
+    """The PEM keys, unencrypted, in the order of the certificates."""
+    index: tuple[Text, ...] = ("index.html",)
+    """Names of the files that answer for a folder; the first that exists counts."""
+    listing: bool = False
+    """Whether a folder without index file is listed."""
+    dotfiles: bool = False
+    """Serve names that begin with a dot too (/.well-known/ at the top is always served)."""
+    clean_urls: bool = False
+    """Whether /about is answered by about.html."""
+    try_files: tuple[Text, ...] = ()
+    """Paths to try in this order; {path} stands for the one asked for. The last counts as what is not found."""
+    fallback: SitePath | None = None
+    """The file that answers, with 200, for what is not found: a single-page application's."""
+    precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
+    """Codings of precompressed siblings (name.zst, name.br, name.gz) in the order of preference."""
+    etag: EntityTagRecipe = "strong"
+    """What an entity tag is made of: nanosecond mtime, size and inode; the first two; or a hash of the content."""
+    types: dict[Suffix, MediaType] = {}
+    """Media types by suffix (".gpx" = "application/gpx+xml")."""
+    charset: Charset = "utf-8"
+    """For text/*; empty for none."""
+    error_pages: dict[ErrorStatus, SitePath] = {}
+    """Files that are the bodies of errors, by status."""
+    redirect: tuple[RedirectOptions, ...] = ()
+    """Rules that send a client, or the look-up of a file, elsewhere; the first that matches counts."""
+    header: tuple[HeaderOptions, ...] = ()
+    """Rules for response header fields; all that match count, in their order."""
+    cache: tuple[CacheOptions, ...] = ()
+    """Rules for Cache-Control; the first that matches counts."""
+    hashed_names: bool = False
+    """Whether a name with a content hash (app.3f9c2b1a.js) is cached for ever (max-age=31536000, immutable)."""
+    cors: CorsOptions | None = None
+    """Which origins' scripts may read this site."""
+    hsts: HstsOptions | None = None
+    """Strict-Transport-Security: browsers use nothing but HTTPS for this site."""
+    nosniff: bool = True
+    """X-Content-Type-Options: nosniff."""
+    server_header: bool = True
+    """Whether responses say Server: ktlsd."""
+    downloads: tuple[Glob, ...] = ()
+    """What browsers save instead of showing (Content-Disposition: attachment)."""
+    headers_file: bool = False
+    """Whether the file `_headers` in the root gives header rules, as static hosts read it; it is not served then."""
+    redirects_file: bool = False
+    """Whether the file `_redirects` in the root gives redirects, as static hosts read it; it is not served then."""
+
+
+class NamedSiteOptions(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[site]], chosen by the name that a client asks for. What it does not say, the top level says."""
+
+    names: Annotated[tuple[HostName, ...], Meta(min_length=1)]
+    """Host names: "example.org", or "*.example.org" for every name below."""
+
+
+class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything. With a `root` here, this is the site for names that no [[site]] has; else the first [[site]] is."""
+
+    listen: Annotated[tuple[Listen, ...], Meta(min_length=1)] = (Listen("localhost", 8443),)
+    """Where to serve HTTPS."""
+    http_listen: tuple[Listen, ...] = ()
+    """Where to answer plain HTTP, only with redirects to HTTPS and ACME challenges."""
+    acme_challenges: Path | None = None
+    """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
+    workers: Workers = 1
+    """Processes to serve with."""
+    ktls: Mode = Mode.AUTO
+    """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
+    libssl: Text | None = None
+    """The libssl to use instead of the system's."""
+    log_level: LogLevel = "info"
+    """"info" says which path each connection took; "warning" and "error" say less, "debug" more."""
+    site: tuple[NamedSiteOptions, ...] = ()
+    """Sites by name."""
+
+
+ONE_OR_MORE: Final = frozenset({"cert", "key", "index", "names", "listen", "http_listen"})
+"""Keys of lists that take a single text, too."""

@@ -1,0 +1,167 @@
+"""What connections with and without TLS have in common: how a client is waited for, and a file sent by the kernel.
+
+Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes nothing for
+STALL_SECONDS, however slow it may be otherwise. No call on a file may wait for a disk on the event loop.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import fcntl
+import socket
+import sys
+import termios
+from typing import Final
+
+import trio
+
+from ktlsd.residency import Residency
+from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
+
+STALL_SECONDS: Final = 60.0
+"""How long a client may take no byte at all of what is sent to it."""
+
+KERNEL_CHUNK: Final = 524288
+"""Bytes that one sendfile may take before other connections get their turn; a multiple of the TLS record size."""
+
+# Longer than this between two sends, and the pages that were in the page cache may have left it.
+_RESIDENT_SECONDS: Final = 0.1
+_LINGER_SECONDS: Final = 2.0
+_LINGER_READ: Final = 65536
+
+
+class FileShrank(Exception):
+    """The file ended before the promised length was sent."""
+
+
+class TooSlow(TLSError):
+    """The client stopped taking what it asked for."""
+
+
+class PacedTransport(abc.ABC):
+    """A connection to a client over a non-blocking socket, which close() closes.
+
+    A response is one send_text(), or one or more send_file() and then send_text() for what follows them. A connection
+    that ends without finish() ends such that the client sees that something is missing.
+    """
+
+    def __init__(self, sock: socket.socket, residency: Residency) -> None:
+        self._socket = sock
+        self._residency = residency
+        self._has_waited = True
+
+    async def read(self) -> bytes:
+        """Some bytes that the client sent; b"" after its end. Raises TLSError."""
+        if not self._has_waited:
+            # A client that always has more for us must not keep the others from their turn.
+            await trio.lowlevel.checkpoint()
+        self._has_waited = False
+        while isinstance(data := self._receive(), Wait):
+            await self._ready(data)
+            self._has_waited = True
+        return data
+
+    @abc.abstractmethod
+    def key_update_owed(self) -> bool:
+        """Whether this connection must end after what is being sent."""
+
+    @abc.abstractmethod
+    async def send_text(self, data: bytes) -> None:
+        """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
+
+    @abc.abstractmethod
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Send bytes from memory, such as a response head, and `count` > 0 bytes of a file, without a pause between.
+
+        Raises TLSError, FileShrank, TooSlow, or OSError when the file cannot be read.
+        """
+
+    @abc.abstractmethod
+    async def finish(self, *, unread: bool = False) -> None:
+        """End the connection in order, after all that was sent. Raises TLSError.
+
+        With `unread`, the client may still be sending: wait for its end for a while, since closing a socket with unread
+        data resets the connection and can destroy the response on its way (RFC 9112 section 9.6).
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the socket and free what belongs to the connection."""
+
+    @abc.abstractmethod
+    def _receive(self) -> bytes | Wait:
+        """Some bytes that the client sent, b"" after its end, without waiting. Raises TLSError."""
+
+    @abc.abstractmethod
+    def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        """Have the kernel send up to `count` bytes of a file: the number taken, 0 at the end of the file.
+
+        Raises ConnectionLost, or OSError when the file cannot be read.
+        """
+
+    async def _send_by_kernel(self, data: bytes, flags: int) -> None:
+        """Give bytes to the socket itself (send(2) flags)."""
+        while data:
+            try:
+                sent = self._socket.send(data, flags)
+            except BlockingIOError:
+                await self._progress(Wait.WRITABLE)
+            except OSError as error:
+                raise ConnectionLost(error.strerror) from error
+            else:
+                data = data[sent:]
+
+    async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        # Residency first: a head left in an open record would reach the client only after the disk.
+        end = offset + count
+        resident = min(offset + KERNEL_CHUNK, end)
+        await self._residency.make_resident(descriptor, offset, resident - offset)
+        # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
+        await self._send_by_kernel(head, socket.MSG_MORE)
+        while True:
+            sent = self._sendfile(descriptor, offset, resident - offset)
+            if isinstance(sent, Wait):
+                asked = trio.current_time()
+                await self._progress(sent)
+                if trio.current_time() - asked > _RESIDENT_SECONDS:
+                    await self._residency.make_resident(descriptor, offset, resident - offset)
+                continue
+            if sent == 0:
+                raise FileShrank
+            offset += sent
+            if offset == end:
+                return
+            if offset == resident:
+                await trio.lowlevel.checkpoint()
+                resident = min(offset + KERNEL_CHUNK, end)
+                await self._residency.make_resident(descriptor, offset, resident - offset)
+
+    async def _linger(self) -> None:
+        """Throw away what the client still sends, until its end, for a while."""
+        with contextlib.suppress(OSError), trio.move_on_after(_LINGER_SECONDS):
+            data = b"unread"
+            while data:
+                await trio.lowlevel.wait_readable(self._socket)
+                data = self._socket.recv(_LINGER_READ)
+
+    async def _ready(self, wait: Wait) -> None:
+        if wait is Wait.READABLE:
+            await trio.lowlevel.wait_readable(self._socket)
+        else:
+            await trio.lowlevel.wait_writable(self._socket)
+
+    async def _progress(self, wait: Wait) -> None:
+        """Wait for the socket as long as the client takes something; writability alone would need it to take much."""
+        unsent = self._unsent()
+        while True:
+            with trio.move_on_after(STALL_SECONDS):
+                await self._ready(wait)
+                return
+            before, unsent = unsent, self._unsent()
+            if unsent >= before:
+                raise TooSlow(f"the client took nothing for {STALL_SECONDS:g} s")
+
+    def _unsent(self) -> int:
+        """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ, which has the terminals' number TIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -1,0 +1,267 @@
+"""One site: from a request and its target to the response and the open file that it takes its body from.
+
+Strategy: one method for each step, in the order of a request: forced redirects, look-up (try_files, clean URLs, index
+files), other redirects, fallback, negotiation of a content coding, decision, error page, rules for header fields. All
+that can be decided without files is decided in the pure modules that these steps call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final, NamedTuple, cast
+
+import trio
+
+from ktlsd import listing
+from ktlsd.accept_encoding import SUFFIXES, preferred
+from ktlsd.compressible import is_compressible
+from ktlsd.content_hash import ContentHashes
+from ktlsd.content_types import ContentTypes, suffixes_of
+from ktlsd.cors import Cors
+from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
+from ktlsd.fields import Fields, merge, without
+from ktlsd.folder import Entry, read_folder
+from ktlsd.lookup import Folder, OpenFile, Root
+from ktlsd.options import SiteOptions
+from ktlsd.redirects import Redirected, Rewritten
+from ktlsd.request_target import Target, target_of_path
+from ktlsd.site_rules import SiteRules
+from ktlsd.ssl_ffi import Library
+from ktlsd.validators import coded_tag, content_tag, entity_tag, size_mtime_tag
+
+log = logging.getLogger("ktlsd")
+
+SERVER_FIELD: Final = (("Server", "ktlsd"),)
+_ABSENT: Final = (Miss.ABSENT, Miss.HIDDEN, Miss.NO_INDEX)
+"""What another file may answer for."""
+
+
+class Answer(NamedTuple):
+    """A decided response; whoever holds it closes the file."""
+
+    response: Response
+    opened: OpenFile | None = None
+    file: str | None = None
+    """The decoded path of the file that answers."""
+
+
+class Site:
+    """What one set of names serves."""
+
+    def __init__(self, library: Library, site: SiteOptions) -> None:
+        """Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
+        self.options = site
+        self._library = library
+        # Settings without a root are refused when they are read.
+        self.path = cast(Path, site.root).resolve()
+        self._rules = SiteRules(site)
+        self.root = Root(library, os.fspath(self.path), dotfiles=site.dotfiles, hidden=self._rules.files)
+        self._types = ContentTypes(site.types, site.charset)
+        self._index = tuple(os.fsencode(name) for name in site.index)
+        self._hashes = ContentHashes()
+        self._cors = Cors(site.cors) if site.cors is not None else None
+        self._server: Fields = SERVER_FIELD if site.server_header else ()
+
+    def close(self) -> None:
+        self.root.close()
+
+    async def answer(self, request: Request, target: Target, *, secure: bool) -> Answer:
+        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS. Raises OSError."""
+        await self._rules.refresh(self.root)
+        answer = await self._respond(request, target)
+        try:
+            if answer.response.status >= HTTPStatus.BAD_REQUEST:
+                answer = await self._with_error_page(request, answer)
+            response = answer.response
+            path = target.path()
+            fields = self._server + response.fields
+            fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file)
+            if self._cors is not None:
+                fields = merge(fields, self._cors_fields(self._cors, request, path))
+            return Answer(replace(response, fields=fields, signed=True), answer.opened)
+        except BaseException:
+            if answer.opened is not None:
+                answer.opened.close()
+            raise
+
+    def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
+        if request.method == "OPTIONS":
+            preflight = cors.preflight(path, request.fields)
+            if preflight is not None:
+                return preflight
+        return cors.fields(path, request.fields.get("origin"))
+
+    async def _respond(self, request: Request, target: Target) -> Answer:
+        if request.method == "OPTIONS":
+            return Answer(options())
+        found, status = await self._find(target)
+        if isinstance(found, Folder):
+            return Answer(await self._list(request, target, found))
+        now = time.time()
+        if not isinstance(found, OpenFile):
+            return Answer(decide(request, found, now, ""))
+        file = "/" + os.fsdecode(found.path).removeprefix("./")
+        opened, representation = await self._negotiate(request, found)
+        try:
+            if status is not HTTPStatus.OK:
+                return Answer(whole(request, representation, status, now), opened, file)
+            boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
+            return Answer(decide(request, representation, now, boundary), opened, file)
+        except BaseException:
+            opened.close()
+            raise
+
+    # --- which file ---------------------------------------------------------------------------------------------------
+
+    async def _find(self, target: Target) -> tuple[OpenFile | Folder | Moved | Miss, HTTPStatus]:
+        """What a target gets, and the status under which a file is sent."""
+        path, query = target.path(), target.query[1:].decode("latin-1")
+        redirects = self._rules.redirects
+        rule = redirects.find(path, query, exists=True)
+        if rule is not None:
+            return await self._follow(rule)
+        found = await self._look_up(target)
+        if found not in _ABSENT:
+            return found, HTTPStatus.OK
+        rule = redirects.find(path, query, exists=False)
+        if rule is not None:
+            return await self._follow(rule)
+        if self.options.fallback is not None:
+            return await self._look_up_path(self.options.fallback), HTTPStatus.OK
+        return found, HTTPStatus.OK
+
+    async def _follow(self, rule: Redirected | Rewritten) -> tuple[OpenFile | Folder | Moved | Miss, HTTPStatus]:
+        if isinstance(rule, Redirected):
+            return Moved(rule.location, HTTPStatus(rule.status)), HTTPStatus.OK
+        return await self._look_up_path(rule.path), HTTPStatus(rule.status)
+
+    async def _look_up(self, target: Target) -> OpenFile | Folder | Moved | Miss:
+        """The first of the candidates that there is."""
+        found: OpenFile | Folder | Moved | Miss = Miss.ABSENT
+        for candidate in self._candidates(target):
+            found = await self._look_up_one(candidate)
+            if found not in _ABSENT:
+                return found
+        return found
+
+    def _candidates(self, target: Target) -> list[Target]:
+        if self.options.try_files:
+            wanted = target.path()
+            paths = (path.replace("{path}", wanted) for path in self.options.try_files)
+            # A folder keeps its own target, for the redirect to its slash.
+            return [
+                target if path == wanted else found for path in paths if (found := target_of_path(path)) is not None
+            ]
+        if self.options.clean_urls and target.names and not target.directory:
+            *folders, name = target.names
+            return [target, Target((*folders, name + b".html"), directory=False)]
+        return [target]
+
+    async def _look_up_path(self, path: str) -> OpenFile | Folder | Moved | Miss:
+        target = target_of_path(path)
+        return Miss.ABSENT if target is None else await self._look_up_one(target)
+
+    async def _look_up_one(self, target: Target) -> OpenFile | Folder | Moved | Miss:
+        found = await self.root.find(target, self._index)
+        if isinstance(found, Folder) and not self.options.listing:
+            found.close()
+            return Miss.NO_INDEX
+        return found
+
+    # --- which representation of it -----------------------------------------------------------------------------------
+
+    async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation]:
+        """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3)."""
+        try:
+            kind = self._type_of(opened.path)
+            coding, varies = None, False
+            codings = self.options.precompressed
+            if codings and is_compressible(kind):
+                wanted = preferred(request.fields.get("accept-encoding"), codings).codings
+                # Those that are not acceptable are looked for too: Vary is due where there is a choice.
+                for candidate in (*wanted, *(other for other in codings if other not in wanted)):
+                    sibling = await self.root.open_file(opened.path + SUFFIXES[candidate])
+                    if not isinstance(sibling, OpenFile):
+                        continue
+                    if sibling.mtime_ns < opened.mtime_ns:
+                        # Made from an older version of the file.
+                        sibling.close()
+                        continue
+                    varies = True
+                    if candidate in wanted:
+                        opened.close()
+                        opened, coding = sibling, candidate
+                        break
+                    sibling.close()
+            tag = await self._tag(opened)
+            if coding is not None:
+                tag = coded_tag(tag, coding)
+            return opened, Representation(opened.size, opened.mtime_ns, kind, tag, coding, varies)
+        except BaseException:
+            opened.close()
+            raise
+
+    async def _tag(self, opened: OpenFile) -> str:
+        match self.options.etag:
+            case "strong":
+                return entity_tag(opened.mtime_ns, opened.size, opened.inode)
+            case "size-mtime":
+                return size_mtime_tag(opened.mtime_ns, opened.size)
+            case "content":
+                return content_tag(await self._hashes.digest(opened))
+
+    # --- what is made, not found --------------------------------------------------------------------------------------
+
+    async def _list(self, request: Request, target: Target, folder: Folder) -> Response:
+        as_json = listing.wants_json(request.fields.get("accept"))
+        fields = listing.fields(as_json=as_json)
+        if request.method == "HEAD":
+            folder.close()
+            return Response(HTTPStatus.OK, fields)
+        try:
+            entries = await trio.to_thread.run_sync(self._read_folder, folder, limiter=_LISTING_LANES)
+        finally:
+            folder.close()
+        sort = listing.parse_query(target.query)
+        if as_json:
+            return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
+        return Response(HTTPStatus.OK, fields, listing.render_html(target.names, entries, sort, self._type_of))
+
+    def _read_folder(self, folder: Folder) -> list[Entry]:
+        hidden = self._rules.files if folder.path == b"." else frozenset[bytes]()
+        root = self.root
+        return read_folder(
+            self._library, root.descriptor, folder.path, folder.descriptor, dotfiles=root.dotfiles, hidden=hidden
+        )
+
+    def _type_of(self, name: bytes) -> str:
+        return self._types.of_suffixes(suffixes_of(name))
+
+    async def _with_error_page(self, request: Request, answer: Answer) -> Answer:
+        """The operator's page for this status in place of the short text, where there is one."""
+        response = answer.response
+        path = self.options.error_pages.get(str(response.status.value))
+        if path is None:
+            return answer
+        found = await self._look_up_path(path)
+        if not isinstance(found, OpenFile):
+            if isinstance(found, Folder):
+                found.close()
+            log.error("no error page %s for %d in %s", path, response.status, self.options.root)
+            return answer
+        if answer.opened is not None:
+            answer.opened.close()
+        opened, representation = await self._negotiate(request, found)
+        page = whole(request, representation, response.status, time.time())
+        others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
+        return Answer(replace(page, fields=page.fields + others, reason=response.reason), opened)
+
+
+_OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})
+_LISTING_LANES: Final = trio.CapacityLimiter(2)

@@ -1,0 +1,51 @@
+"""Which site a name belongs to: exact names, then wildcards, then the default. Pure.
+
+Strategy: both kinds of names are keys of one dictionary; a look-up tries the name itself and then each of its parents
+with a "*." before it, the longest first, as nginx does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Sites(Generic[T]):
+    """Sites by name; T is whatever a site is."""
+
+    def __init__(self, default: T, named: Iterable[tuple[Iterable[str], T]] = ()) -> None:
+        """`named` has for each site its names in lower case: "example.org", or "*.example.org"."""
+        self.default = default
+        self._by_name = {name: site for names, site in named for name in names}
+
+    def of_name(self, name: str | None) -> T:
+        """The site that a host name belongs to; the default for None, and for a name that belongs to nobody."""
+        if not self._by_name or name is None:
+            return self.default
+        name = name.lower().removesuffix(".")
+        if (exact := self._by_name.get(name)) is not None:
+            return exact
+        while "." in name:
+            name = name.partition(".")[2]
+            if (wild := self._by_name.get("*." + name)) is not None:
+                return wild
+        return self.default
+
+    def of_request(self, host: str | None, server_name: str | None) -> T | None:
+        """The site of a request; None where it is not the one that the client asked for in the handshake (421).
+
+        A client that sent no server name (RFC 6066 section 3) may ask for any site: such are health checks and
+        proxies. RFC 9110 section 15.5.20.
+        """
+        site = self.of_name(host)
+        if server_name is not None and self.of_name(server_name) is not site:
+            return None
+        return site
+
+
+def host_of(value: str) -> str | None:
+    """The host of a Host field or an authority, without its port; None when it is empty."""
+    host = value if value.endswith("]") else value.rpartition(":")[0] if ":" in value else value
+    return host or None

@@ -1,0 +1,302 @@
+"""The host name in real ClientHellos, in made-up ones, in fragments and in nonsense."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Incomplete, host_name, server_name
+
+SERVER_NAME = 0
+PADDING = 21
+KEY_SHARE = 51
+QUIET_SECONDS = 0.5
+
+
+def record(payload: bytes, kind: int = 22) -> bytes:
+    return bytes([kind, 3, 1]) + len(payload).to_bytes(2) + payload
+
+
+def vector(width: int, data: bytes) -> bytes:
+    return len(data).to_bytes(width) + data
+
+
+def names(*entries: tuple[int, bytes]) -> bytes:
+    """The body of a server_name extension."""
+    return vector(2, b"".join(bytes([kind]) + vector(2, name) for kind, name in entries))
+
+
+def message(extensions: Sequence[tuple[int, bytes]] | None, kind: int = 1) -> bytes:
+    """A ClientHello without its record."""
+    body = b"\x03\x03" + bytes(32) + vector(1, bytes(32)) + vector(2, b"\x13\x01\x13\x02") + vector(1, b"\0")
+    if extensions is not None:
+        body += vector(2, b"".join(kind.to_bytes(2) + vector(2, data) for kind, data in extensions))
+    return bytes([kind]) + vector(3, body)
+
+
+def asking(name: bytes) -> bytes:
+    return record(message([(SERVER_NAME, names((0, name)))]))
+
+
+def real_hello(name: str | None, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = newest
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+def captured(*command: str) -> bytes:
+    """All that a client sends before it has an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        arguments = [argument.replace("PORT", port) for argument in command]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as client:
+            connection, _ = listener.accept()
+            with connection:
+                data = connection.recv(65536)
+                connection.settimeout(QUIET_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    while more := connection.recv(65536):
+                        data += more
+            client.kill()
+    return data
+
+
+def split(hello: bytes, sizes: Sequence[int]) -> bytes:
+    """The same message over records of these sizes, the last size as often as needed."""
+    rest = b""
+    while hello:
+        length = int.from_bytes(hello[3:5])
+        rest += hello[5 : 5 + length]
+        hello = hello[5 + length :]
+    pieces = []
+    remaining = list(sizes)
+    while rest:
+        size = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        pieces.append(record(rest[:size]))
+        rest = rest[size:]
+    return b"".join(pieces)
+
+
+def looks(data: bytes) -> tuple[int, str | None]:
+    """How often one has to look when each time just as much is there as was said to be needed; what is found."""
+    have = count = 0
+    while True:
+        count += 1
+        found = server_name(data[:have])
+        if not isinstance(found, Incomplete):
+            return count, found
+        assert have < found.needed <= len(data)
+        have = found.needed
+
+
+REAL = real_hello("www.example.org")
+LONG_ALPN = ",".join(f"protocol-{number:04}-{'x' * 200}" for number in range(55))
+S_CLIENT = ("openssl", "s_client", "-connect", "127.0.0.1:PORT", "-servername", "Www.Example.Org")
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("name", ["localhost", "www.example.org", "a_b.example.org", "xn--bcher-kva.example"])
+def test_pythons_own_hello(name: str, newest: ssl.TLSVersion) -> None:
+    assert server_name(real_hello(name, newest)) == name
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_real_hello_without_a_name(newest: ssl.TLSVersion) -> None:
+    assert server_name(real_hello(None, newest)) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "longer_than", "records"),
+    [
+        (S_CLIENT, 200, 1),
+        ((*S_CLIENT, "-tls1_2"), 100, 1),
+        ((*S_CLIENT, "-alpn", LONG_ALPN), 10000, 1),
+        ((*S_CLIENT, "-alpn", LONG_ALPN, "-max_send_frag", "512"), 10000, 20),
+        (("gnutls-cli", "--insecure", "-p", "PORT", "--sni-hostname=www.example.org", "127.0.0.1"), 200, 1),
+    ],
+    ids=["openssl", "openssl-1.2", "openssl-long", "openssl-fragments", "gnutls"],
+)
+def test_other_clients_hellos(command: Sequence[str], longer_than: int, records: int) -> None:
+    hello = captured(*command)
+    assert len(hello) > longer_than
+    assert 5 + int.from_bytes(hello[3:5]) <= len(hello) // records
+    assert server_name(hello) == "www.example.org"
+    assert all(isinstance(server_name(hello[:end]), Incomplete) for end in range(len(hello)))
+
+
+def test_a_hello_is_incomplete_until_its_last_byte() -> None:
+    for end in range(len(REAL)):
+        found = server_name(REAL[:end])
+        assert isinstance(found, Incomplete)
+        assert end < found.needed <= len(REAL)
+    assert looks(REAL) == (3, "www.example.org")
+
+
+def test_what_follows_a_hello_does_not_matter() -> None:
+    assert server_name(REAL + record(b"\1", kind=20) + bytes(100)) == "www.example.org"
+
+
+@given(st.lists(st.integers(1, 600), max_size=20).map(lambda sizes: [*sizes, 20]))
+def test_fragments_are_joined(sizes: list[int]) -> None:
+    fragments = split(REAL, sizes)
+    count, found = looks(fragments)
+    assert found == "www.example.org"
+    assert count <= 40
+    end = len(fragments) - 1
+    assert server_name(fragments[:end]) == Incomplete(len(fragments))
+
+
+def test_a_hello_of_records_of_one_byte_is_looked_at_a_few_times_only() -> None:
+    count, found = looks(split(record(message([(SERVER_NAME, names((0, b"example.org")))])), [1]))
+    assert found == "example.org"
+    assert count < 30
+
+
+@pytest.mark.parametrize(("most", "found"), [(MOST_RECORDS, "example.org"), (MOST_RECORDS + 1, None)])
+def test_a_hello_of_more_records_than_the_limit_has_no_name(most: int, found: str | None) -> None:
+    overhead = len(message([(PADDING, b""), (SERVER_NAME, names((0, b"example.org")))]))
+    extensions = [(PADDING, bytes(10 * most - overhead)), (SERVER_NAME, names((0, b"example.org")))]
+    assert server_name(split(record(message(extensions)), [10])) == found
+
+
+@pytest.mark.parametrize("size", [100, 512, 16384])
+def test_a_large_hello(size: int) -> None:
+    """As with post-quantum key shares, of which the largest that exist have some 1600 bytes, and padding."""
+    extensions = [(KEY_SHARE, bytes(1600)), (PADDING, bytes(2000)), (SERVER_NAME, names((0, b"example.org")))]
+    assert looks(split(record(message(extensions)), [size]))[1] == "example.org"
+
+
+@pytest.mark.parametrize(("padding", "found"), [(32000, "example.org"), (33000, None)])
+def test_a_hello_longer_than_the_limit_has_no_name(padding: int, found: str | None) -> None:
+    whole = message([(SERVER_NAME, names((0, b"example.org"))), (PADDING, bytes(padding))])
+    hello = b"".join(record(whole[start : start + 16384]) for start in range(0, len(whole), 16384))
+    assert (len(hello) > LONGEST_HELLO) == (found is None)
+    # Said as soon as the length is known, without waiting for so many bytes.
+    assert server_name(hello) == found
+    assert (server_name(hello[:9]) is None) == (found is None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"G",
+        b"\x16\x02",
+        b"\x16\x04\x01\x00\x05",
+        b"\x80\x2e\x01\x03\x01",  # SSL 2.0's ClientHello
+        record(b"\x02\x28", kind=21),
+        record(b""),
+        record(message([]))[:5] + b"\x02",  # ServerHello
+        record(b"\x01\x00")[:7] + record(b""),
+        b"\x16\x03\x01\x40\x01",  # a record longer than 16 KiB
+        b"\x16\x03\x01\x40\x00\x01\xff\xff\xff",  # a message of 16 MiB
+        record(message([])[:20]) + b"GET / ",
+    ],
+)
+def test_what_is_no_client_hello_has_no_name_at_once(data: bytes) -> None:
+    assert server_name(data) is None
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        message(None),
+        message([]),
+        message([(PADDING, b"example.org")]),
+        message([(SERVER_NAME, b"")]),
+        message([(SERVER_NAME, b"\0")]),
+        message([(SERVER_NAME, names())]),
+        message([(SERVER_NAME, names((1, b"example.org")))]),
+        message([(SERVER_NAME, names((0, b"")))]),
+        message([(SERVER_NAME, names((0, b"example.org"))[:-1])]),
+        message([(SERVER_NAME, b"\xff\xff" + names((0, b"example.org"))[2:])]),
+        b"\1" + vector(3, b""),
+        b"\1" + vector(3, bytes(34)),
+        b"\1" + vector(3, bytes(34) + b"\xff"),
+        b"\1" + vector(3, message([(SERVER_NAME, names((0, b"example.org")))])[4:-3]),
+    ],
+)
+def test_a_hello_without_a_whole_name_has_none(hello: bytes) -> None:
+    assert server_name(record(hello)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("example.org", "example.org"),
+        ("EXAMPLE.org", "example.org"),
+        ("example.org.", "example.org"),
+        ("localhost", "localhost"),
+        ("a_b.example", "a_b.example"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("a" * 63 + ".b", "a" * 63 + ".b"),
+        (".".join(["a" * 49] * 5) + ".abc", ".".join(["a" * 49] * 5) + ".abc"),
+        (".".join(["a" * 49] * 5) + ".abcd", None),
+        ("a" * 64 + ".b", None),
+        ("", None),
+        (".", None),
+        (".example.org", None),
+        ("example.org..", None),
+        ("example..org", None),
+        ("example.org\n", None),
+        ("example.org\0", None),
+        ("example.org:443", None),
+        ("*.example.org", None),
+        ("a b", None),
+        ("a/b", None),
+        ("bücher.example", None),
+        ("\u212a.example", None),  # the Kelvin sign, which is k in lower case
+        ("[::1]", None),
+    ],
+)
+def test_host_names(text: str, name: str | None) -> None:
+    assert host_name(text) == name
+    assert server_name(asking(text.encode())) == name
+
+
+def test_bytes_that_are_no_utf_8_are_no_name() -> None:
+    assert server_name(asking(b"\xff\xfe.example")) is None
+
+
+def check(data: bytes) -> None:
+    found = server_name(data)
+    if isinstance(found, Incomplete):
+        assert len(data) < found.needed <= LONGEST_HELLO
+    elif found is not None:
+        assert host_name(found) == found
+        assert found.encode() in data.lower() or data.count(b"\x16\x03") > 1
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_have_an_answer(data: bytes) -> None:
+    check(data)
+    check(record(data))
+    check(record(b"\1" + vector(3, data)))
+    check(record(message([])[:-2] + vector(2, data)))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, len(REAL) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, len(REAL)),
+)
+def test_a_damaged_hello_has_an_answer(changes: list[tuple[int, int]], end: int) -> None:
+    damaged = bytearray(REAL)
+    for position, value in changes:
+        damaged[position] = value
+    check(bytes(damaged))
+    check(bytes(damaged[:end]))
+    # The same damage within a message whose length is right.
+    check(record(b"\1" + vector(3, bytes(damaged[9:end]))))
