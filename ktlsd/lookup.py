@@ -51,12 +51,20 @@ class OpenFile:
     """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
 
     descriptor: int
+    root: int
+    """The descriptor of the folder that `path` is below."""
     path: bytes
-    """Below the root."""
+    device: int
+    inode: int
     size: int
     mtime_ns: int
-    inode: int
-    device: int
+    ctime_ns: int
+    original: OpenFile | None = None
+    """The file, closed by now, that this one is a precompressed sibling of."""
+
+    def identity(self) -> tuple[int, int, int, int, int]:
+        """What tells one version of a file from another."""
+        return self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -119,7 +127,7 @@ class Root:
     async def open_hidden(self, path: bytes) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
         opened = await self._open(path, _FLAGS)
-        return opened if isinstance(opened, Miss) else _examine(opened, path)
+        return opened if isinstance(opened, Miss) else _examine(opened, self.descriptor, path)
 
     async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
         for name in index:
@@ -149,12 +157,21 @@ class Root:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _examine(descriptor: int, path: bytes) -> OpenFile | Miss | None:
+def _examine(descriptor: int, root: int, path: bytes) -> OpenFile | Miss | None:
     """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
-            return OpenFile(descriptor, path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+            return OpenFile(
+                descriptor,
+                root,
+                path,
+                status.st_dev,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            )
     except BaseException:
         os.close(descriptor)
         raise

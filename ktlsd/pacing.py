@@ -25,6 +25,9 @@ STALL_SECONDS: Final = 60.0
 KERNEL_CHUNK: Final = 524288
 """Bytes that one sendfile may take before other connections get their turn; a multiple of the TLS record size."""
 
+SMALL: Final = 15360
+"""Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
+
 # Longer than this between two sends, and the pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
 _LINGER_SECONDS: Final = 2.0
@@ -49,18 +52,35 @@ class PacedTransport(abc.ABC):
     def __init__(self, sock: socket.socket, residency: Residency) -> None:
         self._socket = sock
         self._residency = residency
-        self._has_waited = True
+        self.stopped = False
+        """Whether stop_reading() was called."""
 
     async def read(self) -> bytes:
         """Some bytes that the client sent; b"" after its end. Raises TLSError."""
-        if not self._has_waited:
-            # A client that always has more for us must not keep the others from their turn.
+        # Waiting first also gives the others their turn, where a client always has more for us.
+        if self._holds():
             await trio.lowlevel.checkpoint()
-        self._has_waited = False
-        while isinstance(data := self._receive(), Wait):
+        else:
+            await trio.lowlevel.wait_readable(self._socket)
+        # OpenSSL would answer the end that stop_reading() made with an alert, as if the client had cut the connection.
+        while not (self.stopped and self._at_end()):
+            data = self._receive()
+            if not isinstance(data, Wait):
+                return data
             await self._ready(data)
-            self._has_waited = True
-        return data
+        return b""
+
+    def stop_reading(self) -> None:
+        """Have read() find the end of the stream after what the client has sent so far."""
+        self.stopped = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def _at_end(self) -> bool:
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            return False
 
     @abc.abstractmethod
     def key_update_owed(self) -> bool:
@@ -90,6 +110,10 @@ class PacedTransport(abc.ABC):
         """Close the socket and free what belongs to the connection."""
 
     @abc.abstractmethod
+    def _holds(self) -> bool:
+        """Whether there is something to receive that the socket does not show."""
+
+    @abc.abstractmethod
     def _receive(self) -> bytes | Wait:
         """Some bytes that the client sent, b"" after its end, without waiting. Raises TLSError."""
 
@@ -100,7 +124,7 @@ class PacedTransport(abc.ABC):
         Raises ConnectionLost, or OSError when the file cannot be read.
         """
 
-    async def _send_by_kernel(self, data: bytes, flags: int) -> None:
+    async def _send_by_kernel(self, data: bytes | bytearray, flags: int) -> None:
         """Give bytes to the socket itself (send(2) flags)."""
         while data:
             try:
@@ -113,6 +137,11 @@ class PacedTransport(abc.ABC):
                 data = data[sent:]
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        if count <= SMALL:
+            data = self._residency.read_after(head, descriptor, offset, count)
+            if data is not None:
+                await self._send_by_kernel(data, 0)
+                return
         # Residency first: a head left in an open record would reach the client only after the disk.
         end = offset + count
         resident = min(offset + KERNEL_CHUNK, end)

@@ -50,6 +50,9 @@ class PlainTransport(PacedTransport):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._socket.close()
 
+    def _holds(self) -> bool:
+        return False
+
     def _receive(self) -> bytes | Wait:
         try:
             return self._socket.recv(READ_SIZE)

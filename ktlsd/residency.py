@@ -50,6 +50,16 @@ class Residency:
             raise
         return True
 
+    def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
+        """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""
+        data = bytearray(len(head) + count)
+        data[: len(head)] = head
+        try:
+            got = os.preadv(descriptor, [memoryview(data)[len(head) :]], offset, os.RWF_NOWAIT)
+        except OSError:
+            return None
+        return data if got == count else None
+
     async def make_resident(self, descriptor: int, offset: int, count: int) -> None:
         """Return once this part of the file can be sent without waiting for a disk. Raises OSError."""
         if not self.is_resident(descriptor, offset, count):

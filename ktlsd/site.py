@@ -196,6 +196,7 @@ class Site:
                     varies = True
                     if candidate in wanted:
                         opened.close()
+                        sibling.original = opened
                         opened, coding = sibling, candidate
                         break
                     sibling.close()

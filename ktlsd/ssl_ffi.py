@@ -55,6 +55,7 @@ void SSL_set_accept_state(SSL *ssl);
 void SSL_set_connect_state(SSL *ssl);
 int SSL_do_handshake(SSL *ssl);
 int SSL_read(SSL *ssl, void *buf, int num);
+int SSL_has_pending(const SSL *s);
 int SSL_write(SSL *ssl, const void *buf, int num);
 ssize_t SSL_sendfile(SSL *s, int fd, off_t offset, size_t size, int flags);
 int SSL_shutdown(SSL *ssl);
@@ -119,6 +120,7 @@ _BIO_FLAGS_KTLS_TX_CTRL_MSG = 0x1000
 
 # One number on every architecture: openat2 came after Linux unified its system call table.
 _SYS_openat2 = 437
+_OPEN_HOW_SIZE = 24
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
@@ -213,6 +215,7 @@ class Library:
             raise LibraryError(f"{wanted} is {self.version_text}, which has no SSL_sendfile: {fix}")
         self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
         self.ktls_compiled_in = self._bio_knows_ktls()
+        self._hows: dict[tuple[int, bool], Any] = {}
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
 
     def _text(self, chars: Any) -> str:
@@ -249,9 +252,12 @@ class Library:
         With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12).
         Raises OSError.
         """
-        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_CACHED if cached else 0)
-        how = self.ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
-        descriptor: int = self.c.syscall(_SYS_openat2, directory, path, how, self.ffi.sizeof("struct open_how"))
+        how = self._hows.get((flags, cached))
+        if how is None:
+            resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_CACHED if cached else 0)
+            how = self.ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+            self._hows[flags, cached] = how
+        descriptor: int = self.c.syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
         if descriptor < 0:
             raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
         return descriptor
@@ -415,6 +421,10 @@ class Connection:
         if self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_ZERO_RETURN:
             return b""
         return self._stopped(result)
+
+    def has_pending(self) -> bool:
+        """Whether bytes that the peer sent wait in OpenSSL, where the socket does not show them."""
+        return bool(self._c.SSL_has_pending(self._ssl))
 
     def write(self, data: bytes | bytearray | memoryview) -> Wait | None:
         """Encrypt and send all of `data` (not empty); None once all is with the kernel.

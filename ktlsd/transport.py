@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from ktlsd.client_hello import host_name
-from ktlsd.pacing import KERNEL_CHUNK, FileShrank, PacedTransport
+from ktlsd.pacing import KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Connection, Context, Handshake, Wait
 
@@ -63,11 +63,16 @@ class Transport(PacedTransport):
         else:
             await self._send_through_buffer(head, descriptor, offset, count)
 
-    async def _write(self, data: bytes | memoryview) -> None:
+    async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        if count <= SMALL:
+            data = self._residency.read_after(head, descriptor, offset, count)
+            if data is not None:
+                await self._write(data)
+                return
         buffer = bytearray(min(len(head) + count, USER_SPACE_CHUNK))
         view = memoryview(buffer)
         filled = len(head)
@@ -107,6 +112,9 @@ class Transport(PacedTransport):
         """Free the SSL object and close the socket."""
         self._tls.close()
         self._socket.close()
+
+    def _holds(self) -> bool:
+        return self._tls.has_pending()
 
     def _receive(self) -> bytes | Wait:
         return self._tls.read()

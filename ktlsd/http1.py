@@ -1,0 +1,345 @@
+"""HTTP/1.1 on one connection: read head -> decide -> send, again and again.
+
+Strategy: a head that is known byte for byte is answered from memory; any other goes through h11, which parses requests
+and writes response heads, and the site that it names says what to answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final, cast
+
+import h11
+import trio
+
+from ktlsd.byte_range import ByteRange
+from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
+from ktlsd.head_cache import HeadCache, Key, Remembered
+from ktlsd.idle import Idle
+from ktlsd.lookup import OpenFile
+from ktlsd.multipart import Multipart
+from ktlsd.pacing import PacedTransport
+from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
+from ktlsd.service import Service
+from ktlsd.site import Answer
+from ktlsd.sites import host_of
+from ktlsd.validators import http_date
+
+log = logging.getLogger("ktlsd")
+
+HEAD_SECONDS: Final = 20.0
+"""For a whole request head, from its first byte."""
+LONGEST_HEAD: Final = 32768
+"""Bytes of a request line and its header fields."""
+LARGEST_SKIPPED_BODY: Final = 65536
+"""Bytes of a request body that are read and thrown away so that the connection can be kept."""
+
+# What h11 takes for the end of a head, and what it forgives in one; both are refused here, since a proxy in front may
+# see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
+_BLANK_LINE: Final = b"\r\n\r\n"
+# With any of these a request is more than its head, or the last on its connection.
+_UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
+_REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who is at the other end of a connection."""
+
+    address: str
+    secure: bool
+    server_name: str | None = None
+    """What it asked for in the handshake (RFC 6066 section 3)."""
+
+
+class Clock:
+    """The value of Date, made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._date = b""
+
+    def date(self) -> bytes:
+        now = int(time.time())
+        if self._second != now:
+            self._second, self._date = now, http_date(now).encode("ascii")
+        return self._date
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all connections of a process share."""
+
+    service: Service
+    heads: HeadCache
+    idle: Idle
+    clock: Clock
+
+
+class Http1:
+    """One connection that speaks HTTP/1.1."""
+
+    def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
+        self._shared = shared
+        self._transport = transport
+        self._client = client
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
+        self._head = b""
+        """The bytes of the request that h11 gave last."""
+
+    async def serve(self) -> None:
+        """Answer requests until the client is done, idle for too long or told to close, or the server drains.
+
+        Raises TLSError, FileShrank, OSError.
+        """
+        while True:
+            received = await self._shared.idle.wait(self._transport)
+            if not received:
+                await self._transport.finish()
+                return
+            if self._client.secure:
+                received = await self._repeat(received)
+            if received:
+                self._http.receive_data(received)
+                while self._http.trailing_data[0]:
+                    if not await self._cycle():
+                        return
+
+    # --- from memory --------------------------------------------------------------------------------------------------
+
+    async def _repeat(self, received: bytes) -> bytes:
+        """Answer the heads at the beginning of `received` that are remembered; what follows them."""
+        heads = self._shared.heads
+        while received and not self._shared.idle.draining and not self._transport.key_update_owed():
+            end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
+            key = (self._client.server_name, received[:end])
+            remembered = heads.get(key)
+            if remembered is None:
+                break
+            descriptor = heads.open(key, remembered)
+            if descriptor is None:
+                break
+            try:
+                await self._send_again(remembered, descriptor)
+            finally:
+                os.close(descriptor)
+            received = received[end:]
+            if received:
+                await trio.lowlevel.checkpoint()
+        return received
+
+    async def _send_again(self, remembered: Remembered, descriptor: int) -> None:
+        head = remembered.before + self._shared.clock.date() + remembered.after
+        part = remembered.part
+        if part is None:
+            await self._transport.send_text(head)
+        else:
+            await self._transport.send_file(head, descriptor, part.offset, part.count)
+
+    def _remember(self, event: h11.Request, response: Response, opened: OpenFile, head: bytes) -> None:
+        """Keep a response for the next time that the same head comes, where it would be the same again."""
+        fields = _request(event).fields
+        body = response.body
+        part = body if isinstance(body, ByteRange) and body.count else None
+        if (
+            event.http_version == b"1.1"
+            and response.status in _REPEATABLE_STATUSES
+            and (isinstance(body, ByteRange) or body == b"")
+            and not response.close
+            and fields.get("connection", "keep-alive").lower() == "keep-alive"
+            and _UNREPEATABLE.isdisjoint(fields)
+        ):
+            key: Key = (self._client.server_name, self._head)
+            self._shared.heads.remember(key, head, self._shared.clock.date(), opened, part)
+
+    # --- through h11 --------------------------------------------------------------------------------------------------
+
+    async def _cycle(self) -> bool:
+        """Answer one request; whether the connection can be used again."""
+        http, transport = self._http, self._transport
+        event = opened = None
+        try:
+            event = await self._read_head()
+            if event is None:
+                await transport.finish()
+                return False
+            body_skipped = await self._skip_body()
+            response, opened, _ = await self._answer(event)
+        except h11.RemoteProtocolError as error:
+            response = _refuse_malformed(error, http, event)
+        except trio.TooSlowError:
+            response = short(HTTPStatus.REQUEST_TIMEOUT, "a request head took too long", close=True)
+        else:
+            if self._shared.idle.draining or not body_skipped or transport.key_update_owed():
+                response = replace(response, close=True)
+        try:
+            if response.reason:
+                _log_refusal(self._client.address, event, response)
+            await self._send(event, response, opened)
+        finally:
+            if opened is not None:
+                opened.close()
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+            await transport.finish(unread=http.their_state is not h11.DONE)
+            return False
+        http.start_next_cycle()
+        if http.trailing_data[0]:
+            await trio.lowlevel.checkpoint()
+        return True
+
+    async def _read_head(self) -> h11.Request | None:
+        """The next request; None when the client left instead.
+
+        Raises h11.RemoteProtocolError, trio.TooSlowError for a head that does not end, TLSError.
+        """
+        event = self._next_head()
+        if event is h11.NEED_DATA:
+            with trio.fail_after(HEAD_SECONDS):
+                while event is h11.NEED_DATA:
+                    self._http.receive_data(await self._transport.read())
+                    event = self._next_head()
+        return event if isinstance(event, h11.Request) else None
+
+    def _next_head(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """h11's next event, unless the head that it would read has lines that another reader may see otherwise.
+
+        Raises h11.RemoteProtocolError.
+        """
+        received = self._http.trailing_data[0]
+        end = _HEAD_END.search(received)
+        self._head = received[: end.end()] if end else received
+        if _AMBIGUOUS.search(self._head):
+            raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
+        return self._http.next_event()
+
+    async def _skip_body(self) -> bool:
+        """Read a request's body and throw it away; False when it is too large or too slow to keep the connection."""
+        http = self._http
+        if http.they_are_waiting_for_100_continue:
+            return False
+        received = 0
+        with trio.move_on_after(HEAD_SECONDS):
+            # What counts is what was received, not what it carried: chunks can be nearly all framing.
+            while received <= LARGEST_SKIPPED_BODY:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    data = await self._transport.read()
+                    received += len(data)
+                    http.receive_data(data)
+                elif not isinstance(event, h11.Data):
+                    return isinstance(event, h11.EndOfMessage)
+        return False
+
+    async def _answer(self, event: h11.Request) -> Answer:
+        """Decide the response, and the open file that it takes its body from."""
+        service, client = self._shared.service, self._client
+        request, target = _request(event), event.target
+        head = request.method == "HEAD"
+        refused = refuse_head(event.http_version, request) or refuse_method(request.method)
+        if refused is not None:
+            return Answer(refused)
+        if len(target) > LONGEST_TARGET:
+            return Answer(short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head))
+        if request.method == "OPTIONS" and target == b"*":
+            return Answer(options())
+        try:
+            parsed = parse_target(target)
+        except BadTarget as error:
+            return Answer(short(HTTPStatus.BAD_REQUEST, str(error), head=head))
+        host = parsed.host or host_of(request.fields.get("host", ""))
+        if not client.secure:
+            return await service.https_redirect.answer(request, parsed, host)
+        hosted = service.sites.of_request(host, client.server_name)
+        if hosted is None:
+            reason = f"{host} is not of the site {client.server_name} that the handshake was for"
+            return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
+        return await hosted.site.answer(request, parsed, secure=True)
+
+    async def _send(self, event: h11.Request | None, response: Response, opened: OpenFile | None) -> None:
+        http, transport = self._http, self._transport
+        signature = () if response.signed else self._shared.service.server_field
+        fields = [("Date", self._shared.clock.date().decode("ascii")), *signature, *response.fields]
+        if response.close:
+            fields.append(("Connection", "close"))
+        status, body = response.status, response.body
+        data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode())) or b""
+        if event is not None and opened is not None:
+            self._remember(event, response, opened, data)
+        if isinstance(body, ByteRange):
+            body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
+        if isinstance(body, Multipart):
+            descriptor = cast(OpenFile, opened).descriptor
+            for before, part in body.parts:
+                data += _framed(http, before)
+                # h11 counts the bytes against Content-Length without seeing them.
+                http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(part))))
+                await transport.send_file(data, descriptor, part.offset, part.count)
+                data = b""
+            body = body.tail
+        elif not isinstance(body, bytes):
+            for piece in body:
+                data += _framed(http, piece)
+                if piece:
+                    await transport.send_text(data)
+                    data = b""
+                await trio.lowlevel.checkpoint()
+            body = b""
+        data += _framed(http, body) + (http.send(h11.EndOfMessage()) or b"")
+        if data:
+            await transport.send_text(data)
+
+
+class _Placeholder:
+    """Stands for the bytes of a file part where h11 wants to know their number only."""
+
+    def __init__(self, part: ByteRange) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return self._part.count
+
+
+def _framed(http: h11.Connection, data: bytes) -> bytes:
+    return http.send(h11.Data(data=data)) or b"" if data else b""
+
+
+def _next_head(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    """h11's next event, unless the head that it would read has lines that another reader may see otherwise.
+
+    Raises h11.RemoteProtocolError.
+    """
+    received = http.trailing_data[0]
+    end = _HEAD_END.search(received)
+    if _AMBIGUOUS.search(received, 0, end.end() if end else len(received)):
+        raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
+    return http.next_event()
+
+
+def _request(event: h11.Request) -> Request:
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in event.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return Request(event.method.decode("ascii"), fields)
+
+
+def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection, event: h11.Request | None) -> Response:
+    """The answer to bytes that are no HTTP/1.1: to a request whose body went wrong, or to no request at all."""
+    status = HTTPStatus(error.error_status_hint)
+    if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and b"\n" not in http.trailing_data[0]:
+        status = HTTPStatus.REQUEST_URI_TOO_LONG
+    return short(status, str(error), head=event is not None and event.method == b"HEAD", close=True)
+
+
+def _log_refusal(peer: str, event: h11.Request | None, response: Response) -> None:
+    what = f"{event.method.decode()} {event.target.decode('ascii', 'replace')}" if event else "a request"
+    # Whatever a client sent could reach the log here: nothing that ends a line or moves a terminal gets through.
+    text = f"{peer} {response.status.value} {what[:1024]}: {response.reason[:1024]}"
+    log.info("%s", text.encode("unicode_escape").decode("ascii"))

@@ -1,0 +1,312 @@
+"""Answers from memory: the same bytes as fresh ones, for every head that h11 takes, and never those of an old file."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, MOST_HEADS, HeadCache
+from ktlsd.ktls import Mode
+from ktlsd.ktls_probe import support
+from ktlsd.listeners import bind_all
+from ktlsd.options import Listen, Settings
+from ktlsd.server import Server
+from ktlsd.service import Service
+from ktlsd.ssl_ffi import Library
+from tests.serving import connect, read_to_end
+
+LONG_AGO = time.time_ns() - 3600 * 1_000_000_000
+DATE = re.compile(rb"\r\nDate: [^\r]*")
+
+
+@dataclass
+class InProcess:
+    """A server on this process's own event loop, in a thread, whose memory can be looked into."""
+
+    port: int
+    heads: HeadCache
+    root: Path
+
+
+def settle(path: Path) -> None:
+    """Wait until a file counts as settled: its ctime cannot be set."""
+    while time.time_ns() - path.stat().st_ctime_ns <= 2_100_000_000:
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    root = tmp_path_factory.mktemp("root")
+    for name, data in (("index.html", b"<p>hello"), ("a.txt", b"a" * 5000), ("a.txt.gz", b"zz"), ("empty", b"")):
+        (root / name).write_bytes(data)
+        os.utime(root / name, ns=(LONG_AGO, LONG_AGO))
+    (root / "large.bin").write_bytes(os.urandom(200_000))
+    state = tmp_path_factory.mktemp("state")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_STATE_HOME", str(state))
+    library = Library()
+    service = Service(library, Settings(root=root), support(library, Mode.OFF))
+    patch.undo()
+    listeners = bind_all([Listen("127.0.0.1", 0)])
+    server = Server(service)
+    token: list[trio.lowlevel.TrioToken] = []
+    listening = threading.Event()
+
+    def ready() -> None:
+        token.append(trio.lowlevel.current_trio_token())
+        listening.set()
+
+    thread = threading.Thread(target=lambda: trio.run(server.serve, listeners, ready))
+    thread.start()
+    assert listening.wait(60)
+    settle(root / "large.bin")
+    yield InProcess(listeners[0].socket.getsockname()[1], server.heads, root)
+    token[0].run_sync_soon(server.drain)
+    thread.join(60)
+    assert not thread.is_alive()
+    service.close()
+
+
+def ask(connection: socket.socket, head: bytes) -> bytes:
+    """Send a request; the whole response as it came, but for the value of Date."""
+    connection.sendall(head)
+    data = bytearray()
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(65536)
+        if not more:
+            return DATE.sub(b"", bytes(data))
+        data += more
+    fields = bytes(data).partition(b"\r\n\r\n")[0].lower()
+    length = re.search(rb"content-length: (\d+)", fields)
+    body = int(length[1]) if length and not head.startswith(b"HEAD") and b" 304 " not in fields[:20] else 0
+    while len(data) < len(fields) + 4 + body:
+        more = connection.recv(65536)
+        assert more, "the connection ended within a body"
+        data += more
+    assert len(data) == len(fields) + 4 + body
+    return DATE.sub(b"", bytes(data))
+
+
+def get(target: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: a", *lines, "", ""]).encode("latin-1")
+
+
+TARGETS = ["/", "/a.txt", "/empty", "/large.bin", "/nothing", "/%2e%2e/x", "/a.txt?q", "//a.txt", "/.hidden"]
+NAMES = [
+    "Range",
+    "If-Range",
+    "If-None-Match",
+    "If-Modified-Since",
+    "Accept-Encoding",
+    "Connection",
+    "Expect",
+    "X",
+    "Te",
+]
+NAMES += ["Content-Length", "Transfer-Encoding", "Host", "Upgrade", "Cookie"]
+VALUES = [
+    "bytes=0-9",
+    "bytes=5-,0-1",
+    "bytes=999999-",
+    "*",
+    '"x"',
+    "gzip",
+    "gzip;q=0",
+    "close",
+    "keep-alive",
+    "100-continue",
+]
+VALUES += ["Sun, 06 Nov 2033 08:49:37 GMT", "0", "chunked", "a", "", "h2c", "\xe9", "keep-alive, close", "Keep-Alive"]
+LINES = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)).map(": ".join)
+    | st.just(" folded")
+    | st.just("no colon"),
+    max_size=4,
+)
+METHODS = st.sampled_from(["GET"] * 6 + ["HEAD", "POST", "OPTIONS", "get"])
+VERSIONS = st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2.0"])
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(METHODS, st.sampled_from(TARGETS), VERSIONS, LINES)
+@example("GET", "/a.txt", "HTTP/1.1", [])
+@example("HEAD", "/a.txt", "HTTP/1.1", ["Accept-Encoding: gzip"])
+@example("GET", "/large.bin", "HTTP/1.1", ["Range: bytes=0-9"])
+@example("GET", "/large.bin", "HTTP/1.1", ["If-None-Match: *"])
+def test_the_answer_from_memory_is_the_fresh_one(
+    server: InProcess, method: str, target: str, version: str, lines: list[str]
+) -> None:
+    head = "\r\n".join([f"{method} {target} {version}", "Host: a", *lines, "", ""]).encode("latin-1")
+    answers = []
+    with connect(server.port) as connection:
+        for _ in range(3):
+            try:
+                connection.sendall(head)
+            except OSError:
+                break
+            data = read_response(connection, head)
+            if not data:
+                break
+            # The boundary of a multipart response is random.
+            answers.append(re.sub(rb"[0-9a-f]{32}", b"boundary", DATE.sub(b"", data)))
+            if b"connection: close" in data.lower():
+                break
+    assert answers
+    assert all(answer == answers[0] for answer in answers)
+
+
+def read_response(connection: ssl.SSLSocket, head: bytes) -> bytes:
+    data = bytearray()
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(65536)
+        if not more:
+            return bytes(data)
+        data += more
+    fields, _, body = bytes(data).partition(b"\r\n\r\n")
+    if b"connection: close" in fields.lower():
+        return fields + b"\r\n\r\n" + body + read_to_end(connection)
+    length = re.search(rb"content-length: (\d+)", fields.lower())
+    expected = int(length[1]) if length and not head.startswith(b"HEAD") and b" 304 " not in fields[:20] else 0
+    while len(body) < expected:
+        more = connection.recv(65536)
+        assert more, "the connection ended within a body"
+        body += more
+    assert len(body) == expected
+    return fields + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [(), ("Range: bytes=0-9",), ("Range: bytes=-1",), ("If-None-Match: *",), ("Accept-Encoding: gzip",)],
+)
+def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
+    head = get("/a.txt", *lines)
+    with connect(server.port) as connection:
+        first = ask(connection, head)
+        before = server.heads.uses
+        assert [ask(connection, head) for _ in range(5)] == [first] * 5
+    assert server.heads.uses >= before + 4
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        get("/a.txt", "Connection: close"),
+        get("/nothing"),
+        get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
+        get("/a.txt", "Content-Length: 0"),
+        get("/a.txt", "Expect: 100-continue"),
+        get("/a.txt", "X: " + "x" * LONGEST_REMEMBERED),
+        b"GET /a.txt HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"OPTIONS /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_what_is_not_the_same_each_time_is_not_remembered(server: InProcess, head: bytes) -> None:
+    before = server.heads.uses
+    for _ in range(3):
+        with connect(server.port) as connection:
+            connection.sendall(head)
+            assert read_response(connection, head)
+    assert server.heads.uses == before
+
+
+def replaced(path: Path) -> None:
+    path.with_name("new").write_bytes(b"B" * 5000)
+    os.utime(path.with_name("new"), ns=(LONG_AGO, LONG_AGO))
+    os.replace(path.with_name("new"), path)
+
+
+def rewritten(path: Path) -> None:
+    path.write_bytes(b"B" * 5000)
+    os.utime(path, ns=(LONG_AGO, LONG_AGO))
+
+
+def linked_over(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("index.html")
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("change", [replaced, rewritten, linked_over, Path.unlink])
+def test_a_file_that_changed_is_never_answered_from_memory(
+    server: InProcess, change: Callable[[Path], None], coded: bool
+) -> None:
+    name = f"{change.__name__}-{coded}.txt"
+    path = server.root / name
+    sibling = server.root / f"{name}.gz"
+    path.write_bytes(b"A" * 5000)
+    os.utime(path, ns=(LONG_AGO, LONG_AGO))
+    if coded:
+        sibling.write_bytes(b"coded")
+        os.utime(sibling, ns=(LONG_AGO, LONG_AGO))
+    settle(path)
+    settle(path)
+    head = get(f"/{name}", "Accept-Encoding: gzip")
+    with connect(server.port) as connection:
+        old = b"coded" if coded else b"A" * 5000
+        before = server.heads.uses
+        # Just decided, so that nothing of it is too old to be used.
+        time.sleep(LASTING_SECONDS + 0.1)
+        for _ in range(3):
+            assert ask(connection, head).endswith(b"\r\n\r\n" + old)
+        assert server.heads.uses >= before + 1
+        change(path)
+        answer = ask(connection, head)
+    if change is Path.unlink:
+        assert answer.startswith(b"HTTP/1.1 404 ")
+    elif coded:
+        # The sibling is not older than the file, whose time was set back: it is chosen anew.
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    else:
+        assert answer.endswith(b"B" * 5000 if change is not linked_over else b"<p>hello")
+
+
+def test_a_new_sibling_is_found_within_the_lifetime(server: InProcess) -> None:
+    path = server.root / "later.txt"
+    path.write_bytes(b"A" * 5000)
+    os.utime(path, ns=(LONG_AGO, LONG_AGO))
+    settle(path)
+    head = get("/later.txt", "Accept-Encoding: br")
+    with connect(server.port) as connection:
+        assert ask(connection, head).endswith(b"A" * 5000)
+        (server.root / "later.txt.br").write_bytes(b"coded")
+        time.sleep(LASTING_SECONDS + 0.1)
+        assert ask(connection, head).endswith(b"\r\n\r\ncoded")
+
+
+def test_memory_is_bounded(server: InProcess) -> None:
+    requests = [get("/empty", f"X: {index}") for index in range(MOST_HEADS + 50)]
+    with connect(server.port) as connection:
+        for start in range(0, len(requests), 100):
+            batch = requests[start : start + 100]
+            connection.sendall(b"".join(batch))
+            data = b""
+            while data.count(b"\r\n\r\n") < len(batch):
+                data += connection.recv(65536)
+    assert 100 < len(server.heads) <= MOST_HEADS
+
+
+def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
+    heads = [get("/a.txt"), get("/empty"), get("/nothing"), get("/a.txt"), get("/")] * 10
+    with connect(server.port) as connection:
+        fresh = [ask(connection, head) for head in heads[:5]]
+        connection.sendall(b"".join(heads))
+        expected = b"".join(fresh) * 10
+        data = b""
+        while len(DATE.sub(b"", data)) < len(expected):
+            more = connection.recv(65536)
+            assert more
+            data += more
+    assert DATE.sub(b"", data) == expected
