@@ -62,6 +62,8 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 # see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
+# Of the last chunk or trailer, and of the body (RFC 9112 section 7.1).
+_CHUNKED_END: Final = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,7 @@ class Server:
                 if event is None:
                     await transport.finish()
                     return
-                body_skipped = await self._skip_body(http, transport)
+                body_skipped = await self._skip_body(http, transport, event)
                 response, opened, _ = await self._answer(event, client)
             except h11.RemoteProtocolError as error:
                 response = _refuse_malformed(error, http, event)
@@ -273,20 +275,27 @@ class Server:
         finally:
             self._idle.discard(scope)
 
-    async def _skip_body(self, http: h11.Connection, transport: PacedTransport) -> bool:
-        """Read a request's body and throw it away; False when it is too large or too slow to keep the connection."""
+    async def _skip_body(self, http: h11.Connection, transport: PacedTransport, request: h11.Request) -> bool:
+        """Read a request's body and throw it away; False when it is too large or too slow to keep the connection.
+
+        Raises h11.RemoteProtocolError, TLSError.
+        """
         if http.they_are_waiting_for_100_continue:
             return False
-        received = 0
+        body = bytearray(http.trailing_data[0])
+        # What counts is what was received, not what it carried: chunks can be nearly all framing.
+        most = len(body) + LARGEST_SKIPPED_BODY
         with trio.move_on_after(HEAD_SECONDS):
-            # What counts is what was received, not what it carried: chunks can be nearly all framing.
-            while received <= LARGEST_SKIPPED_BODY:
+            while len(body) <= most:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
                     data = await transport.read()
-                    received += len(data)
+                    body += data
                     http.receive_data(data)
                 elif not isinstance(event, h11.Data):
+                    del body[len(body) - len(http.trailing_data[0]) :]
+                    if _is_chunked(request) and not body.endswith(_CHUNKED_END):
+                        raise h11.RemoteProtocolError("a bare line feed after the last chunk", error_status_hint=400)
                     return isinstance(event, h11.EndOfMessage)
         return False
 
@@ -308,7 +317,8 @@ class Server:
         host = parsed.host or host_of(request.fields.get("host", ""))
         if not client.secure:
             return await self._service.https_redirect.answer(request, parsed, host)
-        hosted = self._service.sites.of_request(host, client.server_name)
+        # HTTP/1.0 may leave the host out: then the handshake alone says which site.
+        hosted = self._service.sites.of_request(host or client.server_name, client.server_name)
         if hosted is None:
             reason = f"{host} is not of the site {client.server_name} that the handshake was for"
             return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
@@ -396,6 +406,11 @@ def _next_head(http: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h
     return http.next_event()
 
 
+def _is_chunked(request: h11.Request) -> bool:
+    # h11 accepts no other coding.
+    return any(name == b"transfer-encoding" for name, _ in request.headers)
+
+
 def _request(event: h11.Request) -> Request:
     fields: dict[str, str] = {}
     for raw_name, raw_value in event.headers:
@@ -407,7 +422,7 @@ def _request(event: h11.Request) -> Request:
 def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection, event: h11.Request | None) -> Response:
     """The answer to bytes that are no HTTP/1.1: to a request whose body went wrong, or to no request at all."""
     status = HTTPStatus(error.error_status_hint)
-    if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and b"\n" not in http.trailing_data[0]:
+    if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and event is None and b"\n" not in http.trailing_data[0]:
         status = HTTPStatus.REQUEST_URI_TOO_LONG
     return short(status, str(error), head=event is not None and event.method == b"HEAD", close=True)
 
