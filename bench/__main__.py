@@ -29,6 +29,7 @@ from bench.run import Plan, run
 CLIENT_SETTINGS: Final = Path(__file__).with_name("client.cnf")
 SECONDS: Final = {(Setting.HOST, False): 4, (Setting.HOST, True): 1, (Setting.VM, False): 12, (Setting.VM, True): 5}
 """How long a sample takes, by setting and whether it is to be quick."""
+HANDSHAKES: Final = {Setting.HOST: 200, Setting.VM: 4}
 ROUNDS: Final = {False: 5, True: 2}
 GUEST_SCRATCH: Final = Path("/mnt/disk")
 GUEST_MEMORY: Final = ("tcp_rmem", "tcp_wmem")
@@ -126,6 +127,7 @@ def _here(options: argparse.Namespace, setting: Setting, rows: Sequence[Row]) ->
         rounds=options.rounds or ROUNDS[options.quick],
         seconds=seconds,
         warm_up_seconds=max(1, seconds // 3),
+        handshakes=HANDSHAKES[setting],
         programs=Programs(tuple(shlex.split(options.ktlsd)), options.peer_python),
         scratch=scratch or Path(tempfile.gettempdir()),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import re
 import signal
@@ -31,8 +32,10 @@ from bench.throttle import ThrottleError, throttled
 WRK_SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 GRACE_SECONDS: Final = 90.0
 """How much longer than told a client may take: an emulated machine needs long for 32 handshakes."""
-BULK_BYTES: Final = 10_000_000
-"""From this size on bytes are counted, below it requests."""
+DRAIN_SECONDS: Final = 600
+SETTLE_LINES: Final = 3
+Request = tuple[str, dict[str, str]]
+"""A target and its fields."""
 GIGA: Final = 1e9
 MEGA: Final = 1e6
 MICRO: Final = 1e-6
@@ -40,6 +43,8 @@ HANDSHAKE_CLIENTS: Final = 3
 """s_time waits for each handshake, so several at a time keep the server busy."""
 WARM_CONNECTIONS: Final = 50
 RANGES: Final = 1000
+CHECKED_BYTES: Final = 1_100_000
+"""How much of a body is read before a row; a whole big file would take an emulated machine minutes."""
 MOST_FAILED: Final = 0.001
 MOST_OF_DISK: Final = 3
 """The throttle lets a first burst through."""
@@ -57,6 +62,11 @@ class Target:
     fresh: Callable[[], AbstractContextManager[Server]]
     site: Site
     seconds: int
+    handshakes: int
+    """How many handshakes a second the slowest server does here at least."""
+
+    def settle_seconds(self, connections: int) -> float:
+        return 1 + connections / self.handshakes
 
 
 class Client(Protocol):
@@ -96,10 +106,11 @@ class _OneFile:
 
 def _check(server: Server, path: str, fields: dict[str, str], status: int, length: int) -> str:
     try:
-        answer = wire.get(server.port, path, fields)
+        answer = wire.get(server.port, path, fields, CHECKED_BYTES)
     except (wire.WireError, OSError) as error:
         return f"{path}: {type(error).__name__} {error}"
-    if (answer.status, answer.length) != (status, length):
+    is_long = min(answer.length, length) > CHECKED_BYTES
+    if answer.status != status or (answer.length != length and not is_long):
         return f"answers {answer.status} with {answer.length} bytes where {status} with {length} is asked for"
     return "" if answer.cipher == wire.CIPHER else f"negotiates {answer.cipher}"
 
@@ -123,28 +134,35 @@ def _run(command: list[str], seconds: float) -> str:
     return done.stdout
 
 
-def _sample(size: int, requests: float, received: float, seconds: float, cpu: float) -> Sample:
-    """The figures of `requests` responses (or `received` bytes) in `seconds` that cost the server `cpu` seconds."""
-    if size >= BULK_BYTES:
-        if not received:
-            raise ClientError("no byte arrived")
-        return {"throughput": received / seconds / MEGA, "cpu per byte": cpu / received * GIGA}
-    if not requests:
-        raise ClientError("no response arrived")
-    return {"requests": requests / seconds, "cpu per request": cpu / requests / MICRO}
+def _wrk(target: Target, connections: int, requests: list[Request]) -> tuple[float, float]:
+    """Responses a second, and the CPU seconds of the server for each, once all connections are there.
 
-
-def _wrk(url: str, connections: int, seconds: int, requests: Path | None = None) -> dict[str, float]:
-    """wrk's own result (wrk.lua); raises ClientError where more than MOST_FAILED of the requests failed."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(WRK_SCRIPT), url]
-    text = _run([*command, "--", *([str(requests)] if requests else [])], seconds)
+    Raises ClientError where nothing arrived or more than MOST_FAILED of the requests failed.
+    """
+    first = math.ceil(time.time() + target.settle_seconds(connections))
+    last = first + target.seconds
+    duration = math.ceil(last - time.time()) + 1
+    with tempfile.NamedTemporaryFile("w", prefix="ktlsd-bench-") as listing:
+        for path, fields in requests:
+            listing.write("\t".join([path, *(f"{name}: {value}" for name, value in fields.items())]) + "\n")
+        listing.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "--timeout", "60s", "-s", str(WRK_SCRIPT)]
+        command += [target.server.url("/"), "--", str(first), str(last), listing.name]
+        with _process(command) as wrk:
+            time.sleep(max(0.0, first - time.time()))
+            before = target.server.cpu_seconds()
+            time.sleep(max(0.0, last - time.time()))
+            cpu = target.server.cpu_seconds() - before
+            text, _ = wrk.communicate(timeout=GRACE_SECONDS)
     found = re.search(r"^RESULT (.*)$", text, re.MULTILINE)
     if found is None:
         raise ClientError(f"wrk gave no result: {text[-200:]}")
-    result: dict[str, float] = json.loads(found[1])
+    result: dict[str, int] = json.loads(found[1])
     if result["failed"] > MOST_FAILED * result["requests"] + connections:
-        raise ClientError(f"{result['failed']:.0f} requests failed")
-    return result
+        raise ClientError(f"{result['failed']} requests failed")
+    if result["counted"] == 0:
+        raise ClientError("no response arrived")
+    return result["counted"] / target.seconds, cpu / result["counted"]
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,7 @@ class Wrk:
         site.file(self.path)
         return [self.path]
 
-    def _requests(self, server: Server, site: Site) -> list[tuple[str, dict[str, str]]]:
+    def _requests(self, server: Server, site: Site) -> list[Request]:
         targets = self._targets(site)
         if self.conditional:
             fields = wire.get(server.port, self.path).fields
@@ -191,47 +209,68 @@ class Wrk:
         return _check(server, path, fields, self.status, {200: whole, 206: self.range_length}.get(self.status, 0))
 
     def measure(self, target: Target) -> Sample:
-        server = target.server
-        with tempfile.NamedTemporaryFile("w", prefix="ktlsd-bench-") as list_of_requests:
-            requests = self._requests(server, target.site)
-            for path, fields in requests:
-                line = "\t".join([path, *(f"{name}: {value}" for name, value in fields.items())])
-                list_of_requests.write(f"{line}\n")
-            list_of_requests.flush()
-            varied = Path(list_of_requests.name) if requests != [(self.path, {})] else None
-            before = server.cpu_seconds()
-            result = _wrk(server.url(self.path), self.connections, target.seconds, varied)
-            cpu = server.cpu_seconds() - before
-        seconds = result["microseconds"] * MICRO
-        return _sample(SIZES.get(self.path, 0), result["requests"], result["bytes"], seconds, cpu)
+        rate, cpu = _wrk(target, self.connections, self._requests(target.server, target.site))
+        return {"requests": rate, "cpu per request": cpu / MICRO}
 
 
 @dataclass(frozen=True)
-class H2load(_OneFile):
-    """h2load over HTTP/1.1 with one thread, which starts to count when all connections are there."""
+class Bulk(_OneFile):
+    """Downloads of one file on some connections by the benchmark's own client (drain.py), which does not decrypt."""
 
     connections: int
 
     def measure(self, target: Target) -> Sample:
-        before = target.server.cpu_seconds()
-        warm_up = 1
-        requests = h2load(target.server.url(self.path), self.connections, target.seconds, warm_up)
-        cpu = target.server.cpu_seconds() - before
-        # CPU is also used in the warm-up, at the same rate.
-        return _sample(SIZES[self.path], requests * (target.seconds + warm_up), 0, target.seconds + warm_up, cpu)
+        with _drain(target.server.port, self.path, self.connections, 0) as drain:
+            for _ in range(SETTLE_LINES):
+                started, before = _progress(drain)
+            cpu_before = target.server.cpu_seconds()
+            ended = started
+            while ended - started < target.seconds:
+                ended, after = _progress(drain)
+            cpu = target.server.cpu_seconds() - cpu_before
+        if after == before:
+            raise ClientError("no byte arrived")
+        received = after - before
+        return {"throughput": received / (ended - started) / MEGA, "cpu per byte": cpu / received * GIGA}
 
 
-def h2load(url: str, connections: int, seconds: int, warm_up: int) -> float:
-    """Responses a second. Raises ClientError."""
-    command = ["h2load", "--h1", "-t1", f"-c{connections}", "-D", str(seconds), "--warm-up-time", str(warm_up), url]
-    text = _run(command, seconds + warm_up)
-    rate = re.search(r"^finished in .*?, ([\d.]+) req/s", text, re.MULTILINE)
-    counts = re.search(r"(\d+) succeeded, (\d+) failed", text)
-    if rate is None or counts is None:
-        raise ClientError(f"h2load gave no result: {text[-200:]}")
-    if int(counts[2]) > MOST_FAILED * int(counts[1]) + connections:
-        raise ClientError(f"{counts[2]} requests failed")
-    return float(rate[1])
+@contextlib.contextmanager
+def _drain(port: int, path: str, connections: int, rate: int) -> Iterator[subprocess.Popen[str]]:
+    """Downloads that have begun."""
+    command = [sys.executable, "-m", "bench.drain", str(port), path, str(SIZES[path]), str(connections), str(rate)]
+    with _process([*command, str(DRAIN_SECONDS)]) as drain:
+        assert drain.stdout is not None
+        if drain.stdout.readline().strip() != "ready":
+            raise ClientError(f"the downloads do not start: {drain.communicate()[1].strip()[-200:]}")
+        yield drain
+
+
+def _progress(drain: subprocess.Popen[str]) -> tuple[float, int]:
+    """The next line of a drain: the time and the bytes so far."""
+    assert drain.stdout is not None
+    words = drain.stdout.readline().split()
+    if not words:
+        raise ClientError("the downloads ended")
+    return float(words[0]), int(words[1])
+
+
+@dataclass(frozen=True)
+class H2load(_OneFile):
+    """h2load over HTTP/1.1 with one thread; for few connections, since with thousands it may never end."""
+
+    connections: int
+
+    def measure(self, target: Target) -> Sample:
+        settle = math.ceil(target.settle_seconds(self.connections))
+        command = ["h2load", "--h1", "-t1", f"-c{self.connections}", "-D", str(target.seconds)]
+        text = _run([*command, "--warm-up-time", str(settle), target.server.url(self.path)], settle + target.seconds)
+        rate = re.search(r"^finished in .*?, ([\d.]+) req/s", text, re.MULTILINE)
+        counts = re.search(r"(\d+) succeeded, (\d+) failed", text)
+        if rate is None or counts is None:
+            raise ClientError(f"h2load gave no result: {text[-200:]}")
+        if int(counts[2]) > MOST_FAILED * int(counts[1]) + self.connections:
+            raise ClientError(f"{counts[2]} requests failed")
+        return {"requests": float(rate[1])}
 
 
 @dataclass(frozen=True)
@@ -254,7 +293,7 @@ class Curl(_OneFile):
         received, seconds = (sum(map(float, column)) for column in zip(*map(str.split, text.splitlines()), strict=True))
         if received != SIZES[self.path] * self.times:
             raise ClientError(f"{received:.0f} of {SIZES[self.path] * self.times} bytes arrived")
-        return _sample(SIZES[self.path], self.times, received, seconds, cpu)
+        return {"throughput": received / seconds / MEGA, "cpu per byte": cpu / received * GIGA}
 
 
 @dataclass(frozen=True)
@@ -269,7 +308,7 @@ class Handshakes(_OneFile):
         command += ["-time", str(target.seconds)]
         before, started = target.server.cpu_seconds(), time.monotonic()
         with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(_process(command, stdout=subprocess.PIPE)) for _ in range(HANDSHAKE_CLIENTS)]
+            clients = [stack.enter_context(_process(command)) for _ in range(HANDSHAKE_CLIENTS)]
             texts = [client.communicate(timeout=target.seconds + GRACE_SECONDS)[0] for client in clients]
         seconds, cpu = time.monotonic() - started, target.server.cpu_seconds() - before
         count = sum(self._count(text) for text in texts)
@@ -287,13 +326,13 @@ class Handshakes(_OneFile):
 
 
 @contextlib.contextmanager
-def _process(command: list[str], stdout: int) -> Iterator[subprocess.Popen[str]]:
+def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A client beside others, ended at the end in any case."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=CHECKOUT,
     )
@@ -359,15 +398,14 @@ class Latency(_OneFile):
                 stack.enter_context(throttled(server, big, self.disk_rate))
                 if left := evict(big):
                     raise ClientError(f"{left} bytes of {self.big} stay in the page cache")
-            drain = stack.enter_context(self._drain(server.port, target.seconds))
-            started = time.monotonic()
+            drain = stack.enter_context(_drain(server.port, self.big, self.downloads, self.rate))
             loaded = self._p99(server, target.seconds)
-            elapsed = time.monotonic() - started
             drain.send_signal(signal.SIGTERM)
-            received, _ = drain.communicate(timeout=GRACE_SECONDS)
-        if not received.strip():
+            lines = [line.split() for line in drain.communicate(timeout=GRACE_SECONDS)[0].splitlines()]
+        if len(lines) < 2:
             raise ClientError("the downloads failed")
-        traffic = int(received) / elapsed
+        (started, before), *_, (ended, after) = lines
+        traffic = (int(after) - int(before)) / (float(ended) - float(started))
         if self.disk_rate and traffic > MOST_OF_DISK * self.disk_rate:
             raise ClientError(f"the disk was not slow: {traffic / MEGA:.1f} MB/s")
         return {
@@ -381,16 +419,6 @@ class Latency(_OneFile):
         times = sorted(wire.paced(server.port, self.path, self.requests, seconds))
         return times[len(times) * 99 // 100]
 
-    @contextlib.contextmanager
-    def _drain(self, port: int, seconds: int) -> Iterator[subprocess.Popen[str]]:
-        numbers = [SIZES[self.big], self.downloads, self.rate, int(seconds + GRACE_SECONDS)]
-        command = [sys.executable, "-m", "bench.drain", str(port), self.big, *map(str, numbers)]
-        with _process(command, stdout=subprocess.PIPE) as drain:
-            assert drain.stdout is not None
-            if drain.stdout.readline().strip() != "ready":
-                raise ClientError("the downloads do not start")
-            yield drain
-
 
 @dataclass(frozen=True)
 class Connections(_OneFile):
@@ -399,8 +427,7 @@ class Connections(_OneFile):
     counts: tuple[int, ...]
 
     def measure(self, target: Target) -> Sample:
-        # Connections are made before the count starts: some hundred handshakes a second even of a slow server.
-        rates = [h2load(target.server.url(self.path), n, target.seconds, 2 + n // 400) for n in self.counts]
+        rates = [_wrk(target, count, [(self.path, {})])[0] for count in self.counts]
         return {"requests": rates[0], "rate kept": min(rates[1:]) / rates[0]}
 
 

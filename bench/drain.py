@@ -2,7 +2,8 @@
 
 Strategy: after handshake and request the ciphertext is dropped in the kernel (MSG_TRUNC, tcp(7)), paced to RATE bytes a
 second for each connection, or as fast as it comes for 0. When a whole response must have come, the file is asked for
-again. Prints "ready", and the number of bytes at the end of the time, on SIGTERM too.
+again. Prints "ready", then and every second the time and the number of bytes so far, and once more at the end, which is
+after SECONDS or SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from bench import wire
 TICK_SECONDS: Final = 0.001
 TURNS: Final = 10
 """A paced download has its turn in each tenth tick, so that the downloads together cause no bursts."""
-LOWEST_PRIORITY: Final = 19
-QUIET_SECONDS: Final = 0.05
+LOWER_PRIORITY: Final = 5
+QUIET_SECONDS: Final = 0.002
 MOST_AT_ONCE: Final = 1 << 20
 PACED_BUFFER: Final = 256 * 1024
 """Bytes of receive buffer, so that a slow reader holds its server back instead of having its kernel take it all."""
@@ -70,7 +71,7 @@ def main() -> None:
     port, size, connections = int(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4])
     path, rate, seconds = sys.argv[2], float(sys.argv[5]), float(sys.argv[6])
     signal.signal(signal.SIGTERM, _stop)
-    os.nice(LOWEST_PRIORITY)  # the requests that are timed come from the same core
+    os.nice(LOWER_PRIORITY)  # the requests that are timed come from the same core
     scratch, total = memoryview(bytearray(MOST_AT_ONCE)), 0
     try:
         downloads = [_Download(port, path, size, rate) for _ in range(connections)]
@@ -78,9 +79,12 @@ def main() -> None:
         for download in downloads:
             watch.register(download.fileno(), select.EPOLLIN)
         print("ready", flush=True)
-        started = time.monotonic()
+        started, told = time.monotonic(), 0.0
         allowance, turn = int(rate * TICK_SECONDS * TURNS), 0
         while (now := time.monotonic()) - started < seconds:
+            if now - told >= 1:
+                told = now
+                print(now, total, flush=True)
             if allowance:
                 total += sum(download.drop(scratch[:allowance]) for download in downloads[turn::TURNS])
                 turn = (turn + 1) % TURNS
@@ -90,7 +94,7 @@ def main() -> None:
                 total += sum(download.drop(scratch) for download in downloads)
     except _Stopped:
         pass
-    print(total, flush=True)
+    print(time.monotonic(), total, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from bench.clients import Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+from bench.clients import Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
 
 MEGABYTE: Final = 1_000_000
 
@@ -60,7 +60,7 @@ BIG: Final = tuple(
         f"big-{connections}",
         f"200 MB file, {connections} connection{'s' * (connections > 1)}",
         Setting.VM,
-        Curl("/200m.bin", 1) if connections == 1 else Wrk("/200m.bin", connections),
+        Curl("/200m.bin", 1) if connections == 1 else Bulk("/200m.bin", connections),
         (*OVER_KTLS, *(("s_server",) if connections == 1 else ())),
         at_least=_both(BYTES, 1.0, "nginx-ktls"),
         aim=_both(BYTES, 1.01, "nginx-ktls"),
@@ -73,7 +73,7 @@ LARGE: Final = tuple(
         f"large-{connections}",
         f"100 MB file, {connections} connection{'s' * (connections > 1)}",
         Setting.HOST,
-        Curl("/100m.bin", 20) if connections == 1 else Wrk("/100m.bin", connections),
+        Curl("/100m.bin", 20) if connections == 1 else Bulk("/100m.bin", connections),
         (*NATIVE, *PYTHON, *(("s_server",) if connections == 1 else ())),
         at_least=_both(BYTES, 1.0, "nginx"),
         aim=_both(BYTES, 1.0, "granian"),
@@ -161,7 +161,7 @@ MEMORY: Final = Row(
     workers=(1,),
 )
 
-_ASKED: Final = {Setting.HOST: 400, Setting.VM: 20}
+_ASKED: Final = {Setting.HOST: 100, Setting.VM: 20}
 """10 KiB requests a second: few, so that nobody queues by that alone."""
 _DOWNLOAD_RATE: Final = {Setting.HOST: 4 * MEGABYTE, Setting.VM: MEGABYTE // 8}
 

@@ -38,6 +38,8 @@ class Plan:
     seconds: int
     """How long a sample takes."""
     warm_up_seconds: int
+    handshakes: int
+    """How many handshakes a second the slowest server does here at least."""
     programs: Programs
     scratch: Path
     """Where the run may make its folder."""
@@ -179,7 +181,7 @@ def _run_row(
         elif reason := row.client.check(servers[name], site):
             fail(name, reason)
         else:
-            targets[name] = Target(servers[name], lambda name=name: fresh(name), site, plan.seconds)  # type: ignore[misc]
+            targets[name] = Target(servers[name], lambda name=name: fresh(name), site, plan.seconds, plan.handshakes)  # type: ignore[misc]
     for number in range(-1 if row.client.warms_up else 0, plan.rounds):
         for name, target in list(targets.items()):
             is_warm_up = number < 0

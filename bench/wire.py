@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import socket
 import ssl
 import time
@@ -27,7 +28,7 @@ class WireError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """`fields` by lower-case name; `length` is that of the body as it arrived; `cipher` is what was negotiated."""
+    """`fields` by lower-case name; `length` is that of the body as far as it was read; `cipher` the negotiated one."""
 
     status: int
     fields: dict[str, str]
@@ -110,8 +111,10 @@ def request(path: str, fields: Mapping[str, str]) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
-def exchange(connection: Connection, path: str, fields: Mapping[str, str]) -> Answer:
-    """One request and its whole answer; a body without Content-Length goes to the connection's end.
+def exchange(connection: Connection, path: str, fields: Mapping[str, str], most: float = math.inf) -> Answer:
+    """One request and its answer; a body without Content-Length goes to the connection's end.
+
+    Of a body longer than `most` bytes only the beginning is read, and the connection is of no further use.
 
     Raises WireError.
     """
@@ -127,36 +130,36 @@ def exchange(connection: Connection, path: str, fields: Mapping[str, str]) -> An
     answered = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     status = int(status_line.split()[1])
     if answered.get("transfer-encoding") == "chunked":
-        return Answer(status, answered, _chunked_length(connection, body), connection.cipher)
+        return Answer(status, answered, _chunked_length(connection, body, most), connection.cipher)
     length, expected = len(body), 0 if status == 304 else int(answered.get("content-length", -1))
-    while length != expected and (more := connection.receive()):
+    while length != expected and length <= most and (more := connection.receive()):
         length += len(more)
-    if 0 <= expected != length:
+    if 0 <= expected != length <= most:
         raise WireError(f"{length} of {expected} bytes arrived")
     return Answer(status, answered, length, connection.cipher)
 
 
-def _chunked_length(connection: Connection, data: bytes) -> int:
+def _chunked_length(connection: Connection, data: bytes, most: float) -> int:
     """The length of a chunked body (RFC 9112 section 7.1) without trailers whose first bytes are `data`."""
     total = 0
     while True:
         line, found, rest = data.partition(b"\r\n")
         size = int(line.partition(b";")[0], 16) if found else 0
         if found and len(rest) >= size + 2:
-            if size == 0:
-                return total
             total, data = total + size, rest[size + 2 :]
+            if size == 0 or total > most:
+                return total
         elif more := connection.receive():
             data += more
         else:
             raise WireError("the connection ended in a chunked body")
 
 
-def get(port: int, path: str, fields: Mapping[str, str] | None = None) -> Answer:
+def get(port: int, path: str, fields: Mapping[str, str] | None = None, most: float = math.inf) -> Answer:
     """One request on a connection of its own. Raises WireError, OSError (ssl.SSLError among them)."""
     connection = Connection(port, context())
     try:
-        return exchange(connection, path, fields or {})
+        return exchange(connection, path, fields or {}, most)
     finally:
         connection.close()
 

@@ -1,9 +1,16 @@
--- Arguments: none, or a file with one request a line: target, then TAB and a field for each field.
--- At the end one line of JSON on standard output.
+-- Arguments: the first and the last second (since 1970) of what counts, and a file with one request a line: target, then
+-- TAB and a field for each field. At the end one line of JSON on standard output.
+-- What happens before the first second, such as handshakes, and after the last one is no part of the result.
+local requests, count, at, from, to = {}, 0, 0, 0, 0
+asked, first, last = 0, -1, -1 -- global: done() asks the thread for them
+
+function setup(thread)
+   worker = thread
+end
+
 function init(args)
-   if #args == 0 then return end
-   local requests, count, at = {}, 0, 0
-   for line in io.lines(args[1]) do
+   from, to = tonumber(args[1]), tonumber(args[2])
+   for line in io.lines(args[3]) do
       local target, fields = nil, {}
       for part in line:gmatch("[^\t]+") do
          if target then
@@ -16,16 +23,25 @@ function init(args)
       count = count + 1
       requests[count] = wrk.format("GET", target, fields)
    end
-   request = function()
-      at = at % count + 1
-      return requests[at]
+end
+
+function request()
+   if last < 0 then
+      local now = os.time()
+      if first < 0 and now >= from then first = asked end
+      if now >= to then last = asked end
    end
+   asked = asked + 1
+   at = at % count + 1
+   return requests[at]
 end
 
 function done(summary)
    local errors = summary.errors
    local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-   io.write(string.format(
-      'RESULT {"microseconds": %d, "requests": %d, "bytes": %.0f, "failed": %d}\n',
-      summary.duration, summary.requests, summary.bytes, failed))
+   local first, last, asked = worker:get("first"), worker:get("last"), worker:get("asked")
+   if last < 0 then last = asked end
+   if first < 0 then first = last end
+   io.write(string.format('RESULT {"counted": %d, "requests": %d, "failed": %d}\n',
+      last - first, summary.requests, failed))
 end

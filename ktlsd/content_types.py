@@ -60,7 +60,8 @@ class ContentTypes:
 
     def _of_suffixes(self, suffixes: str) -> str:
         kind = self._own.get(suffixes) or self._own.get(os.path.splitext(suffixes)[1]) or _of_table(suffixes)
-        if kind.startswith("text/") and self._charset and ";" not in kind:
+        lowered = kind.lower()
+        if lowered.startswith("text/") and self._charset and "charset=" not in lowered:
             return f"{kind}; charset={self._charset}"
         return kind
 

@@ -1,7 +1,7 @@
 """The answers on plain HTTP: the same address under https, and ACME challenges (RFC 8555 section 8.3).
 
-Strategy: nothing but the folder of challenges is ever read; a redirect is permanent and keeps the method (308), except
-that GET and HEAD get the 301 that every client knows.
+Strategy: nothing but the folder of challenges is ever read; a redirect is a 301, since no method comes here that it
+could change.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Root:
 
     async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
         for name in index:
-            found = await self.open_file(folder + b"/" + name)
+            found = await self.open_file(name if folder == b"." else folder + b"/" + name)
             if found is not None and found not in (Miss.ABSENT, Miss.HIDDEN):
                 return found
         opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -17,8 +17,10 @@ from urllib.parse import quote
 LONGEST_TARGET: Final = 8192
 """Bytes; RFC 9110 section 4.1 asks for 8000 at least."""
 
-# A host is required and user information is an error (RFC 9110 sections 4.2.1 and 4.2.4).
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://(\[[0-9a-f:.]+\]|[^/?#@:\[\]]+)(?::[0-9]*)?(?=[/?]|$)", re.IGNORECASE)
+# A host is required, as a Host field would name it, and user information is an error (RFC 9110 sections 4.2.1, 4.2.4).
+_ABSOLUTE_FORM: Final = re.compile(
+    rb"https?://(\[[0-9a-fv:.]+\]|[a-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]*)?(?=[/?]|\Z)", re.IGNORECASE
+)
 _SAFE: Final = "!$&'()*+,;=:@~"
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")

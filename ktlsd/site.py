@@ -76,7 +76,8 @@ class Site:
         await self._rules.refresh(self.root)
         answer = await self._respond(request, target)
         try:
-            if answer.response.status >= HTTPStatus.BAD_REQUEST:
+            # Without a reason it is no refusal, but a redirect's own page with a 404.
+            if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
                 answer = await self._with_error_page(request, answer)
             response = answer.response
             path = target.path()

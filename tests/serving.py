@@ -19,6 +19,7 @@ from pathlib import Path
 START_SECONDS = 120.0
 """An emulated machine needs half a minute for Python's imports alone."""
 WAIT_SECONDS = 60.0
+_LISTENING = tuple(re.compile(rf"listening on {scheme}://.*:(\d+)") for scheme in ("https", "http"))
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Running:
     state: Path
     log: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
+    http_ports: list[int] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -85,16 +87,21 @@ def run_to_end(*arguments: str, state: Path, **environment: str) -> subprocess.C
 
 @contextlib.contextmanager
 def serving(
-    root: Path,
+    root: Path | None,
     *options: str,
     state: Path,
     listen: Sequence[str] = ("127.0.0.1:0",),
+    http_listen: Sequence[str] = (),
     wrapper: Sequence[str] = (),
     new_session: bool = False,
     **environment: str,
 ) -> Iterator[Running]:
-    """Start ktlsd on `root`, wait until it listens, and see that it is gone at the end."""
-    arguments = ["--root", str(root), *(part for place in listen for part in ("--listen", place)), *options]
+    """Start ktlsd, on `root` unless a configuration file names it, wait until it listens, and see that it is gone at
+    the end."""
+    arguments = [] if root is None else ["--root", str(root)]
+    for option, places in (("--listen", listen), ("--http-listen", http_listen)):
+        arguments += (part for place in places for part in (option, place))
+    arguments += options
     process = subprocess.Popen(
         [*wrapper, *command(*arguments)],
         env=os.environ | {"XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1"} | environment,
@@ -113,12 +120,14 @@ def serving(
     reader.start()
     try:
         deadline = time.monotonic() + START_SECONDS
-        while len(running.ports) < len(listen):
+        while len(running.ports) < len(listen) or len(running.http_ports) < len(http_listen):
             alive = process.poll() is None and time.monotonic() < deadline
             assert alive, "not listening:\n" + "\n".join(running.log)
             time.sleep(0.02)
-            found = (re.fullmatch(r"listening on https://.*:(\d+)", line) for line in list(running.log))
-            running.ports = [int(match[1]) for match in found if match]
+            running.ports, running.http_ports = (
+                [int(match[1]) for line in list(running.log) if (match := pattern.fullmatch(line))]
+                for pattern in _LISTENING
+            )
         yield running
     finally:
         process.terminate()
@@ -148,11 +157,14 @@ def client_context(
     return context
 
 
-def connect(port: int, context: ssl.SSLContext | None = None, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
-    """A TLS connection that reports an end without close_notify as ssl.SSLEOFError."""
+def connect(
+    port: int, context: ssl.SSLContext | None = None, session: ssl.SSLSession | None = None, name: str | None = None
+) -> ssl.SSLSocket:
+    """A TLS connection that asks for the server `name` and reports an end without close_notify as ssl.SSLEOFError."""
     raw = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
     context = context or client_context()
-    name = "127.0.0.1" if context.check_hostname else None
+    if name is None and context.check_hostname:
+        name = "127.0.0.1"
     return context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name)
 
 
@@ -162,17 +174,31 @@ def is_refused(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def read_to_end(connection: ssl.SSLSocket) -> bytes:
-    """All bytes up to close_notify; an end without one raises ssl.SSLEOFError."""
+def read_to_end(connection: socket.socket) -> bytes:
+    """All bytes up to the end; one without close_notify raises ssl.SSLEOFError."""
     data = bytearray()
     while chunk := connection.recv(65536):
         data += chunk
     return bytes(data)
 
 
-def exchange(port: int, request: bytes, context: ssl.SSLContext | None = None) -> bytes:
+def exchange(
+    port: int,
+    request: bytes,
+    context: ssl.SSLContext | None = None,
+    *,
+    name: str | None = None,
+    session: ssl.SSLSession | None = None,
+) -> bytes:
     """Send bytes over a new TLS connection and give back all that arrives until close_notify."""
-    with connect(port, context) as connection:
+    with connect(port, context, session, name) as connection:
+        connection.sendall(request)
+        return read_to_end(connection)
+
+
+def exchange_plain(port: int, request: bytes) -> bytes:
+    """Send bytes over a new TCP connection and give back all that arrives."""
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as connection:
         connection.sendall(request)
         return read_to_end(connection)
 
@@ -191,15 +217,58 @@ def parse(data: bytes, *, head_only: bool = False) -> tuple[Answer, bytes]:
     head, _, rest = data.partition(b"\r\n\r\n")
     status_line, *lines = head.decode("latin-1").split("\r\n")
     fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    assert len(fields) == len(lines), f"a field is there twice: {lines}"
     status = int(status_line.split()[1])
-    length = 0 if head_only or status == 304 else int(fields["content-length"])
-    assert len(rest) >= length, f"{len(rest)} of {length} bytes"
-    return Answer(status, fields, rest[:length]), rest[length:]
+    if head_only or status in (204, 304):
+        body = b""
+    elif fields.get("transfer-encoding") == "chunked":
+        body, rest = _unchunk(rest)
+    elif "content-length" in fields:
+        length = int(fields["content-length"])
+        assert len(rest) >= length, f"{len(rest)} of {length} bytes"
+        body, rest = rest[:length], rest[length:]
+    else:
+        assert fields["connection"] == "close"
+        body, rest = rest, b""
+    return Answer(status, fields, body), rest
 
 
-def get(port: int, target: str, *fields: str, method: str = "GET", context: ssl.SSLContext | None = None) -> Answer:
-    """One request on a connection of its own."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *fields, "", ""]
-    answer, rest = parse(exchange(port, "\r\n".join(lines).encode("latin-1"), context), head_only=method == "HEAD")
+def parse_all(data: bytes) -> list[Answer]:
+    """All responses in `data`, none of them to HEAD."""
+    answers = []
+    while data:
+        answer, data = parse(data)
+        answers.append(answer)
+    return answers
+
+
+def _unchunk(data: bytes) -> tuple[bytes, bytes]:
+    """The content of a chunked body, and what follows it."""
+    body = bytearray()
+    position = 0
+    while True:
+        start = data.index(b"\r\n", position) + 2
+        end = start + int(data[position : start - 2], 16)
+        position = end + 2
+        assert data[end:position] == b"\r\n", "a chunk does not end where it said"
+        if start == end:
+            return bytes(body), data[position:]
+        body += data[start:end]
+
+
+def get(
+    port: int,
+    target: str,
+    *fields: str,
+    method: str = "GET",
+    context: ssl.SSLContext | None = None,
+    host: str = "localhost",
+    name: str | None = None,
+    session: ssl.SSLSession | None = None,
+) -> Answer:
+    """One request on a connection of its own, which asks for the server `name` in its handshake."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *fields, "", ""]
+    data = exchange(port, "\r\n".join(lines).encode("latin-1"), context, name=name, session=session)
+    answer, rest = parse(data, head_only=method == "HEAD")
     assert rest == b""
     return answer

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.serving import client_context, connect, get, is_refused, run_to_end, serving
+from tests.serving import client_context, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
 from tests.vm.plugin import kernel_has_tls
 
 
@@ -25,12 +29,16 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+RSA = ("rsa:2048",)
+ECDSA = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+
+
+def make_certificate(folder: Path, name: str, kind: Sequence[str] = RSA) -> tuple[Path, Path]:
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files], check=True, capture_output=True
+        ["openssl", "req", "-x509", "-newkey", *kind, "-nodes", *subject, *files], check=True, capture_output=True
     )
     return certificate, key
 
@@ -97,6 +105,53 @@ def test_a_given_certificate_is_used(root: Path, tmp_path: Path) -> None:
         assert not server.certificate.exists()
 
 
+@pytest.mark.parametrize("order", [("rsa", "ecdsa"), ("ecdsa", "rsa")], ids=repr)
+def test_certificates_of_several_types_are_used_together(root: Path, tmp_path: Path, order: tuple[str, str]) -> None:
+    pairs = {"rsa": make_certificate(tmp_path, "rsa", RSA), "ecdsa": make_certificate(tmp_path, "ecdsa", ECDSA)}
+    options = [
+        part for kind in order for pair in [pairs[kind]] for part in ("--cert", str(pair[0]), "--key", str(pair[1]))
+    ]
+    with serving(root, *options, state=tmp_path / "state") as server:
+        for kind, (certificate, _) in pairs.items():
+            ciphers = f"ECDHE-{kind.upper()}-AES128-GCM-SHA256"
+            context = client_context(newest=ssl.TLSVersion.TLSv1_2, ciphers=ciphers, cafile=certificate)
+            with connect(server.port, context) as connection:
+                sent = connection.getpeercert(binary_form=True)
+            assert sent == ssl.PEM_cert_to_DER_cert(certificate.read_text())
+
+
+def test_folders_are_listed_where_that_is_asked_for(root: Path, tmp_path: Path) -> None:
+    (root / "folder").mkdir()
+    (root / "folder/a file").write_text("a")
+    with serving(root, state=tmp_path / "state") as server:
+        assert get(server.port, "/folder/").status == 403
+    with serving(root, "--listing", state=tmp_path / "state") as server:
+        listing = get(server.port, "/folder/")
+        assert (listing.status, b"a file" in listing.body) == (200, True)
+        assert get(server.port, "/").body == b"hello"
+
+
+def test_plain_http_redirects_and_answers_challenges(root: Path, tmp_path: Path) -> None:
+    challenges = tmp_path / "challenges"
+    challenges.mkdir()
+    (challenges / "token").write_text("token.key")
+    places = ["127.0.0.1:0", "127.0.0.2:0"]
+    options = ["--acme-challenges", str(challenges)]
+    with serving(root, *options, state=tmp_path / "state", http_listen=places) as server:
+        first, second = server.http_ports
+        urls = f"https://127.0.0.1:{server.port}, http://127.0.0.1:{first}, http://127.0.0.2:{second}"
+        assert f" on {urls}; " in server.wait_for_line(r"^ktlsd \S+ serves")
+        request = "GET {} HTTP/1.1\r\nHost: example.org:80\r\nConnection: close\r\n\r\n".format
+        moved, _ = parse(exchange_plain(first, request("/a?b").encode()))
+        assert (moved.status, moved.fields["location"]) == (301, f"https://example.org:{server.port}/a?b")
+        token, _ = parse(exchange_plain(first, request("/.well-known/acme-challenge/token").encode()))
+        assert (token.status, token.body) == (200, b"token.key")
+        curl = ["curl", "-ksSL", f"http://127.0.0.1:{first}/"]
+        assert subprocess.run(curl, capture_output=True, check=True).stdout == b"hello"
+        # They are not of the root.
+        assert get(server.port, "/.well-known/acme-challenge/token").status == 404
+
+
 def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Path) -> None:
     config = tmp_path / "ktlsd.toml"
     config.write_text('root = "root"\nlisten = ["127.0.0.1:0"]\ndotfiles = true\nktls = "off"\n')
@@ -107,13 +162,17 @@ def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Pat
 
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     example = Path(__file__).parents[1] / "config/ktlsd.toml"
-    text = re.sub(r"^# (\w+ = )", r"\1", example.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?! |:|$)", "", example.read_text(), flags=re.MULTILINE)
+    assert len(tomllib.loads(text)) > len(tomllib.loads(example.read_text())) + 30
     copy = tmp_path / "ktlsd.toml"
     copy.write_text(text)
     # With every key uncommented the only fault left is that its paths are not on this machine.
-    ended = run_to_end("--config", str(copy), state=tmp_path)
-    assert ended.returncode == 2
-    assert "/etc/ktlsd/" in ended.stderr
+    for command in ([], ["check"]):
+        ended = run_to_end(*command, "--config", str(copy), state=tmp_path)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+        assert ended.stderr.startswith(
+            "ktlsd: /etc/ktlsd/fullchain.pem cannot be used as a PEM certificate chain: No such"
+        )
 
 
 def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) -> None:
@@ -129,22 +188,44 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
     ("arguments", "line"),
     [
         ([], r"no folder to serve: name one with --root DIR"),
-        (["--root", "/nonexistent"], r"--root /nonexistent: cannot be served: there is no such folder"),
-        (["--root", "/etc/passwd"], r"--root /etc/passwd: cannot be served: there is no such folder"),
+        (["--root", "/nonexistent"], r"root /nonexistent: cannot be served: there is no such folder"),
+        (["--root", "/etc/passwd"], r"root /etc/passwd: cannot be served: there is no such folder"),
+        (["--root"], r"argument --root: expected one argument .*"),
         (["--root", "/tmp", "--bogus"], r"unrecognized arguments: --bogus .*"),
         (["--root", "/tmp", "--listen", "nonsense"], r"--listen: \['nonsense'\] is not ADDR:PORT .*"),
         (["--root", "/tmp", "--listen", "127.0.0.1:99999"], r"--listen: .* with a port from 0 to 65535"),
         (["--root", "/tmp", "--listen", "no.such.host.invalid:1"], r"--listen no\.such\.host\.invalid:1: .*"),
         (["--root", "/tmp", "--listen", "192.0.2.1:1"], r"--listen 192\.0\.2\.1:1: .*this machine has no such address"),
+        (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: \['nonsense'\] is not ADDR:PORT .*"),
+        (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
+        (["--root", "/tmp", "--acme-challenges", "/no"], r"acme_challenges /no: cannot be served: No such file .*"),
+        (["--root", "/tmp", "--acme-challenges", "/etc/passwd"], r"acme_challenges /etc/passwd: .*: Not a directory"),
+        (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
         (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256"),
         (["--root", "/tmp", "--ktls", "maybe"], r"--ktls: 'maybe' is not one of auto, require, off"),
         (["--root", "/tmp", "--log-level", "loud"], r"--log-level: 'loud' is not one of .*"),
         (["--root", "/tmp", "--cert", "a"], r"--cert without --key: give both, .*"),
+        (["--root", "/tmp", "--key", "a"], r"--key without --cert: give both, .*"),
+        (
+            ["--root", "/tmp", "--cert", "a", "--cert", "b", "--key", "a"],
+            r"there are 2 of --cert, but 1 of --key: give every certificate its key, in the same order",
+        ),
         (["--root", "/tmp", "--cert", "/no.pem", "--key", "/no.pem"], r"/no\.pem cannot be used as a PEM .*"),
         (["--root", "/tmp", "--config", "/no.toml"], r"/no\.toml: cannot be read: No such file or directory"),
         (["--root", "/tmp", "--libssl", "/no/libssl.so"], r"cannot open OpenSSL's /no/libssl\.so .*--libssl PATH"),
         (["--root", "/tmp", "--libssl", "libc.so.6"], r"libc\.so\.6 is not OpenSSL's libssl .*"),
         (["doctor", "--bogus"], r"unrecognized arguments: --bogus .*"),
+        (["check"], r"one of the arguments --config --schema is required .*"),
+        (["check", "--bogus"], r"one of the arguments --config --schema is required .*"),
+        (["check", "--config", "/no.toml"], r"/no\.toml: cannot be read: No such file or directory"),
+        (["compress"], r"the following arguments are required: DIR .*"),
+        (["compress", "--bogus", "/tmp"], r"unrecognized arguments: --bogus .*"),
+        (["compress", "/nonexistent"], r"/nonexistent: cannot be read: No such file or directory"),
+        (["bogus"], r"unrecognized arguments: bogus .*"),
+        # Commands come first.
+        (["--root", "/tmp", "check"], r"unrecognized arguments: check .*"),
+        # No abbreviations.
+        (["--ro", "/tmp"], r"unrecognized arguments: --ro /tmp .*"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], line: str) -> None:
@@ -152,6 +233,35 @@ def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert re.fullmatch(f"ktlsd: {line}\n", ended.stderr), ended.stderr
+
+
+def test_check_says_what_a_file_would_serve(root: Path, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "one")
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = 'root'\ncert = '{certificate.name}'\nkey = '{key.name}'\n")
+    ended = run_to_end("check", "--config", str(config), state=tmp_path / "state")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{config}: ok, 1 site\n", "")
+    config.write_text(f"{config.read_text()}[[site]]\nnames = 'a'\n[[site.header]]\npath = '**'\nremove = 'Date'\n")
+    ended = run_to_end("check", "--config", str(config), state=tmp_path / "state")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert ended.stderr.startswith(f"ktlsd: {config}:8: site[0].header[0].remove: ")
+
+
+def test_check_prints_a_schema(tmp_path: Path) -> None:
+    ended = run_to_end("check", "--schema", state=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert {"root", "listen", "site"} <= json.loads(ended.stdout)["properties"].keys()
+
+
+def test_compress_makes_siblings_that_are_served(root: Path, tmp_path: Path) -> None:
+    (root / "a.txt").write_text("text " * 2000)
+    ended = run_to_end("compress", str(root), state=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r"ktlsd compress: siblings: .*3.*\n", ended.stdout)
+    with serving(root, state=tmp_path / "state") as server:
+        answer = get(server.port, "/a.txt", "Accept-Encoding: br")
+        assert (answer.fields["content-encoding"], answer.fields["vary"]) == ("br", "Accept-Encoding")
+        assert answer.body == (root / "a.txt.br").read_bytes()
 
 
 def test_a_libssl_from_the_environment_is_used(tmp_path: Path) -> None:

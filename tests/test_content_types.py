@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mimetypes
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktlsd.content_types import DEFAULT_TYPE, content_type, suffixes_of
+from ktlsd.content_types import DEFAULT_TYPE, ContentTypes, suffixes_of
 
 PIECES = [b"a", b".", b".html", b".gz", b".txt", b":", b"?", b"#", b"/", b"[", b"\xff", b"\n"]
 
 MEDIA_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+_-]+(; charset=utf-8)?")
 """RFC 9110 section 8.3.1, as far as it is used here."""
 
+TYPES = ContentTypes()
 KNOWN = sorted(suffix for table in mimetypes.MimeTypes().types_map for suffix in table)
 
 
@@ -89,7 +92,7 @@ KNOWN = sorted(suffix for table in mimetypes.MimeTypes().types_map for suffix in
     ],
 )
 def test_type_of_a_name(name: bytes, kind: str) -> None:
-    assert content_type(suffixes_of(name)) == kind
+    assert TYPES.of_suffixes(suffixes_of(name)) == kind
 
 
 @pytest.mark.parametrize(
@@ -113,16 +116,82 @@ def test_the_last_two_suffixes_decide(name: bytes, suffixes: str) -> None:
 @settings(deadline=None)
 @given(st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join))
 def test_every_name_has_a_legal_type(name: bytes) -> None:
-    kind = content_type(suffixes_of(name))
+    kind = TYPES.of_suffixes(suffixes_of(name))
     assert MEDIA_TYPE.fullmatch(kind)
     assert ("charset" in kind) == kind.startswith("text/")
 
 
 @pytest.mark.parametrize("suffix", KNOWN)
 def test_every_suffix_that_python_knows_has_a_legal_type(suffix: str) -> None:
-    kind = content_type(suffix)
+    kind = TYPES.of_suffixes(suffix)
     assert MEDIA_TYPE.fullmatch(kind)
     assert ("charset" in kind) == kind.startswith("text/")
+
+
+OWN = {
+    ".gpx": "application/gpx+xml",
+    ".GLB": "model/gltf-binary",
+    ".html": "application/xhtml+xml",
+    ".gz": "application/x-own-gzip",
+    ".tar.gz": "application/x-own-tar",
+    ".br": "application/x-own-brotli",
+    ".log": "text/plain",
+    ".ja": "text/plain; charset=shift_jis",
+    ".JP": "text/plain;Charset=EUC-JP",
+    ".flowed": "text/plain; format=flowed",
+    ".loud": "TEXT/PLAIN",
+    ".json": "application/json; charset=utf-8",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (b"a.gpx", "application/gpx+xml"),
+        (b"A.GPX", "application/gpx+xml"),
+        (b"a.b.gpx", "application/gpx+xml"),
+        (b"a.glb", "model/gltf-binary"),
+        # Before the table.
+        (b"a.html", "application/xhtml+xml"),
+        (b"a.htm", "text/html; charset=utf-8"),
+        # The longer suffix counts.
+        (b"a.gz", "application/x-own-gzip"),
+        (b"a.html.gz", "application/x-own-gzip"),
+        (b"a.tar.gz", "application/x-own-tar"),
+        (b"b.a.tar.gz", "application/x-own-tar"),
+        (b"tar.gz", "application/x-own-gzip"),
+        (b"a.js.br", "application/x-own-brotli"),
+        (b"a.gpx.txt", "text/plain; charset=utf-8"),
+        (b"a.gpx~", DEFAULT_TYPE),
+        # A charset for text that has none.
+        (b"a.log", "text/plain; charset=utf-8"),
+        (b"a.ja", "text/plain; charset=shift_jis"),
+        (b"a.jp", "text/plain;Charset=EUC-JP"),
+        (b"a.flowed", "text/plain; format=flowed; charset=utf-8"),
+        (b"a.loud", "TEXT/PLAIN; charset=utf-8"),
+        (b"a.json", "application/json; charset=utf-8"),
+    ],
+)
+def test_a_site_has_types_of_its_own(name: bytes, kind: str) -> None:
+    assert ContentTypes(OWN).of_suffixes(suffixes_of(name)) == kind
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [("", "text/html"), ("iso-8859-1", "text/html; charset=iso-8859-1"), ("utf-8", "text/html; charset=utf-8")],
+)
+def test_the_charset_of_text_can_be_chosen(charset: str, text: str) -> None:
+    types = ContentTypes({".ja": "text/plain; charset=shift_jis"}, charset)
+    assert types.of_suffixes(".html") == text
+    assert types.of_suffixes(".ja") == "text/plain; charset=shift_jis"
+    assert types.of_suffixes(".png") == "image/png"
+
+
+def test_the_types_of_two_sites_do_not_mix() -> None:
+    one, other = ContentTypes({".html": "text/one"}), ContentTypes({".html": "text/other"}, "")
+    for _ in range(2):
+        assert (one.of_suffixes(".html"), other.of_suffixes(".html")) == ("text/one; charset=utf-8", "text/other")
+        assert TYPES.of_suffixes(".html") == "text/html; charset=utf-8"
 
 
 @pytest.fixture
@@ -131,15 +200,26 @@ def machine_types(tmp_path: Path) -> Iterator[None]:
     table = tmp_path / "mime.types"
     table.write_text("text/strange html png nosuchtype\n")
     mimetypes.init([str(table)])
-    content_type.cache_clear()
     yield
     mimetypes.init()
-    content_type.cache_clear()
 
 
 @pytest.mark.usefixtures("machine_types")
 def test_the_table_of_the_machine_has_no_say() -> None:
     assert mimetypes.guess_type("a.nosuchtype") == ("text/strange", None)
-    assert content_type(".nosuchtype") == DEFAULT_TYPE
-    assert content_type(".html") == "text/html; charset=utf-8"
-    assert content_type(".png") == "image/png"
+    types = ContentTypes()
+    assert types.of_suffixes(".nosuchtype") == DEFAULT_TYPE
+    assert types.of_suffixes(".html") == "text/html; charset=utf-8"
+    assert types.of_suffixes(".png") == "image/png"
+
+
+def test_the_table_of_the_machine_has_no_say_from_the_start(tmp_path: Path) -> None:
+    """The table is made when the module is imported, after whatever has been read by then."""
+    table = tmp_path / "mime.types"
+    table.write_text("text/strange html png nosuchtype\n")
+    program = (
+        f"import mimetypes; mimetypes.init([{str(table)!r}]); from ktlsd.content_types import ContentTypes;"
+        "types = ContentTypes(); print(*(types.of_suffixes(suffix) for suffix in ('.png', '.html', '.nosuchtype')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"image/png text/html; charset=utf-8 {DEFAULT_TYPE}\n"

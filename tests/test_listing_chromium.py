@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.browsing import chromium, opened, wait_until
 from tests.serving import serving
 from tests.test_chromium import png
 
@@ -63,36 +62,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.utime(path, (1_700_000_000 + (size or 0),) * 2)
     for number in range(MANY):
         (base / f"root/many/file {number}.txt").touch()
+    # Chromium asks every site for one.
+    (base / "root/favicon.ico").write_bytes(png(16, 16))
     with serving(base / "root", "--listing", state=base / "state") as server:
         yield server.url()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        assert not os.environ.get("CI"), "Chromium must be there in CI"
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """A page that must run without an error and without breaking its policy."""
-    complaints: list[str] = []
-    with browser.new_context(ignore_https_errors=True, **options) as context:
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
-        page.goto(url)
-        yield page
-    assert complaints == []
 
 
 def names(page: Page) -> list[str]:
@@ -132,7 +111,7 @@ def test_every_name_leads_to_its_file(browser: Browser, site: str) -> None:
         page.click("nav a:has-text('a folder')")
         page.click("text=Parent folder")
         assert page.url == site
-        assert names(page) == ["a folder/", "many/"]
+        assert names(page) == ["a folder/", "many/", "favicon.ico"]
 
 
 def test_search_as_you_type(browser: Browser, site: str) -> None:
@@ -148,20 +127,20 @@ def test_search_as_you_type(browser: Browser, site: str) -> None:
 
 def test_a_long_list_keeps_only_rows_near_the_window(browser: Browser, site: str) -> None:
     with opened(browser, site + "many/") as page:
-        page.wait_for_function("document.querySelectorAll('tbody:not(#up) tr').length < 1000")
+        wait_until(page, "document.querySelectorAll('tbody:not(#up) tr').length < 1000")
         assert names(page)[:3] == ["file 0.txt", "file 1.txt", "file 2.txt"]
         page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
         page.wait_for_selector(f"text=file {MANY - 1}.txt")
         assert sort_by(page, "Name")[1] == "descending"
         page.evaluate("scrollTo(0, 0)")
-        page.wait_for_function(f"document.querySelector('tbody:not(#up) bdi')?.textContent == 'file {MANY - 1}.txt'")
+        wait_until(page, f"document.querySelector('tbody:not(#up) bdi')?.textContent == 'file {MANY - 1}.txt'")
         page.fill("#search", "321.txt")
         assert names(page) == [f"file {number}.txt" for number in (4321, 3321, 2321, 1321, 321)]
 
 
 def test_pictures_are_shown_and_looked_through(browser: Browser, site: str) -> None:
     with opened(browser, site + "a%20folder/") as page:
-        page.wait_for_function("[...document.querySelectorAll('td img')].every(one => one.naturalWidth == 64)")
+        wait_until(page, "[...document.querySelectorAll('td img')].every(one => one.naturalWidth == 64)")
         page.check("#gallery")
         assert page.locator("td img").first.bounding_box()["height"] > 100  # type: ignore[index]
         page.locator("td img").first.click()
@@ -171,7 +150,7 @@ def test_pictures_are_shown_and_looked_through(browser: Browser, site: str) -> N
         assert preview.get_attribute("src") == site + "a%20folder/b.png"
         page.click("text=Next")
         assert page.inner_text("dialog a") == "a.png"
-        page.wait_for_function("document.querySelector('dialog img').naturalWidth == 64")
+        wait_until(page, "document.querySelector('dialog img').naturalWidth == 64")
         page.keyboard.press("Escape")
         assert preview.is_hidden()
         assert page.url == site + "a%20folder/"

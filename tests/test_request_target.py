@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import string
 from urllib.parse import quote_from_bytes
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.request_target import BadTarget, Target, parse_target
+from ktlsd.request_target import BadTarget, Target, parse_target, target_of_path
 
 PIECES = [b"/", b"//", b".", b"..", b"...", b"%2e", b"%2E%2e", b"%252e", b"%25", b"%", b"%2f", b"%5c", b"\\", b"%00"]
 PIECES += [b"a", b"b.html", b".well-known", b"%c3%a9", b"\xc3\xa9", b"%ff", b"%0d%0a", b"?", b"?q=1", b":", b"@", b";"]
@@ -155,6 +156,23 @@ def test_a_target_names_a_path_below_the_root(target: bytes, path: bytes | None,
         b"http:///a",
         b"https://",
         b"https://:8443/a",
+        # User information is an error there (section 4.2.4).
+        b"https://user@example.com/a",
+        b"https://user:secret@example.com/a",
+        # Hosts that no Host field could name either.
+        b'https://exa"mple.com/a',
+        b"https://example.com\\@evil.example/a",
+        b"https://<example.com>/a",
+        b"https://example.com|a/",
+        b"https://exa mple.com/a",
+        b"https://caf\xc3\xa9.example/a",
+        b"https://example.com:x/a",
+        b"https://example.com:1:2/a",
+        b"https://::1/a",
+        b"https://[::1/a",
+        b"https://[]/a",
+        b"https://[::1]a/",
+        b"https://example.com\n",
     ],
 )
 def test_what_could_mean_two_things_is_refused(target: bytes) -> None:
@@ -284,6 +302,174 @@ def test_a_location_stays_on_this_host(target: bytes, location: str) -> None:
     assert parse_target(target).directory_location() == location
 
 
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://example.com/a", "example.com"),
+        (b"https://example.com", "example.com"),
+        (b"https://example.com?q", "example.com"),
+        (b"https://Example.COM./a", "Example.COM."),
+        (b"https://example.com:8443/a", "example.com"),
+        (b"https://example.com:/a", "example.com"),
+        (b"https://127.0.0.1:8443/", "127.0.0.1"),
+        (b"https://[::1]/a", "[::1]"),
+        (b"https://[::1]:8443/a", "[::1]"),
+        (b"HTTPS://[2001:DB8::1]/", "[2001:DB8::1]"),
+        (b"https://under_score.example/", "under_score.example"),
+        (b"https://caf%C3%A9.example/", "caf%C3%A9.example"),
+        (b"https://a!$&'()*+,;=~-/", "a!$&'()*+,;=~-"),
+        # Only of an absolute form.
+        (b"/a", None),
+        (b"//example.com/a", None),
+        (b"/http://example.com/a", None),
+        (b"/a?http://example.com/", None),
+    ],
+)
+def test_the_host_of_an_absolute_form(target: bytes, host: str | None) -> None:
+    """Which stands before the Host field (RFC 9112 section 3.2.2)."""
+    assert parse_target(target).host == host
+
+
+# --- as rules see it
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/", "/"),
+        (b"/a", "/a"),
+        (b"/a/", "/a/"),
+        (b"/a/.", "/a/"),
+        (b"/a/b/..", "/a/"),
+        (b"/a/..", "/"),
+        (b"//a//b", "/a/b"),
+        (b"/./a/../b", "/b"),
+        (b"/a?b/c/", "/a"),
+        (b"/a/?b", "/a/"),
+        (b"/%61%20b%25", "/a b%"),
+        (b"/a%3fb%23c", "/a?b#c"),
+        (b"/%c3%a9", "/é"),
+        (b"/\xc3\xa9", "/é"),
+        (b"/%ff", "/\udcff"),
+        (b"/%0a", "/\n"),
+        (b"https://example.com", "/"),
+        (b"https://example.com/a/", "/a/"),
+    ],
+)
+def test_the_decoded_path(target: bytes, path: str) -> None:
+    assert parse_target(target).path() == path
+
+
+@settings(deadline=None)
+@given(targets())
+def test_a_path_leads_back_to_the_same_names(target: bytes) -> None:
+    result = parsed(target)
+    path = result.path()
+    assert path.startswith("/")
+    assert "//" not in path
+    assert os.fsencode(path).strip(b"/") == (b"" if result.file_path() == b"." else result.file_path())
+    # The root is a folder, however it was asked for.
+    assert path.endswith("/") == (result.directory or not result.names)
+    assert target_of_path(path) == Target(result.names, result.directory)
+
+
+@pytest.mark.parametrize(
+    ("path", "names", "directory"),
+    [
+        ("/", (), True),
+        ("", (), True),
+        ("/a", (b"a",), False),
+        ("a", (b"a",), False),
+        ("/a/", (b"a",), True),
+        ("/a/b.html", (b"a", b"b.html"), False),
+        ("//a///b", (b"a", b"b"), False),
+        ("/./a/.", (b"a",), True),
+        ("/a/../b", (b"b",), False),
+        ("/a/..", (), True),
+        ("/a/b/..", (b"a",), True),
+        # Decoded already: nothing in it is an escape or a query.
+        ("/%2e%2e/a%20b", (b"%2e%2e", b"a%20b"), False),
+        ("/a?b#c", (b"a?b#c",), False),
+        ("/é", (b"\xc3\xa9",), False),
+        ("/\udcff", (b"\xff",), False),
+        ("/...", (b"...",), False),
+        ("/.hidden", (b".hidden",), False),
+    ],
+)
+def test_the_target_of_a_decoded_path(path: str, names: tuple[bytes, ...], directory: bool) -> None:
+    assert target_of_path(path) == Target(names, directory)
+
+
+@pytest.mark.parametrize("path", ["..", "/..", "/../a", "/a/../..", "/a/../../a", "//../a", "/./.."])
+def test_no_decoded_path_leads_above_the_root(path: str) -> None:
+    assert target_of_path(path) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "..", ".", "", ".c", "%2e"]), max_size=8).map("/".join))
+def test_a_decoded_path_is_read_as_a_target_is(path: str) -> None:
+    escaped = ("/" + path.replace("%", "%25")).encode()
+    try:
+        expected = parse_target(escaped)
+    except BadTarget:
+        assert target_of_path(path) is None
+    else:
+        assert target_of_path(path) == expected
+
+
+# --- locations
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        (b"/", "/"),
+        (b"/?q", "/?q"),
+        (b"/?", "/?"),
+        (b"/a", "/a"),
+        (b"/a/", "/a/"),
+        (b"/a/b", "/a/b"),
+        (b"/a?q=1&r", "/a?q=1&r"),
+        (b"/a/?q", "/a/?q"),
+        (b"/a?", "/a?"),
+        (b"/a?b/?c", "/a?b/?c"),
+        (b"/a?/?c", "/a?/?c"),
+        (b"/a??", "/a??"),
+        (b"/a%3f/%3fb?c", "/a%3F/%3Fb?c"),
+        (b"//evil.example/a", "/evil.example/a"),
+        (b"/a/../b/./c", "/b/c"),
+        (b"/a/b/..", "/a/"),
+        (b"/..a", "/..a"),
+        (b"/\\evil.example", "/%5Cevil.example"),
+        (b"https://evil.example", "/"),
+        (b"https://evil.example/a?b", "/a?b"),
+        (b"/a%0d%0aSet-Cookie:b", "/a%0D%0ASet-Cookie:b"),
+        (b"/%252e%252e", "/%252e%252e"),
+        (b"/%c3%a9 \xff", "/%C3%A9%20%FF"),
+        (b"/a?b%zz", "/a?b%zz"),
+    ],
+)
+def test_the_location_of_a_target(target: bytes, location: str) -> None:
+    assert parse_target(target).location() == location
+
+
+@settings(deadline=None)
+@given(targets(only_vchar=True))
+def test_the_location_of_a_target_is_the_same_target(target: bytes) -> None:
+    result = parsed(target)
+    location = result.location()
+    assert vchar(location.encode("ascii"))
+    assert location.startswith("/")
+    assert not location.startswith(("//", "/\\"))
+    again = parse_target(location.encode("ascii"))
+    assert (again.names, again.directory, again.query) == (
+        result.names,
+        result.directory or not result.names,
+        result.query,
+    )
+    assert again.location() == location
+
+
 @settings(deadline=None)
 @given(targets(only_vchar=True))
 def test_a_location_is_printable_and_leads_back_to_the_folder(target: bytes) -> None:
@@ -299,11 +485,12 @@ def test_a_location_is_printable_and_leads_back_to_the_folder(target: bytes) -> 
 def test_a_location_is_printable_whatever_the_query(query: bytes) -> None:
     """No URI has these (RFC 3986 section 3.4): refused or escaped, but not echoed."""
     try:
-        location = parse_target(b"/a" + query).directory_location()
+        target = parse_target(b"/a" + query)
     except BadTarget:
         return
-    assert location.isascii()
-    assert vchar(location.encode())
+    for location in (target.directory_location(), target.location()):
+        assert location.isascii()
+        assert vchar(location.encode())
 
 
 @settings(deadline=None)
