@@ -168,7 +168,8 @@ def _serve(settings: Settings) -> int:
     from ktlsd.server import END_SIGNALS, Server
 
     listeners = bind_all(settings.listen, settings.http_listen)
-    service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+    bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+    service.https_redirect.port = settings.https_port or bound
     if service.notice:
         print(service.notice, file=sys.stderr)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)

@@ -63,8 +63,15 @@ Charset = Annotated[
     str,
     Meta(pattern=rf"^[A-Za-z0-9!#$%&+^_`{{}}~-]*{_END}", description="the name of a character encoding, or empty"),
 ]
-ErrorStatus = Annotated[str, Meta(pattern=rf"^[45][0-9][0-9]{_END}", description="a status from 400 to 599")]
+ErrorStatus = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(403|404|412|416|500|503){_END}",
+        description="a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
+    ),
+]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
+Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
 Workers = Annotated[int, Meta(ge=1, le=MOST_WORKERS, description=f"a number from 1 to {MOST_WORKERS}")]
 
 
@@ -234,6 +241,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where to answer plain HTTP, only with redirects to HTTPS and ACME challenges."""
     acme_challenges: Path | None = None
     """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
+    https_port: Port | None = None
+    """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
     workers: Workers = 1
     """Processes to serve with."""
     ktls: Mode = Mode.AUTO

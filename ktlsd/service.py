@@ -52,7 +52,11 @@ class Service:
         """Whether it matters which site a client names in the handshake."""
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
-        self.https_redirect = HttpsRedirect(library, settings.acme_challenges)
+        try:
+            self.https_redirect = HttpsRedirect(library, settings.acme_challenges)
+        except OSError as error:
+            reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
+            raise SettingsError(reason) from error
 
     def close(self) -> None:
         for hosted in self.all:
@@ -64,7 +68,7 @@ class Service:
         try:
             return Site(self.library, options)
         except OSError as error:
-            raise SettingsError(f"root {options.root}: cannot be served: {_root_advice(error)}") from error
+            raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 
     def _context(self, options: SiteOptions) -> Context:
         context = Context(self.library, ktls=self._ktls)
@@ -89,7 +93,7 @@ class Service:
         return path, path
 
 
-def _root_advice(error: OSError) -> str:
+def _folder_advice(error: OSError) -> str:
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
     if error.errno in (errno.ENOSYS, errno.EPERM):

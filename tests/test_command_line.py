@@ -152,6 +152,16 @@ def test_plain_http_redirects_and_answers_challenges(root: Path, tmp_path: Path)
         assert get(server.port, "/.well-known/acme-challenge/token").status == 404
 
 
+@pytest.mark.parametrize(("port", "location"), [(443, "https://example.org/a"), (444, "https://example.org:444/a")])
+def test_redirects_name_the_port_that_clients_reach(root: Path, tmp_path: Path, port: int, location: str) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"https_port = {port}\n")
+    with serving(root, "--config", str(config), state=tmp_path / "state", http_listen=["127.0.0.1:0"]) as server:
+        request = b"GET /a HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n"
+        moved, _ = parse(exchange_plain(server.http_ports[0], request))
+        assert (moved.status, moved.fields["location"]) == (301, location)
+
+
 def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Path) -> None:
     config = tmp_path / "ktlsd.toml"
     config.write_text('root = "root"\nlisten = ["127.0.0.1:0"]\ndotfiles = true\nktls = "off"\n')
@@ -198,8 +208,14 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         (["--root", "/tmp", "--listen", "192.0.2.1:1"], r"--listen 192\.0\.2\.1:1: .*this machine has no such address"),
         (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: \['nonsense'\] is not ADDR:PORT .*"),
         (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
-        (["--root", "/tmp", "--acme-challenges", "/no"], r"acme_challenges /no: cannot be served: No such file .*"),
-        (["--root", "/tmp", "--acme-challenges", "/etc/passwd"], r"acme_challenges /etc/passwd: .*: Not a directory"),
+        (
+            ["--root", "/tmp", "--acme-challenges", "/no"],
+            r"acme_challenges /no: cannot be served: there is no such folder",
+        ),
+        (
+            ["--root", "/tmp", "--acme-challenges", "/etc/passwd"],
+            r"acme_challenges /etc/passwd: cannot be served: there is no such folder",
+        ),
         (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
         (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256"),
         (["--root", "/tmp", "--ktls", "maybe"], r"--ktls: 'maybe' is not one of auto, require, off"),
