@@ -19,7 +19,7 @@ from ktlsd.pacing import SMALL
 from ktlsd.residency import STRIDE
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls_stat import ask_kernel, counters
-from tests.serving import Running, connect, exchange, get, parse, run_to_end, serving
+from tests.serving import Running, client_context, connect, exchange, get, parse, run_to_end, serving
 
 pytestmark = pytest.mark.ktls
 
@@ -311,9 +311,11 @@ def test_without_the_module_each_part_says_so(root: Path, tmp_path: Path) -> Non
 
 
 def test_handshakes_leave_nothing_behind(server: Running) -> None:
+    context = client_context()
+
     def handshakes(count: int) -> None:
         for _ in range(count):
-            connect(server.port).close()
+            connect(server.port, context).close()
 
     # A few hundred only, since one takes the emulated machine 0.2 s; test_memory.py makes ten thousand without kTLS.
     handshakes(100)
