@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments[1:])
         if arguments[:1] == ["compress"]:
             return _compress(arguments[1:])
-        return _serve(combine(vars(_serve_parser().parse_args(arguments))))
+        options = _serve_parser().parse_args(arguments)
+        return _version(options.libssl) if options.version else _serve(combine(vars(options)))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
@@ -96,11 +97,11 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)",
     )
-    add("--version", action="version", version=f"ktlsd {__version__}")
+    add("--version", action="store_true", help="show the versions of ktlsd, OpenSSL and the kernel, and their kTLS")
     return parser
 
 
-def _doctor(arguments: Sequence[str]) -> int:
+def _doctor_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd doctor",
         description="Explain kTLS on this machine. Exit status 0 when sends are offloaded, 1 when not.",
@@ -110,13 +111,10 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--libssl", metavar="PATH", help="the libssl to examine (default: the system's; also KTLSD_LIBSSL)"
     )
-    options = parser.parse_args(arguments)
-    from ktlsd import doctor
-
-    return doctor.run(options.libssl or os.environ.get("KTLSD_LIBSSL") or None, as_json=options.json)
+    return parser
 
 
-def _check(arguments: Sequence[str]) -> int:
+def _check_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd check",
         description="Check a configuration file, and the folders and certificates that it names.",
@@ -125,7 +123,36 @@ def _check(arguments: Sequence[str]) -> int:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--config", metavar="FILE", help="the TOML file to check")
     task.add_argument("--schema", action="store_true", help="print the JSON Schema of such files, for editors")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of all commands by their names, the one that serves by the empty name: for what is made from them."""
+    from ktlsd import compress
+
+    return {"": _serve_parser(), "doctor": _doctor_parser(), "check": _check_parser(), "compress": compress.parser()}
+
+
+def _version(libssl: str | None) -> int:
+    from ktlsd.version import version_text
+
+    print(version_text(_libssl(libssl)))
+    return 0
+
+
+def _libssl(option: str | None) -> str | None:
+    return option or os.environ.get("KTLSD_LIBSSL") or None
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    options = _doctor_parser().parse_args(arguments)
+    from ktlsd import doctor
+
+    return doctor.run(_libssl(options.libssl), as_json=options.json)
+
+
+def _check(arguments: Sequence[str]) -> int:
+    options = _check_parser().parse_args(arguments)
     if options.schema:
         import json
 
