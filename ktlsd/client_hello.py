@@ -1,7 +1,7 @@
-"""The host name that a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
+"""What a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
 
-Strategy: join the handshake message out of its records, then walk its fields to the server_name extension. What is no
-ClientHello, or a broken one, has no name here: OpenSSL gets the same bytes and says what is wrong with them.
+Strategy: join the handshake message out of its records, then walk its fields to the extensions that count here. What is
+no ClientHello, or a broken one, asks for nothing: OpenSSL gets the same bytes and says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ _RECORD_START: Final = b"\x16\x03"  # handshake, the major version of every TLS
 _CLIENT_HELLO: Final = 1
 _VERSION_AND_RANDOM: Final = 2 + 32
 _SERVER_NAME: Final = 0
+_SESSION_TICKET: Final = 35
+_PRE_SHARED_KEY: Final = 41
 _HOST_NAME_TYPE: Final = 0
 
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 # The underscore is in no host name of RFC 1123, but browsers connect to such names and wildcards cover them.
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LONGEST_NAME: Final = 253
+_KEY_NAME: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,20 @@ class Incomplete:
     """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to tell more."""
 
     needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What counts here of a ClientHello."""
+
+    server_name: str | None = None
+    """In lower case and without a trailing dot (RFC 6066 section 3)."""
+    ticket_key_name: bytes | None = None
+    """The first 16 bytes of the ticket for a session to resume: the name of the key that it was made with (RFC 5077
+    section 4, which OpenSSL follows in TLS 1.3 too)."""
+
+
+NOTHING: Final = Asked()
 
 
 class _Malformed(Exception):
@@ -65,19 +82,18 @@ class _Fields:
         return self.take(self.number(width))
 
 
-def server_name(data: bytes) -> str | Incomplete | None:
-    """The host name in the ClientHello that `data` begins with (RFC 8446 section 4.1.2, RFC 6066 section 3).
+def asked(data: bytes) -> Asked | Incomplete:
+    """What the ClientHello that `data` begins with asks for (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2).
 
-    In lower case and without a trailing dot. None where there is none: no TLS, a malformed or too long ClientHello, one
-    without a server_name extension, or with something in it that is no host name. Never raises.
+    NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.
     """
     message = _client_hello(data[:LONGEST_HELLO])
-    if not isinstance(message, bytes):
+    if isinstance(message, Incomplete):
         return message
     try:
-        return _requested_name(_Fields(message))
+        return NOTHING if message is None else _asked(_Fields(message))
     except _Malformed:
-        return None
+        return NOTHING
 
 
 def host_name(text: str) -> str | None:
@@ -121,12 +137,13 @@ def _incomplete(needed: int) -> Incomplete | None:
     return Incomplete(needed) if needed <= LONGEST_HELLO else None
 
 
-def _requested_name(hello: _Fields) -> str | None:
+def _asked(hello: _Fields) -> Asked:
     hello.take(_VERSION_AND_RANDOM)
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
         hello.vector(width)
     if not hello.left():
-        return None
+        return NOTHING
+    name = ticket = None
     extensions = _Fields(hello.vector(2))
     while extensions.left():
         kind, body = extensions.number(2), extensions.vector(2)
@@ -134,5 +151,10 @@ def _requested_name(hello: _Fields) -> str | None:
             names = _Fields(_Fields(body).vector(2))
             # One name at most of each type, and no other type was ever defined.
             is_host_name = names.number(1) == _HOST_NAME_TYPE
-            return host_name(names.vector(2).decode("latin-1")) if is_host_name else None
-    return None
+            name = host_name(names.vector(2).decode("latin-1")) if is_host_name else None
+        elif kind == _SESSION_TICKET:
+            ticket = body
+        elif kind == _PRE_SHARED_KEY:
+            # The first of its identities, before the binders.
+            ticket = _Fields(_Fields(body).vector(2)).vector(2)
+    return Asked(name, ticket[:_KEY_NAME] if ticket else None)

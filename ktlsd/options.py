@@ -65,7 +65,10 @@ Charset = Annotated[
 ]
 ErrorStatus = Annotated[str, Meta(pattern=rf"^[45][0-9][0-9]{_END}", description="a status from 400 to 599")]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
-Workers = Annotated[int, Meta(ge=1, le=MOST_WORKERS, description=f"a number from 1 to {MOST_WORKERS}")]
+Workers = Annotated[
+    Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"],
+    Meta(description=f'a number from 1 to {MOST_WORKERS} or "auto"'),
+]
 
 
 class Listen(tuple[str, int]):
@@ -235,7 +238,13 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     acme_challenges: Path | None = None
     """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
     workers: Workers = 1
-    """Processes to serve with."""
+    """Processes to serve with; "auto" for as many as there are usable cores."""
+    drain_seconds: Seconds = 30
+    """How long what is in flight may take after SIGTERM."""
+    session_tickets: bool = True
+    """Whether clients may resume a TLS session instead of making a full handshake."""
+    ticket_keys: Path | None = None
+    """The file with the session ticket keys, in the state folder where none is given."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None
