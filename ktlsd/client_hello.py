@@ -7,6 +7,7 @@ no ClientHello, or a broken one, asks for nothing: OpenSSL gets the same bytes a
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ _VERSION_AND_RANDOM: Final = 2 + 32
 _SERVER_NAME: Final = 0
 _SESSION_TICKET: Final = 35
 _PRE_SHARED_KEY: Final = 41
+_COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
+_EXTENSION_HEADER: Final = struct.Struct(">HH")
 _HOST_NAME_TYPE: Final = 0
 
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
@@ -143,18 +146,32 @@ def _asked(hello: _Fields) -> Asked:
         hello.vector(width)
     if not hello.left():
         return NOTHING
-    name = ticket = None
-    extensions = _Fields(hello.vector(2))
-    while extensions.left():
-        kind, body = extensions.number(2), extensions.vector(2)
-        if kind == _SERVER_NAME:
-            names = _Fields(_Fields(body).vector(2))
-            # One name at most of each type, and no other type was ever defined.
-            is_host_name = names.number(1) == _HOST_NAME_TYPE
-            name = host_name(names.vector(2).decode("latin-1")) if is_host_name else None
-        elif kind == _SESSION_TICKET:
-            ticket = body
-        elif kind == _PRE_SHARED_KEY:
-            # The first of its identities, before the binders.
-            ticket = _Fields(_Fields(body).vector(2)).vector(2)
+    found = _extensions(hello.vector(2))
+    name = None
+    if (body := found.get(_SERVER_NAME)) is not None:
+        names = _Fields(_Fields(body).vector(2))
+        # One name at most of each type, and no other type was ever defined.
+        if names.number(1) == _HOST_NAME_TYPE:
+            name = host_name(names.vector(2).decode("latin-1"))
+    ticket = found.get(_SESSION_TICKET)
+    if (body := found.get(_PRE_SHARED_KEY)) is not None:
+        # The first of its identities, before the binders.
+        ticket = _Fields(_Fields(body).vector(2)).vector(2)
     return Asked(name, ticket[:_KEY_NAME] if ticket else None)
+
+
+def _extensions(data: bytes) -> dict[int, bytes]:
+    """The bodies of the extensions that count here. Every new connection waits for this, so it makes few objects."""
+    found = {}
+    position, end = 0, len(data)
+    while position < end:
+        try:
+            kind, length = _EXTENSION_HEADER.unpack_from(data, position)
+        except struct.error:
+            raise _Malformed from None
+        start, position = position + 4, position + 4 + length
+        if position > end:
+            raise _Malformed
+        if kind in _COUNTING:
+            found[kind] = data[start:position]
+    return found
