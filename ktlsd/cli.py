@@ -12,14 +12,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ktlsd import __version__, ktls_probe
+from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
+from ktlsd.state import state_folder
+
+if TYPE_CHECKING:
+    from ktlsd.service import Service
+    from ktlsd.ticket_file import TicketFile
+    from ktlsd.ticket_keys import Ring
+
+log = logging.getLogger("ktlsd")
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -45,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["compress"]:
             return _compress(arguments[1:])
         options = _serve_parser().parse_args(arguments)
-        return _version(options.libssl) if options.version else _serve(combine(vars(options)))
+        return _version(options.libssl) if options.version else _serve(vars(options))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
@@ -85,7 +94,7 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
     add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
-    add("--workers", metavar="N", help="processes to serve with (default 1)")
+    add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
@@ -180,20 +189,36 @@ def _compress(arguments: Sequence[str]) -> int:
         raise _Refusal(str(error)) from error
 
 
-def _serve(settings: Settings) -> int:
+def _serve(options: Mapping[str, Any]) -> int:
+    settings = combine(options)
     library = Library(settings.libssl)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
     support = _support(library, settings.ktls)
 
+    from ktlsd.configuration import Configuration
     from ktlsd.service import Service
 
-    service = Service(library, settings, support)
-    state = _ktls_state(library, service.sites.default.context, support)
+    state = ""
+
+    def build(settings: Settings, ring: Ring | None) -> Service:
+        nonlocal state
+        service = Service(library, settings, support, ring)
+        try:
+            state = _ktls_state(library, service.sites.default.context, support)
+        except BaseException:
+            service.close()
+            raise
+        return service
+
+    configuration = Configuration(lambda: combine(options), settings, build, _tickets(settings))
+    service = configuration.service
 
     import trio
 
+    from ktlsd.reload import Upkeep, block_reload_signals
     from ktlsd.server import END_SIGNALS, Server
 
+    block_reload_signals()
     listeners = bind_all(settings.listen, settings.http_listen)
     bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     service.https_redirect.port = settings.https_port or bound
@@ -203,9 +228,13 @@ def _serve(settings: Settings) -> int:
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
 
-    def work(ready: Callable[[], None]) -> None:
+    def work(ready: Callable[[], None], *, alone: bool) -> None:
         async def serve() -> None:
-            await Server(service).run(listeners, ready)
+            server = Server(configuration.service)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(Upkeep(server, configuration, alone=alone).run)
+                await server.run(listeners, ready)
+                nursery.cancel_scope.cancel()
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
@@ -216,15 +245,36 @@ def _serve(settings: Settings) -> int:
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
 
-    if settings.workers == 1:
-        work(announce)
+    workers = usable_cores() if settings.workers == "auto" else settings.workers
+    if workers == 1:
+        work(announce, alone=True)
     else:
         from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda: work(lambda: None))
-        supervise(settings.workers, listeners, job, announce)
-    service.close()
+        job = Job(library.end_with_parent, lambda: work(lambda: None, alone=False))
+        supervise(workers, listeners, job, configuration, announce)
+    configuration.close()
     return 0
+
+
+def _tickets(settings: Settings) -> TicketFile | None:
+    """Where the session ticket keys are; in memory, where the state folder is no place for them."""
+    from ktlsd.ticket_file import FILE, TicketFile, TicketFileError
+
+    if not settings.session_tickets:
+        return None
+    if settings.ticket_keys is not None:
+        try:
+            return TicketFile(settings.ticket_keys)
+        except TicketFileError as error:
+            raise _Refusal(str(error)) from error
+    try:
+        folder = state_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return TicketFile(folder / FILE)
+    except (TicketFileError, OSError, RuntimeError) as error:
+        log.info("sessions will not be resumed after a restart: %s", error)
+        return TicketFile(None)
 
 
 def _support(library: Library, mode: Mode) -> Support:

@@ -19,7 +19,7 @@ import trio
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
-from ktlsd.head_cache import HeadCache, Key, Remembered
+from ktlsd.head_cache import Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
 from ktlsd.multipart import Multipart
@@ -73,12 +73,12 @@ class Clock:
         return self._date
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shared:
     """What all connections of a process share."""
 
     service: Service
-    heads: HeadCache
+    """Another one takes its place when the configuration is read again."""
     idle: Idle
     clock: Clock
 
@@ -93,6 +93,8 @@ class Http1:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         self._head = b""
         """The bytes of the request that h11 gave last."""
+        self._heads = shared.service.heads
+        """Of the service that answered last."""
 
     async def serve(self) -> None:
         """Answer requests until the client is done, idle for too long or told to close, or the server drains.
@@ -116,8 +118,8 @@ class Http1:
 
     async def _repeat(self, received: bytes) -> bytes:
         """Answer the heads at the beginning of `received` that are remembered; what follows them."""
-        heads = self._shared.heads
         while received and not self._shared.idle.draining and not self._transport.key_update_owed():
+            heads = self._shared.service.heads
             end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
             key = (self._client.server_name, received[:end])
             remembered = heads.get(key)
@@ -157,7 +159,7 @@ class Http1:
             and _UNREPEATABLE.isdisjoint(fields)
         ):
             key: Key = (self._client.server_name, self._head)
-            self._shared.heads.remember(key, head, self._shared.clock.date(), opened, part)
+            self._heads.remember(key, head, self._shared.clock.date(), opened, part)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -247,7 +249,13 @@ class Http1:
 
     async def _answer(self, event: h11.Request) -> Answer:
         """Decide the response, and the open file that it takes its body from."""
-        service, client = self._shared.service, self._client
+        service = self._shared.service
+        self._heads = service.heads
+        with service.in_use():
+            return await self._answer_by(service, event)
+
+    async def _answer_by(self, service: Service, event: h11.Request) -> Answer:
+        client = self._client
         request, target = _request(event), event.target
         head = request.method == "HEAD"
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)

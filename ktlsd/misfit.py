@@ -108,7 +108,7 @@ def _described(kind: Any) -> tuple[Any, str]:
     while get_origin(kind) in (Annotated, Union, UnionType):
         if get_origin(kind) is Annotated:
             kind, meta = get_args(kind)
-            described = meta.description
+            described = meta.description or described
         else:
             kind = next(choice for choice in get_args(kind) if choice is not NoneType)
     if described:

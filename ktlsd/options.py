@@ -72,7 +72,10 @@ ErrorStatus = Annotated[
 ]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
 Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
-Workers = Annotated[int, Meta(ge=1, le=MOST_WORKERS, description=f"a number from 1 to {MOST_WORKERS}")]
+Workers = Annotated[
+    Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"],
+    Meta(description=f'a number from 1 to {MOST_WORKERS} or "auto"'),
+]
 
 
 class Listen(tuple[str, int]):
@@ -244,7 +247,13 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     https_port: Port | None = None
     """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
     workers: Workers = 1
-    """Processes to serve with."""
+    """Processes to serve with; "auto" for as many as there are usable cores."""
+    drain_seconds: Seconds = 30
+    """How long what is in flight may take after SIGTERM."""
+    session_tickets: bool = True
+    """Whether clients may resume a TLS session instead of making a full handshake."""
+    ticket_keys: Path | None = None
+    """The file with the session ticket keys, in the state folder where none is given."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None

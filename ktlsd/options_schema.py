@@ -50,7 +50,7 @@ def schema() -> dict[str, Any]:
 
 def _key(name: str, key: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null; draft-07 heeds nothing beside a $ref; some lists may be a single text."""
-    if "anyOf" in key:
+    if {"type": "null"} in key.get("anyOf", ()):
         (kind,) = (choice for choice in key.pop("anyOf") if choice != {"type": "null"})
         key.update({"allOf": [kind]} if "$ref" in kind else kind)
         del key["default"]

@@ -17,7 +17,7 @@ from typing import Final
 import h11
 import trio
 
-from ktlsd.head_cache import HeadCache
+from ktlsd.client_hello import NOTHING
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, explain
@@ -26,7 +26,7 @@ from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.residency import Residency
 from ktlsd.service import Service
-from ktlsd.sni import peek_server_name
+from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
@@ -47,12 +47,10 @@ class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
         self._residency = Residency(service.library.file_system_type)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
-        self.heads = HeadCache(service.library)
-        self._shared = Shared(service, self.heads, Idle(IDLE_SECONDS), Clock())
+        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock())
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
@@ -60,7 +58,7 @@ class Server:
         `ready` is called once signals are heeded and connections accepted.
         """
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(self._watch_signals, nursery)
             await self.serve(listeners, ready)
             nursery.cancel_scope.cancel()
 
@@ -69,6 +67,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shared.idle.watch)
             async with trio.open_nursery() as connections:
+                self._connections = connections
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
@@ -85,8 +84,22 @@ class Server:
         self._accepting.cancel()
         self._shared.idle.drain()
 
+    def replace(self, service: Service) -> None:
+        """Serve another service from the next handshake and the next request on; the old one is closed after use."""
+        old, self._shared.service = self._shared.service, service
+        old.retire()
+
+    async def _cut_off(self, everything: trio.CancelScope) -> None:
+        """Give up on what is still in flight when draining has taken long enough."""
+        seconds = self._shared.service.settings.drain_seconds
+        await trio.sleep(seconds)
+        log.warning(
+            "%d connections cut off: not done %d s after the signal", len(self._connections.child_tasks), seconds
+        )
+        everything.cancel()
+
     async def _watch_signals(
-        self, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, nursery: trio.Nursery, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         # The receiver gives signals back to these handlers when it closes: one that comes while the process ends
         # changes nothing any more, and one that comes before the receiver opens is not lost.
@@ -95,12 +108,12 @@ class Server:
             signal.signal(number, lambda number, frame: early.append(number))
         with trio.open_signal_receiver(*END_SIGNALS) as signals:
             task_status.started()
-            if early:
-                self.drain()
-            async for _ in signals:
-                if self._shared.idle.draining:
-                    everything.cancel()
-                self.drain()
+            if not early:
+                await anext(signals)
+            self.drain()
+            nursery.start_soon(self._cut_off, nursery.cancel_scope)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         while True:
@@ -144,16 +157,16 @@ class Server:
     async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
         deadline = trio.current_time() + HANDSHAKE_SECONDS
-        server_name = None
-        if self._service.several:
-            # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-            with trio.move_on_at(deadline):
-                server_name = await peek_server_name(sock)
-        context = self._service.sites.of_name(server_name).context
+        asked = NOTHING
+        # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
+        with trio.move_on_at(deadline):
+            asked = await peek_client_hello(sock)
+        service = self._shared.service
+        context = service.sites.of_name(asked.server_name).context
         with contextlib.closing(Transport(context, sock, self._residency)) as transport:
             try:
                 with trio.fail_at(deadline):
-                    handshake = await transport.handshake()
+                    handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
                 log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
                 return
@@ -165,12 +178,12 @@ class Server:
                 log.info("%s handshake failed: %s", peer, error)
                 return
             if await self._may_go_on(transport, sock, peer, handshake):
-                client = Client(peer, secure=True, server_name=server_name)
+                client = Client(peer, secure=True, server_name=asked.server_name)
                 await Http1(self._shared, transport, client).serve()
 
     async def _may_go_on(self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake) -> bool:
         """Log which path the connection takes; whether that is one that --ktls allows."""
-        support = self._service.support
+        support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
@@ -188,7 +201,7 @@ class Server:
         text = b"400 Bad Request: this port speaks HTTPS, use an https:// address\n"
         fields = [
             ("Date", self._shared.clock.date().decode("ascii")),
-            *self._service.server_field,
+            *self._shared.service.server_field,
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(text))),
             ("Connection", "close"),
