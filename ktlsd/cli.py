@@ -8,7 +8,6 @@ OpenSSL is opened first of all, since Python's own ssl module, which trio import
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -90,6 +89,9 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
     add("--listing", action="store_true", default=None, help="list folders that have no index file")
+    add("--access-log", metavar="FILE", help="where to append a line for each request, or `stderr` (default: nowhere)")
+    add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
+    add("--error-log", metavar="FILE", help="where to append everything else, or `stderr` (default)")
     add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
     add(
         "--log-level",
@@ -155,7 +157,10 @@ def _compress(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> int:
     library = Library(settings.libssl)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    from ktlsd.logs import REOPEN_SIGNAL, Logs
+
+    logs = Logs(settings)
+    logs.begin()
     support = _support(library, settings.ktls)
 
     from ktlsd.service import Service
@@ -177,11 +182,12 @@ def _serve(settings: Settings) -> int:
 
     def work(ready: Callable[[], None]) -> None:
         async def serve() -> None:
-            await Server(service).run(listeners, ready)
+            async with logs.access_log() as access_log:
+                await Server(service, access_log).run(listeners, ready)
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in END_SIGNALS:
+        for number in (*END_SIGNALS, REOPEN_SIGNAL):
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
@@ -194,8 +200,9 @@ def _serve(settings: Settings) -> int:
         from ktlsd.workers import Job, supervise
 
         job = Job(library.end_with_parent, lambda: work(lambda: None))
-        supervise(settings.workers, listeners, job, announce)
+        supervise(settings.workers, listeners, job, announce, logs.reopen)
     service.close()
+    logs.close()
     return 0
 
 

@@ -1,7 +1,8 @@
 """Several processes on the same listening sockets: fork, watch, end together.
 
 Strategy: the parent binds sockets and makes the SSL_CTX before it forks, so that workers share both, the ticket keys
-included; then it only waits. A worker that ends by itself is replaced after a pause; SIGTERM and SIGINT are passed on.
+included; then it only waits. A worker that ends by itself is replaced after a pause; SIGTERM, SIGINT and SIGUSR1 are
+passed on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ktlsd.listeners import Listener
 log = logging.getLogger("ktlsd")
 
 _PAUSE_SECONDS: Final = 1.0
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,16 @@ class Job:
     work: Callable[[], None]
 
 
-def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None]) -> None:
+def supervise(
+    count: int,
+    listeners: Sequence[Listener],
+    job: Job,
+    ready: Callable[[], None],
+    reopen_logs: Callable[[], None],
+) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
+
+    SIGUSR1 calls `reopen_logs` here, and is passed on to workers.
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
     closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
@@ -49,7 +58,11 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
         else:
             told = signal.sigtimedwait(_SIGNALS, max(0.0, replace_at - time.monotonic()))
             received = signal.Signals(told.si_signo) if told else signal.SIGCHLD
-        if received != signal.SIGCHLD:
+        if received == signal.SIGUSR1:
+            reopen_logs()
+            for worker in workers:
+                os.kill(worker, received)
+        elif received != signal.SIGCHLD:
             ending, replace_at = True, None
             for listener in listeners:
                 listener.socket.close()
