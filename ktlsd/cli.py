@@ -100,6 +100,9 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
     add("--listing", action="store_true", default=None, help="list folders that have no index file")
+    add("--access-log", metavar="FILE", help="where to append a line for each request, or `stderr` (default: nowhere)")
+    add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
+    add("--error-log", metavar="FILE", help="where to append everything else, or `stderr` (default)")
     add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
     add(
         "--log-level",
@@ -192,7 +195,10 @@ def _compress(arguments: Sequence[str]) -> int:
 def _serve(options: Mapping[str, Any]) -> int:
     settings = combine(options)
     library = Library(settings.libssl)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    from ktlsd.logs import REOPEN_SIGNAL, Logs
+
+    logs = Logs(settings)
+    logs.begin()
     support = _support(library, settings.ktls)
 
     from ktlsd.configuration import Configuration
@@ -230,15 +236,16 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     def work(ready: Callable[[], None], *, alone: bool) -> None:
         async def serve() -> None:
-            server = Server(configuration.service)
-            async with trio.open_nursery() as nursery:
-                await nursery.start(Upkeep(server, configuration, alone=alone).run)
-                await server.run(listeners, ready)
-                nursery.cancel_scope.cancel()
+            async with logs.access_log() as access_log:
+                server = Server(configuration.service, access_log)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(Upkeep(server, configuration, alone=alone).run)
+                    await server.run(listeners, ready)
+                    nursery.cancel_scope.cancel()
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in END_SIGNALS:
+        for number in (*END_SIGNALS, REOPEN_SIGNAL):
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
@@ -252,8 +259,9 @@ def _serve(options: Mapping[str, Any]) -> int:
         from ktlsd.workers import Job, supervise
 
         job = Job(library.end_with_parent, lambda: work(lambda: None, alone=False))
-        supervise(workers, listeners, job, configuration, announce)
+        supervise(workers, listeners, job, configuration, announce, logs.reopen)
     configuration.close()
+    logs.close()
     return 0
 
 

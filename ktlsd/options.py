@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from ktlsd.ktls import Mode
 
 MOST_WORKERS: Final = 256
+STDERR: Final = "stderr"
 _MOST_PORT: Final = 65535
 
 # The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python `$` alone would let a newline follow.
@@ -24,6 +25,7 @@ _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.6.2
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+AccessLogFormat = Literal["combined", "json"]
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 Coding = Literal["zstd", "br", "gzip"]
 EntityTagRecipe = Literal["strong", "size-mtime", "content"]
@@ -110,6 +112,23 @@ def parse_listen(text: str) -> Listen:
     if not colon or number > _MOST_PORT:
         raise ValueError(f"not ADDR:PORT with a port from 0 to {_MOST_PORT}")
     return Listen(host, number)
+
+
+class LogPlace(tuple[Path | None]):
+    """Where a log goes: a file, or stderr."""
+
+    __slots__ = ()
+
+    def __new__(cls, path: Path | None = None) -> LogPlace:
+        """None for stderr."""
+        return super().__new__(cls, (path,))
+
+    @property
+    def path(self) -> Path | None:
+        return self[0]
+
+    def __str__(self) -> str:
+        return STDERR if self.path is None else str(self.path)
 
 
 class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
@@ -260,6 +279,12 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The libssl to use instead of the system's."""
     log_level: LogLevel = "info"
     """"info" says which path each connection took; "warning" and "error" say less, "debug" more."""
+    error_log: LogPlace | None = None
+    """A file to append what log_level asks for to, instead of writing it to stderr; "stderr" is the same as none."""
+    access_log: LogPlace | None = None
+    """A file to append a line for each request to, or "stderr"; none without it."""
+    access_log_format: AccessLogFormat = "combined"
+    """"combined" is Apache's, with ktlsd's own fields after it; "json" is one object a line."""
     site: tuple[NamedSiteOptions, ...] = ()
     """Sites by name."""
 

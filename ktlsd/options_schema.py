@@ -17,11 +17,12 @@ from typing import Any, Final
 import msgspec
 
 from ktlsd import options
-from ktlsd.options import ONE_OR_MORE, Listen, NamedSiteOptions, Settings
+from ktlsd.options import ONE_OR_MORE, Listen, LogPlace, NamedSiteOptions, Settings
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _TEXTS: Final[dict[type, dict[str, Any]]] = {
     Path: {"type": "string", "minLength": 1},
+    LogPlace: {"type": "string", "minLength": 1},
     Listen: {"type": "string", "pattern": r"^([^:]*|\[.*\]):[0-9]{1,9}$", "description": "ADDR:PORT"},
 }
 

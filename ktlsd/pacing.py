@@ -52,6 +52,8 @@ class PacedTransport(abc.ABC):
     def __init__(self, sock: socket.socket, residency: Residency) -> None:
         self._socket = sock
         self._residency = residency
+        self.sent = 0
+        """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
         self.stopped = False
         """Whether stop_reading() was called."""
 
@@ -134,6 +136,7 @@ class PacedTransport(abc.ABC):
             except OSError as error:
                 raise ConnectionLost(error.strerror) from error
             else:
+                self.sent += sent
                 data = data[sent:]
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -158,6 +161,7 @@ class PacedTransport(abc.ABC):
                 continue
             if sent == 0:
                 raise FileShrank
+            self.sent += sent
             offset += sent
             if offset == end:
                 return

@@ -17,13 +17,15 @@ from typing import Final
 import h11
 import trio
 
+from ktlsd.access_log import Peer
 from ktlsd.client_hello import NOTHING
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
-from ktlsd.ktls import Direction, Mode, Offload, explain
+from ktlsd.ktls import Direction, Mode, Offload, Path, explain
 from ktlsd.listeners import Listener
 from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
+from ktlsd.request_log import AccessLog
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_client_hello
@@ -46,11 +48,11 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, access_log: AccessLog | None = None) -> None:
         self._residency = Residency(service.library.file_system_type)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
-        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock())
+        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
@@ -141,7 +143,7 @@ class Server:
                     await self._serve_tls(sock, peer)
                 else:
                     with contextlib.closing(PlainTransport(sock, self._residency)) as transport:
-                        await Http1(self._shared, transport, Client(peer, secure=False)).serve()
+                        await Http1(self._shared, transport, self._client(peer)).serve()
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
@@ -177,12 +179,38 @@ class Server:
             except TLSError as error:
                 log.info("%s handshake failed: %s", peer, error)
                 return
-            if await self._may_go_on(transport, sock, peer, handshake):
-                client = Client(peer, secure=True, server_name=asked.server_name)
+            paths = await self._paths(transport, sock, peer, handshake)
+            if paths is not None:
+                client = self._client(peer, handshake, asked.server_name, paths)
                 await Http1(self._shared, transport, client).serve()
 
-    async def _may_go_on(self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake) -> bool:
-        """Log which path the connection takes; whether that is one that --ktls allows."""
+    def _client(
+        self,
+        peer: str,
+        handshake: Handshake | None = None,
+        server_name: str | None = None,
+        paths: tuple[Path | None, Path | None] = (None, None),
+    ) -> Client:
+        """Without a handshake, a client of plain HTTP."""
+        known = None
+        if self._shared.access_log is not None:
+            host, _, port = peer.rpartition(":")
+            known = Peer(host.strip("[]"), int(port))
+            if handshake is not None:
+                known = known._replace(
+                    protocol=handshake.protocol,
+                    cipher=handshake.cipher,
+                    resumed=handshake.resumed,
+                    server_name=server_name or handshake.server_name,
+                    ktls_tx=paths[0],
+                    ktls_rx=paths[1],
+                )
+        return Client(peer, handshake is not None, server_name, known)
+
+    async def _paths(
+        self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake
+    ) -> tuple[Path, Path] | None:
+        """Log which path the connection takes in each direction; None where it is not one that --ktls allows."""
         support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
@@ -193,8 +221,8 @@ class Server:
         if support.mode is Mode.REQUIRE and tx.reason is not None:
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
             await transport.finish()
-            return False
-        return True
+            return None
+        return tx, rx
 
     def _plain_http_response(self) -> bytes:
         http = h11.Connection(h11.SERVER)

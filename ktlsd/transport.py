@@ -76,6 +76,7 @@ class Transport(PacedTransport):
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
+        self.sent += len(data)
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         if count <= SMALL:

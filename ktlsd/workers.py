@@ -2,7 +2,7 @@
 
 Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
 for signals. A worker that ends by itself is replaced after a pause that grows. A new configuration is tried by the
-parent, and then read by each worker.
+parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Final
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
+from ktlsd.logs import REOPEN_SIGNAL
 from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
 
 log = logging.getLogger("ktlsd")
 
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *RELOAD_SIGNALS})
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
 _PATIENCE_SECONDS: Final = 10.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
@@ -46,9 +47,16 @@ class _Place:
 
 
 def supervise(
-    count: int, listeners: Sequence[Listener], job: Job, configuration: Configuration, ready: Callable[[], None]
+    count: int,
+    listeners: Sequence[Listener],
+    job: Job,
+    configuration: Configuration,
+    ready: Callable[[], None],
+    reopen_logs: Callable[[], None],
 ) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
+
+    SIGUSR1 calls `reopen_logs` here, and is passed on to workers.
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
     closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
@@ -56,15 +64,23 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, mask).run(listeners, ready)
+    _Parent(count, job, configuration, mask, reopen_logs).run(listeners, ready)
 
 
 class _Parent:
-    def __init__(self, count: int, job: Job, configuration: Configuration, mask: set[int | signal.Signals]) -> None:
+    def __init__(
+        self,
+        count: int,
+        job: Job,
+        configuration: Configuration,
+        mask: set[int | signal.Signals],
+        reopen_logs: Callable[[], None],
+    ) -> None:
         self._places = [_Place() for _ in range(count)]
         self._job = job
         self._configuration = configuration
         self._mask = mask
+        self._reopen_logs = reopen_logs
 
     def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         self._start_those_due()
@@ -80,6 +96,8 @@ class _Parent:
             self._start_those_due()
             if number in RELOAD_SIGNALS:
                 self._reload(signal.Signals(number))
+            if number == REOPEN_SIGNAL:
+                self._reopen()
             if time.monotonic() >= look_at:
                 if self._configuration.certificates_changed():
                     self._reload(RELOAD_CERTIFICATES)
@@ -101,6 +119,8 @@ class _Parent:
                 kill_at = time.monotonic() + patience
             elif told.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._tell(signal.Signals(told.si_signo))
+            elif told.si_signo == REOPEN_SIGNAL:
+                self._reopen()
             self._reap(ending=True)
 
     def _workers(self) -> list[int]:
@@ -109,6 +129,10 @@ class _Parent:
     def _tell(self, number: signal.Signals) -> None:
         for worker in self._workers():
             os.kill(worker, number)
+
+    def _reopen(self) -> None:
+        self._reopen_logs()
+        self._tell(REOPEN_SIGNAL)
 
     def _reload(self, number: signal.Signals) -> None:
         anew = number == RELOAD

@@ -26,6 +26,7 @@ from ktlsd.options import (
     HeaderOptions,
     HstsOptions,
     Listen,
+    LogPlace,
     NamedSiteOptions,
     RedirectOptions,
     Settings,
@@ -55,6 +56,9 @@ dotfiles = true
 listing = true
 libssl = "libssl.so.3"
 log_level = "debug"
+error_log = "error.log"
+access_log = "/logs/access.log"
+access_log_format = "json"
 """
 
 
@@ -108,6 +112,9 @@ def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
         listing=True,
         libssl="libssl.so.3",
         log_level="debug",
+        error_log=LogPlace(tmp_path / "error.log"),
+        access_log=LogPlace(Path("/logs/access.log")),
+        access_log_format="json",
     )
 
 
@@ -124,6 +131,9 @@ def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
         ("ktls", "off", Mode.OFF),
         ("libssl", "lib/libssl.so", "lib/libssl.so"),
         ("log_level", "error", "error"),
+        ("error_log", "logs/e.log", LogPlace(Path("logs/e.log"))),
+        ("access_log", "stderr", LogPlace()),
+        ("access_log_format", "combined", "combined"),
     ],
 )
 def test_the_command_line_wins_over_the_file(tmp_path: Path, name: str, given: Any, read: Any) -> None:
@@ -215,6 +225,9 @@ BAD_TEXTS = [
     ("ktls", "no\nbreak"),
     ("log_level", "INFO"),
     ("log_level", "trace"),
+    ("error_log", ""),
+    ("access_log", "a\0b"),
+    ("access_log_format", "common"),
 ]
 
 
