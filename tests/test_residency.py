@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,13 @@ import trio
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Library
 from tests.test_cold_files import drop_page_cache
+from tests.vm.machine import SLOW_BYTES_PER_SECOND
 from tests.vm.plugin import SlowDisk
 
 PART = 300_000
+# Bytes that the slow disk needs a second for, in a part of the file that no test looks at.
+DEBT = SLOW_BYTES_PER_SECOND
+DEBT_OFFSET = 2 * DEBT
 
 
 @pytest.fixture
@@ -24,13 +29,19 @@ def library() -> Library:
 
 @pytest.fixture
 def cold(slow_disk: SlowDisk) -> Iterator[int]:
-    """A file that is not in the page cache, on a disk that takes long enough for that to show."""
+    """A file that is not in the page cache, on a disk that will not answer for the next second."""
     descriptor = os.open(slow_disk.path / "cold.bin", os.O_RDONLY)
+    other = os.open(slow_disk.path / "cold.bin", os.O_RDONLY | os.O_DIRECT)
     try:
         drop_page_cache()
+        # The disk takes this read at once and pays for it afterwards. Without that it could answer so soon that even a
+        # read that must not wait gets its byte.
+        with mmap.mmap(-1, DEBT) as buffer:
+            assert os.preadv(other, [buffer], DEBT_OFFSET) == DEBT
         yield descriptor
     finally:
         os.close(descriptor)
+        os.close(other)
 
 
 @pytest.fixture
