@@ -135,7 +135,7 @@ TYPED = {
     "--ktls r\t": "<--ktls><require>",
     "--log-level w\t": "<--log-level><warning>",
     "--config sit\t": "<--config><site.toml>",
-    "--root fol\t": "<--root><folder/>",
+    "--root fol\t": "<--root><folder>",
     "doc\t --js\t": "<doctor><--json>",
     "check --sch\t": "<check><--schema>",
     "compress --qu\t": "<compress><--quiet>",
@@ -159,7 +159,9 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     # The function shows which words the shell would have started the program with.
     lines = [setup, """ktlsd() { printf '<%s>' "$@"; echo; }""", *(f"ktlsd {typed}" for typed in TYPED), "exit", ""]
     shown = type_into(command, "\n".join(lines), tmp_path, XDG_DATA_DIRS=str(SHARE))
-    assert re.findall(r"^(<.*>)\r", shown, re.MULTILINE) == list(TYPED.values()), shown
+    # zsh takes the slash behind a folder's name back.
+    words = [line.replace("/>", ">") for line in re.findall(r"^(<.*>)\r", shown, re.MULTILINE)]
+    assert words == list(TYPED.values()), shown
 
 
 @needs("fish")
