@@ -268,7 +268,11 @@ def test_the_deb_runs_where_it_is_unpacked(wheels: Path, tmp_path: Path) -> None
     root = tmp_path / "root"
     run("dpkg-deb", "--extract", package, root)
     made = files_below(root)
-    assert {"etc/ktlsd/ktlsd.toml", "usr/lib/modules-load.d/ktlsd.conf"} <= made.keys()
+    described = re.findall(
+        r"^\| `/(.+?)` \|", (REPOSITORY / "docs/install.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert described
+    assert [path for path in described if not os.path.lexists(root / path)] == []
     assert gzip.decompress(made["usr/share/man/man1/ktlsd.1.gz"]) == COMMAND_PAGE.read_bytes()
     units = {path.name for path in (REPOSITORY / "systemd").iterdir() if path.suffix != ".conf"}
     assert {path.name for path in (root / "usr/lib/systemd/system").iterdir()} == units
