@@ -23,7 +23,7 @@ from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
 log = logging.getLogger("ktlsd")
 
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *RELOAD_SIGNALS})
-_PATIENCE_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
 

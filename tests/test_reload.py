@@ -210,9 +210,8 @@ def served_certificate(server: Running, authority: Authority) -> bytes:
 
 
 def der(path: Path) -> bytes:
-    return ssl.PEM_cert_to_DER_cert(
-        path.read_text().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----"
-    )
+    end = "-----END CERTIFICATE-----"
+    return ssl.PEM_cert_to_DER_cert(path.read_text().partition(end)[0] + end)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -55,8 +55,9 @@ def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, t
             os.kill(victim, signal.SIGKILL)
             server.wait_for_line(rf"^worker {victim} ended \(signal 9\) after .* takes its place in {pause} s$")
             assert get(server.port, "/small.txt").body == b"small"
-            assert eventually(lambda: len(children(server.process.pid) - {victim}) == 2)
-            (victim,) = children(server.process.pid) - {steady}
+            gone = {steady, victim}
+            assert eventually(lambda gone=gone: len(children(server.process.pid) - gone) == 1)
+            (victim,) = children(server.process.pid) - gone
         assert server.stop() == 0
 
 
@@ -67,7 +68,7 @@ def test_the_wait_for_downloads_has_a_bound(root: Path, tmp_path: Path, workers:
     with serving(root, "--config", str(config), state=tmp_path / "state") as server:
         connection, _ = begin_download(server.port)
         assert server.stop() == 0
-        server.wait_for_line("^1 connections cut off: not done 1 s after the signal$")
+        server.wait_for_line("^connections cut off: 1, not done 1 s after the signal$")
         with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
             read_to_end(connection)
 
@@ -79,4 +80,4 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path
         worker = min(children(server.process.pid))
         os.kill(worker, signal.SIGSTOP)
         assert server.stop() == 0
-        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 10 s after the signal$")
+        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 5 s after the signal$")
