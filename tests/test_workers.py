@@ -12,7 +12,7 @@ import pytest
 
 from ktlsd.backoff import FIRST_SECONDS, LIVED_SECONDS, LONGEST_SECONDS, Backoff
 from ktlsd.cores import usable_cores
-from tests.serving import get, read_to_end, serving
+from tests.serving import Running, get, read_to_end, serving
 from tests.test_lifecycle import LARGE, begin_download, children, eventually
 
 
@@ -48,6 +48,12 @@ def test_as_many_workers_as_cores(root: Path, tmp_path: Path) -> None:
         assert get(server.port, "/small.txt").body == b"small"
 
 
+def successor(server: Running, others: set[int]) -> int:
+    """The worker that is none of the others, once there is one."""
+    assert eventually(lambda: len(children(server.process.pid) - others) == 1)
+    return (children(server.process.pid) - others).pop()
+
+
 def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, tmp_path: Path) -> None:
     with serving(root, "--workers", "2", state=tmp_path / "state") as server:
         steady, victim = sorted(children(server.process.pid))
@@ -55,9 +61,7 @@ def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, t
             os.kill(victim, signal.SIGKILL)
             server.wait_for_line(rf"^worker {victim} ended \(signal 9\) after .* takes its place in {pause} s$")
             assert get(server.port, "/small.txt").body == b"small"
-            gone = {steady, victim}
-            assert eventually(lambda gone=gone: len(children(server.process.pid) - gone) == 1)
-            (victim,) = children(server.process.pid) - gone
+            victim = successor(server, {steady, victim})
         assert server.stop() == 0
 
 
