@@ -190,8 +190,10 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     from ktlsd.reload import Upkeep, block_reload_signals
     from ktlsd.server import END_SIGNALS, Server
+    from ktlsd.terminal import Terminal
 
     block_reload_signals()
+    terminal = Terminal()
     listeners = bind_all(settings.listen, settings.http_listen)
     service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     if service.notice:
@@ -204,7 +206,7 @@ def _serve(options: Mapping[str, Any]) -> int:
         async def serve() -> None:
             server = Server(configuration.service)
             async with trio.open_nursery() as nursery:
-                await nursery.start(Upkeep(server, configuration, alone=alone).run)
+                await nursery.start(Upkeep(server, configuration, terminal, alone=alone).run)
                 await server.run(listeners, ready)
                 nursery.cancel_scope.cancel()
 
@@ -224,7 +226,7 @@ def _serve(options: Mapping[str, Any]) -> int:
         from ktlsd.workers import Job, supervise
 
         job = Job(library.end_with_parent, lambda: work(lambda: None, alone=False))
-        supervise(workers, listeners, job, configuration, announce)
+        supervise(workers, listeners, job, configuration, terminal, announce)
     configuration.close()
     return 0
 

@@ -7,6 +7,7 @@ force: handshakes and requests take it from then on, and no connection is closed
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Final
 
@@ -14,6 +15,7 @@ import trio
 
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.server import Server
+from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
@@ -35,10 +37,11 @@ def block_reload_signals() -> None:
 class Upkeep:
     """One process's."""
 
-    def __init__(self, server: Server, configuration: Configuration, *, alone: bool) -> None:
+    def __init__(self, server: Server, configuration: Configuration, terminal: Terminal, *, alone: bool) -> None:
         """A process that is not `alone` has a parent, which finds changed certificates and tells the operator."""
         self._server = server
         self._configuration = configuration
+        self._terminal = terminal
         self._alone = alone
         # For threads: there is no sense in two builds at a time.
         self._lane = trio.CapacityLimiter(1)
@@ -54,7 +57,10 @@ class Upkeep:
                 task_status.started()
                 try:
                     async for number in signals:
-                        await self._reload(anew=number == RELOAD)
+                        if number == RELOAD and self._alone and self._terminal.hung_up():
+                            os.kill(os.getpid(), signal.SIGTERM)
+                        else:
+                            await self._reload(anew=number == RELOAD)
                 finally:
                     # The receiver gives back handlers that would end the process.
                     block_reload_signals()

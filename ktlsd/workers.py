@@ -19,6 +19,7 @@ from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
 from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
@@ -46,7 +47,12 @@ class _Place:
 
 
 def supervise(
-    count: int, listeners: Sequence[Listener], job: Job, configuration: Configuration, ready: Callable[[], None]
+    count: int,
+    listeners: Sequence[Listener],
+    job: Job,
+    configuration: Configuration,
+    terminal: Terminal,
+    ready: Callable[[], None],
 ) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
 
@@ -56,14 +62,17 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, mask).run(listeners, ready)
+    _Parent(count, job, configuration, terminal, mask).run(listeners, ready)
 
 
 class _Parent:
-    def __init__(self, count: int, job: Job, configuration: Configuration, mask: set[int | signal.Signals]) -> None:
+    def __init__(
+        self, count: int, job: Job, configuration: Configuration, terminal: Terminal, mask: set[int | signal.Signals]
+    ) -> None:
         self._places = [_Place() for _ in range(count)]
         self._job = job
         self._configuration = configuration
+        self._terminal = terminal
         self._mask = mask
 
     def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
@@ -74,6 +83,8 @@ class _Parent:
             due = min([look_at, *(place.since for place in self._places if place.worker is None)])
             told = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
             number = told.si_signo if told else None
+            if number == RELOAD and self._terminal.hung_up():
+                number = signal.SIGTERM
             if number in (signal.SIGTERM, signal.SIGINT):
                 break
             self._reap()

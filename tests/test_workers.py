@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import pty
 import signal
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,24 @@ def test_the_wait_for_downloads_has_a_bound(root: Path, tmp_path: Path, workers:
         server.wait_for_line("^connections cut off: 1, not done 1 s after the signal$")
         with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
             read_to_end(connection)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_terminal_that_hangs_up_ends_the_server(root: Path, tmp_path: Path, workers: str) -> None:
+    terminal, end = pty.openpty()
+    # Runs the command in a session of its own, whose terminal this is.
+    adopt = "import os, sys, fcntl, termios; fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)"
+    wrapper = (sys.executable, "-c", f"{adopt}; os.execv(sys.argv[2], sys.argv[2:])", str(end))
+    options = ("--workers", workers)
+    with serving(
+        root, *options, state=tmp_path / "state", wrapper=wrapper, new_session=True, pass_fds=(end,)
+    ) as server:
+        since = len(server.log)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("^configuration reloaded$", since)
+        os.close(end)
+        os.close(terminal)
+        assert server.process.wait(timeout=60) == 0
 
 
 def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path) -> None:
