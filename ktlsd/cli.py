@@ -26,7 +26,6 @@ from ktlsd.state import state_folder
 if TYPE_CHECKING:
     from ktlsd.service import Service
     from ktlsd.ticket_file import TicketFile
-    from ktlsd.ticket_keys import Ring
 
 log = logging.getLogger("ktlsd")
 
@@ -173,9 +172,9 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     state = ""
 
-    def build(settings: Settings, ring: Ring | None) -> Service:
+    def build(settings: Settings) -> Service:
         nonlocal state
-        service = Service(library, settings, support, ring)
+        service = Service(library, settings, support)
         try:
             state = _ktls_state(library, service.sites.default.context, support)
         except BaseException:
@@ -183,7 +182,7 @@ def _serve(options: Mapping[str, Any]) -> int:
             raise
         return service
 
-    configuration = Configuration(lambda: combine(options), settings, build, _tickets(settings))
+    configuration = Configuration(lambda: combine(options), settings, build, _tickets)
     service = configuration.service
 
     import trio
