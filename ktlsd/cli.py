@@ -19,9 +19,11 @@ from ktlsd import __version__, ktls_probe
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all
+from ktlsd.reload_signals import RELOAD_SIGNALS, block_reload_signals
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 from ktlsd.state import state_folder
+from ktlsd.terminal import Terminal
 
 if TYPE_CHECKING:
     from ktlsd.service import Service
@@ -162,6 +164,8 @@ def _compress(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Mapping[str, Any]) -> int:
+    block_reload_signals()
+    terminal = Terminal()
     settings = combine(options)
     library = Library(settings.libssl)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
@@ -187,12 +191,9 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     import trio
 
-    from ktlsd.reload import Upkeep, block_reload_signals
+    from ktlsd.reload import Upkeep
     from ktlsd.server import END_SIGNALS, Server
-    from ktlsd.terminal import Terminal
 
-    block_reload_signals()
-    terminal = Terminal()
     listeners = bind_all(settings.listen, settings.http_listen)
     service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     if service.notice:
@@ -211,7 +212,7 @@ def _serve(options: Mapping[str, Any]) -> int:
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in END_SIGNALS:
+        for number in (*END_SIGNALS, *RELOAD_SIGNALS):
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:

@@ -49,15 +49,12 @@ class Configuration:
         self._tried = self._seen = _versions(settings)
         self.service = build(settings)
         self._tickets = open_tickets(settings)
-        self._use_ring(self.service)
+        if (ring := self.ring()) is not None:
+            self.service.use_ring(ring)
 
     def ring(self) -> Ring | None:
         """The session ticket keys that are to be used now; None for no tickets. Raises OSError."""
         return None if self._tickets is None else self._tickets.ring()
-
-    def _use_ring(self, service: Service) -> None:
-        if (ring := self.ring()) is not None:
-            service.use_ring(ring)
 
     def load(self, *, anew: bool) -> Service | None:
         """A new service: from settings that are read `anew`, or from the same and the certificates as they are now.
@@ -71,14 +68,16 @@ class Configuration:
             if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
                 raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
             self._tried = self._seen = _versions(settings)
+            ring = self.ring()
             service = self._build(settings)
-            self._use_ring(service)
         except (SettingsError, ContextError, OSError, ValueError) as error:
             log.error("%s not reloaded, the old one stays in force: %s", what, error)
             return None
         except Exception:
             log.exception("%s not reloaded by a defect in ktlsd, please report it", what)
             return None
+        if ring is not None:
+            service.use_ring(ring)
         service.https_redirect.port = self.service.https_redirect.port
         return service
 

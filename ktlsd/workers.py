@@ -18,7 +18,7 @@ from typing import Final
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
-from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
 from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
