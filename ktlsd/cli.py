@@ -19,14 +19,15 @@ from ktlsd import __version__, ktls_probe
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all
+from ktlsd.reload_signals import RELOAD_SIGNALS, block_reload_signals
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 from ktlsd.state import state_folder
+from ktlsd.terminal import Terminal
 
 if TYPE_CHECKING:
     from ktlsd.service import Service
     from ktlsd.ticket_file import TicketFile
-    from ktlsd.ticket_keys import Ring
 
 log = logging.getLogger("ktlsd")
 
@@ -193,6 +194,8 @@ def _compress(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Mapping[str, Any]) -> int:
+    block_reload_signals()
+    terminal = Terminal()
     settings = combine(options)
     library = Library(settings.libssl)
     from ktlsd.logs import REOPEN_SIGNAL, Logs
@@ -206,9 +209,9 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     state = ""
 
-    def build(settings: Settings, ring: Ring | None) -> Service:
+    def build(settings: Settings) -> Service:
         nonlocal state
-        service = Service(library, settings, support, ring)
+        service = Service(library, settings, support)
         try:
             state = _ktls_state(library, service.sites.default.context, support)
         except BaseException:
@@ -216,15 +219,14 @@ def _serve(options: Mapping[str, Any]) -> int:
             raise
         return service
 
-    configuration = Configuration(lambda: combine(options), settings, build, _tickets(settings))
+    configuration = Configuration(lambda: combine(options), settings, build, _tickets)
     service = configuration.service
 
     import trio
 
-    from ktlsd.reload import Upkeep, block_reload_signals
+    from ktlsd.reload import Upkeep
     from ktlsd.server import END_SIGNALS, Server
 
-    block_reload_signals()
     listeners = bind_all(settings.listen, settings.http_listen)
     bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     service.https_redirect.port = settings.https_port or bound
@@ -239,13 +241,13 @@ def _serve(options: Mapping[str, Any]) -> int:
             async with logs.access_log() as access_log:
                 server = Server(configuration.service, access_log)
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(Upkeep(server, configuration, alone=alone).run)
+                    await nursery.start(Upkeep(server, configuration, terminal, alone=alone).run)
                     await server.run(listeners, ready)
                     nursery.cancel_scope.cancel()
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in (*END_SIGNALS, REOPEN_SIGNAL):
+        for number in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
@@ -259,7 +261,7 @@ def _serve(options: Mapping[str, Any]) -> int:
         from ktlsd.workers import Job, supervise
 
         job = Job(library.end_with_parent, lambda: work(lambda: None, alone=False))
-        supervise(workers, listeners, job, configuration, announce, logs.reopen)
+        supervise(workers, listeners, job, configuration, terminal, announce, logs.reopen)
     configuration.close()
     logs.close()
     return 0

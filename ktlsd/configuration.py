@@ -28,7 +28,8 @@ RESTART_ONLY: Final = ("listen", "http_listen", "workers", "ktls", "libssl", "se
 WHAT: Final = {True: "configuration", False: "certificates"}
 """What is read `anew`, and what is read otherwise, in the operator's words."""
 
-Build = Callable[[Settings, Ring | None], Service]
+Build = Callable[[Settings], Service]
+OpenTickets = Callable[[Settings], TicketFile | None]
 _Version = tuple[int, int, int, int] | None
 _Versions = dict[Path, _Version]
 
@@ -37,21 +38,23 @@ class Configuration:
     """The service in force. Whoever makes one closes it."""
 
     def __init__(
-        self, read: Callable[[], Settings], settings: Settings, build: Build, tickets: TicketFile | None
+        self, read: Callable[[], Settings], settings: Settings, build: Build, open_tickets: OpenTickets
     ) -> None:
-        """`read` gives the settings as they are now, `settings` are what it gave first. `tickets` is taken over.
+        """`read` gives the settings as they are now, `settings` are what it gave first.
 
-        Raises what `build` raises.
+        Raises what `build` and `open_tickets` raise.
         """
         self._read = read
         self._build = build
-        self.tickets = tickets
         self._tried = self._seen = _versions(settings)
-        self.service = build(settings, self.ring())
+        self.service = build(settings)
+        self._tickets = open_tickets(settings)
+        if (ring := self.ring()) is not None:
+            self.service.use_ring(ring)
 
     def ring(self) -> Ring | None:
-        """The session ticket keys that are to be used now. Raises OSError."""
-        return None if self.tickets is None else self.tickets.ring()
+        """The session ticket keys that are to be used now; None for no tickets. Raises OSError."""
+        return None if self._tickets is None else self._tickets.ring()
 
     def load(self, *, anew: bool) -> Service | None:
         """A new service: from settings that are read `anew`, or from the same and the certificates as they are now.
@@ -65,13 +68,16 @@ class Configuration:
             if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
                 raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
             self._tried = self._seen = _versions(settings)
-            service = self._build(settings, self.ring())
+            ring = self.ring()
+            service = self._build(settings)
         except (SettingsError, ContextError, OSError, ValueError) as error:
             log.error("%s not reloaded, the old one stays in force: %s", what, error)
             return None
         except Exception:
             log.exception("%s not reloaded by a defect in ktlsd, please report it", what)
             return None
+        if ring is not None:
+            service.use_ring(ring)
         service.https_redirect.port = self.service.https_redirect.port
         return service
 
@@ -90,8 +96,8 @@ class Configuration:
 
     def close(self) -> None:
         self.service.close()
-        if self.tickets is not None:
-            self.tickets.close()
+        if self._tickets is not None:
+            self._tickets.close()
 
 
 def _versions(settings: Settings) -> _Versions:

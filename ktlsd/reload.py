@@ -7,38 +7,31 @@ force: handshakes and requests take it from then on, and no connection is closed
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Final
 
 import trio
 
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.reload_signals import RELOAD, RELOAD_SIGNALS, unblock_reload_signals
 from ktlsd.server import Server
+from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
-RELOAD: Final = signal.SIGHUP
-"""Read the configuration and the certificates again."""
-RELOAD_CERTIFICATES: Final = signal.SIGUSR2
-"""Read the certificates again; the parent of workers sends it."""
-RELOAD_SIGNALS: Final = (RELOAD, RELOAD_CERTIFICATES)
-"""Blocked but while an Upkeep runs, so that none of them ends the process."""
 _TICKETS_SECONDS: Final = 60.0
 """How often to look for new session ticket keys."""
 
 
-def block_reload_signals() -> None:
-    """Keep the signals for later."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, RELOAD_SIGNALS)
-
-
 class Upkeep:
-    """One process's."""
+    """What one process does to stay up to date."""
 
-    def __init__(self, server: Server, configuration: Configuration, *, alone: bool) -> None:
+    def __init__(self, server: Server, configuration: Configuration, terminal: Terminal, *, alone: bool) -> None:
         """A process that is not `alone` has a parent, which finds changed certificates and tells the operator."""
         self._server = server
         self._configuration = configuration
+        self._terminal = terminal
         self._alone = alone
         # For threads: there is no sense in two builds at a time.
         self._lane = trio.CapacityLimiter(1)
@@ -49,15 +42,17 @@ class Upkeep:
             nursery.start_soon(self._follow_tickets)
             if self._alone:
                 nursery.start_soon(self._watch_certificates)
+            for reload_signal in RELOAD_SIGNALS:
+                # The receiver gives back these handlers when it closes; the default action would end the process.
+                signal.signal(reload_signal, lambda number, frame: None)
             with trio.open_signal_receiver(*RELOAD_SIGNALS) as signals:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOAD_SIGNALS)
+                unblock_reload_signals()
                 task_status.started()
-                try:
-                    async for number in signals:
+                async for number in signals:
+                    if number == RELOAD and self._alone and self._terminal.hung_up():
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    else:
                         await self._reload(anew=number == RELOAD)
-                finally:
-                    # The receiver gives back handlers that would end the process.
-                    block_reload_signals()
 
     async def _reload(self, *, anew: bool) -> None:
         service = await trio.to_thread.run_sync(lambda: self._configuration.load(anew=anew), limiter=self._lane)

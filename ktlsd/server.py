@@ -96,7 +96,7 @@ class Server:
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
         log.warning(
-            "%d connections cut off: not done %d s after the signal", len(self._connections.child_tasks), seconds
+            "connections cut off: %d, not done %d s after the signal", len(self._connections.child_tasks), seconds
         )
         everything.cancel()
 

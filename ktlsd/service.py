@@ -21,7 +21,7 @@ from ktlsd.options import NamedSiteOptions, SiteOptions
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
-from ktlsd.ssl_ffi import Context, Library
+from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, Library
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
 
@@ -37,11 +37,8 @@ class Hosted:
 class Service:
     """All that outlives a server, and can be replaced while one runs. Whoever makes one closes it."""
 
-    def __init__(self, library: Library, settings: Settings, support: Support, ring: Ring | None = None) -> None:
-        """`ring` has the session ticket keys; without it each SSL_CTX makes its own.
-
-        Raises SettingsError, ContextError, and ValueError for rules that contradict themselves.
-        """
+    def __init__(self, library: Library, settings: Settings, support: Support) -> None:
+        """Raises SettingsError, ContextError, and ValueError for rules that contradict themselves."""
         self.library = library
         self.support = support
         self.settings = settings
@@ -49,9 +46,9 @@ class Service:
         """What to tell the operator about a certificate that was made."""
         self.heads = HeadCache(library)
         """Answers under the rules of this service."""
-        self.ring = ring
+        self._ring = Ring(os.urandom(TICKET_KEY_BYTES), {})
         self._ktls = settings.ktls is not Mode.OFF
-        self._contexts: list[Context] = []
+        self._resuming: list[Context] = []
         self._users = 0
         self._retired = False
         with contextlib.ExitStack() as stack:
@@ -80,15 +77,15 @@ class Service:
         self._opened.callback(self.https_redirect.close)
 
     def use_ring(self, ring: Ring) -> None:
-        """Take other session ticket keys from now on."""
-        if ring != self.ring:
-            self.ring = ring
-            for context in self._contexts:
+        """Take other session ticket keys from now on; those of the beginning are nobody else's."""
+        if ring != self._ring:
+            self._ring = ring
+            for context in self._resuming:
                 context.use_ticket_key(ring.current)
 
     def older_ticket_key(self, name: bytes | None) -> bytes | None:
         """The key by which to read a ticket, by the name in it; None for the key that makes tickets now."""
-        return None if name is None or self.ring is None else self.ring.others.get(name)
+        return None if name is None else self._ring.others.get(name)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -124,11 +121,11 @@ class Service:
         pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
         for cert, key in pairs:
             context.use_certificate(os.fspath(cert), os.fspath(key))
-        if not self.settings.session_tickets:
+        if self.settings.session_tickets:
+            context.use_sessions(_kind(options), SESSION_SECONDS, self._ring.current)
+            self._resuming.append(context)
+        else:
             context.use_no_tickets()
-        elif self.ring is not None:
-            context.use_sessions(_kind(options), SESSION_SECONDS, self.ring.current)
-            self._contexts.append(context)
         return context
 
     def _own_certificate(self) -> tuple[Path, Path]:

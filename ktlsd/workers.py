@@ -19,12 +19,13 @@ from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
 from ktlsd.logs import REOPEN_SIGNAL
-from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
-_PATIENCE_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
 
@@ -51,6 +52,7 @@ def supervise(
     listeners: Sequence[Listener],
     job: Job,
     configuration: Configuration,
+    terminal: Terminal,
     ready: Callable[[], None],
     reopen_logs: Callable[[], None],
 ) -> None:
@@ -64,7 +66,7 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, mask, reopen_logs).run(listeners, ready)
+    _Parent(count, job, configuration, terminal, mask, reopen_logs).run(listeners, ready)
 
 
 class _Parent:
@@ -73,12 +75,14 @@ class _Parent:
         count: int,
         job: Job,
         configuration: Configuration,
+        terminal: Terminal,
         mask: set[int | signal.Signals],
         reopen_logs: Callable[[], None],
     ) -> None:
         self._places = [_Place() for _ in range(count)]
         self._job = job
         self._configuration = configuration
+        self._terminal = terminal
         self._mask = mask
         self._reopen_logs = reopen_logs
 
@@ -90,6 +94,8 @@ class _Parent:
             due = min([look_at, *(place.since for place in self._places if place.worker is None)])
             told = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
             number = told.si_signo if told else None
+            if number == RELOAD and self._terminal.hung_up():
+                number = signal.SIGTERM
             if number in (signal.SIGTERM, signal.SIGINT):
                 break
             self._reap()

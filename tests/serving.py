@@ -98,6 +98,7 @@ def serving(
     wrapper: Sequence[str] = (),
     program: Sequence[str] = PROGRAM,
     new_session: bool = False,
+    pass_fds: Sequence[int] = (),
     **environment: str,
 ) -> Iterator[Running]:
     """Start ktlsd, on `root` unless a configuration file names it, wait until it listens, and see that it is gone at
@@ -112,6 +113,7 @@ def serving(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=new_session,
+        pass_fds=pass_fds,
     )
     running = Running(process, state)
 

@@ -219,7 +219,7 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
             r"acme_challenges /etc/passwd: cannot be served: there is no such folder",
         ),
         (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
-        (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256"),
+        (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256 or \"auto\""),
         (["--root", "/tmp", "--ktls", "maybe"], r"--ktls: 'maybe' is not one of auto, require, off"),
         (["--root", "/tmp", "--log-level", "loud"], r"--log-level: 'loud' is not one of .*"),
         (["--root", "/tmp", "--cert", "a"], r"--cert without --key: give both, .*"),

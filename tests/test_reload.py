@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from ktlsd.ktls_probe import support
 from ktlsd.service import Service
 from ktlsd.settings import Settings
 from ktlsd.ssl_ffi import Library
-from tests.serving import Running, client_context, connect, get, parse, read_to_end, serving
+from tests.serving import Running, client_context, command, connect, get, parse, read_to_end, serving
 from tests.test_certificates import Authority
 from tests.test_lifecycle import LARGE, begin_download, children, eventually
 
@@ -139,6 +141,30 @@ def test_reloads_cost_no_connection_and_no_byte(root: Path, tmp_path: Path, work
         assert server.stop() == 0
 
 
+def is_blocked(process: int, number: signal.Signals) -> bool:
+    found = re.search(r"SigBlk:\s+([0-9a-f]+)", Path(f"/proc/{process}/status").read_text())
+    return found is not None and bool(int(found[1], 16) & 1 << number - 1)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_may_come_before_the_start_is_done_and_after_the_end_began(
+    root: Path, tmp_path: Path, workers: str
+) -> None:
+    arguments = command("--root", str(root), "--listen", "127.0.0.1:0", "--workers", workers)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert eventually(lambda: is_blocked(process.pid, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr
+        assert any(line == "configuration reloaded\n" for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGUSR2)
+            time.sleep(0.001)
+        assert process.wait() == 0
+
+
 def test_what_is_not_served_any_more_is_closed(root: Path, tmp_path: Path) -> None:
     config = Config(tmp_path, f"root = '{root}'")
     with serving(None, "--config", str(config.path), state=tmp_path / "state") as server:
@@ -210,9 +236,8 @@ def served_certificate(server: Running, authority: Authority) -> bytes:
 
 
 def der(path: Path) -> bytes:
-    return ssl.PEM_cert_to_DER_cert(
-        path.read_text().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----"
-    )
+    end = "-----END CERTIFICATE-----"
+    return ssl.PEM_cert_to_DER_cert(path.read_text().partition(end)[0] + end)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

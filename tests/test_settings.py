@@ -313,8 +313,8 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "complaint"),
     [
-        ("workers = 0", 1, "workers: 0 is not a number from 1 to 256"),
-        ("workers = true", 1, "workers: true is not a number from 1 to 256"),
+        ("workers = 0", 1, 'workers: 0 is not a number from 1 to 256 or "auto"'),
+        ("workers = true", 1, 'workers: true is not a number from 1 to 256 or "auto"'),
         ("dotfiles = 'yes'", 1, "dotfiles: 'yes' is not true or false"),
         ("listen = 8443", 1, "listen: 8443 is not ADDR:PORT or a list of such"),
         ("listen = []", 1, "listen: [] is not a list of at least one"),
@@ -746,7 +746,7 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("workers = 0", "{0}/ktlsd.toml:1: workers: 0 is not a number from 1 to 256"),
+        ("workers = 0", '{0}/ktlsd.toml:1: workers: 0 is not a number from 1 to 256 or "auto"'),
         ("", "no folder to serve: name one with --root DIR"),
         ("root = 'nowhere'", "root {0}/nowhere: cannot be served: there is no such folder"),
         ("root = 'a.pem'", "root {0}/a.pem: cannot be served: there is no such folder"),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import pty
 import signal
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
 
 from ktlsd.backoff import FIRST_SECONDS, LIVED_SECONDS, LONGEST_SECONDS, Backoff
 from ktlsd.cores import usable_cores
-from tests.serving import get, read_to_end, serving
+from tests.serving import Running, get, read_to_end, serving
 from tests.test_lifecycle import LARGE, begin_download, children, eventually
 
 
@@ -48,6 +50,12 @@ def test_as_many_workers_as_cores(root: Path, tmp_path: Path) -> None:
         assert get(server.port, "/small.txt").body == b"small"
 
 
+def successor(server: Running, others: set[int]) -> int:
+    """The worker that is none of the others, once there is one."""
+    assert eventually(lambda: len(children(server.process.pid) - others) == 1)
+    return (children(server.process.pid) - others).pop()
+
+
 def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, tmp_path: Path) -> None:
     with serving(root, "--workers", "2", state=tmp_path / "state") as server:
         steady, victim = sorted(children(server.process.pid))
@@ -55,8 +63,7 @@ def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, t
             os.kill(victim, signal.SIGKILL)
             server.wait_for_line(rf"^worker {victim} ended \(signal 9\) after .* takes its place in {pause} s$")
             assert get(server.port, "/small.txt").body == b"small"
-            assert eventually(lambda: len(children(server.process.pid) - {victim}) == 2)
-            (victim,) = children(server.process.pid) - {steady}
+            victim = successor(server, {steady, victim})
         assert server.stop() == 0
 
 
@@ -67,9 +74,27 @@ def test_the_wait_for_downloads_has_a_bound(root: Path, tmp_path: Path, workers:
     with serving(root, "--config", str(config), state=tmp_path / "state") as server:
         connection, _ = begin_download(server.port)
         assert server.stop() == 0
-        server.wait_for_line("^1 connections cut off: not done 1 s after the signal$")
+        server.wait_for_line("^connections cut off: 1, not done 1 s after the signal$")
         with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
             read_to_end(connection)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_terminal_that_hangs_up_ends_the_server(root: Path, tmp_path: Path, workers: str) -> None:
+    terminal, end = pty.openpty()
+    # Runs the command in a session of its own, whose terminal this is.
+    adopt = "import os, sys, fcntl, termios; fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)"
+    wrapper = (sys.executable, "-c", f"{adopt}; os.execv(sys.argv[2], sys.argv[2:])", str(end))
+    options = ("--workers", workers)
+    with serving(
+        root, *options, state=tmp_path / "state", wrapper=wrapper, new_session=True, pass_fds=(end,)
+    ) as server:
+        since = len(server.log)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("^configuration reloaded$", since)
+        os.close(end)
+        os.close(terminal)
+        assert server.process.wait(timeout=60) == 0
 
 
 def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path) -> None:
@@ -79,4 +104,4 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path
         worker = min(children(server.process.pid))
         os.kill(worker, signal.SIGSTOP)
         assert server.stop() == 0
-        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 10 s after the signal$")
+        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 5 s after the signal$")
