@@ -1,8 +1,8 @@
 """Lines for a log that are made and written together, so that each costs little, and by a thread, so that no disk and
 no reader holds up the event loop.
 
-Strategy: the first line wakes the thread, which gives the others a moment or WRITE_AT characters. Lines that cannot be
-written, or come while too many wait, are dropped and counted; the error log says so once, and again when it is over.
+Strategy: the first line wakes the thread, which gives the others a moment. Lines that cannot be written, or come while
+too many wait, are dropped and counted; the error log says so once, and again when it is over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, Generic, TypeVar
@@ -23,10 +24,8 @@ log = logging.getLogger("ktlsd")
 T = TypeVar("T")
 
 GATHER_SECONDS: Final = 0.1
-WRITE_AT: Final = 65536
-"""Characters that are worth a write of their own."""
-MOST_WAITING: Final = 1 << 20
-"""Characters that may wait while a write is under way; lines beyond are dropped."""
+MOST_WAITING: Final = 4 << 20
+"""Characters that may wait for a write; lines beyond are dropped."""
 PATIENCE_SECONDS: Final = 5.0
 """How long one write may wait for a reader that takes nothing."""
 LAST_SECONDS: Final = 1.0
@@ -44,7 +43,7 @@ class GatheredLines(Generic[T]):
         # Each number is counted by one thread alone: these by the one that adds, the others by the one that writes.
         self._added = self._overflowed = 0
         self._taking = self._taken = self._unwritten = self._told = 0
-        self._some, self._many = threading.Event(), threading.Event()
+        self._some = threading.Event()
         self._losing = False
         self._ending = False
 
@@ -55,8 +54,7 @@ class GatheredLines(Generic[T]):
 
     def add(self, told: T, size: int) -> None:
         """Take what a line of about `size` characters is to tell."""
-        waiting = self._added - self._taken
-        if waiting > MOST_WAITING:
+        if self._added - self._taken > MOST_WAITING:
             self._overflowed += 1
             return
         self._waiting.append((told, size))
@@ -64,8 +62,6 @@ class GatheredLines(Generic[T]):
         # The thread takes what waits until nothing does.
         if len(self._waiting) == 1:
             self._some.set()
-        if waiting >= WRITE_AT and not self._many.is_set():
-            self._many.set()
 
     @contextlib.asynccontextmanager
     async def written(self) -> AsyncIterator[None]:
@@ -77,7 +73,6 @@ class GatheredLines(Generic[T]):
             finally:
                 self._ending = True
                 self._some.set()
-                self._many.set()
 
     async def _write_in_thread(self) -> None:
         # It ends by itself, whatever else is cancelled.
@@ -88,10 +83,9 @@ class GatheredLines(Generic[T]):
         ended = False
         while not ended:
             self._some.wait()
-            self._many.wait(GATHER_SECONDS)
-            # What comes from here on is taken now, or sets them again.
+            time.sleep(GATHER_SECONDS)
+            # What comes from here on is taken now, or sets it again.
             self._some.clear()
-            self._many.clear()
             ended = self._ending
             text = "".join(self._render(self._take()))
             if text:
