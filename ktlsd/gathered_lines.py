@@ -1,16 +1,19 @@
-"""Lines for a log that are written together, so that each costs little, and by a thread, so that no disk and no reader
-holds up the event loop.
+"""Lines for a log that are made and written together, so that each costs little, and by a thread, so that no disk and
+no reader holds up the event loop.
 
-Strategy: the first line wakes the writer, which gives the others a moment or WRITE_AT characters. Lines that cannot be
-written, or come while too many wait, are dropped and counted; the error log says so once, and again when it is over.
+Strategy: the first line wakes the thread, which gives the others a moment. Lines that cannot be written, or come while
+too many wait, are dropped and counted; the error log says so once, and again when it is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import Final
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final, Generic, TypeVar
 
 import trio
 
@@ -18,74 +21,86 @@ from ktlsd.log_files import LogFile, Lost
 
 log = logging.getLogger("ktlsd")
 
+T = TypeVar("T")
+
 GATHER_SECONDS: Final = 0.1
-WRITE_AT: Final = 65536
-"""Characters that are worth a write of their own."""
-MOST_WAITING: Final = 1 << 20
-"""Characters that may wait while a write is under way; lines beyond are dropped."""
+MOST_WAITING: Final = 4 << 20
+"""Characters that may wait for a write; lines beyond are dropped."""
 PATIENCE_SECONDS: Final = 5.0
 """How long one write may wait for a reader that takes nothing."""
 LAST_SECONDS: Final = 1.0
 """The same for the last one, before the process ends."""
 
 
-class GatheredLines:
+class GatheredLines(Generic[T]):
     """Lines of one process on their way to a LogFile, which stays the caller's to close."""
 
-    def __init__(self, file: LogFile) -> None:
+    def __init__(self, file: LogFile, render: Callable[[Iterator[T]], Iterator[str]]) -> None:
+        """`render` makes lines of ASCII, with their ends, of what they are to tell. It runs in the thread."""
         self._file = file
-        self._lines: list[str] = []
-        self._size = 0
-        self._some, self._many = trio.Event(), trio.Event()
+        self._render = render
+        self._waiting: deque[tuple[T, int]] = deque()
+        # Each number is counted by one thread alone: these by the one that adds, the others by the one that writes.
+        self._added = self._overflowed = 0
+        self._taking = self._taken = self._unwritten = self._told = 0
+        self._some = threading.Event()
         self._losing = False
-        self.dropped = 0
-        """Lines that were not written."""
-        self._told = 0
+        self._ending = False
 
-    def add(self, line: str) -> None:
-        """Take a line of ASCII with its end."""
-        if self._size > MOST_WAITING:
-            self.dropped += 1
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written."""
+        return self._overflowed + self._unwritten
+
+    def add(self, told: T, size: int) -> None:
+        """Take what a line of about `size` characters is to tell."""
+        if self._added - self._taken > MOST_WAITING:
+            self._overflowed += 1
             return
-        self._lines.append(line)
-        self._size += len(line)
-        if len(self._lines) == 1:
+        self._waiting.append((told, size))
+        self._added += size
+        # The thread takes what waits until nothing does.
+        if len(self._waiting) == 1:
             self._some.set()
-        if self._size >= WRITE_AT:
-            self._many.set()
 
     @contextlib.asynccontextmanager
     async def written(self) -> AsyncIterator[None]:
         """Have lines written for as long as this is open; those of the last moment are written when it closes."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_for_ever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_in_thread)
+            try:
                 yield
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._write(LAST_SECONDS)
+            finally:
+                self._ending = True
+                self._some.set()
 
-    async def _write_for_ever(self) -> None:
-        while True:
-            await self._some.wait()
-            with trio.move_on_after(GATHER_SECONDS):
-                await self._many.wait()
-            # What was taken out for writing is not lost when the process ends meanwhile.
-            with trio.CancelScope(shield=True):
-                await self._write(PATIENCE_SECONDS)
+    async def _write_in_thread(self) -> None:
+        # It ends by itself, whatever else is cancelled.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._write_for_ever, limiter=trio.CapacityLimiter(1))
 
-    async def _write(self, patience: float) -> None:
-        text = "".join(self._lines)
-        self._lines.clear()
-        self._size = 0
-        self._some, self._many = trio.Event(), trio.Event()
-        if text:
-            self._tell(await trio.to_thread.run_sync(self._file.write, text.encode("ascii"), patience))
+    def _write_for_ever(self) -> None:
+        ended = False
+        while not ended:
+            self._some.wait()
+            time.sleep(GATHER_SECONDS)
+            # What comes from here on is taken now, or sets it again.
+            self._some.clear()
+            ended = self._ending
+            text = "".join(self._render(self._take()))
+            if text:
+                self._tell(self._file.write(text.encode("ascii"), LAST_SECONDS if ended else PATIENCE_SECONDS))
+            self._taken = self._taking
+
+    def _take(self) -> Iterator[T]:
+        while self._waiting:
+            told, size = self._waiting.popleft()
+            self._taking += size
+            yield told
 
     def _tell(self, lost: Lost | None) -> None:
         if lost is not None:
-            self.dropped += lost.lines
+            self._unwritten += lost.lines
             if not self._losing:
                 reason = lost.error.strerror or str(lost.error)
                 log.error("access log %s: cannot be written (%s), lines are dropped", self._file.place, reason)

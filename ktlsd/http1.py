@@ -154,8 +154,7 @@ class Http1:
         part = remembered.part
         log = self._log
         if log is not None:
-            log.begin()
-            log.repeated(cast(Noted, remembered.noted), len(head))
+            log.begin_again(cast(Noted, remembered.noted), len(head))
         complete = False
         try:
             if part is None:

@@ -64,11 +64,10 @@ class Logs:
             yield None
             return
         from ktlsd.access_log import FORMATS
-        from ktlsd.gathered_lines import GatheredLines
 
-        lines = GatheredLines(self._accesses)
-        async with lines.written():
-            yield AccessLog(FORMATS[self._format], lines)
+        access_log = AccessLog(FORMATS[self._format], self._accesses)
+        async with access_log.lines.written():
+            yield access_log
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         self.reopen()

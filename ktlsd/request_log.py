@@ -17,11 +17,13 @@ import h11
 
 from ktlsd.access_log import Asked, Format, Fragment, Outcome, Peer
 from ktlsd.gathered_lines import GatheredLines
+from ktlsd.log_files import LogFile
 from ktlsd.pacing import PacedTransport
 
 LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
 
+_SIZE_OF_REST: Final = 512
 _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
 _FIELDS: Final = {b"host": "host", b"referer": "referer", b"user-agent": "user_agent"}
@@ -32,25 +34,42 @@ class Noted(NamedTuple):
 
     asked: Fragment
     status: int | None
+    size: int
+    """Characters that all of a line may have."""
+
+
+Told = tuple[Fragment, Noted, float, float, int, bool]
+"""A connection; a request on it, when it began and ended by the monotonic clock; bytes sent; whether that is all."""
 
 
 class AccessLog:
     """One process's access log."""
 
-    def __init__(self, form: Format, lines: GatheredLines) -> None:
-        self.form = form
-        self.lines = lines
-        self.ids = _request_ids()
-        self.nothing = Noted(form.of_request(Asked()), None)
+    def __init__(self, form: Format, file: LogFile) -> None:
+        """`file` stays the caller's to close."""
+        self._form = form
+        self._ids = _request_ids()
+        self.lines = GatheredLines(file, self._render)
+        self.nothing = self.note(Asked())
+
+    def note(self, asked: Asked) -> Noted:
+        fragment = self._form.of_request(asked)
+        return Noted(fragment, None, _SIZE_OF_REST + sum(map(len, fragment)))
+
+    def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
+        since = time.time() - time.monotonic()
+        for (peer, noted, began, ended, sent, complete), request_id in zip(all_told, self._ids, strict=False):
+            outcome = Outcome(since + began, request_id, noted.status, sent, ended - began, complete)
+            yield self._form.line(peer, noted.asked, outcome)
 
     def of_connection(self, peer: Peer, transport: PacedTransport) -> RequestLog:
-        return RequestLog(self, self.form.of_peer(peer), transport)
+        return RequestLog(self, self._form.of_peer(peer), transport)
 
 
 class RequestLog:
     """The requests of one connection, one after the other."""
 
-    __slots__ = ("_began", "_head_size", "_log", "_peer", "_sent", "_transport", "noted", "request_id")
+    __slots__ = ("_began", "_head_size", "_log", "_peer", "_sent", "_transport", "noted")
 
     def __init__(self, log: AccessLog, peer: Fragment, transport: PacedTransport) -> None:
         self._log = log
@@ -72,37 +91,36 @@ class RequestLog:
         self._began = time.monotonic()
         self._sent = self._transport.sent
         self._head_size = 0
-        self.request_id = next(self._log.ids)
         self.noted = self._log.nothing
 
     def asked(self, request: h11.Request) -> None:
         """This is the request."""
         fields = {_FIELDS[name]: value for name, value in request.headers if name in _FIELDS}
-        asked = Asked(request.method, request.target, request.http_version, **fields)
-        self.noted = Noted(self._log.form.of_request(asked), None)
+        self.noted = self._log.note(Asked(request.method, request.target, request.http_version, **fields))
 
     def received(self, head: bytes) -> None:
         """What was received is no request."""
         line = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
-        self.noted = Noted(self._log.form.of_request(Asked(received=line)), None)
+        self.noted = self._log.note(Asked(received=line))
 
     def answered(self, status: int, head_size: int) -> None:
         """This is the response; `head_size` is that of its head in bytes."""
         self.noted = self.noted._replace(status=status)
         self._head_size = head_size
 
-    def repeated(self, noted: Noted, head_size: int) -> None:
-        """Request and response are those that were `noted` before."""
-        self.noted = noted
+    def begin_again(self, noted: Noted, head_size: int) -> None:
+        """A request has come, and has a response, that are those that were `noted` before."""
+        self._began = time.monotonic()
+        self._sent = self._transport.sent
         self._head_size = head_size
+        self.noted = noted
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` says whether the whole response was."""
-        seconds = time.monotonic() - self._began
-        sent = max(0, self._transport.sent - self._sent - self._head_size)
-        asked, status = self.noted
-        outcome = Outcome(time.time() - seconds, self.request_id, status, sent, seconds, complete)
-        self._log.lines.add(self._log.form.line(self._peer, asked, outcome))
+        noted = self.noted
+        sent = self._transport.sent - self._sent - self._head_size
+        told = (self._peer, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete)
+        self._log.lines.add(told, noted.size)
         self.noted = self._log.nothing
 
 

@@ -20,7 +20,6 @@ import pytest
 import trio
 
 from ktlsd.access_log import FORMATS
-from ktlsd.gathered_lines import GatheredLines
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all
@@ -256,9 +255,9 @@ def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch:
                 assert connection.recv(65536)
 
     async def serve() -> int:
-        lines = GatheredLines(output)
-        async with lines.written(), trio.open_nursery() as nursery:
-            server = Server(service, AccessLog(FORMATS["json"], lines))
+        access_log = AccessLog(FORMATS["json"], output)
+        async with access_log.lines.written(), trio.open_nursery() as nursery:
+            server = Server(service, access_log)
             nursery.start_soon(server.serve, listeners, lambda: None)
             await trio.to_thread.run_sync(ask)
             server.drain()
