@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ktlsd import __version__, ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
-from ktlsd.listeners import ListenError, bind_all
+from ktlsd.listeners import ListenError, bind_all, bind_metrics
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 
@@ -84,6 +84,11 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
     add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
+    add(
+        "--metrics-listen",
+        metavar="ADDR:PORT",
+        help="where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out",
+    )
     add("--workers", metavar="N", help="processes to serve with (default 1)")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
@@ -165,9 +170,16 @@ def _serve(settings: Settings) -> int:
 
     import trio
 
+    from ktlsd.metrics import Board
     from ktlsd.server import END_SIGNALS, Server
 
     listeners = bind_all(settings.listen, settings.http_listen)
+    board = Board(settings.workers)
+    metrics = None
+    if settings.metrics_listen is not None:
+        from ktlsd.metrics_listener import MetricsListener
+
+        metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board, service)
     service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     if service.notice:
         print(service.notice, file=sys.stderr)
@@ -175,9 +187,9 @@ def _serve(settings: Settings) -> int:
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
 
-    def work(ready: Callable[[], None]) -> None:
+    def work(number: int, ready: Callable[[], None]) -> None:
         async def serve() -> None:
-            await Server(service).run(listeners, ready)
+            await Server(service, board.take(number), metrics).run(listeners, ready)
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
@@ -185,15 +197,17 @@ def _serve(settings: Settings) -> int:
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
+        for url in metrics.urls() if metrics is not None else ():
+            print(f"metrics on {url}", file=sys.stderr, flush=True)
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
 
     if settings.workers == 1:
-        work(announce)
+        work(0, announce)
     else:
         from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda: work(lambda: None))
+        job = Job(library.end_with_parent, lambda number: work(number, lambda: None))
         supervise(settings.workers, listeners, job, announce)
     service.close()
     return 0

@@ -22,6 +22,7 @@ from ktlsd.decide import Request, Response, options, refuse_head, refuse_method,
 from ktlsd.head_cache import HeadCache, Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
+from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row, counted
 from ktlsd.multipart import Multipart
 from ktlsd.pacing import PacedTransport
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
@@ -81,6 +82,8 @@ class Shared:
     heads: HeadCache
     idle: Idle
     clock: Clock
+    row: Row
+    """What this process counts into."""
 
 
 class Http1:
@@ -109,14 +112,15 @@ class Http1:
             if received:
                 self._http.receive_data(received)
                 while self._http.trailing_data[0]:
-                    if not await self._cycle():
-                        return
+                    with counted(self._shared.row, IN_FLIGHT):
+                        if not await self._cycle():
+                            return
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
     async def _repeat(self, received: bytes) -> bytes:
         """Answer the heads at the beginning of `received` that are remembered; what follows them."""
-        heads = self._shared.heads
+        heads, row = self._shared.heads, self._shared.row
         while received and not self._shared.idle.draining and not self._transport.key_update_owed():
             end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
             key = (self._client.server_name, received[:end])
@@ -126,10 +130,13 @@ class Http1:
             descriptor = heads.open(key, remembered)
             if descriptor is None:
                 break
+            row[IN_FLIGHT] += 1
+            row[REQUESTS[remembered.status]] += 1
             try:
                 await self._send_again(remembered, descriptor)
             finally:
                 os.close(descriptor)
+                row[IN_FLIGHT] -= 1
             received = received[end:]
             if received:
                 await trio.lowlevel.checkpoint()
@@ -157,7 +164,7 @@ class Http1:
             and _UNREPEATABLE.isdisjoint(fields)
         ):
             key: Key = (self._client.server_name, self._head)
-            self._shared.heads.remember(key, head, self._shared.clock.date(), opened, part)
+            self._shared.heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -179,6 +186,7 @@ class Http1:
         else:
             if self._shared.idle.draining or not body_skipped or transport.key_update_owed():
                 response = replace(response, close=True)
+        self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         try:
             if response.reason:
                 _log_refusal(self._client.address, event, response)

@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 
+from ktlsd.metrics import SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
 
@@ -49,9 +50,11 @@ class PacedTransport(abc.ABC):
     that ends without finish() ends such that the client sees that something is missing.
     """
 
-    def __init__(self, sock: socket.socket, residency: Residency) -> None:
+    def __init__(self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
+        """`row` counts the bytes that are sent."""
         self._socket = sock
         self._residency = residency
+        self._row = row
         self.stopped = False
         """Whether stop_reading() was called."""
 
@@ -134,6 +137,7 @@ class PacedTransport(abc.ABC):
             except OSError as error:
                 raise ConnectionLost(error.strerror) from error
             else:
+                self._row[SEND] += sent
                 data = data[sent:]
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -158,6 +162,7 @@ class PacedTransport(abc.ABC):
                 continue
             if sent == 0:
                 raise FileShrank
+            self._row[SENDFILE] += sent
             offset += sent
             if offset == end:
                 return

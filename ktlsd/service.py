@@ -7,17 +7,28 @@ a certificate of their own share the default site's SSL_CTX.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
-from ktlsd.options import SiteOptions
+from ktlsd.options import NamedSiteOptions, SiteOptions
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
 from ktlsd.ssl_ffi import Context, Library
+
+if TYPE_CHECKING:
+    # The module that makes certificates takes long to import.
+    from ktlsd.certificate import Expiry
+
+log = logging.getLogger("ktlsd")
+
+DEFAULT_SITE: Final = "default"
+"""What the site at the top level is called where names of sites are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,10 @@ class Service:
         self.support = support
         self.notice = ""
         """What to tell the operator about a certificate that was made."""
+        self.expiries: tuple[Expiry, ...] = ()
+        """When the certificates end; empty where no metrics are asked for."""
         self._ktls = settings.ktls is not Mode.OFF
+        self._metrics = settings.metrics_listen is not None
         default_options = default_site(settings)
         context = self._context(default_options)
         default = Hosted(self._site(default_options), context)
@@ -71,7 +85,19 @@ class Service:
         pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
         for cert, key in pairs:
             context.use_certificate(os.fspath(cert), os.fspath(key))
+            if self._metrics:
+                self._note_expiry(options, cert)
         return context
+
+    def _note_expiry(self, options: SiteOptions, cert: Path) -> None:
+        # Now and not when somebody asks: a file that is renewed is not served before it is loaded.
+        from ktlsd.certificate import expiry
+
+        site = options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
+        try:
+            self.expiries += (expiry(site, cert),)
+        except (OSError, ValueError) as error:
+            log.warning("%s: when it ends cannot be read: %s", cert, error)
 
     def _own_certificate(self) -> tuple[Path, Path]:
         from ktlsd.certificate import fingerprint, localhost_certificate, state_folder

@@ -24,10 +24,13 @@ _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`."""
+    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`.
+
+    `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
+    """
 
     prepare: Callable[[int], None]
-    work: Callable[[], None]
+    work: Callable[[int], None]
 
 
 def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None]) -> None:
@@ -39,7 +42,7 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    workers = {_fork(job, mask) for _ in range(count)}
+    workers = {_fork(job, mask, number): number for number in range(count)}
     ready()
     replace_at: float | None = None
     ending = False
@@ -58,16 +61,17 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
         for worker in sorted(workers):
             ended, status = os.waitpid(worker, os.WNOHANG)
             if ended:
-                workers.remove(worker)
+                del workers[worker]
                 if not ending:
                     log.error("worker %d ended (%s), another takes its place", worker, _how(status))
                     replace_at = replace_at or time.monotonic() + _PAUSE_SECONDS
         if replace_at is not None and time.monotonic() >= replace_at:
-            workers |= {_fork(job, mask) for _ in range(count - len(workers))}
+            missing = set(range(count)).difference(workers.values())
+            workers |= {_fork(job, mask, number): number for number in missing}
             replace_at = None
 
 
-def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
+def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
     parent = os.getpid()
     worker = os.fork()
     if worker:
@@ -78,7 +82,7 @@ def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
         os.setpgid(0, 0)
         job.prepare(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        job.work()
+        job.work(number)
         status = 0
     except BaseException:
         log.exception("worker %d failed", os.getpid())
