@@ -1,5 +1,5 @@
-"""People's browser shows the status page: figures that move, plots, both colour schemes, a phone, accessibility, and all
-of it as the strict policy allows."""
+"""People's browser shows the status page: figures that move, plots, both colour schemes, a phone, accessibility, and
+all of it as the strict policy allows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.serving import Running, connect, exchange, get, serving
 from tests.test_listing_chromium import PHONE
 from tests.test_metrics_wire import ON_LOOPBACK, metrics_port
 
+DRAWN = "document.querySelector('.plot path')?.getAttribute('d')?.includes('L')"
 TITLES = ["Open connections", "Requests per second", "Throughput", "Open TLS connections with kTLS"]
 
 
@@ -74,8 +75,8 @@ def test_figures_and_plots_move(browser: Browser, running: Running, site: str) -
             # Only once it had two samples is there a rate.
             wait_until(page, "/ [1-9].*iB/.test(document.querySelectorAll('.plot')[2].parentElement.innerHTML)")
             assert plots.count() == len(TITLES)
-            drawn = page.locator(".plot path").evaluate_all("all => all.map(one => one.getAttribute('d'))")
-            assert sum("L" in path for path in drawn) >= 5
+            drawn = "[...document.querySelectorAll('.plot path')].filter(one => one.getAttribute('d').includes('L'))"
+            wait_until(page, f"{drawn}.length === 7")
         wait_until(page, "document.getElementById('connections').textContent === '0'")
         total = sum(int(cells[4].replace(",", "")) for cells in rows(page, "workers"))
         assert total == figure(page, "requests")
@@ -89,7 +90,7 @@ def rows(page: Page, name: str) -> list[list[str]]:
 
 def test_pausing_stops_all_that_moves(browser: Browser, running: Running, site: str) -> None:
     with opened(browser, site) as page:
-        wait_until(page, "document.querySelector('.plot path').getAttribute('d').includes('L')")
+        wait_until(page, DRAWN)
         page.click("#pause")
         assert page.get_by_role("button", pressed=True).inner_text() == "Pause"
         # What was asked before may still come.
@@ -114,7 +115,7 @@ def test_a_worker_that_is_replaced_is_seen(browser: Browser, running: Running, s
 @pytest.mark.parametrize("width", [375, 320])
 def test_nothing_sticks_out_on_a_phone(browser: Browser, site: str, width: int) -> None:
     with opened(browser, site, **PHONE | {"viewport": {"width": width, "height": 600}}) as page:
-        wait_until(page, "document.querySelector('.plot path').getAttribute('d').includes('L')")
+        wait_until(page, DRAWN)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         wide = "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).length"
         assert page.eval_on_selector_all("header *, dl *, figure, figcaption *, section, h2, .wide", wide) == 0
@@ -126,7 +127,7 @@ def test_nothing_sticks_out_on_a_phone(browser: Browser, site: str, width: int) 
 def test_accessibility(browser: Browser, site: str, options: dict[str, Any], scheme: Any) -> None:
     axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     with opened(browser, site, color_scheme=scheme, **options) as page:
-        wait_until(page, "document.querySelector('.plot path').getAttribute('d').includes('L')")
+        wait_until(page, DRAWN)
         page.evaluate(axe)
         rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         result = page.evaluate("rules => axe.run({runOnly: rules})", rules)
@@ -143,6 +144,6 @@ def test_the_end_is_told(browser: Browser, tmp_path: Path) -> None:
     ):
         page = context.new_page()
         page.goto(f"http://localhost:{metrics_port(server)}/")
-        wait_until(page, "document.querySelector('.plot path').getAttribute('d').includes('L')")
+        wait_until(page, DRAWN)
         assert server.stop() == 0
         wait_until(page, "document.getElementById('state').textContent === 'ktlsd does not answer'")
