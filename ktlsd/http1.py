@@ -22,7 +22,7 @@ from ktlsd.decide import Request, Response, options, refuse_head, refuse_method,
 from ktlsd.head_cache import HeadCache, Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
-from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row, counted
+from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.pacing import PacedTransport
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
@@ -102,6 +102,7 @@ class Http1:
 
         Raises TLSError, FileShrank, OSError.
         """
+        row = self._shared.row
         while True:
             received = await self._shared.idle.wait(self._transport)
             if not received:
@@ -112,9 +113,12 @@ class Http1:
             if received:
                 self._http.receive_data(received)
                 while self._http.trailing_data[0]:
-                    with counted(self._shared.row, IN_FLIGHT):
+                    row[IN_FLIGHT] += 1
+                    try:
                         if not await self._cycle():
                             return
+                    finally:
+                        row[IN_FLIGHT] -= 1
 
     # --- from memory --------------------------------------------------------------------------------------------------
 

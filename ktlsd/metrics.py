@@ -13,7 +13,7 @@ import mmap
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
@@ -142,6 +142,8 @@ METRICS: Final = (
     Metric("ktlsd_worker_restarts_total", Kind.COUNTER, "Workers that took the place of one that ended."),
 )
 
+BY_NAME: Final = {metric.name: metric for metric in METRICS}
+
 PID: Final = 0
 """The slot with the number of the process that has a row."""
 STARTED: Final = 1
@@ -267,6 +269,12 @@ def series(metric: Metric, totals: list[int]) -> list[Series]:
     first = _FIRST[metric.name]
     numbers = zip(metric.series, totals[first : first + len(metric.series)], strict=True)
     return [Series(labels, value) for labels, value in numbers if value or not metric.sparse]
+
+
+def total(name: str, numbers: Sequence[int]) -> int:
+    """The sum of the series of a counter or a gauge in a row, or in the sum of rows."""
+    first = _FIRST[name]
+    return sum(numbers[first : first + BY_NAME[name].size])
 
 
 def total_seconds(metric: Metric, totals: list[int]) -> float:

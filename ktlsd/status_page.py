@@ -21,14 +21,13 @@ from ktlsd import __version__
 from ktlsd.certificate import Expiry
 from ktlsd.ktls import Offload, Reason
 from ktlsd.listing import human_size
-from ktlsd.metrics import METRICS, OPEN_TLS, PID, SEND, SENDFILE, STARTED, USER_SPACE, Board, Series, series
+from ktlsd.metrics import BY_NAME, OPEN_TLS, PID, SEND, SENDFILE, STARTED, USER_SPACE, Board, Series, series, total
 
 _ASSETS: Final = resources.files("ktlsd") / "assets"
 _PAGE, _STYLE, _SCRIPT = (
     (_ASSETS / name).read_text(encoding="utf-8") for name in ("status.html", "status.css", "status.js")
 )
 _DAY: Final = 86400
-_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 _REASONS: Final = {reason.name.lower(): reason.value for reason in Reason}
 _PATHS: Final = (
     ("From the page cache, by sendfile", SENDFILE),
@@ -92,10 +91,7 @@ def snapshot(view: View) -> Snapshot:
     now = time.time()
 
     def of(name: str) -> list[Series]:
-        return series(_BY_NAME[name], totals)
-
-    def total(name: str) -> int:
-        return sum(number.value for number in of(name))
+        return series(BY_NAME[name], totals)
 
     settled = of("ktlsd_tls_connections_total")
     by_kernel = sum(number.value for number in settled if number.labels[2] != Offload.NONE.name.lower())
@@ -103,23 +99,23 @@ def snapshot(view: View) -> Snapshot:
     open_tls = {offload: totals[place] for offload, place in OPEN_TLS.items()}
     numbers = {
         "time": now,
-        "connections": total("ktlsd_open_connections"),
+        "connections": total("ktlsd_open_connections", totals),
         "tls": sum(open_tls.values()),
         "ktls": sum(open_tls.values()) - open_tls[Offload.NONE],
-        "requests": total("ktlsd_requests_total"),
+        "requests": total("ktlsd_requests_total", totals),
         "sendfile": totals[SENDFILE],
         "send": totals[SEND],
         "user_space": totals[USER_SPACE],
     }
     figures = (
         ("connections", "Open connections", f"{numbers['connections']:,}"),
-        ("flight", "Requests in flight", f"{total('ktlsd_requests_in_flight'):,}"),
+        ("flight", "Requests in flight", f"{total('ktlsd_requests_in_flight', totals):,}"),
         ("requests", "Requests", f"{numbers['requests']:,}"),
-        ("sent", "Sent", human_size(total("ktlsd_sent_bytes_total"))),
+        ("sent", "Sent", human_size(total("ktlsd_sent_bytes_total", totals))),
         ("share", "TLS connections with kTLS", f"{_percent(by_kernel, handshakes)} of {handshakes:,}"),
-        ("failures", "Failed handshakes", f"{total('ktlsd_handshake_failures_total'):,}"),
-        ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total'):,}"),
-        ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total'):,}"),
+        ("failures", "Failed handshakes", f"{total('ktlsd_handshake_failures_total', totals):,}"),
+        ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total', totals):,}"),
+        ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),
     )
     sent = sum(totals[place] for _, place in _PATHS)
     tables = (
@@ -226,16 +222,13 @@ def _counts(numbers: Iterable[Series]) -> list[tuple[str, ...]]:
 
 
 def _worker(number: int, row: list[int], now: float) -> tuple[str, ...]:
-    def total(name: str) -> int:
-        return sum(one.value for one in series(_BY_NAME[name], row))
-
     return (
         str(number + 1),
         str(row[PID]),
         _duration(int(now) - row[STARTED]),
-        f"{total('ktlsd_open_connections'):,}",
-        f"{total('ktlsd_requests_total'):,}",
-        human_size(total("ktlsd_sent_bytes_total")),
+        f"{total('ktlsd_open_connections', row):,}",
+        f"{total('ktlsd_requests_total', row):,}",
+        human_size(total("ktlsd_sent_bytes_total", row)),
     )
 
 

@@ -190,6 +190,20 @@ def test_fallbacks_by_reason(root: Path, tmp_path: Path) -> None:
         assert value(found, "ktlsd_sent_bytes_total", path="user_space") == sent(found) > 0
 
 
+def test_bytes_by_path(root: Path, tmp_path: Path) -> None:
+    """Plain HTTP goes the kernel's way on every machine."""
+    (root / "token").write_bytes(bytes(100_000))
+    (root / "short").write_bytes(bytes(1000))
+    options = (*ON_LOOPBACK, "--acme-challenges", str(root))
+    request = b"GET /.well-known/acme-challenge/%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with serving(root, *options, state=tmp_path / "state", http_listen=["127.0.0.1:0"]) as running:
+        data = b"".join(exchange_plain(running.http_ports[0], request % name) for name in (b"token", b"short"))
+        found = numbers(metrics_port(running))
+        assert value(found, "ktlsd_sent_bytes_total", path="sendfile") == 100_000
+        assert value(found, "ktlsd_sent_bytes_total", path="send") == len(data) - 100_000 > 1000
+        assert value(found, "ktlsd_sent_bytes_total", path="user_space") == 0
+
+
 def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path) -> None:
     with serving(root, *ON_LOOPBACK, state=tmp_path / "state") as running:
         port = metrics_port(running)
