@@ -110,6 +110,7 @@ def test_rows_are_apart_and_added_up() -> None:
     assert (rows[0][SLOTS - 1], rows[2][PID]) == (0, os.getpid())
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_counts_into_the_same_memory() -> None:
     board = Board(2)
     child = os.fork()
