@@ -34,13 +34,6 @@ class Expiry(NamedTuple):
     """Seconds since the epoch."""
 
 
-def state_folder() -> Path:
-    """Where this user's programs keep state: systemd's StateDirectory, else the XDG base directory specification's."""
-    if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0])
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "ktlsd"
-
-
 def localhost_certificate(folder: Path) -> Path:
     """The PEM file with key and certificate in `folder`, made when absent, unreadable as such, or soon to expire.
 

@@ -12,14 +12,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ktlsd import __version__, ktls_probe
+from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all, bind_metrics
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
+from ktlsd.state import state_folder
+
+if TYPE_CHECKING:
+    from ktlsd.service import Service
+    from ktlsd.ticket_file import TicketFile
+    from ktlsd.ticket_keys import Ring
+
+log = logging.getLogger("ktlsd")
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -44,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments[1:])
         if arguments[:1] == ["compress"]:
             return _compress(arguments[1:])
-        return _serve(combine(vars(_serve_parser().parse_args(arguments))))
+        options = _serve_parser().parse_args(arguments)
+        return _version(options.libssl) if options.version else _serve(vars(options))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
@@ -89,23 +99,26 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="ADDR:PORT",
         help="where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out",
     )
-    add("--workers", metavar="N", help="processes to serve with (default 1)")
+    add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
     add("--listing", action="store_true", default=None, help="list folders that have no index file")
+    add("--access-log", metavar="FILE", help="where to append a line for each request, or `stderr` (default: nowhere)")
+    add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
+    add("--error-log", metavar="FILE", help="where to append everything else, or `stderr` (default)")
     add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
     add(
         "--log-level",
         metavar="LEVEL",
         help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)",
     )
-    add("--version", action="version", version=f"ktlsd {__version__}")
+    add("--version", action="store_true", help="show the versions of ktlsd, OpenSSL and the kernel, and their kTLS")
     return parser
 
 
-def _doctor(arguments: Sequence[str]) -> int:
+def _doctor_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd doctor",
         description="Explain kTLS on this machine. Exit status 0 when sends are offloaded, 1 when not.",
@@ -115,13 +128,10 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--libssl", metavar="PATH", help="the libssl to examine (default: the system's; also KTLSD_LIBSSL)"
     )
-    options = parser.parse_args(arguments)
-    from ktlsd import doctor
-
-    return doctor.run(options.libssl or os.environ.get("KTLSD_LIBSSL") or None, as_json=options.json)
+    return parser
 
 
-def _check(arguments: Sequence[str]) -> int:
+def _check_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd check",
         description="Check a configuration file, and the folders and certificates that it names.",
@@ -130,7 +140,36 @@ def _check(arguments: Sequence[str]) -> int:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--config", metavar="FILE", help="the TOML file to check")
     task.add_argument("--schema", action="store_true", help="print the JSON Schema of such files, for editors")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of all commands by their names, the one that serves by the empty name: for what is made from them."""
+    from ktlsd import compress
+
+    return {"": _serve_parser(), "doctor": _doctor_parser(), "check": _check_parser(), "compress": compress.parser()}
+
+
+def _version(libssl: str | None) -> int:
+    from ktlsd.version import version_text
+
+    print(version_text(_libssl(libssl)))
+    return 0
+
+
+def _libssl(option: str | None) -> str | None:
+    return option or os.environ.get("KTLSD_LIBSSL") or None
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    options = _doctor_parser().parse_args(arguments)
+    from ktlsd import doctor
+
+    return doctor.run(_libssl(options.libssl), as_json=options.json)
+
+
+def _check(arguments: Sequence[str]) -> int:
+    options = _check_parser().parse_args(arguments)
     if options.schema:
         import json
 
@@ -158,42 +197,68 @@ def _compress(arguments: Sequence[str]) -> int:
         raise _Refusal(str(error)) from error
 
 
-def _serve(settings: Settings) -> int:
+def _serve(options: Mapping[str, Any]) -> int:
+    settings = combine(options)
     library = Library(settings.libssl)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    from ktlsd.logs import REOPEN_SIGNAL, Logs
+
+    logs = Logs(settings)
+    logs.begin()
     support = _support(library, settings.ktls)
 
+    from ktlsd.configuration import Configuration
     from ktlsd.service import Service
 
-    service = Service(library, settings, support)
-    state = _ktls_state(library, service.sites.default.context, support)
+    state = ""
+
+    def build(settings: Settings, ring: Ring | None) -> Service:
+        nonlocal state
+        service = Service(library, settings, support, ring)
+        try:
+            state = _ktls_state(library, service.sites.default.context, support)
+        except BaseException:
+            service.close()
+            raise
+        return service
+
+    configuration = Configuration(lambda: combine(options), settings, build, _tickets(settings))
+    service = configuration.service
 
     import trio
 
     from ktlsd.metrics import Board
+    from ktlsd.reload import Upkeep, block_reload_signals
     from ktlsd.server import END_SIGNALS, Server
 
+    block_reload_signals()
     listeners = bind_all(settings.listen, settings.http_listen)
-    board = Board(settings.workers)
+    workers = usable_cores() if settings.workers == "auto" else settings.workers
+    board = Board(workers)
     metrics = None
     if settings.metrics_listen is not None:
         from ktlsd.metrics_listener import MetricsListener
 
-        metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board, service)
-    service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+        metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
+    bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+    service.https_redirect.port = settings.https_port or bound
     if service.notice:
         print(service.notice, file=sys.stderr)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
 
-    def work(number: int, ready: Callable[[], None]) -> None:
+    def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
         async def serve() -> None:
-            await Server(service, board.take(number), metrics).run(listeners, ready)
+            async with logs.access_log() as access_log:
+                server = Server(configuration.service, access_log, board.take(number), metrics)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(Upkeep(server, configuration, alone=alone).run)
+                    await server.run(listeners, ready)
+                    nursery.cancel_scope.cancel()
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in END_SIGNALS:
+        for number in (*END_SIGNALS, REOPEN_SIGNAL):
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
@@ -202,15 +267,36 @@ def _serve(settings: Settings) -> int:
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
 
-    if settings.workers == 1:
-        work(0, announce)
+    if workers == 1:
+        work(0, announce, alone=True)
     else:
         from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda number: work(number, lambda: None))
-        supervise(settings.workers, listeners, job, announce)
-    service.close()
+        job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
+        supervise(workers, listeners, job, configuration, announce, logs.reopen)
+    configuration.close()
+    logs.close()
     return 0
+
+
+def _tickets(settings: Settings) -> TicketFile | None:
+    """Where the session ticket keys are; in memory, where the state folder is no place for them."""
+    from ktlsd.ticket_file import FILE, TicketFile, TicketFileError
+
+    if not settings.session_tickets:
+        return None
+    if settings.ticket_keys is not None:
+        try:
+            return TicketFile(settings.ticket_keys)
+        except TicketFileError as error:
+            raise _Refusal(str(error)) from error
+    try:
+        folder = state_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return TicketFile(folder / FILE)
+    except (TicketFileError, OSError, RuntimeError) as error:
+        log.info("sessions will not be resumed after a restart: %s", error)
+        return TicketFile(None)
 
 
 def _support(library: Library, mode: Mode) -> Support:

@@ -1,12 +1,13 @@
-"""The host name that a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
+"""What a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
 
-Strategy: join the handshake message out of its records, then walk its fields to the server_name extension. What is no
-ClientHello, or a broken one, has no name here: OpenSSL gets the same bytes and says what is wrong with them.
+Strategy: join the handshake message out of its records, then walk its fields to the extensions that count here. What is
+no ClientHello, or a broken one, asks for nothing: OpenSSL gets the same bytes and says what is wrong with them.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,12 +24,17 @@ _RECORD_START: Final = b"\x16\x03"  # handshake, the major version of every TLS
 _CLIENT_HELLO: Final = 1
 _VERSION_AND_RANDOM: Final = 2 + 32
 _SERVER_NAME: Final = 0
+_SESSION_TICKET: Final = 35
+_PRE_SHARED_KEY: Final = 41
+_COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
+_EXTENSION_HEADER: Final = struct.Struct(">HH")
 _HOST_NAME_TYPE: Final = 0
 
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 # The underscore is in no host name of RFC 1123, but browsers connect to such names and wildcards cover them.
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LONGEST_NAME: Final = 253
+_KEY_NAME: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,20 @@ class Incomplete:
     """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to tell more."""
 
     needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What counts here of a ClientHello."""
+
+    server_name: str | None = None
+    """In lower case and without a trailing dot (RFC 6066 section 3)."""
+    ticket_key_name: bytes | None = None
+    """The first 16 bytes of the ticket for a session to resume: the name of the key that it was made with (RFC 5077
+    section 4, which OpenSSL follows in TLS 1.3 too)."""
+
+
+NOTHING: Final = Asked()
 
 
 class _Malformed(Exception):
@@ -65,19 +85,18 @@ class _Fields:
         return self.take(self.number(width))
 
 
-def server_name(data: bytes) -> str | Incomplete | None:
-    """The host name in the ClientHello that `data` begins with (RFC 8446 section 4.1.2, RFC 6066 section 3).
+def asked(data: bytes) -> Asked | Incomplete:
+    """What the ClientHello that `data` begins with asks for (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2).
 
-    In lower case and without a trailing dot. None where there is none: no TLS, a malformed or too long ClientHello, one
-    without a server_name extension, or with something in it that is no host name. Never raises.
+    NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.
     """
     message = _client_hello(data[:LONGEST_HELLO])
-    if not isinstance(message, bytes):
+    if isinstance(message, Incomplete):
         return message
     try:
-        return _requested_name(_Fields(message))
+        return NOTHING if message is None else _asked(_Fields(message))
     except _Malformed:
-        return None
+        return NOTHING
 
 
 def host_name(text: str) -> str | None:
@@ -121,18 +140,38 @@ def _incomplete(needed: int) -> Incomplete | None:
     return Incomplete(needed) if needed <= LONGEST_HELLO else None
 
 
-def _requested_name(hello: _Fields) -> str | None:
+def _asked(hello: _Fields) -> Asked:
     hello.take(_VERSION_AND_RANDOM)
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
         hello.vector(width)
     if not hello.left():
-        return None
-    extensions = _Fields(hello.vector(2))
-    while extensions.left():
-        kind, body = extensions.number(2), extensions.vector(2)
-        if kind == _SERVER_NAME:
-            names = _Fields(_Fields(body).vector(2))
-            # One name at most of each type, and no other type was ever defined.
-            is_host_name = names.number(1) == _HOST_NAME_TYPE
-            return host_name(names.vector(2).decode("latin-1")) if is_host_name else None
-    return None
+        return NOTHING
+    found = _extensions(hello.vector(2))
+    name = None
+    if (body := found.get(_SERVER_NAME)) is not None:
+        names = _Fields(_Fields(body).vector(2))
+        # One name at most of each type, and no other type was ever defined.
+        if names.number(1) == _HOST_NAME_TYPE:
+            name = host_name(names.vector(2).decode("latin-1"))
+    ticket = found.get(_SESSION_TICKET)
+    if (body := found.get(_PRE_SHARED_KEY)) is not None:
+        # The first of its identities, before the binders.
+        ticket = _Fields(_Fields(body).vector(2)).vector(2)
+    return Asked(name, ticket[:_KEY_NAME] if ticket else None)
+
+
+def _extensions(data: bytes) -> dict[int, bytes]:
+    """The bodies of the extensions that count here. Every new connection waits for this, so it makes few objects."""
+    found = {}
+    position, end = 0, len(data)
+    while position < end:
+        try:
+            kind, length = _EXTENSION_HEADER.unpack_from(data, position)
+        except struct.error:
+            raise _Malformed from None
+        start, position = position + 4, position + 4 + length
+        if position > end:
+            raise _Malformed
+        if kind in _COUNTING:
+            found[kind] = data[start:position]
+    return found

@@ -112,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises CompressError for wrong arguments, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP; no temporary file is
     left then.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         root = os.open(options.folder, _FOLDER)
     except (OSError, ValueError) as error:
@@ -173,7 +173,7 @@ def compress(root: int, codings: Sequence[Coding], jobs: int, min_size: int, *, 
     return report
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ktlsd compress",
         description="Make compressed siblings (name.zst, name.br, name.gz) of the files below a folder where they save "

@@ -15,6 +15,7 @@ from typing import Final
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.lookup import OpenFile
+from ktlsd.request_log import Noted
 from ktlsd.ssl_ffi import Library
 
 LASTING_SECONDS: Final = 1.0
@@ -42,6 +43,8 @@ class Remembered:
     sources: tuple[tuple[int, bytes, Identity], ...]
     """Root, path and identity of the file that is sent, and of the one that it was made from."""
     until: float
+    noted: Noted | None = None
+    """For the access log, where there is one."""
 
 
 class HeadCache:
@@ -83,7 +86,14 @@ class HeadCache:
         return descriptor
 
     def remember(
-        self, key: Key, status: int, head: bytes, date: bytes, opened: OpenFile, part: ByteRange | None
+        self,
+        key: Key,
+        status: int,
+        head: bytes,
+        date: bytes,
+        opened: OpenFile,
+        part: ByteRange | None,
+        noted: Noted | None = None,
     ) -> None:
         """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date."""
         if len(key[1]) > LONGEST_REMEMBERED:
@@ -97,7 +107,7 @@ class HeadCache:
                 sources.append((file.root, file.path, file.identity()))
         before, _, after = head.partition(date)
         until = time.monotonic() + LASTING_SECONDS
-        self._known[key] = Remembered(status, before, after, part, tuple(sources), until)
+        self._known[key] = Remembered(status, before, after, part, tuple(sources), until, noted)
         if len(self._known) > MOST_HEADS:
             self._known.popitem(last=False)
 

@@ -6,6 +6,7 @@ and writes response heads, and the site that it names says what to answer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,14 +18,16 @@ from typing import Final, cast
 import h11
 import trio
 
+from ktlsd.access_log import Peer
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
-from ktlsd.head_cache import HeadCache, Key, Remembered
+from ktlsd.head_cache import Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.pacing import PacedTransport
+from ktlsd.request_log import AccessLog, Noted
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
@@ -47,6 +50,7 @@ _AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _BLANK_LINE: Final = b"\r\n\r\n"
 # With any of these a request is more than its head, or the last on its connection.
 _UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
+_UNLOGGED: Final = contextlib.nullcontext()
 _REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -58,6 +62,8 @@ class Client:
     secure: bool
     server_name: str | None = None
     """What it asked for in the handshake (RFC 6066 section 3)."""
+    peer: Peer | None = None
+    """The same for the access log, where there is one."""
 
 
 class Clock:
@@ -74,16 +80,17 @@ class Clock:
         return self._date
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shared:
     """What all connections of a process share."""
 
     service: Service
-    heads: HeadCache
+    """Another one takes its place when the configuration is read again."""
     idle: Idle
     clock: Clock
     row: Row
     """What this process counts into."""
+    access_log: AccessLog | None = None
 
 
 class Http1:
@@ -96,6 +103,11 @@ class Http1:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         self._head = b""
         """The bytes of the request that h11 gave last."""
+        self._heads = shared.service.heads
+        """Of the service that answered last."""
+        self._log = None
+        if shared.access_log is not None and client.peer is not None:
+            self._log = shared.access_log.of_connection(client.peer, transport)
 
     async def serve(self) -> None:
         """Answer requests until the client is done, idle for too long or told to close, or the server drains.
@@ -115,17 +127,20 @@ class Http1:
                 while self._http.trailing_data[0]:
                     row[IN_FLIGHT] += 1
                     try:
-                        if not await self._cycle():
-                            return
+                        with self._log.exchange() if self._log is not None else _UNLOGGED:
+                            reusable = await self._cycle()
                     finally:
                         row[IN_FLIGHT] -= 1
+                    if not reusable:
+                        return
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
     async def _repeat(self, received: bytes) -> bytes:
         """Answer the heads at the beginning of `received` that are remembered; what follows them."""
-        heads, row = self._shared.heads, self._shared.row
+        row = self._shared.row
         while received and not self._shared.idle.draining and not self._transport.key_update_owed():
+            heads = self._shared.service.heads
             end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
             key = (self._client.server_name, received[:end])
             remembered = heads.get(key)
@@ -149,10 +164,20 @@ class Http1:
     async def _send_again(self, remembered: Remembered, descriptor: int) -> None:
         head = remembered.before + self._shared.clock.date() + remembered.after
         part = remembered.part
-        if part is None:
-            await self._transport.send_text(head)
-        else:
-            await self._transport.send_file(head, descriptor, part.offset, part.count)
+        log = self._log
+        if log is not None:
+            log.begin()
+            log.repeated(cast(Noted, remembered.noted), len(head))
+        complete = False
+        try:
+            if part is None:
+                await self._transport.send_text(head)
+            else:
+                await self._transport.send_file(head, descriptor, part.offset, part.count)
+            complete = True
+        finally:
+            if log is not None:
+                log.end(complete=complete)
 
     def _remember(self, event: h11.Request, response: Response, opened: OpenFile, head: bytes) -> None:
         """Keep a response for the next time that the same head comes, where it would be the same again."""
@@ -168,7 +193,8 @@ class Http1:
             and _UNREPEATABLE.isdisjoint(fields)
         ):
             key: Key = (self._client.server_name, self._head)
-            self._shared.heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part)
+            noted = self._log.noted if self._log is not None else None
+            self._heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part, noted)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -181,6 +207,8 @@ class Http1:
             if event is None:
                 await transport.finish()
                 return False
+            if self._log is not None:
+                self._log.asked(event)
             body_skipped = await self._skip_body(event)
             response, opened, _ = await self._answer(event)
         except h11.RemoteProtocolError as error:
@@ -259,7 +287,13 @@ class Http1:
 
     async def _answer(self, event: h11.Request) -> Answer:
         """Decide the response, and the open file that it takes its body from."""
-        service, client = self._shared.service, self._client
+        service = self._shared.service
+        self._heads = service.heads
+        with service.in_use():
+            return await self._answer_by(service, event)
+
+    async def _answer_by(self, service: Service, event: h11.Request) -> Answer:
+        client = self._client
         request, target = _request(event), event.target
         head = request.method == "HEAD"
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
@@ -291,6 +325,10 @@ class Http1:
             fields.append(("Connection", "close"))
         status, body = response.status, response.body
         data = http.send(h11.Response(status_code=status.value, headers=fields, reason=status.phrase.encode())) or b""
+        if self._log is not None:
+            if event is None:
+                self._log.received(self._head)
+            self._log.answered(status.value, len(data))
         if event is not None and opened is not None and self._client.secure:
             self._remember(event, response, opened, data)
         if isinstance(body, ByteRange):
@@ -315,6 +353,8 @@ class Http1:
         data += _framed(http, body) + (http.send(h11.EndOfMessage()) or b"")
         if data:
             await transport.send_text(data)
+        if self._log is not None:
+            self._log.end(complete=True)
 
 
 class _Placeholder:

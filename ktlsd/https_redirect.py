@@ -17,7 +17,6 @@ from ktlsd.content_types import DEFAULT_TYPE
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, short
 from ktlsd.lookup import Folder, OpenFile, Root
 from ktlsd.request_target import Target
-from ktlsd.settings import SettingsError
 from ktlsd.site import Answer
 from ktlsd.ssl_ffi import Library
 from ktlsd.validators import entity_tag
@@ -31,13 +30,10 @@ class HttpsRedirect:
     """What a plain-HTTP listener answers with."""
 
     def __init__(self, library: Library, challenges: Path | None) -> None:
-        """`challenges` is the folder that an ACME client writes its answers to. Raises SettingsError."""
+        """`challenges` is the folder that an ACME client writes its answers to. Raises OSError."""
         self.port = _HTTPS_PORT
         """Where HTTPS is served, as clients reach it."""
-        try:
-            self._challenges = None if challenges is None else Root(library, os.fspath(challenges))
-        except OSError as error:
-            raise SettingsError(f"acme_challenges {challenges}: cannot be served: {error.strerror}") from error
+        self._challenges = None if challenges is None else Root(library, os.fspath(challenges))
 
     def close(self) -> None:
         if self._challenges is not None:

@@ -40,37 +40,40 @@ _READ_SIZE: Final = 16384
 class MetricsListener:
     """What one ktlsd tells about itself."""
 
-    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], board: Board, service: Service) -> None:
+    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], board: Board) -> None:
         """`listen` is what the operator wrote, `sockets` what was bound for it."""
         self._own_name = listen.host or "localhost"
         self._sockets = sockets
         self._board = board
-        self._service = service
         self._open = 0
 
     def urls(self) -> list[str]:
         """Where it answers."""
         return [f"http://{Listen(*sock.getsockname()[:2])}" for sock in self._sockets]
 
-    async def serve(self, ready: Callable[[], bool]) -> None:
-        """Answer for ever; `ready` tells whether the server still accepts connections."""
+    async def serve(self, service: Callable[[], Service], ready: Callable[[], bool]) -> None:
+        """Answer for ever, with what `service` has; `ready` tells whether the server still accepts connections."""
+
+        def view() -> View:
+            return View(self._board, service().expiries, ready())
+
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:
                 loopback = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
                 own_name = self._own_name if loopback else None
-                handler = partial(self._serve_connection, own_name, ready)
+                handler = partial(self._serve_connection, own_name, view)
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
                 nursery.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=nursery))
 
     async def _serve_connection(
-        self, own_name: str | None, ready: Callable[[], bool], stream: trio.SocketStream
+        self, own_name: str | None, view: Callable[[], View], stream: trio.SocketStream
     ) -> None:
         self._open += 1
         try:
             async with stream:
                 if self._open <= MOST_CONNECTIONS:
                     with trio.move_on_after(EXCHANGE_SECONDS):
-                        await self._exchange(stream, own_name, ready)
+                        await self._exchange(stream, own_name, view)
         except (trio.BrokenResourceError, OSError) as error:
             log.debug("a client of the metrics left: %s", error)
         except Exception:
@@ -79,7 +82,7 @@ class MetricsListener:
         finally:
             self._open -= 1
 
-    async def _exchange(self, stream: trio.SocketStream, own_name: str | None, ready: Callable[[], bool]) -> None:
+    async def _exchange(self, stream: trio.SocketStream, own_name: str | None, view: Callable[[], View]) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         method = "GET"
         try:
@@ -89,7 +92,7 @@ class MetricsListener:
                 return
             asked = _asked(event)
             method = asked.method
-            reply = answer(asked, View(self._board, self._service.expiries, ready()), own_name)
+            reply = answer(asked, view(), own_name)
         except h11.RemoteProtocolError as error:
             reply = short(HTTPStatus(error.error_status_hint), str(error))
         await stream.send_all(_written(http, method, reply))

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 import msgspec
 
-from ktlsd.options import ONE_OR_MORE, Listen, Settings
+from ktlsd.options import ONE_OR_MORE, Listen, LogPlace, Settings
 
 Read = Callable[[type, Any], Any]
 """Makes a value of a type that msgspec does not know; raises ValueError that says what the value is not."""
 Steps = tuple[str | int, ...]
 
-_READ: Final[Mapping[Any, str]] = {Path: "a path", Listen: "ADDR:PORT"}
+_READ: Final[Mapping[Any, str]] = {Path: "a path", Listen: "ADDR:PORT", LogPlace: '"stderr" or a path'}
 _TOP_LEVEL: Final = frozenset(Settings.__struct_encode_fields__)
 
 
@@ -108,7 +108,7 @@ def _described(kind: Any) -> tuple[Any, str]:
     while get_origin(kind) in (Annotated, Union, UnionType):
         if get_origin(kind) is Annotated:
             kind, meta = get_args(kind)
-            described = meta.description
+            described = meta.description or described
         else:
             kind = next(choice for choice in get_args(kind) if choice is not NoneType)
     if described:

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from ktlsd.ktls import Mode
 
 MOST_WORKERS: Final = 256
+STDERR: Final = "stderr"
 _MOST_PORT: Final = 65535
 
 # The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python `$` alone would let a newline follow.
@@ -24,6 +25,7 @@ _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.6.2
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+AccessLogFormat = Literal["combined", "json"]
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 Coding = Literal["zstd", "br", "gzip"]
 EntityTagRecipe = Literal["strong", "size-mtime", "content"]
@@ -63,9 +65,19 @@ Charset = Annotated[
     str,
     Meta(pattern=rf"^[A-Za-z0-9!#$%&+^_`{{}}~-]*{_END}", description="the name of a character encoding, or empty"),
 ]
-ErrorStatus = Annotated[str, Meta(pattern=rf"^[45][0-9][0-9]{_END}", description="a status from 400 to 599")]
+ErrorStatus = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(403|404|412|416|500|503){_END}",
+        description="a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
+    ),
+]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
-Workers = Annotated[int, Meta(ge=1, le=MOST_WORKERS, description=f"a number from 1 to {MOST_WORKERS}")]
+Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
+Workers = Annotated[
+    Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"],
+    Meta(description=f'a number from 1 to {MOST_WORKERS} or "auto"'),
+]
 
 
 class Listen(tuple[str, int]):
@@ -100,6 +112,23 @@ def parse_listen(text: str) -> Listen:
     if not colon or number > _MOST_PORT:
         raise ValueError(f"not ADDR:PORT with a port from 0 to {_MOST_PORT}")
     return Listen(host, number)
+
+
+class LogPlace(tuple[Path | None]):
+    """Where a log goes: a file, or stderr."""
+
+    __slots__ = ()
+
+    def __new__(cls, path: Path | None = None) -> LogPlace:
+        """None for stderr."""
+        return super().__new__(cls, (path,))
+
+    @property
+    def path(self) -> Path | None:
+        return self[0]
+
+    def __str__(self) -> str:
+        return STDERR if self.path is None else str(self.path)
 
 
 class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
@@ -236,14 +265,28 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
     metrics_listen: Listen | None = None
     """Where to answer with metrics, health and a status page over plain HTTP; a port alone (":9090") means loopback."""
+    https_port: Port | None = None
+    """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
     workers: Workers = 1
-    """Processes to serve with."""
+    """Processes to serve with; "auto" for as many as there are usable cores."""
+    drain_seconds: Seconds = 30
+    """How long what is in flight may take after SIGTERM."""
+    session_tickets: bool = True
+    """Whether clients may resume a TLS session instead of making a full handshake."""
+    ticket_keys: Path | None = None
+    """The file with the session ticket keys, in the state folder where none is given."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None
     """The libssl to use instead of the system's."""
     log_level: LogLevel = "info"
     """"info" says which path each connection took; "warning" and "error" say less, "debug" more."""
+    error_log: LogPlace | None = None
+    """A file to append what log_level asks for to, instead of writing it to stderr; "stderr" is the same as none."""
+    access_log: LogPlace | None = None
+    """A file to append a line for each request to, or "stderr"; none without it."""
+    access_log_format: AccessLogFormat = "combined"
+    """"combined" is Apache's, with ktlsd's own fields after it; "json" is one object a line."""
     site: tuple[NamedSiteOptions, ...] = ()
     """Sites by name."""
 

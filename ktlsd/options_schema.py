@@ -17,11 +17,12 @@ from typing import Any, Final
 import msgspec
 
 from ktlsd import options
-from ktlsd.options import ONE_OR_MORE, Listen, NamedSiteOptions, Settings
+from ktlsd.options import ONE_OR_MORE, Listen, LogPlace, NamedSiteOptions, Settings
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _TEXTS: Final[dict[type, dict[str, Any]]] = {
     Path: {"type": "string", "minLength": 1},
+    LogPlace: {"type": "string", "minLength": 1},
     Listen: {"type": "string", "pattern": r"^([^:]*|\[.*\]):[0-9]{1,9}$", "description": "ADDR:PORT"},
 }
 
@@ -50,7 +51,7 @@ def schema() -> dict[str, Any]:
 
 def _key(name: str, key: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null; draft-07 heeds nothing beside a $ref; some lists may be a single text."""
-    if "anyOf" in key:
+    if {"type": "null"} in key.get("anyOf", ()):
         (kind,) = (choice for choice in key.pop("anyOf") if choice != {"type": "null"})
         key.update({"allOf": [kind]} if "$ref" in kind else kind)
         del key["default"]

@@ -55,6 +55,8 @@ class PacedTransport(abc.ABC):
         self._socket = sock
         self._residency = residency
         self._row = row
+        self.sent = 0
+        """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
         self.stopped = False
         """Whether stop_reading() was called."""
 
@@ -137,6 +139,7 @@ class PacedTransport(abc.ABC):
             except OSError as error:
                 raise ConnectionLost(error.strerror) from error
             else:
+                self.sent += sent
                 self._row[SEND] += sent
                 data = data[sent:]
 
@@ -162,6 +165,7 @@ class PacedTransport(abc.ABC):
                 continue
             if sent == 0:
                 raise FileShrank
+            self.sent += sent
             self._row[SENDFILE] += sent
             offset += sent
             if offset == end:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 import h11
 import trio
 
-from ktlsd.head_cache import HeadCache
+from ktlsd.access_log import Peer
+from ktlsd.client_hello import NOTHING
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
@@ -25,9 +26,10 @@ from ktlsd.listeners import Listener
 from ktlsd.metrics import ACCEPTED, FAILED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
 from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
+from ktlsd.request_log import AccessLog
 from ktlsd.residency import Residency
 from ktlsd.service import Service
-from ktlsd.sni import peek_server_name
+from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
@@ -51,16 +53,20 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
-    def __init__(self, service: Service, row: Row = UNCOUNTED, metrics: MetricsListener | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        access_log: AccessLog | None = None,
+        row: Row = UNCOUNTED,
+        metrics: MetricsListener | None = None,
+    ) -> None:
         """`row` is what it counts into, `metrics` where it answers with what all workers count."""
-        self._service = service
         self._row = row
         self._metrics = metrics
         self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
-        self.heads = HeadCache(service.library)
-        self._shared = Shared(service, self.heads, Idle(IDLE_SECONDS), Clock(), row)
+        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), row, access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
@@ -68,7 +74,7 @@ class Server:
         `ready` is called once signals are heeded and connections accepted.
         """
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(self._watch_signals, nursery)
             await self.serve(listeners, ready)
             nursery.cancel_scope.cancel()
 
@@ -77,8 +83,11 @@ class Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shared.idle.watch)
             if self._metrics is not None:
-                nursery.start_soon(self._metrics.serve, lambda: not self._shared.idle.draining)
+                nursery.start_soon(
+                    self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
+                )
             async with trio.open_nursery() as connections:
+                self._connections = connections
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
@@ -95,8 +104,22 @@ class Server:
         self._accepting.cancel()
         self._shared.idle.drain()
 
+    def replace(self, service: Service) -> None:
+        """Serve another service from the next handshake and the next request on; the old one is closed after use."""
+        old, self._shared.service = self._shared.service, service
+        old.retire()
+
+    async def _cut_off(self, everything: trio.CancelScope) -> None:
+        """Give up on what is still in flight when draining has taken long enough."""
+        seconds = self._shared.service.settings.drain_seconds
+        await trio.sleep(seconds)
+        log.warning(
+            "%d connections cut off: not done %d s after the signal", len(self._connections.child_tasks), seconds
+        )
+        everything.cancel()
+
     async def _watch_signals(
-        self, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, nursery: trio.Nursery, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         # The receiver gives signals back to these handlers when it closes: one that comes while the process ends
         # changes nothing any more, and one that comes before the receiver opens is not lost.
@@ -105,12 +128,12 @@ class Server:
             signal.signal(number, lambda number, frame: early.append(number))
         with trio.open_signal_receiver(*END_SIGNALS) as signals:
             task_status.started()
-            if early:
-                self.drain()
-            async for _ in signals:
-                if self._shared.idle.draining:
-                    everything.cancel()
-                self.drain()
+            if not early:
+                await anext(signals)
+            self.drain()
+            nursery.start_soon(self._cut_off, nursery.cancel_scope)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         while True:
@@ -139,7 +162,7 @@ class Server:
                     await self._serve_tls(sock, peer)
                 else:
                     with contextlib.closing(PlainTransport(sock, self._residency, self._row)) as transport:
-                        await Http1(self._shared, transport, Client(peer, secure=False)).serve()
+                        await Http1(self._shared, transport, self._client(peer)).serve()
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
@@ -156,16 +179,16 @@ class Server:
         """Handshake, with the certificate of the site that the client names, and serve."""
         row, began = self._row, trio.current_time()
         deadline = began + HANDSHAKE_SECONDS
-        server_name = None
-        if self._service.several:
-            # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-            with trio.move_on_at(deadline):
-                server_name = await peek_server_name(sock)
-        context = self._service.sites.of_name(server_name).context
+        asked = NOTHING
+        # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
+        with trio.move_on_at(deadline):
+            asked = await peek_client_hello(sock)
+        service = self._shared.service
+        context = service.sites.of_name(asked.server_name).context
         with contextlib.closing(Transport(context, sock, self._residency, row)) as transport:
             try:
                 with trio.fail_at(deadline):
-                    handshake = await transport.handshake()
+                    handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
                 log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
@@ -182,13 +205,36 @@ class Server:
             tx, rx = self._paths(sock, handshake)
             count_handshake(row, trio.current_time() - began, handshake, tx, rx)
             if await self._may_go_on(transport, peer, handshake, tx, rx):
-                client = Client(peer, secure=True, server_name=server_name)
+                client = self._client(peer, handshake, asked.server_name, (tx, rx))
                 with counted(row, OPEN_TLS[tx.offload]):
                     await Http1(self._shared, transport, client).serve()
 
+    def _client(
+        self,
+        peer: str,
+        handshake: Handshake | None = None,
+        server_name: str | None = None,
+        paths: tuple[Path | None, Path | None] = (None, None),
+    ) -> Client:
+        """Without a handshake, a client of plain HTTP."""
+        known = None
+        if self._shared.access_log is not None:
+            host, _, port = peer.rpartition(":")
+            known = Peer(host.strip("[]"), int(port))
+            if handshake is not None:
+                known = known._replace(
+                    protocol=handshake.protocol,
+                    cipher=handshake.cipher,
+                    resumed=handshake.resumed,
+                    server_name=server_name or handshake.server_name,
+                    ktls_tx=paths[0],
+                    ktls_rx=paths[1],
+                )
+        return Client(peer, handshake is not None, server_name, known)
+
     def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         """The path of what is sent and of what is received."""
-        support = self._service.support
+        support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
@@ -199,7 +245,7 @@ class Server:
         """Log which path the connection takes; whether that is one that --ktls allows."""
         resumed = " resumed" if handshake.resumed else ""
         log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)
-        if self._service.support.mode is Mode.REQUIRE and tx.reason is not None:
+        if self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:
             self._row[FAILED[Failure.KTLS_REQUIRED]] += 1
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
             await transport.finish()
@@ -211,7 +257,7 @@ class Server:
         text = b"400 Bad Request: this port speaks HTTPS, use an https:// address\n"
         fields = [
             ("Date", self._shared.clock.date().decode("ascii")),
-            *self._service.server_field,
+            *self._shared.service.server_field,
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(text))),
             ("Connection", "close"),

@@ -1,18 +1,22 @@
 """What one ktlsd serves, made from its settings: sites with their certificates, and the answers on plain HTTP.
 
 Strategy: everything that a setting can get wrong on this machine is tried here, before anything is bound; sites without
-a certificate of their own share the default site's SSL_CTX.
+a certificate of their own share the default site's SSL_CTX. A service that another replaced is closed by its last user.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
 from ktlsd.options import NamedSiteOptions, SiteOptions
@@ -20,6 +24,8 @@ from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
 from ktlsd.ssl_ffi import Context, Library
+from ktlsd.state import state_folder
+from ktlsd.ticket_keys import SESSION_SECONDS, Ring
 
 if TYPE_CHECKING:
     # The module that makes certificates takes long to import.
@@ -40,18 +46,33 @@ class Hosted:
 
 
 class Service:
-    """All that outlives a server. Whoever makes one closes it."""
+    """All that outlives a server, and can be replaced while one runs. Whoever makes one closes it."""
 
-    def __init__(self, library: Library, settings: Settings, support: Support) -> None:
-        """Raises SettingsError, ContextError."""
+    def __init__(self, library: Library, settings: Settings, support: Support, ring: Ring | None = None) -> None:
+        """`ring` has the session ticket keys; without it each SSL_CTX makes its own.
+
+        Raises SettingsError, ContextError, and ValueError for rules that contradict themselves.
+        """
         self.library = library
         self.support = support
+        self.settings = settings
         self.notice = ""
         """What to tell the operator about a certificate that was made."""
+        self.heads = HeadCache(library)
+        """Answers under the rules of this service."""
+        self.ring = ring
         self.expiries: tuple[Expiry, ...] = ()
         """When the certificates end; empty where no metrics are asked for."""
         self._ktls = settings.ktls is not Mode.OFF
-        self._metrics = settings.metrics_listen is not None
+        self._contexts: list[Context] = []
+        self._users = 0
+        self._retired = False
+        with contextlib.ExitStack() as stack:
+            self._opened = stack
+            self._make(settings)
+            self._opened = stack.pop_all()
+
+    def _make(self, settings: Settings) -> None:
         default_options = default_site(settings)
         context = self._context(default_options)
         default = Hosted(self._site(default_options), context)
@@ -62,31 +83,67 @@ class Service:
             named.append((options.names, hosted))
         self.sites = Sites(default, named)
         self.all = tuple({id(hosted): hosted for hosted in (default, *(hosted for _, hosted in named))}.values())
-        self.several = len(self.all) > 1
-        """Whether it matters which site a client names in the handshake."""
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
-        self.https_redirect = HttpsRedirect(library, settings.acme_challenges)
+        try:
+            self.https_redirect = HttpsRedirect(self.library, settings.acme_challenges)
+        except OSError as error:
+            reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
+            raise SettingsError(reason) from error
+        self._opened.callback(self.https_redirect.close)
+
+    def use_ring(self, ring: Ring) -> None:
+        """Take other session ticket keys from now on."""
+        if ring != self.ring:
+            self.ring = ring
+            for context in self._contexts:
+                context.use_ticket_key(ring.current)
+
+    def older_ticket_key(self, name: bytes | None) -> bytes | None:
+        """The key by which to read a ticket, by the name in it; None for the key that makes tickets now."""
+        return None if name is None or self.ring is None else self.ring.others.get(name)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep what is open, even if retire() is called meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._retired and not self._users:
+                self.close()
+
+    def retire(self) -> None:
+        """Close as soon as nobody uses it."""
+        self._retired = True
+        if not self._users:
+            self.close()
 
     def close(self) -> None:
-        for hosted in self.all:
-            hosted.site.close()
-            hosted.context.close()
-        self.https_redirect.close()
+        self._opened.close()
 
     def _site(self, options: SiteOptions) -> Site:
         try:
-            return Site(self.library, options)
+            site = Site(self.library, options)
         except OSError as error:
-            raise SettingsError(f"root {options.root}: cannot be served: {_root_advice(error)}") from error
+            raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
+        self._opened.callback(site.close)
+        return site
 
     def _context(self, options: SiteOptions) -> Context:
         context = Context(self.library, ktls=self._ktls)
+        self._opened.callback(context.close)
         pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
         for cert, key in pairs:
             context.use_certificate(os.fspath(cert), os.fspath(key))
-            if self._metrics:
+            if self.settings.metrics_listen is not None:
                 self._note_expiry(options, cert)
+        if not self.settings.session_tickets:
+            context.use_no_tickets()
+        elif self.ring is not None:
+            context.use_sessions(_kind(options), SESSION_SECONDS, self.ring.current)
+            self._contexts.append(context)
         return context
 
     def _note_expiry(self, options: SiteOptions, cert: Path) -> None:
@@ -100,7 +157,7 @@ class Service:
             log.warning("%s: when it ends cannot be read: %s", cert, error)
 
     def _own_certificate(self) -> tuple[Path, Path]:
-        from ktlsd.certificate import fingerprint, localhost_certificate, state_folder
+        from ktlsd.certificate import fingerprint, localhost_certificate
 
         folder = state_folder()
         try:
@@ -115,7 +172,14 @@ class Service:
         return path, path
 
 
-def _root_advice(error: OSError) -> str:
+def _kind(options: SiteOptions) -> bytes:
+    """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names and the
+    places of the certificates, which a renewal does not change."""
+    names = options.names if isinstance(options, NamedSiteOptions) else ()
+    return hashlib.sha256(repr((names, [os.fspath(path) for path in options.cert])).encode()).digest()
+
+
+def _folder_advice(error: OSError) -> str:
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
     if error.errno in (errno.ENOSYS, errno.EPERM):

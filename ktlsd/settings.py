@@ -21,7 +21,9 @@ from ktlsd.misfit import Read, Steps
 from ktlsd.options import (
     LOG_LEVELS,
     ONE_OR_MORE,
+    STDERR,
     Listen,
+    LogPlace,
     NamedSiteOptions,
     Settings,
     SiteOptions,
@@ -155,7 +157,9 @@ def _reader(folder: Path) -> Read:
                 raise ValueError("not ADDR:PORT")
             return parse_listen(value)
         if not isinstance(value, str) or not value or "\0" in value:
-            raise ValueError("not a path")
+            raise ValueError('not "stderr" or a path' if kind is LogPlace else "not a path")
+        if kind is LogPlace:
+            return LogPlace(None if value == STDERR else folder / value)
         return folder / value
 
     return read

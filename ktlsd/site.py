@@ -145,11 +145,15 @@ class Site:
     async def _look_up(self, target: Target) -> OpenFile | Folder | Moved | Miss:
         """The first of the candidates that there is."""
         found: OpenFile | Folder | Moved | Miss = Miss.ABSENT
+        folder: Moved | None = None
         for candidate in self._candidates(target):
             found = await self._look_up_one(candidate)
-            if found not in _ABSENT:
+            if isinstance(found, Moved) and not self.options.try_files:
+                # A clean URL means about.html, even where there is a folder about.
+                folder = found
+            elif found not in _ABSENT:
                 return found
-        return found
+        return folder or found
 
     def _candidates(self, target: Target) -> list[Target]:
         if self.options.try_files:

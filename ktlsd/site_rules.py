@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from ktlsd.decide import Miss
 from ktlsd.header_rules import HeaderRules
 from ktlsd.lookup import OpenFile, Root
 from ktlsd.options import SiteOptions
@@ -25,7 +26,7 @@ HEADERS_FILE: Final = b"_headers"
 REDIRECTS_FILE: Final = b"_redirects"
 _LOOK_SECONDS: Final = 1.0
 
-_Version = tuple[int, int, int] | None
+_Version = tuple[int, int, int] | Miss | None
 
 
 class SiteRules:
@@ -37,34 +38,51 @@ class SiteRules:
         chosen = ((HEADERS_FILE, site.headers_file), (REDIRECTS_FILE, site.redirects_file))
         self.files = frozenset(name for name, used in chosen if used)
         """The files that are read for rules, and therefore not served."""
-        self._versions: dict[bytes, _Version] = dict.fromkeys(self.files)
+        self._versions: dict[bytes, _Version] = dict.fromkeys(self.files, Miss.ABSENT)
         self._look_again = 0.0
+        self._first_look = bool(self.files)
+        self._looking = trio.Lock()
         self.headers = HeaderRules(site, ())
         self.redirects = Redirects(site.redirect)
 
     async def refresh(self, root: Root) -> None:
-        """Read the files that have changed."""
-        if not self.files or time.monotonic() < self._look_again:
-            return
+        """Read the files that have changed. Who comes meanwhile has the former rules, but waits for the first ones."""
+        if self._first_look:
+            async with self._looking:
+                if self._first_look:
+                    await self._look(root)
+                    self._first_look = False
+        elif self.files and time.monotonic() >= self._look_again:
+            await self._look(root)
+
+    async def _look(self, root: Root) -> None:
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
             try:
-                await self._take(name, opened if isinstance(opened, OpenFile) else None)
+                await self._take(name, opened)
             except OSError as error:
-                log.error("%s/%s: cannot be read: %s", self._site.root, os.fsdecode(name), error.strerror)
+                self._complain(name, error.strerror)
             finally:
                 if isinstance(opened, OpenFile):
                     opened.close()
 
-    async def _take(self, name: bytes, opened: OpenFile | None) -> None:
-        version = None if opened is None else (opened.inode, opened.size, opened.mtime_ns)
+    async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
+        version = (opened.inode, opened.size, opened.mtime_ns) if isinstance(opened, OpenFile) else opened
         if version == self._versions[name]:
             return
         self._versions[name] = version
-        # In a thread, since thousands of rules take a while.
-        for warning in await trio.to_thread.run_sync(self._read, name, opened):
-            log.warning("%s/%s", self._site.root, warning)
+        if isinstance(opened, OpenFile) or opened is Miss.ABSENT:
+            # In a thread, since thousands of rules take a while.
+            file = opened if isinstance(opened, OpenFile) else None
+            for warning in await trio.to_thread.run_sync(self._read, name, file):
+                log.warning("%s/%s", self._site.root, warning)
+        else:
+            # The former rules hold on: a lack of descriptors must not take a Content-Security-Policy away.
+            self._complain(name, "a folder" if opened is None else opened.reason)
+
+    def _complain(self, name: bytes, reason: str | None) -> None:
+        log.error("%s/%s: cannot be read: %s", self._site.root, os.fsdecode(name), reason)
 
     def _read(self, name: bytes, opened: OpenFile | None) -> tuple[str, ...]:
         """Put the rules of a file into force; what is wrong with them."""

@@ -7,12 +7,14 @@ Context, and every SSL* one owner, a Connection, each freed by its close(). No C
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import importlib
 import os
 import re
 import signal
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 DECLARATIONS: Final = """
@@ -41,6 +43,9 @@ long SSL_CTX_ctrl(SSL_CTX *ctx, int cmd, long larg, void *parg);
 uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
 int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *str);
 int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
+int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
+int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t num_tickets);
+long SSL_CTX_set_timeout(SSL_CTX *ctx, long t);
 void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
 int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
 int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
@@ -89,6 +94,7 @@ int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigne
 _SSL_FILETYPE_PEM = 1
 _SSL_CTRL_MODE = 33
 _SSL_CTRL_SET_SESS_CACHE_MODE = 44
+_SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _SSL_CTRL_CLEAR_MODE = 78
 _SSL_CTRL_SET_MIN_PROTO_VERSION = 123
 _SSL_CTRL_SET_MAX_PROTO_VERSION = 124
@@ -97,6 +103,7 @@ _SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER = 0x2
 _SSL_MODE_AUTO_RETRY = 0x4
 _SSL_MODE_RELEASE_BUFFERS = 0x10
 _SSL_OP_ENABLE_KTLS = 1 << 3
+_SSL_OP_NO_TICKET = 1 << 14
 _SSL_OP_NO_COMPRESSION = 1 << 17
 _SSL_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
 _SSL_OP_NO_RENEGOTIATION = 1 << 30
@@ -133,6 +140,8 @@ PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHO
 """What send(2) and sendfile(2) say when it is the connection that failed, and not the file."""
 OLDEST_OPENSSL: Final = (3, 0, 0)
 READ_SIZE: Final = 16384
+TICKET_KEY_BYTES: Final = 80
+"""Of a session ticket key: 16 for its name, which stands at the beginning of each ticket, 32 for HMAC, 32 for AES."""
 
 # AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
 # kernel takes. The CBC suites at the end are never offloaded; they are there for clients that have nothing else.
@@ -346,6 +355,45 @@ class Context:
         # A key of another type than the certificate's is taken for the certificate of its own type.
         if c.SSL_CTX_get0_certificate(self._ctx) != loaded:
             raise ContextError(f"the key {key} does not belong to the certificate {certificate}")
+
+    def use_sessions(self, kind: bytes, seconds: int, ticket_key: bytes) -> None:
+        """Let clients resume sessions of this `kind` (32 bytes at most) for some seconds, with tickets alone.
+
+        A ticket of another kind leads to a full handshake, whatever key it was made with
+        (SSL_CTX_set_session_id_context(3)).
+        """
+        c = self._library.c
+        c.SSL_CTX_set_session_id_context(self._ctx, kind, len(kind))
+        c.SSL_CTX_set_timeout(self._ctx, seconds)
+        self.use_ticket_key(ticket_key)
+
+    def use_ticket_key(self, key: bytes) -> None:
+        """Make tickets, and read those that come, with this key of TICKET_KEY_BYTES from now on."""
+        self._library.c.SSL_CTX_ctrl(
+            self._ctx, _SSL_CTRL_SET_TLSEXT_TICKET_KEYS, TICKET_KEY_BYTES, self._library.ffi.from_buffer(key)
+        )
+        self._ticket_key = key
+
+    def use_no_tickets(self) -> None:
+        """Let no client resume a session."""
+        c = self._library.c
+        c.SSL_CTX_set_options(self._ctx, _SSL_OP_NO_TICKET)
+        # Without tickets TLS 1.3 would send the names of sessions in a cache, and there is none.
+        c.SSL_CTX_set_num_tickets(self._ctx, 0)
+
+    @contextlib.contextmanager
+    def reading_tickets_with(self, key: bytes) -> Iterator[None]:
+        """Read tickets with another key than the one that use_ticket_key() gave, for a few calls that do not wait.
+
+        OpenSSL's own way to read tickets of several keys is a callback. cffi can give it one only on a page that is
+        writable and executable, which a hardened service may not have (systemd's MemoryDenyWriteExecute).
+        """
+        current = self._ticket_key
+        self.use_ticket_key(key)
+        try:
+            yield
+        finally:
+            self.use_ticket_key(current)
 
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""

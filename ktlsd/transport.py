@@ -30,13 +30,23 @@ class Transport(PacedTransport):
 
     def __init__(self, context: Context, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
         super().__init__(sock, residency, row)
+        self._context = context
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = False
 
-    async def handshake(self) -> Handshake:
-        """Complete the handshake. Raises TLSError."""
-        while (wait := self._tls.handshake()) is not None:
+    async def handshake(self, ticket_key: bytes | None = None) -> Handshake:
+        """Complete the handshake; the client's ticket, if all of its ClientHello is there, is read with `ticket_key`.
+
+        Raises TLSError.
+        """
+        if ticket_key is None:
+            wait = self._tls.handshake()
+        else:
+            with self._context.reading_tickets_with(ticket_key):
+                wait = self._tls.handshake()
+        while wait is not None:
             await self._ready(wait)
+            wait = self._tls.handshake()
         facts = self._tls.facts()
         self._kernel_sends = facts.ktls_tx
         return facts._replace(server_name=host_name(facts.server_name or ""))
@@ -67,6 +77,7 @@ class Transport(PacedTransport):
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
+        self.sent += len(data)
         self._row[USER_SPACE] += len(data)
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:

@@ -1,7 +1,8 @@
-"""Several processes on the same listening sockets: fork, watch, end together.
+"""Several processes on the same listening sockets: fork, watch, reload, end together.
 
-Strategy: the parent binds sockets and makes the SSL_CTX before it forks, so that workers share both, the ticket keys
-included; then it only waits. A worker that ends by itself is replaced after a pause; SIGTERM and SIGINT are passed on.
+Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
+for signals. A worker that ends by itself is replaced after a pause that grows. A new configuration is tried by the
+parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from ktlsd.backoff import Backoff
+from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
+from ktlsd.logs import REOPEN_SIGNAL
+from ktlsd.reload import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
 
 log = logging.getLogger("ktlsd")
 
-_PAUSE_SECONDS: Final = 1.0
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_PATIENCE_SECONDS: Final = 10.0
+"""How much later than a worker's own bound for draining the parent ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,27 @@ class Job:
     work: Callable[[int], None]
 
 
-def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None]) -> None:
+@dataclass(slots=True)
+class _Place:
+    """Where one worker runs, or is to run."""
+
+    backoff: Backoff = field(default_factory=Backoff)
+    worker: int | None = None
+    since: float = 0.0
+    """When the worker was started; without one, when it is to be."""
+
+
+def supervise(
+    count: int,
+    listeners: Sequence[Listener],
+    job: Job,
+    configuration: Configuration,
+    ready: Callable[[], None],
+    reopen_logs: Callable[[], None],
+) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
+
+    SIGUSR1 calls `reopen_logs` here, and is passed on to workers.
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
     closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
@@ -42,33 +67,105 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    workers = {_fork(job, mask, number): number for number in range(count)}
-    ready()
-    replace_at: float | None = None
-    ending = False
-    while workers or not ending:
-        if replace_at is None:
-            received = signal.sigwait(_SIGNALS)
-        else:
-            told = signal.sigtimedwait(_SIGNALS, max(0.0, replace_at - time.monotonic()))
-            received = signal.Signals(told.si_signo) if told else signal.SIGCHLD
-        if received != signal.SIGCHLD:
-            ending, replace_at = True, None
-            for listener in listeners:
-                listener.socket.close()
-            for worker in workers:
-                os.kill(worker, received)
-        for worker in sorted(workers):
-            ended, status = os.waitpid(worker, os.WNOHANG)
-            if ended:
-                del workers[worker]
-                if not ending:
-                    log.error("worker %d ended (%s), another takes its place", worker, _how(status))
-                    replace_at = replace_at or time.monotonic() + _PAUSE_SECONDS
-        if replace_at is not None and time.monotonic() >= replace_at:
-            missing = set(range(count)).difference(workers.values())
-            workers |= {_fork(job, mask, number): number for number in missing}
-            replace_at = None
+    _Parent(count, job, configuration, mask, reopen_logs).run(listeners, ready)
+
+
+class _Parent:
+    def __init__(
+        self,
+        count: int,
+        job: Job,
+        configuration: Configuration,
+        mask: set[int | signal.Signals],
+        reopen_logs: Callable[[], None],
+    ) -> None:
+        self._places = [_Place() for _ in range(count)]
+        self._job = job
+        self._configuration = configuration
+        self._mask = mask
+        self._reopen_logs = reopen_logs
+
+    def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
+        self._start_those_due()
+        ready()
+        look_at = time.monotonic() + WATCH_SECONDS
+        while True:
+            due = min([look_at, *(place.since for place in self._places if place.worker is None)])
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
+            number = told.si_signo if told else None
+            if number in (signal.SIGTERM, signal.SIGINT):
+                break
+            self._reap()
+            self._start_those_due()
+            if number in RELOAD_SIGNALS:
+                self._reload(signal.Signals(number))
+            if number == REOPEN_SIGNAL:
+                self._reopen()
+            if time.monotonic() >= look_at:
+                if self._configuration.certificates_changed():
+                    self._reload(RELOAD_CERTIFICATES)
+                look_at = time.monotonic() + WATCH_SECONDS
+        for listener in listeners:
+            listener.socket.close()
+        self._end(signal.Signals(number))
+
+    def _end(self, number: signal.Signals) -> None:
+        """Pass the signal on, and each that follows, and wait for the workers."""
+        patience = self._configuration.service.settings.drain_seconds + _PATIENCE_SECONDS
+        kill_at = time.monotonic() + patience
+        self._tell(number)
+        while self._workers():
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, kill_at - time.monotonic()))
+            if told is None:
+                log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
+                self._tell(signal.SIGKILL)
+                kill_at = time.monotonic() + patience
+            elif told.si_signo in (signal.SIGTERM, signal.SIGINT):
+                self._tell(signal.Signals(told.si_signo))
+            elif told.si_signo == REOPEN_SIGNAL:
+                self._reopen()
+            self._reap(ending=True)
+
+    def _workers(self) -> list[int]:
+        return [place.worker for place in self._places if place.worker is not None]
+
+    def _tell(self, number: signal.Signals) -> None:
+        for worker in self._workers():
+            os.kill(worker, number)
+
+    def _reopen(self) -> None:
+        self._reopen_logs()
+        self._tell(REOPEN_SIGNAL)
+
+    def _reload(self, number: signal.Signals) -> None:
+        anew = number == RELOAD
+        service = self._configuration.load(anew=anew)
+        if service is not None:
+            self._configuration.service.close()
+            self._configuration.take(service)
+            self._tell(number)
+            log.info("%s reloaded", WHAT[anew])
+
+    def _reap(self, *, ending: bool = False) -> None:
+        for place in self._places:
+            if place.worker is None:
+                continue
+            ended, status = os.waitpid(place.worker, os.WNOHANG)
+            if not ended:
+                continue
+            now = time.monotonic()
+            lived = now - place.since
+            place.worker, place.since = None, now + place.backoff.pause(lived)
+            if not ending:
+                log.error(
+                    "worker %d ended (%s) after %.1f s, another takes its place in %g s",
+                    *(ended, _how(status), lived, place.since - now),
+                )
+
+    def _start_those_due(self) -> None:
+        for number, place in enumerate(self._places):
+            if place.worker is None and place.since <= time.monotonic():
+                place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
 
 
 def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:

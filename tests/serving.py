@@ -69,8 +69,11 @@ class Running:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ktlsd", *arguments]
+PROGRAM = (sys.executable, "-m", "ktlsd")
+
+
+def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
+    return [*program, *arguments]
 
 
 def run_to_end(*arguments: str, state: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,6 +96,7 @@ def serving(
     listen: Sequence[str] = ("127.0.0.1:0",),
     http_listen: Sequence[str] = (),
     wrapper: Sequence[str] = (),
+    program: Sequence[str] = PROGRAM,
     new_session: bool = False,
     **environment: str,
 ) -> Iterator[Running]:
@@ -103,7 +107,7 @@ def serving(
         arguments += (part for place in places for part in (option, place))
     arguments += options
     process = subprocess.Popen(
-        [*wrapper, *command(*arguments)],
+        [*wrapper, *command(*arguments, program=program)],
         env=os.environ | {"XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1"} | environment,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,12 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Incomplete, host_name, server_name
+from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Incomplete, asked, host_name
 
 SERVER_NAME = 0
 PADDING = 21
 KEY_SHARE = 51
 QUIET_SECONDS = 0.5
+
+
+def server_name(data: bytes) -> str | Incomplete | None:
+    found = asked(data)
+    return found if isinstance(found, Incomplete) else found.server_name
 
 
 def record(payload: bytes, kind: int = 22) -> bytes:

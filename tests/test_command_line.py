@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import socket
 import ssl
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import client_context, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
+from ktlsd.ssl_ffi import Library
+from tests.serving import client_context, command, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
 from tests.vm.plugin import kernel_has_tls
 
 
@@ -152,6 +154,16 @@ def test_plain_http_redirects_and_answers_challenges(root: Path, tmp_path: Path)
         assert get(server.port, "/.well-known/acme-challenge/token").status == 404
 
 
+@pytest.mark.parametrize(("port", "location"), [(443, "https://example.org/a"), (444, "https://example.org:444/a")])
+def test_redirects_name_the_port_that_clients_reach(root: Path, tmp_path: Path, port: int, location: str) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"https_port = {port}\n")
+    with serving(root, "--config", str(config), state=tmp_path / "state", http_listen=["127.0.0.1:0"]) as server:
+        request = b"GET /a HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n"
+        moved, _ = parse(exchange_plain(server.http_ports[0], request))
+        assert (moved.status, moved.fields["location"]) == (301, location)
+
+
 def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Path) -> None:
     config = tmp_path / "ktlsd.toml"
     config.write_text('root = "root"\nlisten = ["127.0.0.1:0"]\ndotfiles = true\nktls = "off"\n')
@@ -167,8 +179,8 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     copy = tmp_path / "ktlsd.toml"
     copy.write_text(text)
     # With every key uncommented the only fault left is that its paths are not on this machine.
-    for command in ([], ["check"]):
-        ended = run_to_end(*command, "--config", str(copy), state=tmp_path)
+    for arguments in ([], ["check"]):
+        ended = run_to_end(*arguments, "--config", str(copy), state=tmp_path)
         assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
         assert ended.stderr.startswith(
             "ktlsd: /etc/ktlsd/fullchain.pem cannot be used as a PEM certificate chain: No such"
@@ -198,8 +210,14 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         (["--root", "/tmp", "--listen", "192.0.2.1:1"], r"--listen 192\.0\.2\.1:1: .*this machine has no such address"),
         (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: \['nonsense'\] is not ADDR:PORT .*"),
         (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
-        (["--root", "/tmp", "--acme-challenges", "/no"], r"acme_challenges /no: cannot be served: No such file .*"),
-        (["--root", "/tmp", "--acme-challenges", "/etc/passwd"], r"acme_challenges /etc/passwd: .*: Not a directory"),
+        (
+            ["--root", "/tmp", "--acme-challenges", "/no"],
+            r"acme_challenges /no: cannot be served: there is no such folder",
+        ),
+        (
+            ["--root", "/tmp", "--acme-challenges", "/etc/passwd"],
+            r"acme_challenges /etc/passwd: cannot be served: there is no such folder",
+        ),
         (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
         (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256"),
         (["--root", "/tmp", "--ktls", "maybe"], r"--ktls: 'maybe' is not one of auto, require, off"),
@@ -334,7 +352,35 @@ def test_sigterm_right_after_the_last_line_exits_0(root: Path, tmp_path: Path) -
                 assert server.stop() == 0
 
 
-def test_version_and_help(tmp_path: Path) -> None:
-    assert re.fullmatch(r"ktlsd \d+\.\d+\.\d+\n", run_to_end("--version", state=tmp_path).stdout)
+def test_version_names_openssl_and_the_kernel_and_their_ktls(tmp_path: Path) -> None:
+    ended = run_to_end("--version", state=tmp_path)
+    ktlsd, openssl, kernel = ended.stdout.splitlines()
+    library = Library()
+    compiled_in = "compiled in" if library.ktls_compiled_in else "not compiled in (OPENSSL_NO_KTLS)"
+    assert re.fullmatch(r"ktlsd \d+\.\d+\.\d+", ktlsd)
+    assert openssl == f"{library.version_text} ({library.path}), kTLS {compiled_in}"
+    assert re.fullmatch(rf"Linux {re.escape(platform.release())}, tls ULP (loaded|not loaded .*)", kernel)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_version_without_openssl_says_so(tmp_path: Path, by_environment: bool) -> None:
+    where = str(tmp_path / "libssl.so.3")
+    if by_environment:
+        ended = run_to_end("--version", state=tmp_path, KTLSD_LIBSSL=where)
+    else:
+        ended = run_to_end("--version", "--libssl", where, state=tmp_path)
+    assert (ended.returncode, ended.stdout.count("\n")) == (0, 3), ended.stderr
+    assert ended.stdout.splitlines()[1].startswith(f"OpenSSL: cannot open OpenSSL's {where}")
+
+
+def test_version_does_not_load_the_kernels_module(tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    strace = ["strace", "-f", "-qq", "-e", "trace=setsockopt", "-o", str(log)]
+    subprocess.run([*strace, *command("--version")], check=True, stdout=subprocess.DEVNULL)
+    assert log.read_text() == ""
+
+
+def test_help(tmp_path: Path) -> None:
     assert "--ktls" in run_to_end("--help", state=tmp_path).stdout
     assert os.environ.get("COLUMNS") or "doctor" in run_to_end("--help", state=tmp_path).stdout

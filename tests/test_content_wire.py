@@ -284,6 +284,8 @@ def make_pages(root: Path) -> None:
         write(root / name, name)
     write(root / "empty/file.txt", "file")
     write(root / "second/index.html", "second index")
+    write(root / "beside/index.html", "beside index")
+    write(root / "beside.html", "beside.html")
     write(root / "both-indexes/index.html", "later")
     write(root / "both-indexes/index.xhtml", "earlier")
     (root / "folder-index/index.html").mkdir(parents=True)
@@ -618,6 +620,9 @@ def test_a_missing_error_page_is_logged(place: Place) -> None:
         ("clean", "/nothing", 404, b"404 Not Found\n"),
         ("clean", "/both-indexes/", 200, b"earlier"),
         ("clean", "/second/", 200, b"second index"),
+        # A file for the clean URL comes before a folder of its name.
+        ("clean", "/beside", 200, b"beside.html"),
+        ("clean", "/beside/", 200, b"beside index"),
         # A folder of an index file's name is none.
         ("clean", "/folder-index/", 200, b"about index"),
         ("fallback", "/any/route", 200, b"app.html"),

@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     thread.start()
     assert listening.wait(60)
     settle(root / "large.bin")
-    yield InProcess(listeners[0].socket.getsockname()[1], server.heads, root)
+    yield InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
     token[0].run_sync_soon(server.drain)
     thread.join(60)
     assert not thread.is_alive()

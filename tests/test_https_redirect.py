@@ -14,7 +14,6 @@ from ktlsd.content_types import DEFAULT_TYPE
 from ktlsd.decide import Request
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.request_target import parse_target
-from ktlsd.settings import SettingsError
 from ktlsd.site import Answer
 from ktlsd.ssl_ffi import Library
 
@@ -197,7 +196,7 @@ async def test_no_descriptor_stays_open(redirect: HttpsRedirect) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("name", ["absent", "a.txt"])
-def test_a_folder_of_challenges_must_be_one(challenges: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match=f"acme_challenges .*/{name}: cannot be served: (No such|Not a)"):
+@pytest.mark.parametrize(("name", "error"), [("absent", FileNotFoundError), ("a.txt", NotADirectoryError)])
+def test_a_folder_of_challenges_must_be_one(challenges: Path, name: str, error: type[OSError]) -> None:
+    with pytest.raises(error):
         HttpsRedirect(Library(), challenges / name)

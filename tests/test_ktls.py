@@ -15,10 +15,11 @@ import pytest
 
 from ktlsd.ktls import Direction, Offload
 from ktlsd.ktls_probe import loopback_session
+from ktlsd.pacing import SMALL
 from ktlsd.residency import STRIDE
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls_stat import ask_kernel, counters
-from tests.serving import Running, connect, exchange, get, parse, run_to_end, serving
+from tests.serving import Running, client_context, connect, exchange, get, parse, run_to_end, serving
 
 pytestmark = pytest.mark.ktls
 
@@ -117,21 +118,30 @@ def test_the_kernel_reads_the_file_and_the_server_does_not(root: Path, tmp_path:
     assert 0 < touched <= 2 * (size // STRIDE + 2)
 
 
-def test_head_and_file_share_the_first_record(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "call"),
+    [
+        # What is small goes out in one write, what is larger by sendfile after a head that waits for it.
+        (1000, r'sendto\(\d+, "HTTP/1\.1 206.*, 1\d{3}, 0, NULL'),
+        (SMALL + 1, r'sendto\(\d+, "HTTP/1\.1 206.*MSG_MORE'),
+    ],
+)
+def test_head_and_file_share_the_first_record(root: Path, tmp_path: Path, count: int, call: str) -> None:
     trace = tmp_path / "trace"
     wrapper = ["strace", "-f", "-o", str(trace), "-e", "trace=sendto,sendfile"]
     with serving(root, state=tmp_path / "state", wrapper=wrapper) as server:
         client = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-msg", "-ign_eof"]
-        request = b"GET /medium.bin HTTP/1.1\r\nHost: a\r\nRange: bytes=0-999\r\nConnection: close\r\n\r\n"
+        last = str(count - 1).encode()
+        request = b"GET /medium.bin HTTP/1.1\r\nHost: a\r\nRange: bytes=0-%b\r\nConnection: close\r\n\r\n" % last
         shown = subprocess.run(client, input=request, capture_output=True, check=False).stdout.decode("latin-1")
         subprocess.run(["pkill", "-TERM", "-P", str(server.process.pid)], check=True)
         server.process.wait(timeout=60)
-    assert re.search(r"sendto\(\d+, \"HTTP/1\.1 206.*MSG_MORE", trace.read_text())
+    assert re.search(call, trace.read_text())
     # Received records of application data: their header gives type 23 and the length. One carries head and body
-    # (1000 bytes and more); the others are the tickets before and close_notify after.
+    # (`count` bytes and more); the others are the tickets before and close_notify after.
     headers = re.findall(r"<<< TLS 1\.\d, RecordHeader.*\n\s+17 03 03 (\w\w) (\w\w)", shown)
     lengths = [int(high + low, 16) for high, low in headers]
-    assert len([length for length in lengths if length > 1000 + 200]) == 1, lengths
+    assert len([length for length in lengths if length > count + 200]) == 1, lengths
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -230,7 +240,9 @@ def test_sock_diag_tells_software_from_none(tmp_path: Path) -> None:
         server.use_certificate(certificate, certificate)
         with loopback_session(server, client) as (accepted, _, sock):
             facts = accepted.facts()
-            kinds = {direction: Offload.SOFTWARE for direction, on in zip(Direction, facts[-2:], strict=True) if on}
+            engaged = {Direction.TX: facts.ktls_tx, Direction.RX: facts.ktls_rx}
+            kinds = {direction: Offload.SOFTWARE for direction, on in engaged.items() if on}
+            assert bool(kinds) is ktls
             told = ask_kernel(sock)
             assert {direction: kind for direction, kind in told.items() if kind is not Offload.NONE} == kinds
         server.close()
@@ -299,9 +311,11 @@ def test_without_the_module_each_part_says_so(root: Path, tmp_path: Path) -> Non
 
 
 def test_handshakes_leave_nothing_behind(server: Running) -> None:
+    context = client_context()
+
     def handshakes(count: int) -> None:
         for _ in range(count):
-            connect(server.port).close()
+            connect(server.port, context).close()
 
     # A few hundred only, since one takes the emulated machine 0.2 s; test_memory.py makes ten thousand without kTLS.
     handshakes(100)

@@ -322,7 +322,7 @@ def in_process(root: Path, state: Path, mode: Mode) -> Iterator[tuple[Board, int
     listeners = bind_all([wanted])
     board = Board(1)
     sockets = bind_metrics(wanted)
-    one = Server(service, board.take(0), MetricsListener(wanted, sockets, board, service))
+    one = Server(service, None, board.take(0), MetricsListener(wanted, sockets, board))
     token: list[trio.lowlevel.TrioToken] = []
     listening = threading.Event()
 

@@ -12,9 +12,10 @@ import trio
 from ktlsd.metrics import COLD_READS, SLOTS
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Library
+from tests.test_cold_files import drop_page_cache
+from tests.vm.plugin import SlowDisk
 
-SIZE = 1_000_001
-TMPFS_MAGIC = 0x01021994
+PART = 300_000
 
 
 @pytest.fixture
@@ -23,31 +24,37 @@ def library() -> Library:
 
 
 @pytest.fixture
-def cold(tmp_path: Path, library: Library) -> Iterator[int]:
-    """A file on a disk, and not in the page cache."""
-    path = tmp_path / "cold.bin"
-    path.write_bytes(os.urandom(SIZE))
-    descriptor = os.open(path, os.O_RDONLY)
+def cold(slow_disk: SlowDisk) -> Iterator[int]:
+    """A file that is not in the page cache, on a disk that takes long enough for that to show."""
+    descriptor = os.open(slow_disk.path / "cold.bin", os.O_RDONLY)
     try:
-        if library.file_system_type(descriptor) == TMPFS_MAGIC:
-            pytest.skip("the temporary folder has no disk: set TMPDIR to one that has")
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_page_cache()
         yield descriptor
     finally:
         os.close(descriptor)
 
 
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[int]:
+    """A file of PART bytes that was written just now."""
+    path = tmp_path / "warm.bin"
+    path.write_bytes(bytes(PART))
+    with path.open("rb") as file:
+        yield file.fileno()
+
+
+@pytest.mark.ktls
 async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
-    assert not residency.is_resident(cold, 0, SIZE)
-    await residency.make_resident(cold, 0, SIZE)
-    assert residency.is_resident(cold, 0, SIZE)
-    await residency.make_resident(cold, 0, SIZE)
+    assert not residency.is_resident(cold, 0, PART)
+    await residency.make_resident(cold, 0, PART)
+    assert residency.is_resident(cold, 0, PART)
+    await residency.make_resident(cold, 0, PART)
     assert row[COLD_READS] == 1
 
 
+@pytest.mark.ktls
 async def test_a_cold_part_is_read_in_a_thread(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
@@ -71,9 +78,9 @@ async def test_a_cold_part_is_read_in_a_thread(cold: int, library: Library) -> N
     assert row[COLD_READS] == 1
 
 
-async def test_the_end_of_a_file_is_the_end(cold: int, library: Library) -> None:
+async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None:
     residency = Residency(library.file_system_type)
     buffer = memoryview(bytearray(1000))
-    assert await residency.read_into(cold, buffer, SIZE - 10) == 10
-    assert await residency.read_into(cold, buffer, SIZE) == 0
-    await residency.make_resident(cold, SIZE - 10, 100_000)
+    assert await residency.read_into(warm, buffer, PART - 10) == 10
+    assert await residency.read_into(warm, buffer, PART) == 0
+    await residency.make_resident(warm, PART - 10, 100_000)

@@ -26,6 +26,7 @@ from ktlsd.options import (
     HeaderOptions,
     HstsOptions,
     Listen,
+    LogPlace,
     NamedSiteOptions,
     RedirectOptions,
     Settings,
@@ -55,6 +56,9 @@ dotfiles = true
 listing = true
 libssl = "libssl.so.3"
 log_level = "debug"
+error_log = "error.log"
+access_log = "/logs/access.log"
+access_log_format = "json"
 """
 
 
@@ -108,6 +112,9 @@ def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
         listing=True,
         libssl="libssl.so.3",
         log_level="debug",
+        error_log=LogPlace(tmp_path / "error.log"),
+        access_log=LogPlace(Path("/logs/access.log")),
+        access_log_format="json",
     )
 
 
@@ -124,6 +131,9 @@ def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
         ("ktls", "off", Mode.OFF),
         ("libssl", "lib/libssl.so", "lib/libssl.so"),
         ("log_level", "error", "error"),
+        ("error_log", "logs/e.log", LogPlace(Path("logs/e.log"))),
+        ("access_log", "stderr", LogPlace()),
+        ("access_log_format", "combined", "combined"),
     ],
 )
 def test_the_command_line_wins_over_the_file(tmp_path: Path, name: str, given: Any, read: Any) -> None:
@@ -215,6 +225,9 @@ BAD_TEXTS = [
     ("ktls", "no\nbreak"),
     ("log_level", "INFO"),
     ("log_level", "trace"),
+    ("error_log", ""),
+    ("access_log", "a\0b"),
+    ("access_log_format", "common"),
 ]
 
 
@@ -314,7 +327,11 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
         ("downloads = ['a', '']", 1, 'downloads[1]: \'\' is not a pattern for paths, such as "/assets/**" or "*.html"'),
         ("[types]\n'.a' = 'b/c'\ngpx = 'a/b'", 3, "types: 'gpx' is not a suffix with its dot, as \".gpx\""),
         ("[types]\n'.a' = 'b/c'\n'.d e' = 'f'", 3, "types.'.d e': 'f' is not a media type"),
-        ("[error_pages]\n404 = '/x'\n200 = '/x'", 3, "error_pages: '200' is not a status from 400 to 599"),
+        (
+            "[error_pages]\n404 = '/x'\n200 = '/x'",
+            3,
+            "error_pages: '200' is not a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
+        ),
         ("[error_pages]\n404 = 'x'", 2, "error_pages.404: 'x' is not a path below the root, with its leading slash"),
         ("[hsts]\nmax_age = -1", 2, "hsts.max_age: -1 is not a whole number of seconds"),
         ("[hsts]\nmax_age = 1.5", 2, "hsts.max_age: 1.5 is not a whole number of seconds"),
@@ -731,10 +748,10 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
     [
         ("workers = 0", "{0}/ktlsd.toml:1: workers: 0 is not a number from 1 to 256"),
         ("", "no folder to serve: name one with --root DIR"),
-        ("root = 'nowhere'", "{0}/nowhere: cannot be served: there is no such folder"),
-        ("root = 'a.pem'", "{0}/a.pem: cannot be served: there is no such folder"),
-        ("root = '.'\nacme_challenges = 'b'", "{0}/b: cannot be served: there is no such folder"),
-        ("root = '.'\n[[site]]\nnames = 'a'\nroot = 'b'", "{0}/b: cannot be served: there is no such folder"),
+        ("root = 'nowhere'", "root {0}/nowhere: cannot be served: there is no such folder"),
+        ("root = 'a.pem'", "root {0}/a.pem: cannot be served: there is no such folder"),
+        ("root = '.'\nacme_challenges = 'b'", "acme_challenges {0}/b: cannot be served: there is no such folder"),
+        ("root = '.'\n[[site]]\nnames = 'a'\nroot = 'b'", "root {0}/b: cannot be served: there is no such folder"),
         ("root = '.'\ncert = 'b'\nkey = 'a.key'", "{0}/b cannot be used as a PEM certificate chain: .*"),
         ("root = '.'\ncert = 'a.pem'\nkey = 'a.pem'", "{0}/a.pem cannot be used as an unencrypted PEM key .*"),
         (

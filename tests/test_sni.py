@@ -11,7 +11,7 @@ import trio
 
 from ktlsd.client_hello import LONGEST_HELLO
 from ktlsd.ktls_probe import loopback_pair
-from ktlsd.sni import peek_server_name
+from ktlsd.sni import peek_client_hello
 from tests.test_client_hello import PADDING, REAL, SERVER_NAME, message, names, record, split
 
 LARGE = split(record(message([(PADDING, bytes(4000)), (SERVER_NAME, names((0, b"www.example.org")))])), [20])
@@ -46,7 +46,7 @@ def low_water_mark(sock: socket.socket) -> int:
 
 
 async def find(sock: socket.socket, found: list[str | None]) -> None:
-    found.append(await peek_server_name(sock))
+    found.append((await peek_client_hello(sock)).server_name)
 
 
 @pytest.mark.parametrize("hello", [REAL, LARGE], ids=["usual", "large"])
@@ -54,7 +54,7 @@ async def test_a_whole_hello_is_looked_at_and_left(pair: tuple[socket.socket, so
     near, far = pair
     near.sendall(hello)
     with trio.fail_after(10):
-        assert await peek_server_name(far) == "www.example.org"
+        assert (await peek_client_hello(far)).server_name == "www.example.org"
     assert low_water_mark(far) == 1
     received = b""
     while len(received) < len(hello):
@@ -106,7 +106,7 @@ async def test_a_client_that_ends_before_has_no_name(pair: tuple[socket.socket, 
     near.send(sent)
     near.shutdown(socket.SHUT_WR)
     with trio.fail_after(10):
-        assert await peek_server_name(far) is None
+        assert (await peek_client_hello(far)).server_name is None
     assert far.recv(200) == sent
 
 
@@ -132,7 +132,7 @@ async def test_a_client_that_resets_has_no_name(pair: tuple[socket.socket, socke
     near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     near.close()
     with trio.fail_after(10):
-        assert await peek_server_name(far) is None
+        assert (await peek_client_hello(far)).server_name is None
 
 
 @pytest.mark.parametrize("data", [b"GET", REAL[:9].replace(REAL[6:9], b"\x01\0\0"), record(b"")])
@@ -140,7 +140,7 @@ async def test_what_is_no_hello_is_not_waited_for(pair: tuple[socket.socket, soc
     near, far = pair
     near.send(data)
     with trio.fail_after(10):
-        assert await peek_server_name(far) is None
+        assert (await peek_client_hello(far)).server_name is None
 
 
 async def test_the_longest_hello_fits_into_the_socket(pair: tuple[socket.socket, socket.socket]) -> None:

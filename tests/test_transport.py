@@ -18,7 +18,7 @@ from ktlsd.certificate import localhost_certificate
 from ktlsd.ktls_probe import loopback_pair
 from ktlsd.pacing import TooSlow
 from ktlsd.residency import Residency
-from ktlsd.sni import peek_server_name
+from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import Context, Handshake, Library
 from ktlsd.transport import Transport
 from tests.serving import client_context
@@ -152,7 +152,7 @@ async def test_the_name_asked_for_is_the_name_that_was_peeked(
 ) -> None:
     with loopback_pair() as (near, far), collector(near, asked):
         with trio.fail_after(30):
-            assert await peek_server_name(far) == name
+            assert (await peek_client_hello(far)).server_name == name
             transport = Transport(context, far, Residency(Library().file_system_type))
             assert (await transport.handshake()).server_name == name
             await transport.finish()

@@ -1,0 +1,82 @@
+"""All logs of ktlsd: opened before anything is served, opened again on SIGUSR1, closed at the end.
+
+Strategy: files are opened before workers are forked, so that all append to the same ones; each process opens its own
+again. The signal's handler does only that, so that it holds from the beginning to the end, whether an event loop runs
+or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Final
+
+from ktlsd import error_log
+from ktlsd.log_files import LogFile
+from ktlsd.options import LogPlace
+from ktlsd.request_log import AccessLog
+from ktlsd.settings import Settings, SettingsError
+
+log = logging.getLogger("ktlsd")
+
+REOPEN_SIGNAL: Final = signal.SIGUSR1
+
+
+class Logs:
+    """The error log, and the access log where there is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError."""
+        self._level = settings.log_level
+        self._format = settings.access_log_format
+        self._errors = _open("error_log", settings.error_log or LogPlace())
+        self._accesses = None if settings.access_log is None else _open("access_log", settings.access_log)
+
+    def close(self) -> None:
+        """Close what is not the error log, which is heard to the end."""
+        if self._accesses is not None:
+            self._accesses.close()
+
+    def begin(self) -> None:
+        """Take what the process has to say, and heed REOPEN_SIGNAL."""
+        error_log.use(self._errors, self._level)
+        signal.signal(REOPEN_SIGNAL, self._heed)
+
+    def reopen(self) -> None:
+        """Go on in the files that have the names now; one that cannot be opened keeps the old file."""
+        for file in (self._errors, self._accesses):
+            if file is None or file.place.path is None:
+                continue
+            try:
+                file.reopen()
+            except OSError as error:
+                log.error("log %s: not opened again (%s), the old file is still written", file.place, error.strerror)
+            else:
+                log.info("log %s: opened again", file.place)
+
+    @contextlib.asynccontextmanager
+    async def access_log(self) -> AsyncIterator[AccessLog | None]:
+        """This process's access log, written for as long as this is open; None where there is none."""
+        if self._accesses is None:
+            yield None
+            return
+        from ktlsd.access_log import FORMATS
+        from ktlsd.gathered_lines import GatheredLines
+
+        lines = GatheredLines(self._accesses)
+        async with lines.written():
+            yield AccessLog(FORMATS[self._format], lines)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        self.reopen()
+
+
+def _open(name: str, place: LogPlace) -> LogFile:
+    try:
+        return LogFile(place)
+    except OSError as error:
+        reason = f"{name} {place}: cannot be opened ({error.strerror})"
+        raise SettingsError(f"{reason}: ktlsd needs a folder there that it may write to") from error

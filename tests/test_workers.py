@@ -1,0 +1,82 @@
+"""Processes: how many, how they are replaced, and how long they may take to end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import ssl
+from pathlib import Path
+
+import pytest
+
+from ktlsd.backoff import FIRST_SECONDS, LIVED_SECONDS, LONGEST_SECONDS, Backoff
+from ktlsd.cores import usable_cores
+from tests.serving import get, read_to_end, serving
+from tests.test_lifecycle import LARGE, begin_download, children, eventually
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(bytes(LARGE))
+    (folder / "small.txt").write_text("small")
+    return folder
+
+
+def test_pauses_grow_up_to_a_cap() -> None:
+    backoff = Backoff()
+    pauses = [backoff.pause(0) for _ in range(20)]
+    assert pauses[0] == FIRST_SECONDS
+    assert pauses[-1] == LONGEST_SECONDS
+    assert all(later == min(2 * earlier, LONGEST_SECONDS) for earlier, later in itertools.pairwise(pauses))
+
+
+def test_a_worker_that_lived_long_is_replaced_soon() -> None:
+    backoff = Backoff()
+    for _ in range(10):
+        backoff.pause(LIVED_SECONDS / 2)
+    assert backoff.pause(LIVED_SECONDS) == FIRST_SECONDS
+    assert backoff.pause(0) == 2 * FIRST_SECONDS
+
+
+def test_as_many_workers_as_cores(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "auto", state=tmp_path / "state") as server:
+        cores = usable_cores()
+        assert len(children(server.process.pid)) == (cores if cores > 1 else 0)
+        assert get(server.port, "/small.txt").body == b"small"
+
+
+def test_a_worker_that_ends_again_and_again_waits_longer_each_time(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state") as server:
+        steady, victim = sorted(children(server.process.pid))
+        for pause in ("0.1", "0.2", "0.4"):
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for_line(rf"^worker {victim} ended \(signal 9\) after .* takes its place in {pause} s$")
+            assert get(server.port, "/small.txt").body == b"small"
+            assert eventually(lambda: len(children(server.process.pid) - {victim}) == 2)
+            (victim,) = children(server.process.pid) - {steady}
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_wait_for_downloads_has_a_bound(root: Path, tmp_path: Path, workers: int) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"drain_seconds = 1\nworkers = {workers}\n")
+    with serving(root, "--config", str(config), state=tmp_path / "state") as server:
+        connection, _ = begin_download(server.port)
+        assert server.stop() == 0
+        server.wait_for_line("^1 connections cut off: not done 1 s after the signal$")
+        with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            read_to_end(connection)
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text("drain_seconds = 0\nworkers = 2\n")
+    with serving(root, "--config", str(config), state=tmp_path / "state") as server:
+        worker = min(children(server.process.pid))
+        os.kill(worker, signal.SIGSTOP)
+        assert server.stop() == 0
+        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 10 s after the signal$")
