@@ -45,6 +45,7 @@ from tests.serving import (
     run_to_end,
     serving,
 )
+from tests.test_command_line import make_certificate
 
 LARGE = 16 * 1024 * 1024
 ON_LOOPBACK = ("--metrics-listen", "127.0.0.1:0")
@@ -267,6 +268,42 @@ def test_ready_until_it_drains_and_told_until_it_ends(root: Path, tmp_path: Path
             assert value(numbers(port), "ktlsd_requests_in_flight") == 1
             assert len(begun) + len(read_to_end(stuck)) > LARGE
         assert running.process.wait(timeout=WAIT_SECONDS) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_counts_outlive_a_reload_and_a_renewed_certificate_is_told(root: Path, tmp_path: Path, workers: str) -> None:
+    certificate, key = make_certificate(tmp_path, "one")
+    pair = ("--cert", str(certificate), "--key", str(key))
+    with serving(root, *ON_LOOPBACK, *pair, "--workers", workers, state=tmp_path / "state") as running:
+        port = metrics_port(running)
+
+        def ends() -> float:
+            labels = {"site": "default", "file": str(certificate)}
+            return value(numbers(port), "ktlsd_certificate_expiry_timestamp_seconds", **labels)
+
+        exchange(running.port, MIXED)
+        before = ends()
+        longer = [
+            "openssl",
+            "req",
+            "-x509",
+            "-key",
+            str(key),
+            "-days",
+            "90",
+            "-subj",
+            "/CN=one",
+            "-out",
+            str(certificate),
+        ]
+        subprocess.run(longer, check=True, capture_output=True)
+        assert ends() == before
+        running.process.send_signal(signal.SIGHUP)
+        # The first is of 30 days. Any worker may answer: each has to have read the new one.
+        assert eventually(lambda: all(ends() > before + 50 * 86400 for _ in range(8)))
+        found = numbers(port)
+        assert sum(by_status(found).values()) == 6
+        assert value(found, "ktlsd_worker_restarts_total") == 0
 
 
 def test_only_what_is_asked_for_in_order(root: Path, tmp_path: Path) -> None:
