@@ -11,7 +11,7 @@ import ipaddress
 import os
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,6 +22,16 @@ _FILE: Final = "localhost.pem"
 _VALID: Final = datetime.timedelta(days=365)
 _RENEWED_BEFORE: Final = datetime.timedelta(days=30)
 _BACKDATED: Final = datetime.timedelta(hours=1)
+
+
+class Expiry(NamedTuple):
+    """When a certificate that is served ends."""
+
+    site: str
+    """The first name of its site; "default" for the one at the top level."""
+    file: str
+    time: int
+    """Seconds since the epoch."""
 
 
 def localhost_certificate(folder: Path) -> Path:
@@ -58,6 +68,15 @@ def fingerprint(path: Path) -> str:
     Raises OSError, or ValueError when the file holds none.
     """
     return x509.load_pem_x509_certificate(path.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def expiry(site: str, path: Path) -> Expiry:
+    """When the first certificate in a PEM file ends.
+
+    Raises OSError, or ValueError when the file holds none.
+    """
+    ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    return Expiry(site, str(path), int(ends.timestamp()))
 
 
 def _make(now: datetime.datetime) -> bytes:

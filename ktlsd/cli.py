@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ktlsd import __version__, ktls_probe
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
-from ktlsd.listeners import ListenError, bind_all
+from ktlsd.listeners import ListenError, bind_all, bind_metrics
 from ktlsd.reload_signals import RELOAD_SIGNALS, block_reload_signals
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
@@ -95,6 +95,11 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
     add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
+    add(
+        "--metrics-listen",
+        metavar="ADDR:PORT",
+        help="where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out",
+    )
     add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
@@ -224,10 +229,18 @@ def _serve(options: Mapping[str, Any]) -> int:
 
     import trio
 
+    from ktlsd.metrics import Board
     from ktlsd.reload import Upkeep
     from ktlsd.server import END_SIGNALS, Server
 
     listeners = bind_all(settings.listen, settings.http_listen)
+    workers = usable_cores() if settings.workers == "auto" else settings.workers
+    board = Board(workers)
+    metrics = None
+    if settings.metrics_listen is not None:
+        from ktlsd.metrics_listener import MetricsListener
+
+        metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
     bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     service.https_redirect.port = settings.https_port or bound
     if service.notice:
@@ -236,10 +249,10 @@ def _serve(options: Mapping[str, Any]) -> int:
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
 
-    def work(ready: Callable[[], None], *, alone: bool) -> None:
+    def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
         async def serve() -> None:
             async with logs.access_log() as access_log:
-                server = Server(configuration.service, access_log)
+                server = Server(configuration.service, access_log, board.take(number), metrics)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(Upkeep(server, configuration, terminal, alone=alone).run)
                     await server.run(listeners, ready)
@@ -251,16 +264,17 @@ def _serve(options: Mapping[str, Any]) -> int:
             signal.signal(number, signal.SIG_IGN)
 
     def announce() -> None:
+        for url in metrics.urls() if metrics is not None else ():
+            print(f"metrics on {url}", file=sys.stderr, flush=True)
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
 
-    workers = usable_cores() if settings.workers == "auto" else settings.workers
     if workers == 1:
-        work(announce, alone=True)
+        work(0, announce, alone=True)
     else:
         from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda: work(lambda: None, alone=False))
+        job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
         supervise(workers, listeners, job, configuration, terminal, announce, logs.reopen)
     configuration.close()
     logs.close()

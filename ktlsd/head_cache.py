@@ -34,8 +34,9 @@ Identity = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A response: its head around the value of Date, and the part of a file that follows."""
+    """A response: its status, its head around the value of Date, and the part of a file that follows."""
 
+    status: int
     before: bytes
     after: bytes
     part: ByteRange | None
@@ -85,7 +86,14 @@ class HeadCache:
         return descriptor
 
     def remember(
-        self, key: Key, head: bytes, date: bytes, opened: OpenFile, part: ByteRange | None, noted: Noted | None = None
+        self,
+        key: Key,
+        status: int,
+        head: bytes,
+        date: bytes,
+        opened: OpenFile,
+        part: ByteRange | None,
+        noted: Noted | None = None,
     ) -> None:
         """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date."""
         if len(key[1]) > LONGEST_REMEMBERED:
@@ -99,7 +107,7 @@ class HeadCache:
                 sources.append((file.root, file.path, file.identity()))
         before, _, after = head.partition(date)
         until = time.monotonic() + LASTING_SECONDS
-        self._known[key] = Remembered(before, after, part, tuple(sources), until, noted)
+        self._known[key] = Remembered(status, before, after, part, tuple(sources), until, noted)
         if len(self._known) > MOST_HEADS:
             self._known.popitem(last=False)
 

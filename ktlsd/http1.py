@@ -24,6 +24,7 @@ from ktlsd.decide import Request, Response, options, refuse_head, refuse_method,
 from ktlsd.head_cache import Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
+from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.pacing import PacedTransport
 from ktlsd.request_log import AccessLog, Noted
@@ -87,6 +88,8 @@ class Shared:
     """Another one takes its place when the configuration is read again."""
     idle: Idle
     clock: Clock
+    row: Row
+    """What this process counts into."""
     access_log: AccessLog | None = None
 
 
@@ -111,6 +114,7 @@ class Http1:
 
         Raises TLSError, FileShrank, OSError.
         """
+        row = self._shared.row
         while True:
             received = await self._shared.idle.wait(self._transport)
             if not received:
@@ -121,8 +125,12 @@ class Http1:
             if received:
                 self._http.receive_data(received)
                 while self._http.trailing_data[0]:
-                    with self._log.exchange() if self._log is not None else _UNLOGGED:
-                        reusable = await self._cycle()
+                    row[IN_FLIGHT] += 1
+                    try:
+                        with self._log.exchange() if self._log is not None else _UNLOGGED:
+                            reusable = await self._cycle()
+                    finally:
+                        row[IN_FLIGHT] -= 1
                     if not reusable:
                         return
 
@@ -130,6 +138,7 @@ class Http1:
 
     async def _repeat(self, received: bytes) -> bytes:
         """Answer the heads at the beginning of `received` that are remembered; what follows them."""
+        row = self._shared.row
         while received and not self._shared.idle.draining and not self._transport.key_update_owed():
             heads = self._shared.service.heads
             end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
@@ -140,10 +149,13 @@ class Http1:
             descriptor = heads.open(key, remembered)
             if descriptor is None:
                 break
+            row[IN_FLIGHT] += 1
+            row[REQUESTS[remembered.status]] += 1
             try:
                 await self._send_again(remembered, descriptor)
             finally:
                 os.close(descriptor)
+                row[IN_FLIGHT] -= 1
             received = received[end:]
             if received:
                 await trio.lowlevel.checkpoint()
@@ -181,7 +193,7 @@ class Http1:
         ):
             key: Key = (self._client.server_name, self._head)
             noted = self._log.noted if self._log is not None else None
-            self._heads.remember(key, head, self._shared.clock.date(), opened, part, noted)
+            self._heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part, noted)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -205,6 +217,7 @@ class Http1:
         else:
             if self._shared.idle.draining or not body_skipped or transport.key_update_owed():
                 response = replace(response, close=True)
+        self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         try:
             if response.reason:
                 _log_refusal(self._client.address, event, response)

@@ -49,6 +49,11 @@ def bind_all(https: Iterable[Listen], http: Iterable[Listen] = ()) -> list[Liste
     return listeners
 
 
+def bind_metrics(listen: Listen) -> list[socket.socket]:
+    """Non-blocking listening sockets for metrics, on loopback where no address is given. Raises ListenError."""
+    return _bind(Listen(listen.host or "localhost", listen.port), "--metrics-listen")
+
+
 def _bind(listen: Listen, option: str) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(

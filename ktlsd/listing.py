@@ -263,17 +263,18 @@ def _is_thumbnail(entry: Entry, media_type: str) -> bool:
 
 def _size_cell(size: int) -> str:
     exact = f' title="{size:,} bytes"' if size >= 1024 else ""
-    return f'<data value="{size}"{exact}>{_human(size)}</data>'
+    return f'<data value="{size}"{exact}>{human_size(size)}</data>'
 
 
 def _summary(folders: int, files: int, size: int) -> str:
     parts = [f"{folders:,} folder{'s' if folders != 1 else ''}"] if folders else []
     if files:
-        parts.append(f"{files:,} file{'s' if files != 1 else ''}, {_human(size)}")
+        parts.append(f"{files:,} file{'s' if files != 1 else ''}, {human_size(size)}")
     return ", ".join(parts)
 
 
-def _human(size: int) -> str:
+def human_size(size: int) -> str:
+    """Bytes in the unit that needs the fewest digits."""
     if size < 1024:
         return f"{size} B"
     # The unit in which fewer than 1000 are shown, so that no number needs more than three digits.

@@ -263,6 +263,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where to answer plain HTTP, only with redirects to HTTPS and ACME challenges."""
     acme_challenges: Path | None = None
     """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
+    metrics_listen: Listen | None = None
+    """Where to answer with metrics, health and a status page over plain HTTP; a port alone (":9090") means loopback."""
     https_port: Port | None = None
     """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
     workers: Workers = 1

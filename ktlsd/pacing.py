@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 
+from ktlsd.metrics import SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
 
@@ -49,9 +50,11 @@ class PacedTransport(abc.ABC):
     that ends without finish() ends such that the client sees that something is missing.
     """
 
-    def __init__(self, sock: socket.socket, residency: Residency) -> None:
+    def __init__(self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
+        """`row` counts the bytes that are sent."""
         self._socket = sock
         self._residency = residency
+        self._row = row
         self.sent = 0
         """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
         self.stopped = False
@@ -137,6 +140,7 @@ class PacedTransport(abc.ABC):
                 raise ConnectionLost(error.strerror) from error
             else:
                 self.sent += sent
+                self._row[SEND] += sent
                 data = data[sent:]
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -162,6 +166,7 @@ class PacedTransport(abc.ABC):
             if sent == 0:
                 raise FileShrank
             self.sent += sent
+            self._row[SENDFILE] += sent
             offset += sent
             if offset == end:
                 return

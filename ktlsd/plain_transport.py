@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import Final
 
+from ktlsd.metrics import UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import PEER_IS_GONE, READ_SIZE, ConnectionLost, Wait
@@ -24,8 +25,8 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class PlainTransport(PacedTransport):
     """A socket without TLS. What is wrong with the connection is raised as with TLS: ConnectionLost or TooSlow."""
 
-    def __init__(self, sock: socket.socket, residency: Residency) -> None:
-        super().__init__(sock, residency)
+    def __init__(self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
+        super().__init__(sock, residency, row)
         self._must_reset = True
 
     def key_update_owed(self) -> bool:

@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from ktlsd.metrics import COLD_READS, UNCOUNTED, Row
+
 STRIDE: Final = 65536
 """Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel
 reads ahead and evicts in longer runs than this."""
@@ -28,12 +30,12 @@ _LANES: Final = 16
 class Residency:
     """One process's knowledge of which files are warm."""
 
-    def __init__(self, file_system_type: Callable[[int], int]) -> None:
+    def __init__(self, file_system_type: Callable[[int], int], row: Row = UNCOUNTED) -> None:
+        """`row` counts the parts that a thread had to read from a disk (or could not be told not to need it)."""
         self._file_system_type = file_system_type
+        self._row = row
         self._lanes = trio.CapacityLimiter(_LANES)
         self._probe = bytearray(1)
-        self.cold_reads = 0
-        """Parts that a thread had to read from a disk (or could not be told not to need it)."""
 
     def is_resident(self, descriptor: int, offset: int, count: int) -> bool:
         """Whether sending this part would not wait for a disk, by sample. Raises OSError."""
@@ -63,7 +65,7 @@ class Residency:
     async def make_resident(self, descriptor: int, offset: int, count: int) -> None:
         """Return once this part of the file can be sent without waiting for a disk. Raises OSError."""
         if not self.is_resident(descriptor, offset, count):
-            self.cold_reads += 1
+            self._row[COLD_READS] += 1
             await trio.to_thread.run_sync(_read_through, descriptor, offset, count, limiter=self._lanes)
 
     async def read_into(self, descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -77,7 +79,7 @@ class Residency:
                 raise
             if error.errno == errno.EOPNOTSUPP and self._file_system_type(descriptor) in _IN_MEMORY:
                 return os.preadv(descriptor, [buffer], offset)
-        self.cold_reads += 1
+        self._row[COLD_READS] += 1
         return await trio.to_thread.run_sync(os.preadv, descriptor, [buffer], offset, limiter=self._lanes)
 
 

@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import h11
 import trio
@@ -23,6 +23,7 @@ from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
 from ktlsd.listeners import Listener
+from ktlsd.metrics import ACCEPTED, FAILED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
 from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.request_log import AccessLog
@@ -32,6 +33,10 @@ from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
+
+if TYPE_CHECKING:
+    # It brings prometheus_client along, which takes long to import.
+    from ktlsd.metrics_listener import MetricsListener
 
 log = logging.getLogger("ktlsd")
 
@@ -48,11 +53,20 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
-    def __init__(self, service: Service, access_log: AccessLog | None = None) -> None:
-        self._residency = Residency(service.library.file_system_type)
+    def __init__(
+        self,
+        service: Service,
+        access_log: AccessLog | None = None,
+        row: Row = UNCOUNTED,
+        metrics: MetricsListener | None = None,
+    ) -> None:
+        """`row` is what it counts into, `metrics` where it answers with what all workers count."""
+        self._row = row
+        self._metrics = metrics
+        self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
-        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), access_log)
+        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), row, access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
@@ -68,6 +82,10 @@ class Server:
         """Serve until drain() is called and the last response is sent; `ready` is called once clients are accepted."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shared.idle.watch)
+            if self._metrics is not None:
+                nursery.start_soon(
+                    self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
+                )
             async with trio.open_nursery() as connections:
                 self._connections = connections
                 with self._accepting:
@@ -134,15 +152,16 @@ class Server:
                 connections.start_soon(self._serve_connection, sock, _address(peer), listener.secure)
 
     async def _serve_connection(self, sock: socket.socket, peer: str, secure: bool) -> None:
+        self._row[ACCEPTED[secure]] += 1
         try:
-            with sock:
+            with sock, counted(self._row, OPEN[secure]):
                 sock.setblocking(False)
                 # Heads and files share records by MSG_MORE; nothing else is worth holding back.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if secure:
                     await self._serve_tls(sock, peer)
                 else:
-                    with contextlib.closing(PlainTransport(sock, self._residency)) as transport:
+                    with contextlib.closing(PlainTransport(sock, self._residency, self._row)) as transport:
                         await Http1(self._shared, transport, self._client(peer)).serve()
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
@@ -158,31 +177,37 @@ class Server:
 
     async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
-        deadline = trio.current_time() + HANDSHAKE_SECONDS
+        row, began = self._row, trio.current_time()
+        deadline = began + HANDSHAKE_SECONDS
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
         with trio.move_on_at(deadline):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         context = service.sites.of_name(asked.server_name).context
-        with contextlib.closing(Transport(context, sock, self._residency)) as transport:
+        with contextlib.closing(Transport(context, sock, self._residency, row)) as transport:
             try:
                 with trio.fail_at(deadline):
                     handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
+                row[FAILED[Failure.TIMEOUT]] += 1
                 log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
                 return
             except PlainHTTP:
+                row[FAILED[Failure.PLAIN_HTTP]] += 1
                 log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
                 await transport.answer_plain_http(self._plain_http_response())
                 return
             except TLSError as error:
+                row[FAILED[Failure.LOST if isinstance(error, ConnectionLost) else Failure.TLS_ERROR]] += 1
                 log.info("%s handshake failed: %s", peer, error)
                 return
-            paths = await self._paths(transport, sock, peer, handshake)
-            if paths is not None:
-                client = self._client(peer, handshake, asked.server_name, paths)
-                await Http1(self._shared, transport, client).serve()
+            tx, rx = self._paths(sock, handshake)
+            count_handshake(row, trio.current_time() - began, handshake, tx, rx)
+            if await self._may_go_on(transport, peer, handshake, tx, rx):
+                client = self._client(peer, handshake, asked.server_name, (tx, rx))
+                with counted(row, OPEN_TLS[tx.offload]):
+                    await Http1(self._shared, transport, client).serve()
 
     def _client(
         self,
@@ -207,22 +232,25 @@ class Server:
                 )
         return Client(peer, handshake is not None, server_name, known)
 
-    async def _paths(
-        self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake
-    ) -> tuple[Path, Path] | None:
-        """Log which path the connection takes in each direction; None where it is not one that --ktls allows."""
+    def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
+        """The path of what is sent and of what is received."""
         support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
         )
+        return tx, rx
+
+    async def _may_go_on(self, transport: Transport, peer: str, handshake: Handshake, tx: Path, rx: Path) -> bool:
+        """Log which path the connection takes; whether that is one that --ktls allows."""
         resumed = " resumed" if handshake.resumed else ""
         log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)
-        if support.mode is Mode.REQUIRE and tx.reason is not None:
+        if self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:
+            self._row[FAILED[Failure.KTLS_REQUIRED]] += 1
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
             await transport.finish()
-            return None
-        return tx, rx
+            return False
+        return True
 
     def _plain_http_response(self) -> bytes:
         http = h11.Connection(h11.SERVER)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
@@ -24,6 +26,15 @@ from ktlsd.sites import Sites
 from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, Library
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
+
+if TYPE_CHECKING:
+    # The module that makes certificates takes long to import.
+    from ktlsd.certificate import Expiry
+
+log = logging.getLogger("ktlsd")
+
+DEFAULT_SITE: Final = "default"
+"""What the site at the top level is called where names of sites are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class Service:
         self.heads = HeadCache(library)
         """Answers under the rules of this service."""
         self._ring = Ring(os.urandom(TICKET_KEY_BYTES), {})
+        self.expiries: tuple[Expiry, ...] = ()
+        """When the certificates end; empty where no metrics are asked for."""
         self._ktls = settings.ktls is not Mode.OFF
         self._resuming: list[Context] = []
         self._users = 0
@@ -121,12 +134,24 @@ class Service:
         pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
         for cert, key in pairs:
             context.use_certificate(os.fspath(cert), os.fspath(key))
+            if self.settings.metrics_listen is not None:
+                self._note_expiry(options, cert)
         if self.settings.session_tickets:
             context.use_sessions(_kind(options), SESSION_SECONDS, self._ring.current)
             self._resuming.append(context)
         else:
             context.use_no_tickets()
         return context
+
+    def _note_expiry(self, options: SiteOptions, cert: Path) -> None:
+        # Now and not when somebody asks: a file that is renewed is not served before it is loaded.
+        from ktlsd.certificate import expiry
+
+        site = options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
+        try:
+            self.expiries += (expiry(site, cert),)
+        except (OSError, ValueError) as error:
+            log.warning("%s: when it ends cannot be read: %s", cert, error)
 
     def _own_certificate(self) -> tuple[Path, Path]:
         from ktlsd.certificate import fingerprint, localhost_certificate

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from ktlsd.client_hello import host_name
+from ktlsd.metrics import UNCOUNTED, USER_SPACE, Row
 from ktlsd.pacing import KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Connection, Context, Handshake, Wait
@@ -27,8 +28,8 @@ USER_SPACE_CHUNK: Final = 131072
 class Transport(PacedTransport):
     """A socket and the TLS connection on it."""
 
-    def __init__(self, context: Context, sock: socket.socket, residency: Residency) -> None:
-        super().__init__(sock, residency)
+    def __init__(self, context: Context, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
+        super().__init__(sock, residency, row)
         self._context = context
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = False
@@ -77,6 +78,7 @@ class Transport(PacedTransport):
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
         self.sent += len(data)
+        self._row[USER_SPACE] += len(data)
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         if count <= SMALL:

@@ -31,10 +31,13 @@ _PATIENCE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`."""
+    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`.
+
+    `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
+    """
 
     prepare: Callable[[int], None]
-    work: Callable[[], None]
+    work: Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -166,12 +169,12 @@ class _Parent:
                 )
 
     def _start_those_due(self) -> None:
-        for place in self._places:
+        for number, place in enumerate(self._places):
             if place.worker is None and place.since <= time.monotonic():
-                place.worker, place.since = _fork(self._job, self._mask), time.monotonic()
+                place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
 
 
-def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
+def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
     parent = os.getpid()
     worker = os.fork()
     if worker:
@@ -182,7 +185,7 @@ def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
         os.setpgid(0, 0)
         job.prepare(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        job.work()
+        job.work(number)
         status = 0
     except BaseException:
         log.exception("worker %d failed", os.getpid())

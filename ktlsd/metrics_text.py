@@ -1,0 +1,69 @@
+"""The counts as Prometheus reads them.
+
+Strategy: prometheus_client writes the text, from families that a collector makes out of the sums over all workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from ktlsd.certificate import Expiry
+from ktlsd.metrics import METRICS, Board, Kind, Metric, series, total_seconds
+
+_SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
+    Kind.COUNTER: CounterMetricFamily,
+    Kind.GAUGE: GaugeMetricFamily,
+}
+
+
+def render(board: Board, expiries: tuple[Expiry, ...], accept: str) -> tuple[str, bytes]:
+    """Media type and text, in the format that an Accept field prefers."""
+    registry = CollectorRegistry()
+    registry.register(_Counts(board, expiries))
+    encode, media_type = choose_encoder(accept)
+    return media_type, encode(registry)
+
+
+class _Counts(Collector):
+    def __init__(self, board: Board, expiries: tuple[Expiry, ...]) -> None:
+        self._board = board
+        self._expiries = expiries
+
+    def describe(self) -> list[Family]:
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        totals = self._board.totals()
+        for metric in METRICS:
+            yield _family(metric, totals)
+        yield GaugeMetricFamily("ktlsd_workers", "Processes that are meant to serve.", value=len(self._board.rows))
+        dates = GaugeMetricFamily(
+            "ktlsd_certificate_expiry_timestamp_seconds",
+            "When a certificate that is served ends, in seconds since the epoch.",
+            labels=("site", "file"),
+        )
+        for expiry in self._expiries:
+            dates.add_metric((expiry.site, expiry.file), expiry.time)
+        yield dates
+
+
+def _family(metric: Metric, totals: list[int]) -> Family:
+    numbers = series(metric, totals)
+    if metric.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(metric.name, metric.help)
+        sums = itertools.accumulate(number.value for number in numbers)
+        buckets = [(number.labels[0], float(value)) for number, value in zip(numbers, sums, strict=True)]
+        histogram.add_metric((), buckets, total_seconds(metric, totals))
+        return histogram
+    family = _SIMPLE[metric.kind](metric.name, metric.help, labels=metric.labels)
+    for number in numbers:
+        family.add_metric(number.labels, number.value)
+    return family
