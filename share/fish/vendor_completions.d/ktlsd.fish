@@ -51,7 +51,7 @@ function _shtab_ktlsd_using
 end
 
 set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --acme-challenges --cert --codings --config --http-listen --jobs --key --ktls --libssl --listen --log-level --min-size --root --workers
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --cert --codings --config --error-log --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -64,10 +64,14 @@ complete -c ktlsd -n _shtab_ktlsd_using -l acme-challenges -xka "(__fish_complet
 complete -c ktlsd -n _shtab_ktlsd_using -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'PEM certificate chain (default: a self-signed one for localhost is made); repeatable with --key, for several types of key'
 complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its PEM key, unencrypted'
 complete -c ktlsd -n _shtab_ktlsd_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'a TOML file with these options, and more, as keys; the command line wins'
-complete -c ktlsd -n _shtab_ktlsd_using -l workers -x -d 'processes to serve with (default 1)'
+complete -c ktlsd -n _shtab_ktlsd_using -l metrics-listen -x -d 'where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out'
+complete -c ktlsd -n _shtab_ktlsd_using -l workers -xka "N auto" -d 'processes to serve with (default 1); auto: as many as usable cores'
 complete -c ktlsd -n _shtab_ktlsd_using -l ktls -xka "auto require off" -d 'use kTLS where it can be had (default), only with it, or not at all'
 complete -c ktlsd -n _shtab_ktlsd_using -l dotfiles -d 'serve names that begin with a dot too'
 complete -c ktlsd -n _shtab_ktlsd_using -l listing -d 'list folders that have no index file'
+complete -c ktlsd -n _shtab_ktlsd_using -l access-log -xka "(__fish_complete_path (commandline -ct))" -d 'where to append a line for each request, or `stderr` (default: nowhere)'
+complete -c ktlsd -n _shtab_ktlsd_using -l access-log-format -xka "combined json" -d 'Apache'"'"'s format (default), or JSON'
+complete -c ktlsd -n _shtab_ktlsd_using -l error-log -xka "(__fish_complete_path (commandline -ct))" -d 'where to append everything else, or `stderr` (default)'
 complete -c ktlsd -n _shtab_ktlsd_using -l libssl -xka "(__fish_complete_path (commandline -ct))" -d 'the libssl to use (default: the system'"'"'s; also KTLSD_LIBSSL)'
 complete -c ktlsd -n _shtab_ktlsd_using -l log-level -xka "debug info warning error" -d 'one of debug, info, warning, error (default info: a line for each connection)'
 complete -c ktlsd -n _shtab_ktlsd_using -l version -d 'show the versions of ktlsd, OpenSSL and the kernel, and their kTLS'
