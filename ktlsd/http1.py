@@ -63,7 +63,7 @@ class Client:
     server_name: str | None = None
     """What it asked for in the handshake (RFC 6066 section 3)."""
     peer: Peer | None = None
-    """The same for the access log, where there is one."""
+    """What the access log, where there is one, says of it."""
 
 
 class Clock:

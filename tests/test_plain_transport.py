@@ -126,6 +126,7 @@ async def test_what_is_sent_arrives_whole(
     transport.close()
     assert reader.join() == expected
     assert reader.error is None
+    assert transport.sent == len(expected)
 
 
 async def test_a_head_shares_a_segment_with_its_file(pair: Pair, ends: Ends, descriptor: int) -> None:
@@ -155,6 +156,7 @@ async def test_a_file_that_shrank_ends_with_a_reset(ends: Ends, descriptor: int,
     reader = Reader(near)
     with trio.fail_after(30), pytest.raises(FileShrank):
         await transport.send_file(HEAD, descriptor, SIZE - 1, count)
+    assert transport.sent == len(HEAD) + 1
     transport.close()
     reader.join()
     assert isinstance(reader.error, ConnectionResetError)
