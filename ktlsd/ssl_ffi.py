@@ -45,6 +45,8 @@ int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *str);
 int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
 int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
 int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t num_tickets);
+int SSL_set_num_tickets(SSL *s, size_t num_tickets);
+size_t SSL_get_num_tickets(const SSL *s);
 long SSL_CTX_set_timeout(SSL_CTX *ctx, long t);
 void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
 int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
@@ -458,6 +460,16 @@ class Connection:
         self._c.ERR_clear_error()
         result: int = self._c.SSL_do_handshake(self._ssl)
         return None if result == 1 else self._stopped(result)
+
+    @contextlib.contextmanager
+    def making_no_tickets(self) -> Iterator[None]:
+        """Send no session ticket in TLS 1.3, not even where the handshake is completed (SSL_set_num_tickets(3))."""
+        number = self._c.SSL_get_num_tickets(self._ssl)
+        self._c.SSL_set_num_tickets(self._ssl, 0)
+        try:
+            yield
+        finally:
+            self._c.SSL_set_num_tickets(self._ssl, number)
 
     def read(self) -> bytes | Wait:
         """Up to READ_SIZE bytes that the peer sent; b"" after its close_notify."""

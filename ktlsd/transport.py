@@ -42,7 +42,8 @@ class Transport(PacedTransport):
         if ticket_key is None:
             wait = self._tls.handshake()
         else:
-            with self._context.reading_tickets_with(ticket_key):
+            # A client can be so quick that one call completes the handshake, and with the old key no ticket is made.
+            with self._context.reading_tickets_with(ticket_key), self._tls.making_no_tickets():
                 wait = self._tls.handshake()
         while wait is not None:
             await self._ready(wait)

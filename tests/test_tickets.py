@@ -212,8 +212,13 @@ def test_a_ticket_of_an_old_key_is_followed_by_one_of_the_new(root: Path, tmp_pa
         old, _ = visit(server, context)
     age(keys, PERIOD_SECONDS + 60)
     with serving(root, state=tmp_path / "state") as server:
-        renewed, resumed = visit(server, context, old)
-        assert resumed
+        renewed = old
+        # No new ticket comes where the handshake took one call only.
+        for _ in range(50):
+            renewed, resumed = visit(server, context, old)
+            assert resumed
+            if renewed != old:
+                break
     # The first key is gone, the second is not.
     age(keys, SESSION_SECONDS)
     with serving(root, state=tmp_path / "state") as server:
