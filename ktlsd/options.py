@@ -269,7 +269,7 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
     workers: Workers = 1
     """Processes to serve with; "auto" for as many as there are usable cores."""
-    drain_seconds: Seconds = 30
+    drain_seconds: Seconds = 240
     """How long what is in flight may take after SIGTERM."""
     session_tickets: bool = True
     """Whether clients may resume a TLS session instead of making a full handshake."""
