@@ -24,7 +24,8 @@ from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_END_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_SIGNALS: Final = frozenset({*_END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
 _PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
@@ -95,11 +96,15 @@ class _Parent:
         look_at = time.monotonic() + WATCH_SECONDS
         while True:
             due = min([look_at, *(place.since for place in self._places if place.worker is None)])
-            told = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
+            # Signals come in the order of their numbers: without a look for these alone, reloads that are asked for
+            # again and again would keep the end away.
+            told = signal.sigtimedwait(_END_SIGNALS, 0) or signal.sigtimedwait(
+                _SIGNALS, max(0.0, due - time.monotonic())
+            )
             number = told.si_signo if told else None
             if number == RELOAD and self._terminal.hung_up():
                 number = signal.SIGTERM
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if number in _END_SIGNALS:
                 break
             self._reap()
             self._start_those_due()
@@ -126,7 +131,7 @@ class _Parent:
                 log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
                 self._tell(signal.SIGKILL)
                 kill_at = time.monotonic() + patience
-            elif told.si_signo in (signal.SIGTERM, signal.SIGINT):
+            elif told.si_signo in _END_SIGNALS:
                 self._tell(signal.Signals(told.si_signo))
             elif told.si_signo == REOPEN_SIGNAL:
                 self._reopen()

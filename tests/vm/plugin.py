@@ -1,9 +1,8 @@
 """Tests marked `ktls` need a kernel with TLS: they run right here where there is one, else in the machine.
 
-Such a test then becomes one item per Debian release, `test_x[debian12]` and `test_x[debian13]`. The machines run beside
-the tests of this host, one after the other, each with a pytest inside that runs exactly the selected ones and writes
-each outcome to a file as it comes. An item here takes its reports from that file, so it passes, skips and fails with
-the text of the test inside.
+Such a test then becomes one item per Debian release, `test_x[debian12]` and `test_x[debian13]`. The first of them to be
+run boots the machine, with a pytest inside that runs exactly the selected ones and writes each outcome to a file as it
+comes. An item here takes its reports from that file, so it passes, skips and fails with the text of the test inside.
 """
 
 from __future__ import annotations
@@ -235,59 +234,12 @@ class Guest:
         self.directory.cleanup()
 
 
-class Guests:
-    """The machines, one after the other, in a thread of their own."""
-
-    def __init__(self, config: pytest.Config, wanted: dict[str, list[str]]) -> None:
-        """`wanted` has for each variant the tests to run in its machine."""
-        self.config = config
-        self.guests: dict[str, Guest | str] = {}  # the machine, or why there is none
-        self.changed = threading.Condition()
-        self.closing = False
-        self.thread = threading.Thread(target=self.attend, args=(wanted,), daemon=True)
-        self.thread.start()
-
-    def attend(self, wanted: dict[str, list[str]]) -> None:
-        for variant, nodeids in wanted.items():
-            guest: Guest | str
-            try:
-                guest = unavailable() or Guest(self.config, variant, nodeids)
-            except Exception as error:  # whatever it is, of() must not wait for ever
-                guest = f"this kernel has no TLS, and no virtual machine could be made: {error}"
-            with self.changed:
-                self.guests[variant] = guest
-                self.changed.notify_all()
-                if self.closing:
-                    return
-            if isinstance(guest, Guest):
-                guest.over.wait()
-
-    def of(self, variant: str) -> Guest | str:
-        with self.changed:
-            self.changed.wait_for(lambda: variant in self.guests)
-            return self.guests[variant]
-
-    def close(self) -> None:
-        with self.changed:
-            self.closing = True
-            started = list(self.guests.values())
-        for guest in started:
-            if isinstance(guest, Guest) and not guest.over.is_set():
-                guest.boot.kill("was no longer wanted")
-        # One that was being prepared is there now.
-        self.thread.join()
-        for guest in self.guests.values():
-            if isinstance(guest, Guest):
-                with contextlib.suppress(OSError):
-                    guest.close()
-
-
 class Proxy:
-    """The host's half: makes the items, has the machines run, passes on the outcomes."""
+    """The host's half: makes the items, boots the machines, passes on the outcomes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.guests: Guests | None = None
+        self.guests: dict[str, Guest | str] = {}  # the machine, or why there is none
         self.excuses: set[str] = set()
 
     @pytest.hookimpl(trylast=True)  # so that the variant comes last among the parameters
@@ -303,16 +255,6 @@ class Proxy:
         items.sort(key=lambda item: 1 + order.index(item.variant) if isinstance(item, GuestItem) else 0)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
-        if session.config.option.collectonly or session.testsfailed:
-            return
-        wanted: dict[str, list[str]] = {}
-        for item in session.items:
-            if isinstance(item, GuestItem):
-                wanted.setdefault(item.variant, []).append(item.inner)
-        self.guests = Guests(self.config, wanted)
-
-    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not isinstance(item, GuestItem):
             return None
@@ -323,8 +265,7 @@ class Proxy:
         return True
 
     def outcome(self, item: GuestItem) -> Iterator[pytest.TestReport]:
-        assert self.guests is not None
-        guest = self.guests.of(item.variant)
+        guest = self.guest(item)
         if isinstance(guest, str):
             yield self.no_machine(item, guest)
             return
@@ -334,6 +275,16 @@ class Proxy:
             yield report
         if not finished:
             yield made_up(item, "failed", guest.lost(item.nodeid))
+
+    def guest(self, item: GuestItem) -> Guest | str:
+        """The machine that this item's test is in; the first item of a variant boots it for all of them."""
+        if item.variant not in self.guests:
+            wanted = [i.inner for i in item.session.items if isinstance(i, GuestItem) and i.variant == item.variant]
+            try:
+                self.guests[item.variant] = unavailable() or Guest(self.config, item.variant, wanted)
+            except (MachineError, OSError) as error:
+                self.guests[item.variant] = f"this kernel has no TLS, and no virtual machine could be made: {error}"
+        return self.guests[item.variant]
 
     def no_machine(self, item: GuestItem, why: str) -> pytest.TestReport:
         self.excuses.add(why)
@@ -352,8 +303,10 @@ class Proxy:
             )
 
     def pytest_sessionfinish(self) -> None:
-        if self.guests is not None:
-            self.guests.close()
+        for guest in self.guests.values():
+            if isinstance(guest, Guest):
+                with contextlib.suppress(OSError):
+                    guest.close()
 
 
 def proxy_of(item: pytest.Item) -> pytest.Item:
