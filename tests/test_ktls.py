@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from tests.serving import Running, client_context, connect, exchange, get, parse
 pytestmark = pytest.mark.ktls
 
 MIB = 1024 * 1024
+PART, GIBIBYTE = 128 * MIB, 1024 * MIB
+FIRST_CIPHERS = ("TLS_AES_128_GCM_SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256")
 CIPHERS = {
     ("TLSv1.3", "TLS_AES_128_GCM_SHA256"),
     ("TLSv1.3", "TLS_AES_256_GCM_SHA384"),
@@ -61,13 +64,19 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 @pytest.fixture(scope="module")
-def gibibyte(root: Path) -> Iterator[str]:
-    """A file of 1 GiB in which every MiB differs, so that a part in the wrong place shows; its SHA-256."""
+def gibibyte(root: Path) -> Iterator[dict[int, str]]:
+    """A file of 1 GiB in which every MiB differs, so that a part in the wrong place shows: the SHA-256 of its first
+    bytes, by their number."""
     block = os.urandom(MIB)
+    digest, digests = hashlib.sha256(), {}
     with open(root / "gibibyte.bin", "wb") as file:
         for index in range(1024):
-            file.write(index.to_bytes(8) + block[8:])
-    yield subprocess.check_output(["sha256sum", str(root / "gibibyte.bin")], text=True).split()[0]
+            part = index.to_bytes(8) + block[8:]
+            file.write(part)
+            digest.update(part)
+            if file.tell() in (PART, GIBIBYTE):
+                digests[file.tell()] = digest.hexdigest()
+    yield digests
     (root / "gibibyte.bin").unlink()
 
 
@@ -80,17 +89,21 @@ def test_each_connection_is_one_more_in_the_kernels_count(server: Running) -> No
 
 
 @pytest.mark.parametrize(("protocol", "cipher"), sorted(CIPHERS))
-def test_a_gibibyte_arrives_whole(server: Running, gibibyte: str, protocol: str, cipher: str) -> None:
+def test_a_gibibyte_arrives_whole(server: Running, gibibyte: dict[int, str], protocol: str, cipher: str) -> None:
+    # It takes a minute and a half in an emulated machine. With OpenSSL 3.5 one cipher of each protocol has all of it,
+    # the others an eighth.
+    size = PART if os.environ.get("KTLSD_VM") == "debian13" and cipher not in FIRST_CIPHERS else GIBIBYTE
     before, lines = counter("TlsTxSw"), len(server.log)
     started = time.monotonic()
-    curl = ["curl", "-ksS", *curl_options(protocol, cipher), server.url("/gibibyte.bin")]
+    part = [] if size == GIBIBYTE else ["-r", f"0-{size - 1}"]
+    curl = ["curl", "-ksS", *curl_options(protocol, cipher), *part, server.url("/gibibyte.bin")]
     with subprocess.Popen(curl, stdout=subprocess.PIPE) as download:
         digest = subprocess.check_output(["sha256sum"], stdin=download.stdout, text=True).split()[0]
     assert download.returncode == 0
-    assert digest == gibibyte
+    assert digest == gibibyte[size]
     assert counter("TlsTxSw") == before + 1
     assert f"{protocol} {cipher} ktls tx=software" in server.wait_for_line(" ktls tx=", since=lines)
-    print(f"{protocol} {cipher}: 1 GiB in {time.monotonic() - started:.0f} s, SHA-256 {digest}")
+    print(f"{protocol} {cipher}: {size} bytes in {time.monotonic() - started:.0f} s, SHA-256 {digest}")
 
 
 def test_the_kernel_reads_the_file_and_the_server_does_not(root: Path, tmp_path: Path) -> None:
