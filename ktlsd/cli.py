@@ -19,6 +19,7 @@ from ktlsd import __version__, ktls_probe
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all, bind_metrics
+from ktlsd.printable import one_line
 from ktlsd.reload_signals import RELOAD_SIGNALS, block_reload_signals
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
@@ -57,16 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
-        print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
+        print(f"ktlsd: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         # Before anything is served; afterwards SIGINT is heeded by the server.
         return EXIT_INTERRUPTED
-
-
-def _one_line(text: str) -> str:
-    """`text` on one line, with nothing in it that moves a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def _serve_parser() -> argparse.ArgumentParser:
@@ -260,8 +256,8 @@ def _serve(options: Mapping[str, Any]) -> int:
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-        for number in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
-            signal.signal(number, signal.SIG_IGN)
+        for late in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
+            signal.signal(late, signal.SIG_IGN)
 
     def announce() -> None:
         for url in metrics.urls() if metrics is not None else ():

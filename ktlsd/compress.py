@@ -29,6 +29,7 @@ from ktlsd.compressible import is_compressible
 from ktlsd.content_types import ContentTypes, suffixes_of
 from ktlsd.encoders import encoder
 from ktlsd.options import Coding
+from ktlsd.printable import printable
 
 EXIT_FAILURES = 1
 SMALLEST: Final = 256
@@ -95,7 +96,7 @@ class Report:
 
     def fail(self, path: str, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        self.failures.append(_one_line(f"{path or '.'}: {reason}"))
+        self.failures.append(printable(f"{path or '.'}: {reason}"))
 
     def __str__(self) -> str:
         return ", ".join(f"{self.outcomes[outcome]} {outcome.value}" for outcome in Outcome)
@@ -379,7 +380,3 @@ def _opened(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -12,6 +12,7 @@ from typing import Final
 
 from ktlsd.log_files import LogFile
 from ktlsd.options import LogLevel
+from ktlsd.printable import printable
 
 PATIENCE_SECONDS: Final = 0.02
 """How long a message may hold up everything else when the log takes nothing."""
@@ -26,13 +27,13 @@ class LineFormatter(logging.Formatter):
         self._dated = dated
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _printable(record.getMessage())
+        text = printable(record.getMessage())
         if self._dated:
             at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
             text = f"{at.isoformat(timespec='milliseconds')[:23]}Z {record.levelname.lower()} {text}"
         if record.exc_info:
             lines = self.formatException(record.exc_info).splitlines()
-            text = "\n    ".join((text, *map(_printable, lines)))
+            text = "\n    ".join((text, *map(printable, lines)))
         return text
 
 
@@ -62,9 +63,3 @@ class ErrorLogHandler(logging.Handler):
 def use(file: LogFile, level: LogLevel) -> None:
     """Have all messages from this level on go to `file`, in place of where they went before."""
     logging.basicConfig(level=level.upper(), handlers=[ErrorLogHandler(file)], force=True)
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

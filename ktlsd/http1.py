@@ -178,13 +178,13 @@ class Http1:
             if log is not None:
                 log.end(complete=complete)
 
-    def _remember(self, event: h11.Request, response: Response, opened: OpenFile, head: bytes) -> None:
+    def _remember(self, version: bytes, request: Request, response: Response, opened: OpenFile, head: bytes) -> None:
         """Keep a response for the next time that the same head comes, where it would be the same again."""
-        fields = _request(event).fields
+        fields = request.fields
         body = response.body
         part = body if isinstance(body, ByteRange) and body.count else None
         if (
-            event.http_version == b"1.1"
+            version == b"1.1"
             and response.status in _REPEATABLE_STATUSES
             and (isinstance(body, ByteRange) or body == b"")
             and not response.close
@@ -200,7 +200,7 @@ class Http1:
     async def _cycle(self) -> bool:
         """Answer one request; whether the connection can be used again."""
         http, transport = self._http, self._transport
-        event = opened = None
+        event = request = opened = None
         try:
             event = await self._read_head()
             if event is None:
@@ -209,7 +209,8 @@ class Http1:
             if self._log is not None:
                 self._log.asked(event)
             body_skipped = await self._skip_body(event)
-            response, opened, _ = await self._answer(event)
+            request = _request(event)
+            response, opened, _ = await self._answer(event, request)
         except h11.RemoteProtocolError as error:
             response = _refuse_malformed(error, http, event)
         except trio.TooSlowError:
@@ -221,7 +222,7 @@ class Http1:
         try:
             if response.reason:
                 _log_refusal(self._client.address, event, response)
-            await self._send(event, response, opened)
+            await self._send(event, request, response, opened)
         finally:
             if opened is not None:
                 opened.close()
@@ -284,16 +285,15 @@ class Http1:
                     return isinstance(event, h11.EndOfMessage)
         return False
 
-    async def _answer(self, event: h11.Request) -> Answer:
+    async def _answer(self, event: h11.Request, request: Request) -> Answer:
         """Decide the response, and the open file that it takes its body from."""
         service = self._shared.service
         self._heads = service.heads
         with service.in_use():
-            return await self._answer_by(service, event)
+            return await self._answer_by(service, event, request)
 
-    async def _answer_by(self, service: Service, event: h11.Request) -> Answer:
-        client = self._client
-        request, target = _request(event), event.target
+    async def _answer_by(self, service: Service, event: h11.Request, request: Request) -> Answer:
+        client, target = self._client, event.target
         head = request.method == "HEAD"
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
         if refused is not None:
@@ -316,7 +316,9 @@ class Http1:
             return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
         return await hosted.site.answer(request, parsed, secure=True)
 
-    async def _send(self, event: h11.Request | None, response: Response, opened: OpenFile | None) -> None:
+    async def _send(
+        self, event: h11.Request | None, request: Request | None, response: Response, opened: OpenFile | None
+    ) -> None:
         http, transport = self._http, self._transport
         signature = () if response.signed else self._shared.service.server_field
         fields = [("Date", self._shared.clock.date().decode("ascii")), *signature, *response.fields]
@@ -328,8 +330,8 @@ class Http1:
             if event is None:
                 self._log.received(self._head)
             self._log.answered(status.value, len(data))
-        if event is not None and opened is not None and self._client.secure:
-            self._remember(event, response, opened, data)
+        if event is not None and request is not None and opened is not None and self._client.secure:
+            self._remember(event.http_version, request, response, opened, data)
         if isinstance(body, ByteRange):
             body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
         if isinstance(body, Multipart):

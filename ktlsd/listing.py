@@ -7,8 +7,6 @@ while the rows are written. No name gets into the page but percent-encoded or es
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import heapq
 import itertools
 import json
@@ -16,11 +14,11 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from html import escape
-from importlib import resources
 from typing import Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from ktlsd.folder import Entry
+from ktlsd.page_assets import asset, source
 
 LARGEST_THUMBNAIL: Final = 2 * 1024 * 1024
 """Bytes of a picture that is shown in the list itself."""
@@ -69,21 +67,14 @@ _THUMBNAIL_TYPES: Final = frozenset(
     "image/" + name for name in ("apng", "avif", "bmp", "gif", "jpeg", "png", "svg+xml", "webp")
 )
 
-_ASSETS: Final = resources.files("ktlsd") / "assets"
-_STYLE, _SCRIPT, _SPRITE = (
-    (_ASSETS / name).read_text(encoding="utf-8") for name in ("listing.css", "listing.js", "icons.svg")
-)
-
-
-def _source(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+_STYLE, _SCRIPT, _SPRITE = map(asset, ("listing.css", "listing.js", "icons.svg"))
 
 
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
-        f"style-src {_source(_STYLE)}",
-        f"script-src {_source(_SCRIPT)}",
+        f"style-src {source(_STYLE)}",
+        f"script-src {source(_SCRIPT)}",
         "img-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",

@@ -18,7 +18,6 @@ from typing import Final, NamedTuple, cast
 
 import trio
 
-from ktlsd import listing
 from ktlsd.accept_encoding import SUFFIXES, preferred
 from ktlsd.compressible import is_compressible
 from ktlsd.content_hash import ContentHashes
@@ -57,6 +56,9 @@ class Site:
     def __init__(self, library: Library, site: SiteOptions) -> None:
         """Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
         self.options = site
+        if site.listing:
+            # It takes long to import, and not while somebody waits for it.
+            import ktlsd.listing  # noqa: F401
         self._library = library
         # Settings without a root are refused when they are read.
         self.path = cast(Path, site.root).resolve()
@@ -225,6 +227,8 @@ class Site:
     # --- what is made, not found --------------------------------------------------------------------------------------
 
     async def _list(self, request: Request, target: Target, folder: Folder) -> Response:
+        from ktlsd import listing
+
         as_json = listing.wants_json(request.fields.get("accept"))
         fields = listing.fields(as_json=as_json)
         if request.method == "HEAD":

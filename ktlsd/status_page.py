@@ -6,14 +6,11 @@ written out, readable without the script, which later fills in the texts of newe
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from string import Template
 from typing import Any, Final, NamedTuple
 
@@ -22,11 +19,9 @@ from ktlsd.certificate import Expiry
 from ktlsd.ktls import Offload, Reason
 from ktlsd.listing import human_size
 from ktlsd.metrics import BY_NAME, OPEN_TLS, PID, SEND, SENDFILE, STARTED, USER_SPACE, Board, Series, series, total
+from ktlsd.page_assets import asset, source
 
-_ASSETS: Final = resources.files("ktlsd") / "assets"
-_PAGE, _STYLE, _SCRIPT = (
-    (_ASSETS / name).read_text(encoding="utf-8") for name in ("status.html", "status.css", "status.js")
-)
+_PAGE, _STYLE, _SCRIPT = map(asset, ("status.html", "status.css", "status.js"))
 _DAY: Final = 86400
 _REASONS: Final = {reason.name.lower(): reason.value for reason in Reason}
 _PATHS: Final = (
@@ -66,15 +61,11 @@ class Snapshot(NamedTuple):
     """What the script plots: totals since the start, and gauges."""
 
 
-def _source(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 POLICY: Final = "; ".join(
     (
         "default-src 'none'",
-        f"style-src {_source(_STYLE)}",
-        f"script-src {_source(_SCRIPT)}",
+        f"style-src {source(_STYLE)}",
+        f"script-src {source(_SCRIPT)}",
         "connect-src 'self'",
         "img-src data:",
         "base-uri 'none'",

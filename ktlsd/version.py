@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ktlsd import __version__
+from ktlsd.printable import one_line
 from ktlsd.ssl_ffi import Library, LibraryError
 
 _KNOWN_ULPS: Final = Path("/proc/sys/net/ipv4/tcp_available_ulp")
@@ -25,7 +26,7 @@ def _openssl(libssl: str | None) -> str:
     try:
         library = Library(libssl)
     except LibraryError as error:
-        return f"OpenSSL: {' '.join(str(error).split())}"
+        return f"OpenSSL: {one_line(str(error))}"
     state = "compiled in" if library.ktls_compiled_in else "not compiled in (OPENSSL_NO_KTLS)"
     return f"{library.version_text} ({library.path}), kTLS {state}"
 

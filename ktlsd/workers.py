@@ -20,12 +20,12 @@ from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
 from ktlsd.logs import REOPEN_SIGNAL
 from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.server import END_SIGNALS
 from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
 
-_END_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-_SIGNALS: Final = frozenset({*_END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
 _PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
@@ -98,13 +98,13 @@ class _Parent:
             due = min([look_at, *(place.since for place in self._places if place.worker is None)])
             # Signals come in the order of their numbers: without a look for these alone, reloads that are asked for
             # again and again would keep the end away.
-            told = signal.sigtimedwait(_END_SIGNALS, 0) or signal.sigtimedwait(
+            told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
                 _SIGNALS, max(0.0, due - time.monotonic())
             )
             number = told.si_signo if told else None
             if number == RELOAD and self._terminal.hung_up():
                 number = signal.SIGTERM
-            if number in _END_SIGNALS:
+            if number in END_SIGNALS:
                 break
             self._reap()
             self._start_those_due()
@@ -131,7 +131,7 @@ class _Parent:
                 log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
                 self._tell(signal.SIGKILL)
                 kill_at = time.monotonic() + patience
-            elif told.si_signo in _END_SIGNALS:
+            elif told.si_signo in END_SIGNALS:
                 self._tell(signal.Signals(told.si_signo))
             elif told.si_signo == REOPEN_SIGNAL:
                 self._reopen()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,6 +172,21 @@ def connect(
     if name is None and context.check_hostname:
         name = "127.0.0.1"
     return context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name)
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether this comes to hold within half a minute."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def children(parent: int) -> set[int]:
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout
+    return {int(number) for number in listed.split()}
 
 
 def is_refused(port: int) -> bool:

@@ -6,14 +6,12 @@ import os
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +23,7 @@ from ktlsd.options import Listen, Settings
 from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
+from tests.in_process import in_a_thread
 from tests.serving import connect, read_to_end
 
 LONG_AGO = time.time_ns() - 3600 * 1_000_000_000
@@ -60,22 +59,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     service = Service(library, Settings(root=root), support(library, Mode.OFF))
     patch.undo()
     listeners = bind_all([Listen("127.0.0.1", 0)])
-    server = Server(service)
-    token: list[trio.lowlevel.TrioToken] = []
-    listening = threading.Event()
-
-    def ready() -> None:
-        token.append(trio.lowlevel.current_trio_token())
-        listening.set()
-
-    thread = threading.Thread(target=lambda: trio.run(server.serve, listeners, ready))
-    thread.start()
-    assert listening.wait(60)
-    settle(root / "large.bin")
-    yield InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
-    token[0].run_sync_soon(server.drain)
-    thread.join(60)
-    assert not thread.is_alive()
+    with in_a_thread(Server(service), listeners):
+        settle(root / "large.bin")
+        yield InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
     service.close()
 
 

@@ -8,15 +8,25 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.serving import Running, client_context, connect, get, is_refused, parse, read_to_end, serving
+from tests.serving import (
+    Running,
+    children,
+    client_context,
+    connect,
+    eventually,
+    get,
+    is_refused,
+    parse,
+    read_to_end,
+    serving,
+)
 
 LARGE = 16 * 1024 * 1024
 """More than the sockets of both sides hold."""
@@ -43,15 +53,6 @@ def begin_download(port: int, name: bytes = b"large.bin") -> tuple[ssl.SSLSocket
     connection = connect(port)
     connection.sendall(REQUEST % name)
     return connection, connection.recv(16384)
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_file_that_shrinks_is_never_taken_for_whole(server: Running, root: Path) -> None:
@@ -132,11 +133,6 @@ def test_a_second_signal_ends_downloads_too(server: Running) -> None:
     assert server.stop() == 0
     with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
         read_to_end(connection)
-
-
-def children(parent: int) -> set[int]:
-    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout
-    return {int(number) for number in listed.split()}
 
 
 def test_workers_share_the_port_and_tickets_and_are_replaced(root: Path, tmp_path: Path) -> None:

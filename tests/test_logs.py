@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tests.serving import (
     client_context,
     command,
     connect,
+    eventually,
     exchange,
     exchange_plain,
     get,
@@ -70,15 +71,6 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     options = ("--access-log", str(state / "access.log"), "--access-log-format", "json", "--listing")
     with serving(root, *options, state=state, http_listen=["127.0.0.1:0"]) as running:
         yield running
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def records(file: Path) -> list[Record]:

@@ -9,14 +9,12 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,12 +28,15 @@ from ktlsd.options import Listen, Settings
 from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
+from tests.in_process import in_a_thread
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
     Running,
+    children,
     client_context,
     connect,
+    eventually,
     exchange,
     exchange_plain,
     is_refused,
@@ -99,20 +100,6 @@ def by_status(found: Numbers) -> dict[str, float]:
 def sent(found: Numbers) -> float:
     """Bytes by whatever path: which one is the kernel's matter."""
     return sum(number for (name, _), number in found.items() if name == "ktlsd_sent_bytes_total")
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def children(parent: int) -> set[int]:
-    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout
-    return {int(number) for number in listed.split()}
 
 
 MIXED = b"".join(
@@ -360,24 +347,9 @@ def in_process(root: Path, state: Path, mode: Mode) -> Iterator[tuple[Board, int
     board = Board(1)
     sockets = bind_metrics(wanted)
     one = Server(service, None, board.take(0), MetricsListener(wanted, sockets, board))
-    token: list[trio.lowlevel.TrioToken] = []
-    listening = threading.Event()
-
-    def ready() -> None:
-        token.append(trio.lowlevel.current_trio_token())
-        listening.set()
-
-    ports = listeners[0].socket.getsockname()[1], sockets[0].getsockname()[1]
-    thread = threading.Thread(target=lambda: trio.run(one.serve, listeners, ready))
-    thread.start()
-    assert listening.wait(WAIT_SECONDS)
-    try:
-        yield board, *ports
-    finally:
-        token[0].run_sync_soon(one.drain)
-        thread.join(WAIT_SECONDS)
-        assert not thread.is_alive()
-        service.close()
+    with in_a_thread(one, listeners):
+        yield board, listeners[0].socket.getsockname()[1], sockets[0].getsockname()[1]
+    service.close()
 
 
 def test_handshake_failures_by_reason(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,20 @@ from ktlsd.ktls_probe import support
 from ktlsd.service import Service
 from ktlsd.settings import Settings
 from ktlsd.ssl_ffi import Library
-from tests.serving import Running, client_context, command, connect, get, parse, read_to_end, serving
+from tests.serving import (
+    Running,
+    children,
+    client_context,
+    command,
+    connect,
+    eventually,
+    get,
+    parse,
+    read_to_end,
+    serving,
+)
 from tests.test_certificates import Authority
-from tests.test_lifecycle import LARGE, begin_download, children, eventually
+from tests.test_lifecycle import LARGE, begin_download
 
 RELOADS = 12
 KEPT = b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -14,8 +14,8 @@ import pytest
 
 from ktlsd.backoff import FIRST_SECONDS, LIVED_SECONDS, LONGEST_SECONDS, Backoff
 from ktlsd.cores import usable_cores
-from tests.serving import Running, get, read_to_end, serving
-from tests.test_lifecycle import LARGE, begin_download, children, eventually
+from tests.serving import Running, children, eventually, get, read_to_end, serving
+from tests.test_lifecycle import LARGE, begin_download
 
 
 @pytest.fixture
