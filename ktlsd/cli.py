@@ -12,14 +12,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
 
-from ktlsd import __version__, ktls_probe
+from ktlsd import __version__, activation, ktls_probe, privileges
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
+
+log = logging.getLogger("ktlsd")
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -27,6 +30,12 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 class _Refusal(Exception):
     """What is wrong, in one line."""
+
+
+_REFUSALS: Final = (
+    *(_Refusal, SettingsError, LibraryError, ContextError, ListenError),
+    *(activation.ActivationError, privileges.PrivilegeError),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["compress"]:
             return _compress(arguments[1:])
         return _serve(combine(vars(_serve_parser().parse_args(arguments))))
-    except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
+    except _REFUSALS as error:
         print(f"ktlsd: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
@@ -85,6 +94,8 @@ def _serve_parser() -> argparse.ArgumentParser:
     add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
     add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
     add("--workers", metavar="N", help="processes to serve with (default 1)")
+    add("--user", metavar="NAME", help="whom to become once sockets are bound and keys are read, when started as root")
+    add("--group", metavar="NAME", help="with which group (default: the user's own)")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
@@ -156,6 +167,8 @@ def _compress(arguments: Sequence[str]) -> int:
 def _serve(settings: Settings) -> int:
     library = Library(settings.libssl)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    passed = activation.take()
+    identity = privileges.resolve(settings.user, settings.group)
     support = _support(library, settings.ktls)
 
     from ktlsd.service import Service
@@ -165,19 +178,23 @@ def _serve(settings: Settings) -> int:
 
     import trio
 
+    from ktlsd.notify import Notifier
+    from ktlsd.pulse import Beat, Pulse
     from ktlsd.server import END_SIGNALS, Server
 
-    listeners = bind_all(settings.listen, settings.http_listen)
+    listeners = bind_all(settings.listen, settings.http_listen, passed)
+    _become(identity, library, [hosted.site.path for hosted in service.all])
     service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     if service.notice:
         print(service.notice, file=sys.stderr)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
+    pulse = Pulse(Notifier())
 
-    def work(ready: Callable[[], None]) -> None:
+    def work(ready: Callable[[], None], beat: Beat | None) -> None:
         async def serve() -> None:
-            await Server(service).run(listeners, ready)
+            await Server(service, beat).run(listeners, ready)
 
         trio.run(serve)
         # The interpreter's own end would give them back their default action, and the exit status would be theirs.
@@ -187,16 +204,32 @@ def _serve(settings: Settings) -> int:
     def announce() -> None:
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
+        pulse.notifier.ready()
 
     if settings.workers == 1:
-        work(announce)
+        work(announce, pulse.own_beat())
     else:
         from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda: work(lambda: None))
-        supervise(settings.workers, listeners, job, announce)
+        job = Job(library.end_with_parent, lambda: work(lambda: None, pulse.worker_beat()))
+        supervise(settings.workers, listeners, job, announce, pulse)
+    pulse.close()
     service.close()
     return 0
+
+
+def _become(identity: privileges.Identity | None, library: Library, roots: Iterable[Path]) -> None:
+    """Give up root where asked to; refuses where the folders could not be served then."""
+    if identity is None:
+        if os.geteuid() == 0:
+            log.warning("running as root, as nothing has to: give --user NAME")
+        return
+    privileges.drop(identity, library.forbid_new_privileges)
+    for root in roots:
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise _Refusal(
+                f"root {root}: user {identity.user}, group {identity.group} may not read it: chmod or chown it"
+            )
 
 
 def _support(library: Library, mode: Mode) -> Support:

@@ -236,6 +236,10 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
     workers: Workers = 1
     """Processes to serve with."""
+    user: Text | None = None
+    """Whom to become, once sockets are bound and keys are read, when started as root; a name or a number."""
+    group: Text | None = None
+    """With which group; the user's own by default."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None

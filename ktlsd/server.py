@@ -24,6 +24,7 @@ from ktlsd.ktls import Direction, Mode, Offload, explain
 from ktlsd.listeners import Listener
 from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
+from ktlsd.pulse import Beat, Tally
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_server_name
@@ -46,8 +47,11 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 class Server:
     """One process's event loop over listening sockets that somebody else bound."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, beat: Beat | None = None) -> None:
+        """`beat` is where the event loop shows that it is alive, and what it serves."""
         self._service = service
+        self._beat = beat
+        self._tally = Tally()
         self._residency = Residency(service.library.file_system_type)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
@@ -68,6 +72,8 @@ class Server:
         """Serve until drain() is called and the last response is sent; `ready` is called once clients are accepted."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shared.idle.watch)
+            if self._beat is not None:
+                nursery.start_soon(self._beat.keep, self._tally)
             async with trio.open_nursery() as connections:
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
@@ -82,6 +88,8 @@ class Server:
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""
+        if self._beat is not None:
+            self._beat.stopping()
         self._accepting.cancel()
         self._shared.idle.drain()
 
@@ -119,6 +127,7 @@ class Server:
                 connections.start_soon(self._serve_connection, sock, _address(peer), listener.secure)
 
     async def _serve_connection(self, sock: socket.socket, peer: str, secure: bool) -> None:
+        self._tally.connections += 1
         try:
             with sock:
                 sock.setblocking(False)
@@ -140,6 +149,8 @@ class Server:
         except Exception:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
+        finally:
+            self._tally.connections -= 1
 
     async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
@@ -171,6 +182,8 @@ class Server:
     async def _may_go_on(self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake) -> bool:
         """Log which path the connection takes; whether that is one that --ktls allows."""
         support = self._service.support
+        self._tally.handshakes += 1
+        self._tally.offloaded += handshake.ktls_tx
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))

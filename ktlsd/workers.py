@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ktlsd.listeners import Listener
+from ktlsd.pulse import Pulse
 
 log = logging.getLogger("ktlsd")
 
@@ -30,7 +31,7 @@ class Job:
     work: Callable[[], None]
 
 
-def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None]) -> None:
+def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callable[[], None], pulse: Pulse) -> None:
     """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
@@ -44,12 +45,11 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
     replace_at: float | None = None
     ending = False
     while workers or not ending:
-        if replace_at is None:
-            received = signal.sigwait(_SIGNALS)
-        else:
-            told = signal.sigtimedwait(_SIGNALS, max(0.0, replace_at - time.monotonic()))
-            received = signal.Signals(told.si_signo) if told else signal.SIGCHLD
+        told = signal.sigtimedwait(_SIGNALS, pulse.seconds if replace_at is None else _left(replace_at))
+        received = signal.Signals(told.si_signo) if told else signal.SIGCHLD
+        pulse.check(workers)
         if received != signal.SIGCHLD:
+            pulse.notifier.stopping()
             ending, replace_at = True, None
             for listener in listeners:
                 listener.socket.close()
@@ -65,6 +65,10 @@ def supervise(count: int, listeners: Sequence[Listener], job: Job, ready: Callab
         if replace_at is not None and time.monotonic() >= replace_at:
             workers |= {_fork(job, mask) for _ in range(count - len(workers))}
             replace_at = None
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _fork(job: Job, mask: set[int | signal.Signals]) -> int:
