@@ -219,17 +219,18 @@ def _serve(settings: Settings) -> int:
 
 
 def _become(identity: privileges.Identity | None, library: Library, roots: Iterable[Path]) -> None:
-    """Give up root where asked to; refuses where the folders could not be served then."""
+    """Give up root where asked to; refuses where ktlsd could not do its work then."""
     if identity is None:
         if os.geteuid() == 0:
             log.warning("running as root, as nothing has to: give --user NAME")
         return
     privileges.drop(identity, library.forbid_new_privileges)
-    for root in roots:
-        if not os.access(root, os.R_OK | os.X_OK):
-            raise _Refusal(
-                f"root {root}: user {identity.user}, group {identity.group} may not read it: chmod or chown it"
-            )
+    # Modules are imported, and files opened, when they are needed first.
+    code = (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parent))
+    for what, folder in (*code, *(("root", root) for root in roots)):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            whom = f"user {identity.user}, group {identity.group}"
+            raise _Refusal(f"{what} {folder}: {whom} may not read it: change its mode or owner, or have it elsewhere")
 
 
 def _support(library: Library, mode: Mode) -> Support:

@@ -71,7 +71,7 @@ class Pulse:
     def __init__(self, notifier: Notifier) -> None:
         self.notifier = notifier
         self._limit = notifier.watchdog_seconds
-        self.seconds = min(STATUS_SECONDS, (self._limit or STATUS_SECONDS) / _BEATS_IN_TIME)
+        self.seconds = STATUS_SECONDS if self._limit is None else min(STATUS_SECONDS, self._limit / _BEATS_IN_TIME)
         """Between two beats."""
         self._status = ""
         self._past = Report()
@@ -96,8 +96,8 @@ class Pulse:
 
     def check(self, workers: Collection[int]) -> None:
         """In the parent, every `seconds`: kill the workers that fell silent, and tell systemd how the rest does."""
+        self._take_in()
         now = time.monotonic()
-        self._take_in(now)
         for gone in self._seen.keys() - set(workers):
             del self._seen[gone]
             left = self._reports.pop(gone, Report())
@@ -110,12 +110,16 @@ class Pulse:
                     os.kill(worker, signal.SIGKILL)
         self._tell()
 
-    def _take_in(self, now: float) -> None:
+    def take(self, process: int, report: Report) -> None:
+        """Note the report of a process."""
+        self._seen[process] = time.monotonic()
+        self._reports[process] = report
+
+    def _take_in(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 worker, *counters = _REPORT.unpack(self._inbox.recv(_REPORT.size))
-                self._seen[worker] = now
-                self._reports[worker] = Report(*counters)
+                self.take(worker, Report(*counters))
 
     def _from_worker(self, report: Report) -> None:
         # A parent that does not read has its own watchdog to fear.
@@ -123,7 +127,7 @@ class Pulse:
             self._outbox.send(_REPORT.pack(os.getpid(), *report))
 
     def _from_this_process(self, report: Report) -> None:
-        self._reports[os.getpid()] = report
+        self.take(os.getpid(), report)
         self._tell()
 
     def _tell(self) -> None:

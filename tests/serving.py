@@ -94,6 +94,7 @@ def serving(
     http_listen: Sequence[str] = (),
     wrapper: Sequence[str] = (),
     new_session: bool = False,
+    pass_fds: Sequence[int] = (),
     **environment: str,
 ) -> Iterator[Running]:
     """Start ktlsd, on `root` unless a configuration file names it, wait until it listens, and see that it is gone at
@@ -108,6 +109,7 @@ def serving(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=new_session,
+        pass_fds=pass_fds,
     )
     running = Running(process, state)
 

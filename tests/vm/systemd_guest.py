@@ -1,8 +1,8 @@
 """ktlsd as a service of a real systemd: runs in the machine, as root, and writes what became of each case.
 
-Strategy: the steps of docs/operations.md, then one service's life from start to stop, since a start costs an emulated machine
-many seconds. Nothing but the standard library is imported, for the same reason. Each case is a function, which raises,
-or tells why it says nothing here.
+Strategy: the steps of docs/operations.md, then one service's life from start to stop, since a start costs an emulated
+machine many seconds. Nothing but the standard library is imported, for the same reason. Each case is a function, which
+raises, or tells why it says nothing here.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def eventually(holds: Callable[[], object]) -> None:
         time.sleep(0.5)
 
 
-def get(target: str = "/index.html") -> bytes:
+def get(target: str = "/index.html", port: int = 443) -> bytes:
     """One request over TLS, with the certificate verified; the body of a 200."""
     context = ssl.create_default_context(cafile="/etc/ktlsd/fullchain.pem")
     with (
-        socket.create_connection(("127.0.0.1", 443), timeout=PATIENCE) as raw,
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as raw,
         context.wrap_socket(raw, server_hostname=SITE, suppress_ragged_eofs=False) as connection,
     ):
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n".encode())
@@ -275,6 +275,22 @@ def watchdog_ends_a_stuck_process() -> None:
     assert get() == b"hello\n"
 
 
+def root_steps_down_without_systemd() -> None:
+    """A port of root's, a key that root alone can read, and then neither root nor a way back."""
+    command = "/opt/ktlsd/bin/ktlsd --listen 127.0.0.1:444 --user nobody"
+    files = f"--root {ROOT} --cert /etc/ktlsd/fullchain.pem --key /etc/ktlsd/keys/privkey.pem"
+    with subprocess.Popen([*command.split(), *files.split()], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = next((line for line in server.stderr if "listening on" in line), "")
+        assert said == "listening on https://127.0.0.1:444\n"
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
+        assert status["Uid"].split() == ["65534"] * 4
+        assert (status["Groups"].split(), status["NoNewPrivs"], int(status["CapPrm"], 16)) == ([], "1", 0)
+        assert get(port=444) == b"hello\n"
+        server.terminate()
+    assert server.returncode == 0
+
+
 def stop() -> None:
     sh("systemctl stop ktlsd.socket ktlsd-http.socket ktlsd.service")
     assert (prop("ActiveState"), prop("Result"), prop("ExecMainStatus")) == ("inactive", "success", "0")
@@ -287,7 +303,7 @@ CASES: dict[str, Callable[[], str | None]] = {
     for case in (
         *(install, modules_load_brings_tls, start, ktls_under_the_hardened_unit, status_text, plain_http_socket),
         *(key_is_a_credential, unprivileged_and_confined, security_score, reload, killed_worker_is_replaced),
-        *(upgrade_refuses_nobody, watchdog_ends_a_stuck_process, stop),
+        *(upgrade_refuses_nobody, watchdog_ends_a_stuck_process, root_steps_down_without_systemd, stop),
     )
 }
 
