@@ -190,6 +190,8 @@ def _serve(settings: Settings) -> int:
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
+    if os.geteuid() == 0:
+        log.warning("running as root, as nothing has to: give --user NAME")
     pulse = Pulse(Notifier())
 
     def work(ready: Callable[[], None], beat: Beat | None) -> None:
@@ -221,8 +223,6 @@ def _serve(settings: Settings) -> int:
 def _become(identity: privileges.Identity | None, library: Library, roots: Iterable[Path]) -> None:
     """Give up root where asked to; refuses where ktlsd could not do its work then."""
     if identity is None:
-        if os.geteuid() == 0:
-            log.warning("running as root, as nothing has to: give --user NAME")
         return
     privileges.drop(identity, library.forbid_new_privileges)
     # Modules are imported, and files opened, when they are needed first.

@@ -161,6 +161,8 @@ def plain_http_socket() -> None:
 def key_is_a_credential() -> None:
     key = Path("/etc/ktlsd/keys/privkey.pem")
     assert (key.stat().st_uid, key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0, 0o600, 0o700)
+    # Root sees what the service sees, so that `ktlsd check` can read the same configuration.
+    assert Path("/run/credentials/ktlsd.service/keys_privkey.pem").read_bytes() == key.read_bytes()
     denied = in_the_service("cat /etc/ktlsd/keys/privkey.pem")
     assert "Permission denied" in denied, denied
 
