@@ -15,7 +15,7 @@ from tests.vm.machine import CHECKOUT, SYSTEMD, Boot, MachineError, missing, pre
 from tests.vm.systemd_guest import CASES
 
 SECONDS = 900.0
-"""Of the machine's life: four minutes where nothing else runs beside it."""
+"""Of the machine's life: four minutes on a busy host."""
 NOT_PACKED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "bench")
 
 

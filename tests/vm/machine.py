@@ -562,6 +562,7 @@ class Boot:
             self.process.wait()
             raise
         finally:
+            self.process.stdout.close()
             self.timer.cancel()
             shutil.rmtree(self.scratch, ignore_errors=True)
         status = self.results / ".machine/status"
