@@ -12,10 +12,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ktlsd import __version__, ktls_probe
+from ktlsd import __version__, activation, ktls_probe, privileges
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.listeners import ListenError, bind_all, bind_metrics
@@ -40,6 +42,12 @@ class _Refusal(Exception):
     """What is wrong, in one line."""
 
 
+_REFUSALS: Final = (
+    *(_Refusal, SettingsError, LibraryError, ContextError, ListenError),
+    *(activation.ActivationError, privileges.PrivilegeError),
+)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise _Refusal(f"{message} (ktlsd --help shows the usage)")
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compress(arguments[1:])
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
-    except (_Refusal, SettingsError, LibraryError, ContextError, ListenError) as error:
+    except _REFUSALS as error:
         print(f"ktlsd: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
@@ -97,6 +105,8 @@ def _serve_parser() -> argparse.ArgumentParser:
         help="where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out",
     )
     add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
+    add("--user", metavar="NAME", help="whom to become once sockets are bound and keys are read, when started as root")
+    add("--group", metavar="NAME", help="with which group (default: the user's own)")
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
@@ -201,7 +211,10 @@ def _serve(options: Mapping[str, Any]) -> int:
     library = Library(settings.libssl)
     from ktlsd.logs import REOPEN_SIGNAL, Logs
 
-    logs = Logs(settings)
+    passed = activation.take()
+    identity = privileges.resolve(settings.user, settings.group)
+    with privileges.acting_as(identity):
+        logs = Logs(settings)
     logs.begin()
     support = _support(library, settings.ktls)
 
@@ -226,10 +239,12 @@ def _serve(options: Mapping[str, Any]) -> int:
     import trio
 
     from ktlsd.metrics import Board
+    from ktlsd.notify import Notifier
+    from ktlsd.pulse import Pulse
     from ktlsd.reload import Upkeep
     from ktlsd.server import END_SIGNALS, Server
 
-    listeners = bind_all(settings.listen, settings.http_listen)
+    listeners = bind_all(settings.listen, settings.http_listen, passed)
     workers = usable_cores() if settings.workers == "auto" else settings.workers
     board = Board(workers)
     metrics = None
@@ -237,6 +252,7 @@ def _serve(options: Mapping[str, Any]) -> int:
         from ktlsd.metrics_listener import MetricsListener
 
         metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
+    _become(identity, library, [hosted.site.path for hosted in service.all])
     bound = next(sock.getsockname()[1] for sock, secure in listeners if secure)
     service.https_redirect.port = settings.https_port or bound
     if service.notice:
@@ -244,13 +260,21 @@ def _serve(options: Mapping[str, Any]) -> int:
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
     print(f"ktlsd {__version__} serves {roots} on {places}; {state}", file=sys.stderr)
+    if os.geteuid() == 0:
+        log.warning("running as root, as nothing has to: give --user NAME")
+    pulse = Pulse(Notifier(), board)
 
     def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
         async def serve() -> None:
             async with logs.access_log() as access_log:
-                server = Server(configuration.service, access_log, board.take(number), metrics)
+                row = board.take(number)
+                server = Server(configuration.service, access_log, row, metrics)
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(Upkeep(server, configuration, terminal, alone=alone).run)
+                    upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
+                    await nursery.start(upkeep.run)
+                    nursery.start_soon(partial(pulse.beat, row, alone=alone))
+                    if alone:
+                        nursery.start_soon(pulse.tell_end, server.draining)
                     await server.run(listeners, ready)
                     nursery.cancel_scope.cancel()
 
@@ -264,6 +288,7 @@ def _serve(options: Mapping[str, Any]) -> int:
             print(f"metrics on {url}", file=sys.stderr, flush=True)
         for listener in listeners:
             print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
+        pulse.notifier.ready()
 
     if workers == 1:
         work(0, announce, alone=True)
@@ -271,7 +296,7 @@ def _serve(options: Mapping[str, Any]) -> int:
         from ktlsd.workers import Job, supervise
 
         job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
-        supervise(workers, listeners, job, configuration, terminal, announce, logs.reopen)
+        supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
     configuration.close()
     logs.close()
     return 0
@@ -295,6 +320,19 @@ def _tickets(settings: Settings) -> TicketFile | None:
     except (TicketFileError, OSError, RuntimeError) as error:
         log.info("sessions will not be resumed after a restart: %s", error)
         return TicketFile(None)
+
+
+def _become(identity: privileges.Identity | None, library: Library, roots: Iterable[Path]) -> None:
+    """Give up root where asked to; refuses where ktlsd could not do its work then."""
+    if identity is None:
+        return
+    privileges.drop(identity, library.forbid_new_privileges)
+    # Modules are imported, and files opened, when they are needed first.
+    code = (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parent))
+    for what, folder in (*code, *(("root", root) for root in roots)):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            whom = f"user {identity.user}, group {identity.group}"
+            raise _Refusal(f"{what} {folder}: {whom} may not read it: change its mode or owner, or have it elsewhere")
 
 
 def _support(library: Library, mode: Mode) -> Support:

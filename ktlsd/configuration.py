@@ -22,7 +22,9 @@ log = logging.getLogger("ktlsd")
 
 WATCH_SECONDS: Final = 2.0
 """How often to look whether certificates have changed."""
-RESTART_ONLY: Final = ("listen", "http_listen", "workers", "ktls", "libssl", "session_tickets", "ticket_keys")
+RESTART_ONLY: Final = (
+    *("listen", "http_listen", "workers", "user", "group", "ktls", "libssl", "session_tickets", "ticket_keys"),
+)
 """Keys of which a running ktlsd takes no other values."""
 
 WHAT: Final = {True: "configuration", False: "certificates"}

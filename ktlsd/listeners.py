@@ -11,10 +11,13 @@ import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from ktlsd.activation import Passed
 from ktlsd.options import Listen
 
 BACKLOG: Final = 1024
 
+_SECURE: Final = {"https": True, "http": False}
+"""What is spoken on a passed socket, by its name; TLS on one of another name."""
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -34,11 +37,17 @@ class Listener(NamedTuple):
         return f"{'https' if self.secure else 'http'}://{Listen(host, port)}"
 
 
-def bind_all(https: Iterable[Listen], http: Iterable[Listen] = ()) -> list[Listener]:
-    """Non-blocking listening sockets for all addresses, or none at all. Raises ListenError."""
-    listeners: list[Listener] = []
+def bind_all(https: Iterable[Listen], http: Iterable[Listen] = (), passed: Iterable[Passed] = ()) -> list[Listener]:
+    """Non-blocking listening sockets for all addresses, or none at all. Raises ListenError.
+
+    Sockets that were passed stand for all addresses of their kind.
+    """
+    listeners = [Listener(sock, _SECURE.get(name, True)) for name, sock in passed]
+    present = {listener.secure for listener in listeners}
     try:
         for wanted, secure in ((https, True), (http, False)):
+            if secure in present:
+                continue
             for listen in wanted:
                 option = "--listen" if secure else "--http-listen"
                 listeners += [Listener(sock, secure) for sock in _bind(listen, option)]

@@ -148,7 +148,9 @@ PID: Final = 0
 """The slot with the number of the process that has a row."""
 STARTED: Final = 1
 """The slot with the time since which it has it, in seconds since the epoch; 0 in a row that nobody has had."""
-_RESERVED: Final = 2
+BEAT: Final = 2
+"""The slot with the time at which its event loop was last known to run, in nanoseconds of the monotonic clock."""
+_RESERVED: Final = 3
 
 _FIRST: Final = dict(
     zip(
@@ -253,7 +255,7 @@ class Board:
         return row
 
     def totals(self) -> list[int]:
-        """The sums over all rows, by slot; those of PID and STARTED mean nothing."""
+        """The sums over all rows, by slot; those of PID, STARTED and BEAT mean nothing."""
         return [sum(column) for column in zip(*(row.tolist() for row in self.rows), strict=True)]
 
 
@@ -264,7 +266,7 @@ class Series(NamedTuple):
     value: int
 
 
-def series(metric: Metric, totals: list[int]) -> list[Series]:
+def series(metric: Metric, totals: Sequence[int]) -> list[Series]:
     """A metric's numbers in a row, or in the sum of rows, without the sum of a histogram."""
     first = _FIRST[metric.name]
     numbers = zip(metric.series, totals[first : first + len(metric.series)], strict=True)

@@ -275,6 +275,10 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether clients may resume a TLS session instead of making a full handshake."""
     ticket_keys: Path | None = None
     """The file with the session ticket keys, in the state folder where none is given."""
+    user: Text | None = None
+    """Whom to become, once sockets are bound and keys are read, when started as root; a name or a number."""
+    group: Text | None = None
+    """With which group; the user's own by default."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None

@@ -66,6 +66,8 @@ class Server:
         self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
+        self.draining = trio.Event()
+        """Set once drain() is called."""
         self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), row, access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
@@ -101,6 +103,7 @@ class Server:
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""
+        self.draining.set()
         self._accepting.cancel()
         self._shared.idle.drain()
 

@@ -180,5 +180,6 @@ def _folder_advice(error: OSError) -> str:
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
     if error.errno in (errno.ENOSYS, errno.EPERM):
-        return "this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it"
+        sandboxes = "systemd's DynamicUser= and RestrictSUIDSGID= do"
+        return f"this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it ({sandboxes})"
     return error.strerror or str(error)

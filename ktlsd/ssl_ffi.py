@@ -135,6 +135,7 @@ _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 _STATFS_SIZE = 256
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
@@ -279,6 +280,12 @@ class Library:
         if self.c.fstatfs(descriptor, buffer) < 0:
             raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
         return int(buffer[0])
+
+    def forbid_new_privileges(self) -> None:
+        """Let no program that this process starts have more rights than it (PR_SET_NO_NEW_PRIVS). Raises OSError."""
+        if self.c.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            number = self.ffi.errno
+            raise OSError(number, os.strerror(number))
 
     def end_with_parent(self, parent: int) -> None:
         """Have this process get SIGTERM when its parent, whose number is given, ends however (PR_SET_PDEATHSIG)."""

@@ -57,7 +57,8 @@ def test_startup_says_what_is_served_where_and_how(root: Path, tmp_path: Path) -
             r"OpenSSL 3\.\S+ .* \(/\S+libssl\.so\.3\); kTLS: TLS 1\.3 tx=.* rx=.*, TLS 1\.2 tx=.* rx=.*",
             server.log[1],
         )
-        assert server.log[2] == f"listening on https://127.0.0.1:{server.port}"
+        assert ("running as root" in server.log[2]) == (os.geteuid() == 0)
+        assert server.log[-1] == f"listening on https://127.0.0.1:{server.port}"
 
 
 def test_the_self_signed_certificate_is_kept_and_private_and_valid_for_localhost(root: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ function _shtab_ktlsd_using
 end
 
 set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --cert --codings --config --error-log --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --workers
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -66,6 +66,8 @@ complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (comm
 complete -c ktlsd -n _shtab_ktlsd_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'a TOML file with these options, and more, as keys; the command line wins'
 complete -c ktlsd -n _shtab_ktlsd_using -l metrics-listen -x -d 'where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out'
 complete -c ktlsd -n _shtab_ktlsd_using -l workers -xka "N auto" -d 'processes to serve with (default 1); auto: as many as usable cores'
+complete -c ktlsd -n _shtab_ktlsd_using -l user -x -d 'whom to become once sockets are bound and keys are read, when started as root'
+complete -c ktlsd -n _shtab_ktlsd_using -l group -x -d 'with which group (default: the user'"'"'s own)'
 complete -c ktlsd -n _shtab_ktlsd_using -l ktls -xka "auto require off" -d 'use kTLS where it can be had (default), only with it, or not at all'
 complete -c ktlsd -n _shtab_ktlsd_using -l dotfiles -d 'serve names that begin with a dot too'
 complete -c ktlsd -n _shtab_ktlsd_using -l listing -d 'list folders that have no index file'
