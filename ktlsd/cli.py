@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ktlsd import __version__, ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
-from ktlsd.listeners import ListenError, bind_all
+from ktlsd.listeners import Kind, ListenError, bind_all, close_all
 from ktlsd.settings import LOG_LEVELS, Settings, SettingsError, combine
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, ContextError, Library, LibraryError, TLSError
 
@@ -73,6 +73,12 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="ADDR:PORT",
         action="append",
         help="where to answer plain HTTP, with redirects to HTTPS and ACME challenges alone; repeatable",
+    )
+    add(
+        "--backend-listen",
+        metavar="PLACE",
+        action="append",
+        help="ADDR:PORT or unix:PATH, where to serve over plain HTTP for proxies that end TLS; repeatable",
     )
     add("--acme-challenges", metavar="DIR", help="the folder of what answers ACME challenges on plain HTTP")
     add(
@@ -167,8 +173,11 @@ def _serve(settings: Settings) -> int:
 
     from ktlsd.server import END_SIGNALS, Server
 
-    listeners = bind_all(settings.listen, settings.http_listen)
-    service.https_redirect.port = next(sock.getsockname()[1] for sock, secure in listeners if secure)
+    listeners = bind_all(
+        settings.listen, settings.http_listen, settings.backend_listen, int(settings.backend_mode, base=8)
+    )
+    https = (listener for listener in listeners if listener.kind is Kind.HTTPS)
+    service.https_redirect.port = next(listener.socket.getsockname()[1] for listener in https)
     if service.notice:
         print(service.notice, file=sys.stderr)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
@@ -186,15 +195,18 @@ def _serve(settings: Settings) -> int:
 
     def announce() -> None:
         for listener in listeners:
-            print(f"listening on {listener.url()}", file=sys.stderr, flush=True)
+            print(listener.announcement(), file=sys.stderr, flush=True)
 
-    if settings.workers == 1:
-        work(announce)
-    else:
-        from ktlsd.workers import Job, supervise
+    try:
+        if settings.workers == 1:
+            work(announce)
+        else:
+            from ktlsd.workers import Job, supervise
 
-        job = Job(library.end_with_parent, lambda: work(lambda: None))
-        supervise(settings.workers, listeners, job, announce)
+            job = Job(library.end_with_parent, lambda: work(lambda: None))
+            supervise(settings.workers, listeners, job, announce)
+    finally:
+        close_all(listeners)
     service.close()
     return 0
 

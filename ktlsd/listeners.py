@@ -1,17 +1,23 @@
 """Listening sockets, bound before any worker starts.
 
 Strategy: every address that a name has is bound; a name with several needs one that can be (localhost without IPv6).
+The file of a Unix socket is replaced only where nobody answers on it, and removed only while it is still the same file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import errno
+import fcntl
 import os
 import socket
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from ktlsd.options import Listen
+from ktlsd.options import BackendListen, Listen
 
 BACKLOG: Final = 1024
 
@@ -22,31 +28,136 @@ class ListenError(Exception):
     """An address that cannot be listened on; the text is one line for the operator."""
 
 
+class Kind(enum.Enum):
+    """What a listening socket is for."""
+
+    HTTPS = enum.auto()
+    """TLS and the sites."""
+    REDIRECT = enum.auto()
+    """Plain HTTP with the way to HTTPS."""
+    BACKEND = enum.auto()
+    """Plain HTTP with the sites, for proxies that end TLS."""
+
+
+class SocketFile(NamedTuple):
+    """The file of a bound Unix socket, as it was made."""
+
+    path: Path
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file if nobody put another in its place."""
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+
+
 class Listener(NamedTuple):
-    """A bound socket, and whether TLS is spoken on it."""
+    """A bound socket, and what is spoken on it."""
 
     socket: socket.socket
-    secure: bool
+    kind: Kind
+    file: SocketFile | None = None
 
     def url(self) -> str:
-        """Its scheme, address and port."""
+        """Its scheme, address and port, or the path of its file."""
+        if self.file is not None:
+            return f"unix:{self.file.path}"
         host, port = self.socket.getsockname()[:2]
-        return f"{'https' if self.secure else 'http'}://{Listen(host, port)}"
+        return f"{'https' if self.kind is Kind.HTTPS else 'http'}://{Listen(host, port)}"
+
+    def announcement(self) -> str:
+        """What the operator is told once connections are accepted."""
+        return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"
 
 
-def bind_all(https: Iterable[Listen], http: Iterable[Listen] = ()) -> list[Listener]:
-    """Non-blocking listening sockets for all addresses, or none at all. Raises ListenError."""
+def bind_all(
+    https: Iterable[Listen],
+    http: Iterable[Listen] = (),
+    backend: Iterable[BackendListen] = (),
+    backend_mode: int = 0o660,
+) -> list[Listener]:
+    """Non-blocking listening sockets for all addresses, or none at all; Unix sockets' files get the permissions given.
+
+    Raises ListenError.
+    """
     listeners: list[Listener] = []
     try:
-        for wanted, secure in ((https, True), (http, False)):
-            for listen in wanted:
-                option = "--listen" if secure else "--http-listen"
-                listeners += [Listener(sock, secure) for sock in _bind(listen, option)]
+        for listen in https:
+            listeners += [Listener(sock, Kind.HTTPS) for sock in _bind(listen, "--listen")]
+        for listen in http:
+            listeners += [Listener(sock, Kind.REDIRECT) for sock in _bind(listen, "--http-listen")]
+        for place in (wanted.place for wanted in backend):
+            if isinstance(place, Path):
+                listeners.append(_bind_unix(place, backend_mode))
+            else:
+                listeners += [Listener(sock, Kind.BACKEND) for sock in _bind(place, "--backend-listen")]
     except BaseException:
-        for listener in listeners:
-            listener.socket.close()
+        close_all(listeners)
         raise
     return listeners
+
+
+def close_all(listeners: Iterable[Listener]) -> None:
+    """Close the sockets and remove their files."""
+    for listener in listeners:
+        listener.socket.close()
+        if listener.file is not None:
+            listener.file.remove()
+
+
+def _bind_unix(path: Path, mode: int) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _locked(path.parent):
+            _clear(path)
+            # Nobody can connect before listen(2), and by then the permissions are those that are wanted.
+            sock.bind(os.fspath(path))
+            os.chmod(path, mode)
+            made = os.lstat(path)
+            sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        text = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"--backend-listen unix:{path}: {text}{_UNIX_ADVICE.get(error.errno or 0, '')}") from error
+    return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others that do the same out of a folder, so that none takes a socket for stale that is just being made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket's file that nobody listens on. Raises OSError where there is anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(os.fspath(path))
+    if refused != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    os.unlink(path)
+
+
+_UNIX_ADVICE: Final = {
+    errno.EADDRINUSE: ": stop what listens there or choose another path",
+    errno.EEXIST: ": it is no socket; remove it or choose another path",
+    errno.ENOENT: ": there is no such folder; make it first",
+    errno.EACCES: ": this user may not make files in that folder",
+}
 
 
 def _bind(listen: Listen, option: str) -> list[socket.socket]:

@@ -17,17 +17,20 @@ from typing import Final
 import h11
 import trio
 
+from ktlsd.forwarded import Origin
 from ktlsd.head_cache import HeadCache
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, explain
-from ktlsd.listeners import Listener
+from ktlsd.listeners import Kind, Listener
 from ktlsd.pacing import FileShrank
+from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
+from ktlsd.proxy_protocol import BadHeader
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_server_name
-from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
+from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
 
@@ -116,23 +119,33 @@ class Server:
                         await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
                     # Anything else is the fate of one connection that ended while it was queued (accept(2)).
                     continue
-                connections.start_soon(self._serve_connection, sock, _address(peer), listener.secure)
+                connections.start_soon(self._serve_connection, sock, peer_of(peer), listener.kind)
 
-    async def _serve_connection(self, sock: socket.socket, peer: str, secure: bool) -> None:
+    async def _serve_connection(self, sock: socket.socket, peer: Peer, kind: Kind) -> None:
         try:
             with sock:
                 sock.setblocking(False)
-                # Heads and files share records by MSG_MORE; nothing else is worth holding back.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if secure:
-                    await self._serve_tls(sock, peer)
+                if sock.family != socket.AF_UNIX:
+                    # Heads and files share records by MSG_MORE; nothing else is worth holding back.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                deadline = trio.current_time() + HANDSHAKE_SECONDS
+                if self._service.speak_proxy and self._service.speak_proxy.holds(peer.address):
+                    with trio.fail_at(deadline):
+                        peer = await client_of(sock, peer)
+                if kind is Kind.HTTPS:
+                    await self._serve_tls(sock, peer, deadline)
                 else:
                     with contextlib.closing(PlainTransport(sock, self._residency)) as transport:
-                        await Http1(self._shared, transport, Client(peer, secure=False)).serve()
+                        client = self._client(peer, secure=False, redirected=kind is Kind.REDIRECT)
+                        await Http1(self._shared, transport, client).serve()
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
             log.debug("%s left: %s", peer, error)
+        except BadHeader as error:
+            log.info("%s cut off: proxy_protocol demands a PROXY header of it, and it sent %s", peer, error)
+        except trio.TooSlowError:
+            log.info("%s cut off: no PROXY header within %g s", peer, HANDSHAKE_SECONDS)
         except TLSError as error:
             log.info("%s cut off: %s", peer, error)
         except OSError as error:
@@ -141,9 +154,29 @@ class Server:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
 
-    async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
+    def _client(
+        self,
+        peer: Peer,
+        *,
+        secure: bool,
+        server_name: str | None = None,
+        clients: bytes = b"",
+        redirected: bool = False,
+    ) -> Client:
+        trusted = self._service.trusted
+        return Client(
+            peer.name,
+            secure,
+            server_name,
+            via=peer.via,
+            origin=Origin(peer.name, https=secure or peer.https),
+            trusted=trusted if trusted and trusted.holds(peer.address) else None,
+            clients=clients,
+            redirected=redirected,
+        )
+
+    async def _serve_tls(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
-        deadline = trio.current_time() + HANDSHAKE_SECONDS
         server_name = None
         if self._service.several:
             # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
@@ -161,22 +194,34 @@ class Server:
                 log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
                 await transport.answer_plain_http(self._plain_http_response())
                 return
-            except TLSError as error:
+            except ConnectionLost as error:
                 log.info("%s handshake failed: %s", peer, error)
                 return
-            if await self._may_go_on(transport, sock, peer, handshake):
-                client = Client(peer, secure=True, server_name=server_name)
+            except TLSError as error:
+                log.info("%s handshake failed: %s", peer, error)
+                await transport.end_refused()
+                return
+            if await self._may_go_on(transport, sock, peer, handshake, context):
+                client = self._client(peer, secure=True, server_name=server_name, clients=context.clients)
                 await Http1(self._shared, transport, client).serve()
 
-    async def _may_go_on(self, transport: Transport, sock: socket.socket, peer: str, handshake: Handshake) -> bool:
-        """Log which path the connection takes; whether that is one that --ktls allows."""
+    async def _may_go_on(
+        self, transport: Transport, sock: socket.socket, peer: Peer, handshake: Handshake, context: Context
+    ) -> bool:
+        """Log which path the connection takes, and whose it is; whether both are allowed."""
         support = self._service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
             for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
         )
         resumed = " resumed" if handshake.resumed else ""
-        log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)
+        whose = f" client={handshake.client}" if handshake.client else ""
+        cipher = handshake.cipher
+        log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
+        if context.clients and not handshake.client:
+            log.warning("%s closed: its session has no verified client certificate", peer)
+            await transport.finish()
+            return False
         if support.mode is Mode.REQUIRE and tx.reason is not None:
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
             await transport.finish()
@@ -195,8 +240,3 @@ class Server:
         ]
         events = (h11.Response(status_code=400, headers=fields, reason=b"Bad Request"), h11.Data(data=text))
         return b"".join(http.send(event) or b"" for event in events)
-
-
-def _address(peer: tuple[str, int]) -> str:
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -21,11 +21,15 @@ from ktlsd.misfit import Read, Steps
 from ktlsd.options import (
     LOG_LEVELS,
     ONE_OR_MORE,
+    BackendListen,
     Listen,
     NamedSiteOptions,
+    Network,
     Settings,
     SiteOptions,
+    parse_backend_listen,
     parse_listen,
+    read_network,
 )
 
 __all__ = ["LOG_LEVELS", "Listen", "Settings", "SettingsError", "combine", "default_site", "parse_listen"]
@@ -80,6 +84,7 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     sites = tuple(_inherit(site, set(table), settings) for site, table in zip(settings.site, tables, strict=True))
     settings = msgspec.structs.replace(settings, site=sites)
     _check_certificates(settings, document, given)
+    _check_clients(settings, document)
     _check_roots(settings, document)
     return settings
 
@@ -150,11 +155,15 @@ def _listed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reader(folder: Path) -> Read:
     def read(kind: type, value: Any) -> Any:
+        if kind in misfit.WORDS and not isinstance(value, str):
+            raise ValueError(f"not {misfit.WORDS[kind]}")
         if kind is Listen:
-            if not isinstance(value, str):
-                raise ValueError("not ADDR:PORT")
             return parse_listen(value)
-        if not isinstance(value, str) or not value or "\0" in value:
+        if kind is BackendListen:
+            return parse_backend_listen(value, folder)
+        if kind is Network:
+            return read_network(value)
+        if not value or "\0" in value:
             raise ValueError("not a path")
         return folder / value
 
@@ -216,6 +225,15 @@ def _check_certificates(settings: Settings, document: _Document, given: Mapping[
                 " give every certificate its key, in the same order"
             )
         raise SettingsError(complaint) if dashes else document.error(place, complaint, present)
+
+
+def _check_clients(settings: Settings, document: _Document) -> None:
+    for place, site in _places(settings):
+        for key in ("client_names", "client_crl"):
+            if getattr(site, key) and site.client_ca is None:
+                raise document.error(
+                    place, f"{key} without client_ca: name the authorities of client certificates", key
+                )
 
 
 def _check_roots(settings: Settings, document: _Document) -> None:
