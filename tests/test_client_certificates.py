@@ -110,7 +110,7 @@ def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, 
             assert parse(read_to_end(connection))[0].body == b"private"
         assert server.wait_for_line(f" client=/CN={name}$", since)
         return
-    with pytest.raises(ssl.SSLError, match="alert|ALERT"):
+    with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
         get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE)
     assert server.wait_for_line(f"handshake failed: .*{reason}", since)
 
@@ -144,7 +144,7 @@ def test_a_session_of_another_site_opens_nothing(
         connection.sendall(REQUEST.replace(b"private.example", (first or "public.example").encode()))
         assert parse(read_to_end(connection))[0].status == 200
         session = connection.session
-    with pytest.raises(ssl.SSLError, match="alert|ALERT"):
+    with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
         get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE, session=session)
 
 
