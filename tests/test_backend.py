@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -13,10 +14,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+import trio
+import trio.testing
 
+from ktlsd.ktls import Mode
+from ktlsd.ktls_probe import support
 from ktlsd.listeners import Kind, ListenError, bind_all, close_all
-from ktlsd.options import BackendListen, Listen
+from ktlsd.options import BackendListen, Listen, Network
+from ktlsd.server import HANDSHAKE_SECONDS, Server
+from ktlsd.service import Service
+from ktlsd.settings import combine
+from ktlsd.ssl_ffi import Library
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -302,6 +312,32 @@ def test_a_health_check_that_only_connects_is_no_news(behind: Running) -> None:
     connect_plain(behind.port).close()
     line = behind.wait_for_line("left", since)
     assert "closed the connection before its PROXY header" in line
+
+
+async def test_a_header_that_does_not_end_is_waited_for_as_long_as_a_handshake(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    settings = combine({"config": str(folder / "ktlsd.toml")}, {})
+    settings = msgspec.structs.replace(settings, proxy_protocol=(Network("127.0.0.0/8"),))
+    library = Library()
+    with contextlib.closing(Service(library, settings, support(library, Mode.OFF))) as service:
+        server, listeners = Server(service), bind_all([Listen("127.0.0.1", 0)])
+        caplog.set_level(logging.INFO, "ktlsd")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve, listeners, lambda: None)
+            with connect_plain(listeners[0].socket.getsockname()[1]) as connection:
+                connection.send(b"PROXY TCP4 ")
+                began = trio.current_time()
+                await trio.lowlevel.wait_readable(connection)
+                assert connection.recv(1) == b""
+                waited = trio.current_time() - began
+            server.drain()
+    assert HANDSHAKE_SECONDS - 1 < waited <= HANDSHAKE_SECONDS + 1
+    assert f"cut off: no PROXY header within {HANDSHAKE_SECONDS:g} s" in caplog.text
 
 
 # --- sockets' files

@@ -62,7 +62,9 @@ TEST_MODULES = (
 PACKAGES = (
     *("python3", "python3-venv", "ca-certificates", "netbase", "procps", "kmod", "strace", "iproute2"),
     *("iputils-ping", "curl", "openssl", "gnutls-bin", "e2fsprogs", "psmisc"),
+    *("nginx", "libnginx-mod-stream", "haproxy", "caddy"),
 )
+SERVICES = ("nginx", "haproxy", "caddy")  # tests start them as they need them
 
 DAY = 86400
 MIB = 1024 * 1024
@@ -222,6 +224,8 @@ def make_root(variant: Variant, target: Path, say: OnLine) -> None:
         mirror = host_mirror()
         as_root(tool("debootstrap"), *options, variant.suite, str(partial), *([mirror] if mirror else []))
         as_root("chroot", str(partial), "apt-get", "clean")
+        enabled = partial / "etc/systemd/system/multi-user.target.wants"
+        as_root("rm", "-f", *(str(enabled / f"{service}.service") for service in SERVICES))
 
 
 def root_mirror(root: Path) -> str:
@@ -387,7 +391,8 @@ def prepare(name: str, say: OnLine = print) -> Prepared:
         if variant.is_host:
             python_bin, shares = host_python()
         else:
-            root = cache / name / "root"
+            packages = hashlib.sha256(repr(PACKAGES).encode()).hexdigest()[:12]
+            root = cache / name / f"root-{packages}"
             if not root.exists():
                 make_root(variant, root, say)
             python_bin = make_venv(variant, root, say)
