@@ -40,12 +40,17 @@ def parse_network(text: str) -> IPv4Network | IPv6Network:
 
 
 def parse_address(text: str) -> Address | None:
-    """Read an address as proxies and the kernel write it; None when it is none.
+    """Read an address as proxies write it, as address_of() does; None when it is none."""
+    try:
+        return address_of(text)
+    except ValueError:
+        return None
+
+
+def address_of(text: str) -> Address:
+    """Read an address as the kernel writes it. Raises ValueError.
 
     An IPv4 address in IPv6 clothes (::ffff:192.0.2.1, RFC 4291 section 2.5.5.2) is the IPv4 address. A zone is dropped.
     """
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
+    address = ip_address(text.partition("%")[0])
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address

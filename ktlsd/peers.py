@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import socket
-from ipaddress import ip_address
 from typing import NamedTuple
 
-from ktlsd.networks import UNIX, Address
+from ktlsd.networks import UNIX, Address, address_of
 from ktlsd.options import Listen
 from ktlsd.proxy_header import take_proxy_header
 
@@ -40,7 +39,7 @@ class Peer(NamedTuple):
     @property
     def address(self) -> Address | None:
         """None on a Unix socket."""
-        return None if self.host == UNIX else ip_address(self.host.partition("%")[0])
+        return None if self.host == UNIX else address_of(self.host)
 
 
 def peer_of(sockname: tuple[str, int] | str | bytes) -> Peer:

@@ -23,6 +23,7 @@ from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import Kind, ListenError, bind_all, close_all
 from ktlsd.options import BackendListen, Listen, Network
+from ktlsd.peers import peer_of
 from ktlsd.server import HANDSHAKE_SECONDS, Server
 from ktlsd.service import Service
 from ktlsd.settings import combine
@@ -220,6 +221,21 @@ def test_a_malformed_head_has_no_clients_name(server: Running) -> None:
     since = len(server.log)
     assert ask(socket_of(server), "/\xff", "X-Forwarded-For: 198.51.100.1", "Bad Name: 1").status == 400
     assert server.wait_for_line("^unix 400 ", since)
+
+
+@pytest.mark.parametrize(
+    ("sockname", "text", "address"),
+    [
+        (("192.0.2.7", 1), "192.0.2.7:1", "192.0.2.7"),
+        (("::ffff:192.0.2.7", 1, 0, 0), "[::ffff:192.0.2.7]:1", "192.0.2.7"),
+        (("fe80::1%eth0", 1, 0, 2), "[fe80::1%eth0]:1", "fe80::1"),
+        ("", "unix", "None"),
+        (b"\0abstract", "unix", "None"),
+    ],
+)
+def test_peers_are_what_accept_names(sockname: tuple[str, int] | str | bytes, text: str, address: str) -> None:
+    peer = peer_of(sockname)
+    assert (str(peer), str(peer.address)) == (text, address)
 
 
 # --- PROXY headers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.forwarded import FIELDS, MOST_HOPS, ForwardedFields, Origin, origin
@@ -137,6 +137,7 @@ INSIDE = st.integers(0x0A000000, 0x0AFFFFFF).map(IPv4Address)
 OUTSIDE = st.ip_addresses().filter(lambda address: not TRUSTED.holds(parse_address(str(address))))
 
 
+@settings(deadline=None)
 @given(
     invented=st.lists(NODES.map(str), max_size=5),
     client=OUTSIDE,
@@ -157,6 +158,7 @@ QUOTED = st.text(st.characters(min_codepoint=32, max_codepoint=126)).map(
 )
 
 
+@settings(deadline=None)
 @given(invented=st.lists(QUOTED, max_size=3), client=OUTSIDE, hops=st.lists(INSIDE, max_size=3))
 def test_quoted_inventions_change_nothing(invented: Sequence[str], client: Address, hops: Sequence[Address]) -> None:
     known = [f'for="{f"[{node}]" if isinstance(node, IPv6Address) else node}"' for node in (client, *hops)]
@@ -164,6 +166,7 @@ def test_quoted_inventions_change_nothing(invented: Sequence[str], client: Addre
     assert of("forwarded", forwarded=value) == Origin(str(parse_address(str(client))), https=False)
 
 
+@settings(deadline=None)
 @given(value=st.text(max_size=200), schemes=st.text(max_size=40), request_id=st.text(max_size=140))
 def test_anything_has_an_origin(value: str, schemes: str, request_id: str) -> None:
     for written, fields in (

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.ktls_probe import loopback_pair
@@ -213,6 +213,7 @@ def test_the_checksum_is_that_of_the_rfc(data: bytes, expected: int) -> None:
 PORTS = st.integers(0, 65535)
 
 
+@settings(deadline=None)
 @given(source=st.ip_addresses(v=4), destination=st.ip_addresses(v=4), ports=st.tuples(PORTS, PORTS))
 def test_both_versions_say_the_same(source: Address, destination: Address, ports: tuple[int, int]) -> None:
     line = f"PROXY TCP4 {source} {destination} {ports[0]} {ports[1]}\r\n".encode()
@@ -233,6 +234,7 @@ def test_both_versions_say_the_same(source: Address, destination: Address, ports
 PREFIXES = st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", START, *(good for good, _ in GOOD.values())])
 
 
+@settings(deadline=None)
 @given(start=PREFIXES, rest=st.binary(max_size=200), cut=st.integers(0, 400))
 def test_anything_is_a_header_or_goes_on_or_is_refused(start: bytes, rest: bytes, cut: int) -> None:
     data = (start + rest)[:cut] if cut < 200 else start + rest
@@ -250,6 +252,7 @@ def test_anything_is_a_header_or_goes_on_or_is_refused(start: bytes, rest: bytes
         assert len(data) < LONGEST
 
 
+@settings(deadline=None)
 @given(name=st.sampled_from(sorted(GOOD)), position=st.integers(0, 300), byte=st.integers(0, 255))
 def test_a_changed_byte_never_makes_it_take_more(name: str, position: int, byte: int) -> None:
     data = bytearray(GOOD[name][0][:600])
