@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.serving import (
     Running,
     client_context,
     connect,
+    connect_plain,
     exchange_plain,
     get,
     parse,
@@ -113,6 +116,29 @@ def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, 
     with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
         get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE)
     assert server.wait_for_line(f"handshake failed: .*{reason}", since)
+
+
+def test_the_alert_is_not_lost_to_a_reset(server: Running) -> None:
+    """A client of TLS 1.3 sends its request before it can know: closing over that would reset the connection."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client(None).wrap_bio(incoming, outgoing, server_hostname=PRIVATE)
+    with connect_plain(server.port) as raw:
+        while True:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+            raw.sendall(outgoing.read())
+            incoming.write(raw.recv(65536))
+        tls.write(REQUEST)
+        raw.sendall(outgoing.read())
+        # Late enough to come to a socket that would be closed already.
+        time.sleep(0.2)
+        tls.write(REQUEST)
+        raw.sendall(outgoing.read())
+        time.sleep(0.2)
+        incoming.write(read_to_end(raw))
+    with pytest.raises(ssl.SSLError, match=r"ALERT_CERTIFICATE_REQUIRED"):
+        tls.read(1)
 
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
