@@ -11,7 +11,7 @@ import ssl
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -349,28 +349,53 @@ def test_a_health_check_that_only_connects_is_no_news(behind: Running) -> None:
     assert "closed the connection before its PROXY header" in line
 
 
+@contextlib.asynccontextmanager
+async def in_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: object
+) -> AsyncIterator[tuple[Server, int]]:
+    """A server in this event loop, with other settings, and the port of its listener without TLS."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    settings = msgspec.structs.replace(combine({"config": str(folder / "ktlsd.toml")}, {}), **keys)
+    library = Library()
+    with contextlib.closing(Service(library, settings, support(library, Mode.OFF))) as service:
+        server, listeners = Server(service), bind_all([], [], [BackendListen(Listen("127.0.0.1", 0))])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve, listeners, lambda: None)
+            yield server, listeners[0].socket.getsockname()[1]
+            server.drain()
+
+
+async def test_what_differs_from_request_to_request_is_not_remembered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_process(folder, monkeypatch) as (server, port):
+        for field in (
+            "X-Forwarded-For: 198.51.100.1",
+            "X-Forwarded-Proto: https",
+            "X-Request-ID: 1",
+            "Forwarded: for=a",
+        ):
+            await trio.to_thread.run_sync(ask_twice, port, field)
+        assert (len(server.heads), server.heads.uses) == (0, 0)
+        await trio.to_thread.run_sync(ask_twice, port)
+        assert (len(server.heads), server.heads.uses) == (1, 1)
+
+
 async def test_a_header_that_does_not_end_is_waited_for_as_long_as_a_handshake(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    settings = combine({"config": str(folder / "ktlsd.toml")}, {})
-    settings = msgspec.structs.replace(settings, proxy_protocol=(Network("127.0.0.0/8"),))
-    library = Library()
-    with contextlib.closing(Service(library, settings, support(library, Mode.OFF))) as service:
-        server, listeners = Server(service), bind_all([Listen("127.0.0.1", 0)])
-        caplog.set_level(logging.INFO, "ktlsd")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.serve, listeners, lambda: None)
-            with connect_plain(listeners[0].socket.getsockname()[1]) as connection:
-                connection.send(b"PROXY TCP4 ")
-                began = trio.current_time()
-                await trio.lowlevel.wait_readable(connection)
-                assert connection.recv(1) == b""
-                waited = trio.current_time() - began
-            server.drain()
+    caplog.set_level(logging.INFO, "ktlsd")
+    networks = (Network("127.0.0.0/8"),)
+    async with in_process(folder, monkeypatch, proxy_protocol=networks) as (_, port):
+        with connect_plain(port) as connection:
+            connection.send(b"PROXY TCP4 ")
+            began = trio.current_time()
+            await trio.lowlevel.wait_readable(connection)
+            assert connection.recv(1) == b""
+            waited = trio.current_time() - began
     assert HANDSHAKE_SECONDS - 1 < waited <= HANDSHAKE_SECONDS + 1
     assert f"cut off: no PROXY header within {HANDSHAKE_SECONDS:g} s" in caplog.text
 
