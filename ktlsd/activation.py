@@ -13,13 +13,15 @@ import stat
 from collections.abc import MutableMapping
 from typing import Final, NamedTuple
 
+from ktlsd.refusal import Refusal
+
 _FIRST: Final = 3
 _MOST: Final = 1024
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIX: Final = "the .socket unit needs ListenStream= with a port, and Accept=no"
 
 
-class ActivationError(Exception):
+class ActivationError(Refusal):
     """What was passed cannot be served on; the text is one line for the operator."""
 
 

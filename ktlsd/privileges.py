@@ -13,10 +13,12 @@ import pwd
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from ktlsd.refusal import Refusal
+
 _ROOT: Final = 0
 
 
-class PrivilegeError(Exception):
+class PrivilegeError(Refusal):
     """A user or group that this process cannot become; the text is one line for the operator."""
 
 

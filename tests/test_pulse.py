@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from ktlsd.listeners import Kind
 from ktlsd.metrics import ACCEPTED, BEAT, OPEN, Board, slot
 from ktlsd.notify import Notifier
 from ktlsd.pulse import STATUS_SECONDS, Pulse, describe
@@ -23,8 +24,11 @@ IN_USER_SPACE = slot("ktlsd_tls_connections_total", "TLSv1.3", "other", "none", 
     ("counts", "text"),
     [
         ({}, "0 connections now"),
-        ({OPEN[True]: 1, ACCEPTED[True]: 9}, "1 connection now"),
-        ({OPEN[True]: 1, OPEN[False]: 1, IN_KERNEL: 1}, "2 connections now, 1 handshake, 100 % of them with kTLS"),
+        ({OPEN[Kind.HTTPS]: 1, ACCEPTED[Kind.HTTPS]: 9}, "1 connection now"),
+        (
+            {OPEN[Kind.HTTPS]: 1, OPEN[Kind.REDIRECT]: 1, IN_KERNEL: 1},
+            "2 connections now, 1 handshake, 100 % of them with kTLS",
+        ),
         ({IN_KERNEL: 1, BY_DEVICE: 1, IN_USER_SPACE: 1}, "0 connections now, 3 handshakes, 66 % of them with kTLS"),
         ({IN_KERNEL: 999, IN_USER_SPACE: 1}, "0 connections now, 1000 handshakes, 99 % of them with kTLS"),
     ],
@@ -62,7 +66,7 @@ def test_status_is_told_once_until_it_changes(manager: socket.socket, tmp_path: 
     watched = pulse(tmp_path, board)
     assert watched.seconds == STATUS_SECONDS
     for row, count in ((0, 1), (0, 1), (1, 1)):
-        board.rows[row][OPEN[True]] = count
+        board.rows[row][OPEN[Kind.HTTPS]] = count
         watched.tell()
     assert told(manager) == ["STATUS=1 connection now", "STATUS=2 connections now"]
 

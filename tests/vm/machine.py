@@ -62,7 +62,9 @@ TEST_MODULES = (
 PACKAGES = (
     *("python3", "python3-venv", "ca-certificates", "netbase", "procps", "kmod", "strace", "iproute2"),
     *("iputils-ping", "curl", "openssl", "gnutls-bin", "e2fsprogs", "psmisc", "systemd"),
+    *("nginx", "libnginx-mod-stream", "haproxy", "caddy"),
 )
+SERVICES = ("nginx", "haproxy", "caddy")  # tests start them as they need them
 
 SCRIPTS = ("init", "stage2", "stage3")  # of the guest
 DAY = 86400
@@ -228,6 +230,8 @@ def make_root(variant: Variant, target: Path, say: OnLine) -> None:
         mirror = host_mirror()
         as_root(tool("debootstrap"), *options, variant.suite, str(partial), *([mirror] if mirror else []))
         as_root("chroot", str(partial), "apt-get", "clean")
+        enabled = partial / "etc/systemd/system/multi-user.target.wants"
+        as_root("rm", "-f", *(str(enabled / f"{service}.service") for service in SERVICES))
 
 
 def root_mirror(root: Path) -> str:

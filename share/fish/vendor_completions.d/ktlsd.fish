@@ -51,7 +51,7 @@ function _shtab_ktlsd_using
 end
 
 set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -60,6 +60,7 @@ complete -c ktlsd -n _shtab_ktlsd_using -s h -l help -d 'show this help message 
 complete -c ktlsd -n _shtab_ktlsd_using -l root -xka "(__fish_complete_directories)" -d 'the folder to serve'
 complete -c ktlsd -n _shtab_ktlsd_using -l listen -x -d 'where to listen (default localhost:8443); repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l http-listen -x -d 'where to answer plain HTTP, with redirects to HTTPS and ACME challenges alone; repeatable'
+complete -c ktlsd -n _shtab_ktlsd_using -l backend-listen -x -d 'ADDR:PORT or unix:PATH, where to serve over plain HTTP for proxies that end TLS; repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l acme-challenges -xka "(__fish_complete_directories)" -d 'the folder of what answers ACME challenges on plain HTTP'
 complete -c ktlsd -n _shtab_ktlsd_using -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'PEM certificate chain (default: a self-signed one for localhost is made); repeatable with --key, for several types of key'
 complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its PEM key, unencrypted'
