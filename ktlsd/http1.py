@@ -52,6 +52,8 @@ LARGEST_SKIPPED_BODY: Final = 65536
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _BLANK_LINE: Final = b"\r\n\r\n"
+_KNOWN_AT_ONCE: Final = 4
+"""Pipelined requests that are answered before other connections get their turn."""
 # With any of these a request is more than its head, or the last on its connection.
 _UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
 _UNLOGGED: Final = contextlib.nullcontext()
@@ -184,7 +186,7 @@ class Http1:
             return Left(None)
         if not received or self._client.redirected:
             return Left(received)
-        while received:
+        for _ in range(_KNOWN_AT_ONCE):
             found = self._find(received)
             if found is None:
                 return Left(received)
@@ -212,7 +214,9 @@ class Http1:
             if unsent:
                 return Left(received, unsent)
             self._end_again(complete=True)
-        return Left(None) if transport.holds() else None
+            if not received:
+                return Left(None) if transport.holds() else None
+        return Left(received)
 
     async def _finish_repeating(self, unsent: bytes | bytearray) -> None:
         """Send the rest of what answer_known() has begun."""

@@ -16,7 +16,7 @@ import trio
 
 from ktlsd.pacing import PacedTransport
 
-_AT_ONCE: Final = 64
+_AT_ONCE: Final = 32
 """Connections that are looked at before other tasks get their turn."""
 
 
