@@ -1,8 +1,9 @@
 """Responses remembered by the bytes of their request head: the same bytes need no second parse and no second decision.
 
 Strategy: what h11 wrote is kept but for its Date, together with what the file was when it was decided. Each use opens
-the file anew and compares, so that no byte of an old version is sent after a rename; after a second everything is
-decided again, since more than the file has a say (siblings, rules, links, other names that come first).
+the file anew and compares, so that no byte of an old version is sent after a rename. More than the file has a say
+(siblings, rules, other names that come first): every second the folders and rules are compared, and after some
+minutes, or where they cannot tell, everything is decided again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,12 +21,19 @@ from ktlsd.request_log import Noted
 from ktlsd.ssl_ffi import Library
 
 LASTING_SECONDS: Final = 1.0
-MOST_HEADS: Final = 4096
+"""How long a decision holds without another look at folders and rules."""
+RENEWED_SECONDS: Final = 600.0
+"""How long it holds with such looks."""
+MOST_BYTES: Final = 33_554_432
+"""What all that is remembered may take, about."""
 LONGEST_REMEMBERED: Final = 4096
 """Bytes of a request head."""
 
+_ENTRY_BYTES: Final = 1024
 # A file that was changed this recently can be changed again without its times showing it: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
+# Rules are read within a second of their change, but thousands of them take a while.
+_RULES_SETTLED_NS: Final = 10_000_000_000
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 Key = tuple[str | None, bytes]
@@ -32,7 +41,7 @@ Key = tuple[str | None, bytes]
 Identity = tuple[int, int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Remembered:
     """A response: its status, its head around the value of Date, and the part of a file that follows."""
 
@@ -42,7 +51,11 @@ class Remembered:
     part: ByteRange | None
     sources: tuple[tuple[int, bytes, Identity], ...]
     """Root, path and identity of the file that is sent, and of the one that it was made from."""
+    folders: tuple[tuple[int, bytes, Identity], ...]
+    """Root, path and identity of what else had a say; empty where these do not tell all."""
     until: float
+    last: float
+    """When to decide anew at the latest."""
     noted: Noted | None = None
     """For the access log, where there is one."""
 
@@ -50,8 +63,10 @@ class Remembered:
 class HeadCache:
     """One process's memory."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, most_bytes: int = MOST_BYTES) -> None:
         self._library = library
+        self.most_bytes = most_bytes
+        self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
         self.uses = 0
         """Responses that were given from memory."""
@@ -60,10 +75,10 @@ class HeadCache:
         return len(self._known)
 
     def get(self, key: Key) -> Remembered | None:
-        """What was decided for this head within LASTING_SECONDS."""
+        """What was decided for this head, and may still hold."""
         found = self._known.get(key)
-        if found is not None and found.until < time.monotonic():
-            del self._known[key]
+        if found is not None and found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
+            self._forget(key, found)
             return None
         return found
 
@@ -76,14 +91,27 @@ class HeadCache:
             try:
                 descriptor = self._library.openat2(root, path, _FLAGS, cached=True)
             except OSError:
-                del self._known[key]
+                self._forget(key, remembered)
                 return None
             if identify(os.fstat(descriptor)) != identity:
                 os.close(descriptor)
-                del self._known[key]
+                self._forget(key, remembered)
                 return None
+        now = time.monotonic()
+        if remembered.until < now:
+            # The names on the way to an open file are in memory: no disk is asked.
+            if not _are_as_they_were(remembered.folders):
+                os.close(descriptor)
+                self._forget(key, remembered)
+                return None
+            remembered.until = now + LASTING_SECONDS
+            self._known.move_to_end(key)
         self.uses += 1
         return descriptor
+
+    def _forget(self, key: Key, remembered: Remembered) -> None:
+        del self._known[key]
+        self._bytes -= _size(key, remembered)
 
     def remember(
         self,
@@ -94,8 +122,12 @@ class HeadCache:
         opened: OpenFile,
         part: ByteRange | None,
         noted: Noted | None = None,
+        rules: Iterable[bytes] | None = None,
     ) -> None:
-        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date."""
+        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date.
+
+        `rules` has the paths below the root of what else is read; None where even more has a say.
+        """
         if len(key[1]) > LONGEST_REMEMBERED:
             return
         settled = time.time_ns() - _SETTLED_NS
@@ -106,10 +138,47 @@ class HeadCache:
                     return
                 sources.append((file.root, file.path, file.identity()))
         before, _, after = head.partition(date)
-        until = time.monotonic() + LASTING_SECONDS
-        self._known[key] = Remembered(status, before, after, part, tuple(sources), until, noted)
-        if len(self._known) > MOST_HEADS:
-            self._known.popitem(last=False)
+        folders = () if rules is None else _folders(opened, rules)
+        now = time.monotonic()
+        until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
+        if (known := self._known.get(key)) is not None:
+            self._forget(key, known)
+        new = Remembered(status, before, after, part, tuple(sources), folders, until, last, noted)
+        self._known[key] = new
+        self._bytes += _size(key, new)
+        while self._bytes > self.most_bytes:
+            self._forget(*next(iter(self._known.items())))
+
+
+def _size(key: Key, remembered: Remembered) -> int:
+    return _ENTRY_BYTES + len(key[1]) + len(remembered.before) + len(remembered.after)
+
+
+def _folders(opened: OpenFile, rules: Iterable[bytes]) -> tuple[tuple[int, bytes, Identity], ...]:
+    """The folders on the way to a file, and files of rules; none where one of them has just changed."""
+    now = time.time_ns()
+    parts = opened.path.split(b"/")[:-1]
+    wanted = [(b"/".join(parts[:count]) or b".", _SETTLED_NS) for count in range(len(parts) + 1)]
+    found = []
+    for path, settled in (*wanted, *((path, _RULES_SETTLED_NS) for path in rules)):
+        try:
+            status = os.stat(path, dir_fd=opened.root)
+        except FileNotFoundError:
+            # Its appearance would change its folder.
+            continue
+        except OSError:
+            return ()
+        if max(status.st_mtime_ns, status.st_ctime_ns) > now - settled:
+            return ()
+        found.append((opened.root, path, identify(status)))
+    return tuple(found)
+
+
+def _are_as_they_were(folders: Iterable[tuple[int, bytes, Identity]]) -> bool:
+    try:
+        return all(identify(os.stat(path, dir_fd=root)) == identity for root, path, identity in folders)
+    except OSError:
+        return False
 
 
 def identify(status: os.stat_result) -> Identity:

@@ -127,6 +127,8 @@ class Http1:
         """The bytes of the request that h11 gave last."""
         self._heads = shared.service.heads
         """Of the service that answered last."""
+        self._rules: frozenset[bytes] | None = None
+        """Of the answer that it gave (Answer.rules)."""
         self._log = None
         if shared.access_log is not None and client.channel is not None:
             self._log = shared.access_log.of_connection(client.channel, transport)
@@ -289,7 +291,8 @@ class Http1:
         ):
             key: Key = (self._realm, self._head)
             noted = self._log.noted if self._log is not None else None
-            self._heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part, noted)
+            date = self._shared.clock.date()
+            self._heads.remember(key, response.status.value, head, date, opened, part, noted, self._rules)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -307,7 +310,7 @@ class Http1:
                 self._log.asked(event)
             body_skipped = await self._skip_body(event)
             request = _request(event)
-            response, opened, _ = await self._answer(event, request)
+            response, opened, _, self._rules = await self._answer(event, request)
         except h11.RemoteProtocolError as error:
             response = _refuse_malformed(error, http, event)
         except trio.TooSlowError:

@@ -48,6 +48,9 @@ class Answer(NamedTuple):
     opened: OpenFile | None = None
     file: str | None = None
     """The decoded path of the file that answers."""
+    rules: frozenset[bytes] | None = None
+    """Paths below the root of the files that had a say, beside the file's own and its folders; None where even more
+    had."""
 
 
 class Site:
@@ -87,11 +90,19 @@ class Site:
             fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file)
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
-            return Answer(replace(response, fields=fields, signed=True), answer.opened)
+            rules = self._rules.files if self._is_its_own_folders(target, answer.opened) else None
+            return Answer(replace(response, fields=fields, signed=True), answer.opened, rules=rules)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()
             raise
+
+    def _is_its_own_folders(self, target: Target, opened: OpenFile | None) -> bool:
+        """Whether only the folder that the target names, and those above it, can have another file answer."""
+        if opened is None or self.options.try_files:
+            return False
+        names = target.names if target.directory else target.names[:-1]
+        return opened.path.rpartition(b"/")[0] == b"/".join(names)
 
     def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
         if request.method == "OPTIONS":

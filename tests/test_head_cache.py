@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, MOST_HEADS, HeadCache
+from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, HeadCache
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all
@@ -272,8 +273,84 @@ def test_a_new_sibling_is_found_within_the_lifetime(server: InProcess) -> None:
         assert ask(connection, head).endswith(b"\r\n\r\ncoded")
 
 
-def test_memory_is_bounded(server: InProcess) -> None:
-    requests = [get("/empty", f"X: {index}") for index in range(MOST_HEADS + 50)]
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a new sibling": lambda site: (site / "sub/page.html.br").write_bytes(b"coded"),
+    "a file before it": lambda site: (site / "sub/page").write_bytes(b"plain"),
+    "another folder in place of its own": lambda site: (site / "sub").rename(site / "gone"),
+    "new rules": lambda site: (site / "_headers").write_text("/*\n  X-Rule: new\n"),
+    "rules changed in place": lambda site: overwrite(site / "_redirects", b"/sub/page /elsew 301! "),
+    "rules gone": lambda site: (site / "_redirects").unlink(),
+}
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """In place, and in the same length."""
+    with path.open("r+b") as file:
+        assert file.write(data) == path.stat().st_size - 1
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, InProcess]]:
+    """A server for each change, with what is settled long enough to be looked at again."""
+    state = tmp_path_factory.mktemp("state")
+    library = Library()
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("XDG_STATE_HOME", str(state))
+        patch.setattr("ktlsd.head_cache._RULES_SETTLED_NS", 2_000_000_000)
+        made = {}
+        for change in (*CHANGES, "none"):
+            root = tmp_path_factory.mktemp("site")
+            (root / "sub").mkdir()
+            (root / "sub/page.html").write_bytes(b"page")
+            (root / "_redirects").write_text("/other /elsewhere 301!\n")
+            settings = Settings(root=root, clean_urls=True, headers_file=True, redirects_file=True)
+            service = Service(library, settings, support(library, Mode.OFF))
+            stack.callback(service.close)
+            listeners = bind_all([Listen("127.0.0.1", 0)])
+            stack.enter_context(in_a_thread(Server(service), listeners))
+            made[change] = InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
+        settle(root / "sub/page.html")
+        yield made
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_has_a_say_counts_within_a_second(sites: dict[str, InProcess], change: str) -> None:
+    server, head = sites[change], get("/sub/page", "Accept-Encoding: br")
+    with connect(server.port) as connection:
+        old = ask(connection, head)
+        assert ask(connection, head) == old
+        CHANGES[change](server.root)
+        # Rules are looked at by a request, and count from then on.
+        for _ in range(2):
+            time.sleep(LASTING_SECONDS + 0.1)
+            new = ask(connection, head)
+    assert (new == old) is (change == "rules gone")
+
+
+def test_a_decision_is_renewed_while_nothing_changes(
+    sites: dict[str, InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, head = sites["none"], get("/sub/page", "Accept-Encoding: br")
+    with connect(server.port) as connection:
+        old = ask(connection, head)
+        assert ask(connection, head) == old
+        for count in range(1, 4):
+            before = server.heads.uses
+            time.sleep(LASTING_SECONDS + 0.1)
+            assert ask(connection, head) == old
+            assert server.heads.uses == before + 1, count
+        monkeypatch.setattr("ktlsd.head_cache.RENEWED_SECONDS", 0.5)
+        assert ask(connection, get("/sub/page")) == ask(connection, get("/sub/page"))
+        before = server.heads.uses
+        time.sleep(LASTING_SECONDS + 0.1)
+        ask(connection, get("/sub/page"))
+        assert server.heads.uses == before
+
+
+def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.heads, "most_bytes", 300_000)
+    requests = [get("/empty", f"X: {index}") for index in range(500)]
     with connect(server.port) as connection:
         for start in range(0, len(requests), 100):
             batch = requests[start : start + 100]
@@ -281,7 +358,7 @@ def test_memory_is_bounded(server: InProcess) -> None:
             data = b""
             while data.count(b"\r\n\r\n") < len(batch):
                 data += connection.recv(65536)
-    assert 100 < len(server.heads) <= MOST_HEADS
+    assert 100 < len(server.heads) <= 300
 
 
 def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
