@@ -7,31 +7,48 @@ still read, so no request is lost, and a wait needs no cancel scope of its own. 
 from __future__ import annotations
 
 import time
+from typing import Final, NamedTuple
 
 import trio
 
+from ktlsd.limits import Limit
+from ktlsd.metrics import LIMITED, UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport
 from ktlsd.ssl_ffi import ConnectionLost
+
+FIRST_REQUEST_SECONDS: Final = 2.0
+"""How long a connection that had no request yet may wait for one while the server drains."""
+
+
+class _Wait(NamedTuple):
+    since: float
+    fresh: bool
 
 
 class Idle:
     """One process's idle connections."""
 
-    def __init__(self, seconds: float) -> None:
-        """`seconds` is how long a connection may wait, and a quarter more at most."""
-        self._seconds = seconds
-        self._since: dict[PacedTransport, float] = {}
-        self.draining = False
-        """Whether no request is waited for any more."""
+    def __init__(self, seconds: float, row: Row = UNCOUNTED) -> None:
+        """`row` counts the waits that took too long."""
+        self.seconds = seconds
+        """How long a connection may wait, and a quarter more at most."""
+        self._row = row
+        self._waits: dict[PacedTransport, _Wait] = {}
+        self._drains = trio.Event()
 
-    async def wait(self, transport: PacedTransport) -> bytes:
+    @property
+    def draining(self) -> bool:
+        """Whether every request is the last on its connection."""
+        return self._drains.is_set()
+
+    async def wait(self, transport: PacedTransport, *, fresh: bool = False) -> bytes:
         """What the client sends next; b"" when it is done, sent nothing for too long, or the server drains.
 
-        Raises TLSError.
+        A `fresh` connection had no request yet: its client cannot know that the server drains. Raises TLSError.
         """
-        if self.draining:
+        if self.draining and not fresh:
             return b""
-        self._since[transport] = time.monotonic()
+        self._waits[transport] = _Wait(time.monotonic(), fresh)
         try:
             return await transport.read()
         except ConnectionLost:
@@ -39,20 +56,44 @@ class Idle:
                 return b""
             raise
         finally:
-            del self._since[transport]
+            del self._waits[transport]
 
     def drain(self) -> None:
-        """End all waits, and let none begin."""
-        self.draining = True
-        for transport in self._since:
-            transport.stop_reading()
+        """End all waits but for a first request, and let none but such begin."""
+        self._drains.set()
+        now = time.monotonic()
+        for transport, wait in self._waits.items():
+            if wait.fresh:
+                self._waits[transport] = wait._replace(since=now)
+            else:
+                transport.stop_reading()
+
+    def end_oldest(self) -> bool:
+        """End the longest wait to make room; whether there was one."""
+        oldest = next((transport for transport in self._waits if not transport.stopped), None)
+        if oldest is None:
+            return False
+        oldest.stop_reading()
+        return True
 
     async def watch(self) -> None:
         """End the waits that take too long, for ever."""
+        while not self.draining:
+            with trio.move_on_after(self.seconds / 4):
+                await self._drains.wait()
+            self._row[LIMITED[Limit.IDLE]] += self._end_older_than(self.seconds)
         while True:
-            await trio.sleep(self._seconds / 4)
-            oldest = time.monotonic() - self._seconds
-            for transport, since in self._since.items():
-                if since > oldest:
-                    break
+            await trio.sleep(FIRST_REQUEST_SECONDS / 4)
+            self._end_older_than(FIRST_REQUEST_SECONDS)
+
+    def _end_older_than(self, seconds: float) -> int:
+        """How many there were."""
+        ended = 0
+        oldest = time.monotonic() - seconds
+        for transport, wait in self._waits.items():
+            if wait.since > oldest:
+                break
+            if not transport.stopped:
                 transport.stop_reading()
+                ended += 1
+        return ended

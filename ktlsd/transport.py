@@ -14,10 +14,12 @@ from typing import Final
 import trio
 
 from ktlsd.client_hello import host_name
-from ktlsd.metrics import UNCOUNTED, USER_SPACE, Row
-from ktlsd.pacing import KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
+from ktlsd.limits import Limit
+from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
+from ktlsd.options import LimitOptions
+from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
 from ktlsd.residency import Residency
-from ktlsd.ssl_ffi import Connection, Context, Handshake, Wait
+from ktlsd.ssl_ffi import Connection, Context, Handshake, TLSError, Wait
 
 __all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
 
@@ -28,9 +30,17 @@ USER_SPACE_CHUNK: Final = 131072
 class Transport(PacedTransport):
     """A socket and the TLS connection on it."""
 
-    def __init__(self, context: Context, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
-        super().__init__(sock, residency, row)
+    def __init__(
+        self,
+        context: Context,
+        sock: socket.socket,
+        residency: Residency,
+        row: Row = UNCOUNTED,
+        limits: LimitOptions = DEFAULTS,
+    ) -> None:
+        super().__init__(sock, residency, row, limits)
         self._context = context
+        self._key_updates = 0
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = False
 
@@ -137,7 +147,14 @@ class Transport(PacedTransport):
         return self._tls.has_pending()
 
     def _receive(self) -> bytes | Wait:
-        return self._tls.read()
+        received = self._tls.read()
+        # OpenSSL comes back after each record that has no data; with a part of a record it holds that.
+        if isinstance(received, Wait) and not self._tls.has_pending():
+            self._key_updates += 1
+            if self._key_updates > self._limits.key_updates_per_connection:
+                self._row[LIMITED[Limit.KEY_UPDATES]] += 1
+                raise TLSError(f"more than {self._limits.key_updates_per_connection} TLS records without data")
+        return received
 
     def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
         return self._tls.sendfile(descriptor, offset, count)
