@@ -7,7 +7,7 @@ still read, so no request is lost, and a wait needs no cancel scope of its own. 
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -20,11 +20,6 @@ FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
 
 
-class _Wait(NamedTuple):
-    since: float
-    fresh: bool
-
-
 class Idle:
     """One process's idle connections."""
 
@@ -33,13 +28,11 @@ class Idle:
         self.seconds = seconds
         """How long a connection may wait, and a quarter more at most."""
         self._row = row
-        self._waits: dict[PacedTransport, _Wait] = {}
-        self._drains = trio.Event()
-
-    @property
-    def draining(self) -> bool:
+        self._since: dict[PacedTransport, float] = {}
+        self._fresh: set[PacedTransport] = set()
+        self.draining = False
         """Whether every request is the last on its connection."""
-        return self._drains.is_set()
+        self._drains = trio.Event()
 
     async def wait(self, transport: PacedTransport, *, fresh: bool = False) -> bytes:
         """What the client sends next; b"" when it is done, sent nothing for too long, or the server drains.
@@ -48,7 +41,9 @@ class Idle:
         """
         if self.draining and not fresh:
             return b""
-        self._waits[transport] = _Wait(time.monotonic(), fresh)
+        if fresh:
+            self._fresh.add(transport)
+        self._since[transport] = time.monotonic()
         try:
             return await transport.read()
         except ConnectionLost:
@@ -56,21 +51,24 @@ class Idle:
                 return b""
             raise
         finally:
-            del self._waits[transport]
+            del self._since[transport]
+            if fresh:
+                self._fresh.remove(transport)
 
     def drain(self) -> None:
         """End all waits but for a first request, and let none but such begin."""
+        self.draining = True
         self._drains.set()
         now = time.monotonic()
-        for transport, wait in self._waits.items():
-            if wait.fresh:
-                self._waits[transport] = wait._replace(since=now)
+        for transport in self._since:
+            if transport in self._fresh:
+                self._since[transport] = now
             else:
                 transport.stop_reading()
 
     def end_oldest(self) -> bool:
         """End the longest wait to make room; whether there was one."""
-        oldest = next((transport for transport in self._waits if not transport.stopped), None)
+        oldest = next((transport for transport in self._since if not transport.stopped), None)
         if oldest is None:
             return False
         oldest.stop_reading()
@@ -90,8 +88,8 @@ class Idle:
         """How many there were."""
         ended = 0
         oldest = time.monotonic() - seconds
-        for transport, wait in self._waits.items():
-            if wait.since > oldest:
+        for transport, since in self._since.items():
+            if since > oldest:
                 break
             if not transport.stopped:
                 transport.stop_reading()

@@ -23,8 +23,9 @@ MOST_NETWORKS: Final = 16384
 QUIET_SECONDS: Final = 10.0
 """Between two lines of the log about the same limit."""
 
-# Descriptors for listeners, logs, folders and threads. Of the rest, a connection may need one more for a file.
-_RESERVED_DESCRIPTORS: Final = 64
+# Descriptors for listeners, logs, folders, and those who are told that there is no room (door.py). Of the rest, a
+# connection may need one more for a file.
+_RESERVED_DESCRIPTORS: Final = 128
 _CROWDED_PART: Final = 16
 
 

@@ -42,7 +42,7 @@ class Transport(PacedTransport):
         self._context = context
         self._key_updates = 0
         self._tls: Connection = context.connect(sock.fileno())
-        self._kernel_sends = False
+        self._kernel_sends = self._kernel_receives = False
 
     async def handshake(self, ticket_key: bytes | None = None) -> Handshake:
         """Complete the handshake; the client's ticket, if all of its ClientHello is there, is read with `ticket_key`.
@@ -59,7 +59,7 @@ class Transport(PacedTransport):
             await self._ready(wait)
             wait = self._tls.handshake()
         facts = self._tls.facts()
-        self._kernel_sends = facts.ktls_tx
+        self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
         return facts._replace(server_name=host_name(facts.server_name or ""))
 
     def key_update_owed(self) -> bool:
@@ -148,8 +148,9 @@ class Transport(PacedTransport):
 
     def _receive(self) -> bytes | Wait:
         received = self._tls.read()
-        # OpenSSL comes back after each record that has no data; with a part of a record it holds that.
-        if isinstance(received, Wait) and not self._tls.has_pending():
+        # OpenSSL comes back after each record that has no data, and after a part of one that may have some. A kernel that
+        # receives keeps parts to itself, and no connection outlives a KeyUpdate there.
+        if isinstance(received, Wait) and not self._kernel_receives and self._tls.between_records():
             self._key_updates += 1
             if self._key_updates > self._limits.key_updates_per_connection:
                 self._row[LIMITED[Limit.KEY_UPDATES]] += 1
