@@ -148,8 +148,8 @@ class Transport(PacedTransport):
 
     def _receive(self) -> bytes | Wait:
         received = self._tls.read()
-        # OpenSSL comes back after each record that has no data, and after a part of one that may have some. A kernel that
-        # receives keeps parts to itself, and no connection outlives a KeyUpdate there.
+        # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
+        # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
         if isinstance(received, Wait) and not self._kernel_receives and self._tls.between_records():
             self._key_updates += 1
             if self._key_updates > self._limits.key_updates_per_connection:
