@@ -91,7 +91,8 @@ class Door:
             log.warning(f"{text}: limit %s%s", *arguments, self._described(limit), more)
 
     def _described(self, limit: Limit) -> str:
-        value = getattr(self.gate.limits, limit.value, None)
+        gate = self.gate
+        value = gate.most if limit is Limit.CONNECTIONS else getattr(gate.limits, limit.value, None)
         return limit.value if value is None else f"{limit.value} = {value}"
 
 

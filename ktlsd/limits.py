@@ -77,12 +77,12 @@ class Gate:
     def use(self, limits: LimitOptions, most: int) -> None:
         """Take other limits from now on; who is there may stay."""
         self.limits = limits
-        self._most = most
+        self.most = most
 
     @property
     def crowded(self) -> bool:
         """Whether there is little room left."""
-        return self.open > self._most - self._most // _CROWDED_PART
+        return self.open > self.most - self.most // _CROWDED_PART
 
     @property
     def remembered(self) -> int:
@@ -92,7 +92,7 @@ class Gate:
     @contextlib.contextmanager
     def visit(self) -> Iterator[Visit]:
         """One more connection, for as long as this lasts; one that is refused does not count."""
-        if self.open >= self._most:
+        if self.open >= self.most:
             yield Visit(self, Limit.CONNECTIONS)
             return
         visit = Visit(self)
