@@ -1,4 +1,4 @@
-"""Connections that wait for a request: the only ones that may be ended at any moment.
+"""Connections that wait for a request, or for the first byte: the only ones that may be ended at any moment.
 
 Strategy: to end a wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). What came before is
 still read, so no request is lost, and a wait needs no cancel scope of its own. The oldest waits come first.
@@ -6,8 +6,11 @@ still read, so no request is lost, and a wait needs no cancel scope of its own. 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 import trio
 
@@ -20,6 +23,27 @@ FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
 
 
+class _Waiting(Protocol):
+    """What can be told that nothing more will come."""
+
+    stopped: bool
+
+    def stop_reading(self) -> None: ...
+
+
+class _Silent:
+    """A connection that nothing has come over yet."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.stopped = False
+
+    def stop_reading(self) -> None:
+        self.stopped = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+
 class Idle:
     """One process's idle connections."""
 
@@ -28,8 +52,8 @@ class Idle:
         self.seconds = seconds
         """How long a connection may wait, and a quarter more at most."""
         self._row = row
-        self._since: dict[PacedTransport, float] = {}
-        self._fresh: set[PacedTransport] = set()
+        self._since: dict[_Waiting, float] = {}
+        self._fresh: set[_Waiting] = set()
         self.draining = False
         """Whether every request is the last on its connection."""
         self._drains = trio.Event()
@@ -54,6 +78,18 @@ class Idle:
             del self._since[transport]
             if fresh:
                 self._fresh.remove(transport)
+
+    @contextlib.contextmanager
+    def silent(self, sock: socket.socket) -> Iterator[None]:
+        """A fresh connection waits for the client's first byte, for as long as this lasts."""
+        silent = _Silent(sock)
+        self._fresh.add(silent)
+        self._since[silent] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._since[silent]
+            self._fresh.remove(silent)
 
     def drain(self) -> None:
         """End all waits but for a first request, and let none but such begin."""

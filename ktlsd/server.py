@@ -233,7 +233,7 @@ class Server:
         row, began = self._row, trio.current_time()
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(deadline), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         context = service.sites.of_name(asked.server_name).context
