@@ -170,33 +170,40 @@ def begin_download(port: int, *, buffer: int = 4096) -> ssl.SSLSocket:
     return connection
 
 
-def drip(connection: socket.socket, size: int, pause: float, ended: threading.Event) -> None:
-    with contextlib.suppress(OSError):
-        while not ended.wait(pause) and connection.recv(size):
-            pass
-
-
 def test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_is_not(folder: Path) -> None:
     with limited(folder, "send_seconds = 1", "send_bytes_per_second = 20_000") as server:
-        ended = threading.Event()
-        with begin_download(server.port) as trickle, begin_download(server.port, buffer=65536) as slow:
+        hurry = threading.Event()
+        rest: list[bytes] = []
+
+        def trickle(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while not hurry.wait(0.02) and connection.recv(20):
+                    pass
+
+        def read_slowly(connection: socket.socket) -> None:
+            while not hurry.wait(0.02):
+                connection.recv(16384)
+            rest.append(read_to_end(connection))
+
+        with begin_download(server.port) as too_slow, begin_download(server.port, buffer=65536) as slow:
             threads = [
-                threading.Thread(target=drip, args=(connection, size, 0.02, ended))
-                for connection, size in ((trickle, 20), (slow, 16384))
+                threading.Thread(target=trickle, args=(too_slow,)),
+                threading.Thread(target=read_slowly, args=(slow,)),
             ]
             for thread in threads:
                 thread.start()
             server.wait_for_line("cut off: the client took less than 20000 bytes a second for 1 s")
             assert alive(server)
+            # For some more stretches the other is looked at.
             time.sleep(2)
-            ended.set()
+            hurry.set()
             for thread in threads:
                 thread.join()
-            assert reached(server) == {"send_bytes_per_second": 1}
+            assert len(rest[0]) > LARGE // 2
             # Whoever was cut off does not take a part for the whole.
             with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
-                read_to_end(trickle)
-            assert len(read_to_end(slow)) > LARGE // 2
+                read_to_end(too_slow)
+        assert reached(server) == {"send_bytes_per_second": 1}
 
 
 def test_a_reader_that_is_dead_is_cut_off_over_plain_http_too(folder: Path) -> None:
