@@ -75,13 +75,18 @@ def limited(
         yield running
 
 
-def reached(server: Running) -> dict[str, int]:
-    """How often each limit was, as the metrics tell, without those that never were."""
+def counts(server: Running, metric: str) -> dict[str, int]:
+    """A metric's numbers by the one label that it has, without those that are 0."""
     line = server.wait_for_line("^metrics on ")
     data = exchange_plain(int(line.rpartition(":")[2]), b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    counts = re.findall(r'^ktlsd_limited_total{limit="(\w+)"} ([\d.e+]+)$', data.decode(), re.MULTILINE)
-    assert counts
-    return {name: int(float(value)) for name, value in counts if float(value)}
+    found = re.findall(rf'^{metric}{{\w+="(\w+)"}} ([\d.e+]+)$', data.decode(), re.MULTILINE)
+    assert found
+    return {name: int(float(value)) for name, value in found if float(value)}
+
+
+def reached(server: Running) -> dict[str, int]:
+    """How often each limit was."""
+    return counts(server, "ktlsd_limited_total")
 
 
 def told(server: Running, pattern: str) -> list[str]:
@@ -370,6 +375,7 @@ def test_the_longest_idle_makes_room_before_all_is_taken(folder: Path, *, silent
         first = stack.enter_context(connect(server.port))
         join = (lambda port: socket.create_connection(("127.0.0.1", port), WAIT_SECONDS)) if silent else connect
         idle = [stack.enter_context(join(server.port)) for _ in range(14)]
+        assert eventually(lambda: counts(server, "ktlsd_open_connections") == {"https": 15})
         first.sendall(SMALL)
         assert parse(first.recv(65536))[0].body == b"small"
         for _ in range(5):
