@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import time
 from dataclasses import KW_ONLY, dataclass, replace
 from http import HTTPStatus
@@ -25,13 +26,14 @@ from ktlsd.decide import Request, Response, options, refuse_head, refuse_method,
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Key, Remembered
 from ktlsd.idle import Idle, Left
+from ktlsd.limits import Limit
 from ktlsd.lookup import OpenFile
-from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
+from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import SMALL, PacedTransport
 from ktlsd.request_log import AccessLog, Noted
-from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
+from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
 from ktlsd.sites import host_of
@@ -40,10 +42,6 @@ from ktlsd.validators import http_date
 
 log = logging.getLogger("ktlsd")
 
-HEAD_SECONDS: Final = 20.0
-"""For a whole request head, from its first byte."""
-LONGEST_HEAD: Final = 32768
-"""Bytes of a request line and its header fields."""
 LARGEST_SKIPPED_BODY: Final = 65536
 """Bytes of a request body that are read and thrown away so that the connection can be kept."""
 
@@ -57,6 +55,12 @@ _KNOWN_AT_ONCE: Final = 4
 # With any of these a request is more than its head, or the last on its connection.
 _UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
 _UNLOGGED: Final = contextlib.nullcontext()
+_LIMIT_OF: Final = {
+    HTTPStatus.REQUEST_TIMEOUT: Limit.HEAD,
+    HTTPStatus.REQUEST_URI_TOO_LONG: Limit.HEAD_BYTES,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: Limit.HEAD_BYTES,
+}
+"""Which limit a head that could not be read was beyond, by the status that it gets."""
 _REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -122,7 +126,10 @@ class Http1:
         self.origin = client.origin
         """Of the request that is being answered."""
         self._realm = _realm(client)
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
+        self._limits = limits = shared.service.settings.limits
+        """Of the service that was in force when this connection came."""
+        self._left = limits.requests_per_connection or sys.maxsize
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._head = b""
         """The bytes of the request that h11 gave last."""
         self._heads = shared.service.heads
@@ -139,8 +146,10 @@ class Http1:
         Raises TLSError, FileShrank, OSError.
         """
         row = self._shared.row
+        fresh = True
         while True:
-            left = await self._shared.idle.wait(self)
+            left = await self._shared.idle.wait(self, fresh=fresh)
+            fresh = False
             if left.unsent:
                 await self._finish_repeating(left.unsent)
                 if left.received == b"":
@@ -256,7 +265,7 @@ class Http1:
 
     def _find(self, received: bytes) -> tuple[Key, Remembered] | None:
         """What is remembered for the head at the beginning of `received`."""
-        if self._shared.idle.draining or self.transport.key_update_owed():
+        if self._left <= 1 or self._shared.idle.draining or self.transport.key_update_owed():
             return None
         key = (self._realm, received[: received.find(_BLANK_LINE) + len(_BLANK_LINE)])
         remembered = self._shared.service.heads.get(key)
@@ -266,6 +275,7 @@ class Http1:
         row = self._shared.row
         row[IN_FLIGHT] += 1
         row[REQUESTS[remembered.status]] += 1
+        self._left -= 1
         if self._log is not None:
             self._log.begin_again(cast(Noted, remembered.noted), head_size)
 
@@ -301,6 +311,7 @@ class Http1:
         http, transport = self._http, self.transport
         event = request = opened = None
         self.origin = self._client.origin
+        self._left -= 1
         try:
             event = await self._read_head()
             if event is None:
@@ -314,11 +325,17 @@ class Http1:
         except h11.RemoteProtocolError as error:
             response = _refuse_malformed(error, http, event)
         except trio.TooSlowError:
-            response = short(HTTPStatus.REQUEST_TIMEOUT, "a request head took too long", close=True)
+            reason = f"no whole request head within {self._limits.head_seconds:g} s"
+            response = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True)
         else:
-            if self._shared.idle.draining or not body_skipped or transport.key_update_owed():
+            if not self._left:
+                self._shared.row[LIMITED[Limit.REQUESTS]] += 1
+                log.debug("%s: request %d is the last", self._client.address, self._limits.requests_per_connection)
+            if self._shared.idle.draining or not self._left or not body_skipped or transport.key_update_owed():
                 response = replace(response, close=True)
         self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        if event is None and response.status in _LIMIT_OF:
+            self._shared.row[LIMITED[_LIMIT_OF[response.status]]] += 1
         try:
             if response.reason:
                 _log_refusal(self._who(), event, response)
@@ -341,7 +358,7 @@ class Http1:
         """
         event = self._next_head()
         if event is h11.NEED_DATA:
-            with trio.fail_after(HEAD_SECONDS):
+            with trio.fail_after(self._limits.head_seconds):
                 while event is h11.NEED_DATA:
                     self._http.receive_data(await self.transport.read())
                     event = self._next_head()
@@ -355,6 +372,8 @@ class Http1:
         received = self._http.trailing_data[0]
         end = _HEAD_END.search(received)
         self._head = received[: end.end()] if end else received
+        if len(self._head) > self._limits.head_bytes:
+            raise h11.RemoteProtocolError(f"a head of {len(self._head)} bytes or more", error_status_hint=431)
         if _AMBIGUOUS.search(self._head):
             raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
         return self._http.next_event()
@@ -370,7 +389,7 @@ class Http1:
         body = bytearray(http.trailing_data[0])
         # What counts is what was received, not what it carried: chunks can be nearly all framing.
         most = len(body) + LARGEST_SKIPPED_BODY
-        with trio.move_on_after(HEAD_SECONDS):
+        with trio.move_on_after(self._limits.head_seconds):
             while len(body) <= most:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
@@ -402,7 +421,12 @@ class Http1:
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
         if refused is not None:
             return Answer(refused)
-        if len(target) > LONGEST_TARGET:
+        if len(event.headers) > self._limits.header_fields:
+            self._shared.row[LIMITED[Limit.HEADER_FIELDS]] += 1
+            reason = f"{len(event.headers)} header fields"
+            return Answer(short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=head))
+        if len(target) > self._limits.target_bytes:
+            self._shared.row[LIMITED[Limit.TARGET_BYTES]] += 1
             return Answer(short(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes", head=head))
         if request.method == "OPTIONS" and target == b"*":
             return Answer(options())

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ktlsd import listeners
 from ktlsd.ktls import Direction, Offload, Path, Reason
+from ktlsd.limits import Limit
 from ktlsd.ssl_ffi import CIPHER_LIST, CIPHERSUITES, Handshake
 
 OTHER: Final = "other"
@@ -127,6 +128,13 @@ METRICS: Final = (
         _each(*(failure.value for failure in Failure)),
     ),
     Metric(
+        "ktlsd_limited_total",
+        Kind.COUNTER,
+        "How often a limit was reached, by limit.",
+        ("limit",),
+        _each(*(limit.value for limit in Limit)),
+    ),
+    Metric(
         "ktlsd_requests_total",
         Kind.COUNTER,
         "Responses begun, by status.",
@@ -193,6 +201,7 @@ ACCEPTED: Final = {kind: slot("ktlsd_accepted_connections_total", kind.value) fo
 OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in listeners.Kind}
 OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
 FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
+LIMITED: Final = {limit: slot("ktlsd_limited_total", limit.value) for limit in Limit}
 REQUESTS: Final[Mapping[int, int]] = {
     status.value: slot("ktlsd_requests_total", str(status.value)) for status in HTTPStatus
 }

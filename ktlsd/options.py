@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from ktlsd.forwarded import ForwardedFields
 from ktlsd.ktls import Mode
@@ -76,6 +76,9 @@ ErrorStatus = Annotated[
     ),
 ]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
+MoreSeconds = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
+Count = Annotated[int, Meta(ge=1, description="a whole number from 1 on")]
+CountOrNone = Annotated[int, Meta(ge=0, description="a whole number from 1 on, or 0 for no limit")]
 Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
 FileMode = Annotated[
     str, Meta(pattern=rf"^0?[0-7]{{3}}{_END}", description='the permissions of a file in octal, such as "0660"')
@@ -240,6 +243,48 @@ class HstsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Whether browsers may carry the site in their preload lists."""
 
 
+_LOOPBACK: Final = (Network("127.0.0.0/8"), Network("::1"))
+
+
+class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[limits]: how long a client may take, how much it may ask for, and how many may come. Each worker counts for
+    itself."""
+
+    handshake_seconds: MoreSeconds = 10
+    """For the TLS handshake, a PROXY header before it included."""
+    head_seconds: MoreSeconds = 20
+    """For a whole request head, from its first byte on, however it trickles in: 408."""
+    idle_seconds: MoreSeconds = 75
+    """Between requests, and before the first, on an open connection; it may become a quarter more."""
+    send_seconds: MoreSeconds = 60
+    """How long a client is waited for in all until it is looked at whether it takes `send_bytes_per_second`."""
+    send_bytes_per_second: Count = 240
+    """What a client must take of a response while it is waited for, on the average of `send_seconds`."""
+    requests_per_connection: CountOrNone = 10_000
+    """The answer to the last one says `Connection: close`; 0 for no limit."""
+    key_updates_per_connection: Count = 100
+    """How many TLS records without data (KeyUpdate) a client may send."""
+    head_bytes: Annotated[int, Meta(ge=256, le=1 << 20, description="a number of bytes from 256 to 1048576")] = 32768
+    """Of a request line and its header fields together: 431, or 414 where the line alone has more."""
+    header_fields: Count = 100
+    """In a request: 431."""
+    target_bytes: Count = 8192
+    """Of a request's target, which is the path and the query: 414."""
+    connections: Count = 16384
+    """Open at the same time in each worker; fewer where it may not open so many files (RLIMIT_NOFILE)."""
+    client_connections: CountOrNone = 256
+    """The same, from one client network; 0 for no limit."""
+    client_handshakes_per_second: CountOrNone = 50
+    """TLS handshakes with one client network, in each worker; those of ten seconds may come at once. 0 for no limit."""
+    client_ipv4_prefix: Annotated[int, Meta(ge=1, le=32, description="a number from 1 to 32")] = 32
+    """Leading bits of an IPv4 address that make up its client network."""
+    client_ipv6_prefix: Annotated[int, Meta(ge=1, le=128, description="a number from 1 to 128")] = 64
+    """Leading bits of an IPv6 address that make up its client network."""
+    exempt_clients: tuple[Network, ...] = field(default_factory=lambda: _LOOPBACK)
+    """Networks that no limit for a client network holds for, as for trusted proxies and Unix sockets; loopback by
+    default."""
+
+
 class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one site is served."""
 
@@ -335,6 +380,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Processes to serve with; "auto" for as many as there are usable cores."""
     drain_seconds: Seconds = 240
     """How long what is in flight may take after SIGTERM."""
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    """[limits]: time-outs and limits."""
     session_tickets: bool = True
     """Whether clients may resume a TLS session instead of making a full handshake."""
     ticket_keys: Path | None = None

@@ -1,7 +1,8 @@
 """What connections with and without TLS have in common: how a client is waited for, and a file sent by the kernel.
 
-Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes nothing for
-STALL_SECONDS, however slow it may be otherwise. No call on a file may wait for a disk on the event loop.
+Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes less than a
+pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on the event
+loop.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Final
 
 import trio
 
-from ktlsd.metrics import SEND, SENDFILE, UNCOUNTED, Row
+from ktlsd.limits import Limit, Pace
+from ktlsd.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
+from ktlsd.options import LimitOptions
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
 
-STALL_SECONDS: Final = 60.0
-"""How long a client may take no byte at all of what is sent to it."""
+DEFAULTS: Final = LimitOptions()
 
 KERNEL_CHUNK: Final = 524288
 """Bytes that one sendfile may take before other connections get their turn; a multiple of the TLS record size."""
@@ -33,6 +35,8 @@ SMALL: Final = 15360
 _RESIDENT_SECONDS: Final = 0.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_READ: Final = 65536
+# tcpi_bytes_acked in struct tcp_info of linux/tcp.h (Linux 4.1).
+_BYTES_ACKED: Final = slice(120, 128)
 
 
 class FileShrank(Exception):
@@ -40,7 +44,7 @@ class FileShrank(Exception):
 
 
 class TooSlow(TLSError):
-    """The client stopped taking what it asked for."""
+    """The client takes what it asked for too slowly, or not at all."""
 
 
 class PacedTransport(abc.ABC):
@@ -50,11 +54,15 @@ class PacedTransport(abc.ABC):
     that ends without finish() ends such that the client sees that something is missing.
     """
 
-    def __init__(self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
+    def __init__(
+        self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
+    ) -> None:
         """`row` counts the bytes that are sent."""
         self._socket = sock
         self._residency = residency
         self._row = row
+        self._limits = limits
+        self._pace = Pace(limits)
         self.sent = 0
         """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
         self.stopped = False
@@ -105,7 +113,7 @@ class PacedTransport(abc.ABC):
 
     @abc.abstractmethod
     async def send_text(self, data: bytes | bytearray) -> None:
-        """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
+        """Send bytes from memory. Raises TLSError, or TooSlow when the client does not keep pace."""
 
     @abc.abstractmethod
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -203,16 +211,26 @@ class PacedTransport(abc.ABC):
             await trio.lowlevel.wait_writable(self._socket)
 
     async def _progress(self, wait: Wait) -> None:
-        """Wait for the socket as long as the client takes something; writability alone would need it to take much."""
-        unsent = self._unsent()
-        while True:
-            with trio.move_on_after(STALL_SECONDS):
+        """Wait for the socket as long as the client keeps pace; writability alone would need it to take much."""
+        pace = self._pace
+        if pace.begins:
+            pace.begin(self._taken())
+        ready = False
+        while not ready:
+            asked = trio.current_time()
+            with trio.move_on_after(pace.left):
                 await self._ready(wait)
-                return
-            before, unsent = unsent, self._unsent()
-            if unsent >= before:
-                raise TooSlow(f"the client took nothing for {STALL_SECONDS:g} s")
+                ready = True
+            if pace.waited(trio.current_time() - asked) and not pace.keeps_up(self._taken()):
+                self._row[LIMITED[Limit.SEND]] += 1
+                least, seconds = self._limits.send_bytes_per_second, self._limits.send_seconds
+                raise TooSlow(f"the client took less than {least} bytes a second for {seconds:g} s")
 
-    def _unsent(self) -> int:
-        """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ, which has the terminals' number TIOCOUTQ)."""
-        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    def _taken(self) -> int:
+        """Bytes that the peer has acknowledged, however much the socket holds: with what TLS adds where it is TCP."""
+        if self._socket.family == socket.AF_UNIX:
+            # SIOCOUTQ of tcp(7), which unix(7) knows too, has the terminals' number TIOCOUTQ.
+            unsent = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
+            return self.sent - int.from_bytes(unsent, sys.byteorder)
+        information = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        return int.from_bytes(information[_BYTES_ACKED], sys.byteorder)

@@ -14,7 +14,8 @@ import struct
 from typing import Final
 
 from ktlsd.metrics import UNCOUNTED, Row
-from ktlsd.pacing import PacedTransport
+from ktlsd.options import LimitOptions
+from ktlsd.pacing import DEFAULTS, PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import PEER_IS_GONE, READ_SIZE, ConnectionLost, Wait
 
@@ -25,8 +26,10 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class PlainTransport(PacedTransport):
     """A socket without TLS. What is wrong with the connection is raised as with TLS: ConnectionLost or TooSlow."""
 
-    def __init__(self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
-        super().__init__(sock, residency, row)
+    def __init__(
+        self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
+    ) -> None:
+        super().__init__(sock, residency, row, limits)
         self._must_reset = True
 
     def key_update_owed(self) -> bool:

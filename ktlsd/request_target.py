@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-LONGEST_TARGET: Final = 8192
-"""Bytes; RFC 9110 section 4.1 asks for 8000 at least."""
-
 # A host is required, as a Host field would name it, and user information is an error (RFC 9110 sections 4.2.1, 4.2.4).
 _ABSOLUTE_FORM: Final = re.compile(
     rb"https?://(\[[0-9a-fv:.]+\]|[a-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]*)?(?=[/?]|\Z)", re.IGNORECASE

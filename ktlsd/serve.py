@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from ktlsd import __version__, activation, ktls_state, privileges
+from ktlsd import __version__, activation, ktls_state, open_files, privileges
 from ktlsd.configuration import Configuration
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Support
@@ -45,6 +45,7 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
     Raises Refusal, LibraryError, ContextError.
     """
+    open_files.allow_most()
     passed = activation.take()
     identity = privileges.resolve(settings.user, settings.group)
     with privileges.acting_as(identity):

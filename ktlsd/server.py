@@ -7,11 +7,11 @@ protocol (http1.py). Cancel scopes hold every time-out; draining is the cancella
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -19,12 +19,14 @@ import trio
 
 from ktlsd.access_log import Channel
 from ktlsd.client_hello import NOTHING
+from ktlsd.door import EXHAUSTED, Door
 from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
+from ktlsd.limits import Limit
 from ktlsd.listeners import Kind, Listener
-from ktlsd.metrics import ACCEPTED, FAILED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
+from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
 from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
@@ -43,14 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ktlsd")
 
-HANDSHAKE_SECONDS: Final = 10.0
-IDLE_SECONDS: Final = 75.0
-"""Between requests on a kept-alive connection."""
-
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _ACCEPTS_IN_A_ROW: Final = 16
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
+_SPEAK_HTTPS: Final = (HTTPStatus.BAD_REQUEST, "this port speaks HTTPS, use an https:// address")
+_BUSY: Final = (HTTPStatus.SERVICE_UNAVAILABLE, "too many connections, try again later", ("Retry-After", "10"))
 
 
 class Server:
@@ -71,7 +70,8 @@ class Server:
         self._accepting = trio.CancelScope()
         self.draining = trio.Event()
         """Set once drain() is called."""
-        self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), row, access_log)
+        self._door = Door(service, self._residency, row)
+        self._shared = Shared(service, Idle(service.settings.limits.idle_seconds, row), Clock(), row, access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
@@ -114,6 +114,8 @@ class Server:
     def replace(self, service: Service) -> None:
         """Serve another service from the next handshake and the next request on; the old one is closed after use."""
         old, self._shared.service = self._shared.service, service
+        self._shared.idle.seconds = service.settings.limits.idle_seconds
+        self._door.use(service)
         old.retire()
 
     async def _cut_off(self, everything: trio.CancelScope) -> None:
@@ -150,34 +152,42 @@ class Server:
                     sock, peer = listener.socket.accept()
                 except BlockingIOError:
                     break
-                except OSError as error:
-                    if error.errno in _EXHAUSTED:
-                        log.error("accepting pauses: %s", error.strerror)
-                        await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                except (OSError, MemoryError) as error:
+                    lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
                     # Anything else is the fate of one connection that ended while it was queued (accept(2)).
+                    if lacking is not None:
+                        self._door.reached(lacking, "accepting pauses: %s", error)
+                        self._make_room()
+                        await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                        break
                     continue
                 connections.start_soon(self._serve_connection, sock, peer_of(peer), listener.kind)
+
+    def _make_room(self) -> None:
+        self._row[LIMITED[Limit.CROWDED]] += self._shared.idle.end_oldest()
 
     async def _serve_connection(self, sock: socket.socket, peer: Peer, kind: Kind) -> None:
         row = self._row
         row[ACCEPTED[kind]] += 1
+        limits = self._shared.service.settings.limits
         try:
             with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
                 if sock.family != socket.AF_UNIX:
                     # Heads and files share records by MSG_MORE; nothing else is worth holding back.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                deadline = trio.current_time() + HANDSHAKE_SECONDS
-                speak_proxy = self._shared.service.speak_proxy
-                if speak_proxy and speak_proxy.holds(peer.address):
-                    with trio.fail_at(deadline):
-                        peer = await client_of(sock, peer)
-                if kind is Kind.HTTPS:
-                    await self._serve_tls(sock, peer, deadline)
-                else:
-                    with contextlib.closing(PlainTransport(sock, self._residency, row)) as transport:
-                        client = self._client(peer, redirected=kind is Kind.REDIRECT)
-                        await Http1(self._shared, transport, client).serve()
+                deadline = trio.current_time() + limits.handshake_seconds
+                with self._door.gate.visit() as visit:
+                    if self._door.gate.crowded:
+                        self._make_room()
+                    if visit.refused is None:
+                        peer = await self._named(sock, peer, deadline)
+                    refused = self._door.refuses(visit, peer, shakes=kind is Kind.HTTPS)
+                    if refused is None:
+                        await self._serve_visitor(sock, peer, kind, deadline)
+                if refused is not None:
+                    response = b"" if kind is Kind.HTTPS else self._last_words(*_BUSY)
+                    await self._door.turn_away(sock, peer, refused, response)
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
@@ -187,36 +197,61 @@ class Server:
             log.info("%s cut off: proxy_protocol demands a PROXY header of it, and it sent %s", peer, error)
         except trio.TooSlowError:
             row[FAILED[Failure.PROXY_HEADER]] += 1
-            log.info("%s cut off: no PROXY header within %g s", peer, HANDSHAKE_SECONDS)
+            row[LIMITED[Limit.HANDSHAKE]] += 1
+            log.info("%s cut off: no PROXY header within %g s", peer, limits.handshake_seconds)
         except TLSError as error:
             log.info("%s cut off: %s", peer, error)
         except OSError as error:
             log.error("%s cut off: %s", peer, error)
+        except MemoryError:
+            self._door.reached(Limit.MEMORY, "%s cut off", peer)
         except Exception:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
+
+    async def _named(self, sock: socket.socket, peer: Peer, deadline: float) -> Peer:
+        """The client that a proxy speaks for, where that is to begin with a PROXY header; else the peer itself.
+
+        Raises BadHeader, ConnectionLost, trio.TooSlowError.
+        """
+        speak_proxy = self._shared.service.speak_proxy
+        if not speak_proxy or not speak_proxy.holds(peer.address):
+            return peer
+        with trio.fail_at(deadline):
+            return await client_of(sock, peer)
+
+    async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, deadline: float) -> None:
+        """Serve a client that was let in; what begins with a handshake has it by the deadline."""
+        if kind is Kind.HTTPS:
+            await self._serve_tls(sock, peer, deadline)
+            return
+        limits = self._shared.service.settings.limits
+        with contextlib.closing(PlainTransport(sock, self._residency, self._row, limits)) as transport:
+            await Http1(self._shared, transport, self._client(peer, redirected=kind is Kind.REDIRECT)).serve()
 
     async def _serve_tls(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
         row, began = self._row, trio.current_time()
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(deadline), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         context = service.sites.of_name(asked.server_name).context
-        with contextlib.closing(Transport(context, sock, self._residency, row)) as transport:
+        limits = service.settings.limits
+        with contextlib.closing(Transport(context, sock, self._residency, row, limits)) as transport:
             try:
                 with trio.fail_at(deadline):
                     handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
-                log.info("%s handshake failed: none within %g s", peer, HANDSHAKE_SECONDS)
+                row[LIMITED[Limit.HANDSHAKE]] += 1
+                log.info("%s handshake failed: none within %g s", peer, limits.handshake_seconds)
                 return
             except PlainHTTP:
                 row[FAILED[Failure.PLAIN_HTTP]] += 1
                 log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
-                await transport.answer_plain_http(self._plain_http_response())
+                await transport.answer_plain_http(self._last_words(*_SPEAK_HTTPS))
                 return
             except ConnectionLost as error:
                 row[FAILED[Failure.LOST]] += 1
@@ -299,15 +334,17 @@ class Server:
         await transport.finish()
         return False
 
-    def _plain_http_response(self) -> bytes:
+    def _last_words(self, status: HTTPStatus, reason: str, *fields: tuple[str, str]) -> bytes:
+        """A whole response, in the clear, without a request that was read."""
         http = h11.Connection(h11.SERVER)
-        text = b"400 Bad Request: this port speaks HTTPS, use an https:// address\n"
-        fields = [
+        text = f"{status.value} {status.phrase}: {reason}\n".encode()
+        head = [
             ("Date", self._shared.clock.date().decode("ascii")),
             *self._shared.service.server_field,
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(text))),
+            *fields,
             ("Connection", "close"),
         ]
-        events = (h11.Response(status_code=400, headers=fields, reason=b"Bad Request"), h11.Data(data=text))
-        return b"".join(http.send(event) or b"" for event in events)
+        response = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
+        return b"".join(http.send(event) or b"" for event in (response, h11.Data(data=text)))

@@ -90,6 +90,8 @@ class Service:
         """Whose connections begin with a PROXY header."""
         self.trusted = Networks(settings.trusted_proxies)
         """Whose fields about the client are believed."""
+        self.exempt = Networks(settings.limits.exempt_clients)
+        """Whose clients are not limited by network."""
         self.forwarded = settings.forwarded
         try:
             self.https_redirect = HttpsRedirect(self.library, settings.acme_challenges)

@@ -88,6 +88,7 @@ void SSL_set_connect_state(SSL *ssl);
 int SSL_do_handshake(SSL *ssl);
 int SSL_read(SSL *ssl, void *buf, int num);
 int SSL_has_pending(const SSL *s);
+const char *SSL_rstate_string(const SSL *s);
 int SSL_write(SSL *ssl, const void *buf, int num);
 ssize_t SSL_sendfile(SSL *s, int fd, off_t offset, size_t size, int flags);
 int SSL_shutdown(SSL *ssl);
@@ -179,6 +180,7 @@ READ_SIZE: Final = 16384
 TICKET_KEY_BYTES: Final = 80
 """Of a session ticket key: 16 for its name, which stands at the beginning of each ticket, 32 for HMAC, 32 for AES."""
 _LONGEST_SUBJECT: Final = 512
+_READ_HEADER: Final = "RH"
 
 # AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
 # kernel takes. The CBC suites at the end are never offloaded; they are there for clients that have nothing else.
@@ -571,6 +573,10 @@ class Connection:
     def has_pending(self) -> bool:
         """Whether bytes that the peer sent wait in OpenSSL, where the socket does not show them."""
         return bool(self._c.SSL_has_pending(self._ssl))
+
+    def between_records(self) -> bool:
+        """Whether no part of a record that the peer sent waits in OpenSSL; what read() saw before was a whole one."""
+        return self._library._text(self._c.SSL_rstate_string(self._ssl)) == _READ_HEADER and not self.has_pending()
 
     def write(self, data: bytes | bytearray | memoryview) -> Wait | None:
         """Encrypt and send all of `data` (not empty); None once all is with the kernel.

@@ -14,10 +14,12 @@ from typing import Final
 import trio
 
 from ktlsd.client_hello import host_name
-from ktlsd.metrics import UNCOUNTED, USER_SPACE, Row
-from ktlsd.pacing import KERNEL_CHUNK, FileShrank, PacedTransport
+from ktlsd.limits import Limit
+from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
+from ktlsd.options import LimitOptions
+from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, FileShrank, PacedTransport
 from ktlsd.residency import Residency
-from ktlsd.ssl_ffi import Connection, Context, Handshake, Wait
+from ktlsd.ssl_ffi import Connection, Context, Handshake, TLSError, Wait
 
 __all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
 
@@ -28,11 +30,19 @@ USER_SPACE_CHUNK: Final = 131072
 class Transport(PacedTransport):
     """A socket and the TLS connection on it."""
 
-    def __init__(self, context: Context, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED) -> None:
-        super().__init__(sock, residency, row)
+    def __init__(
+        self,
+        context: Context,
+        sock: socket.socket,
+        residency: Residency,
+        row: Row = UNCOUNTED,
+        limits: LimitOptions = DEFAULTS,
+    ) -> None:
+        super().__init__(sock, residency, row, limits)
         self._context = context
+        self._key_updates = 0
         self._tls: Connection = context.connect(sock.fileno())
-        self._kernel_sends = False
+        self._kernel_sends = self._kernel_receives = False
 
     async def handshake(self, ticket_key: bytes | None = None) -> Handshake:
         """Complete the handshake; the client's ticket, if all of its ClientHello is there, is read with `ticket_key`.
@@ -49,7 +59,7 @@ class Transport(PacedTransport):
             await self._ready(wait)
             wait = self._tls.handshake()
         facts = self._tls.facts()
-        self._kernel_sends = facts.ktls_tx
+        self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
         return facts._replace(server_name=host_name(facts.server_name or ""))
 
     def key_update_owed(self) -> bool:
@@ -146,7 +156,15 @@ class Transport(PacedTransport):
         return self._tls.has_pending()
 
     def receive(self) -> bytes | Wait:
-        return self._tls.read()
+        received = self._tls.read()
+        # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
+        # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
+        if isinstance(received, Wait) and not self._kernel_receives and self._tls.between_records():
+            self._key_updates += 1
+            if self._key_updates > self._limits.key_updates_per_connection:
+                self._row[LIMITED[Limit.KEY_UPDATES]] += 1
+                raise TLSError(f"more than {self._limits.key_updates_per_connection} TLS records without data")
+        return received
 
     def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
         return self._tls.sendfile(descriptor, offset, count)

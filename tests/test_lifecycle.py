@@ -126,6 +126,34 @@ def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path,
     assert server.process.wait(timeout=30) == 0
 
 
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_a_first_request_that_crosses_the_signal_is_answered(server: Running, *, seen_before: bool) -> None:
+    if seen_before:
+        # Whoever sends a head that is known gets its answer from memory otherwise.
+        assert get(server.port, "/small.txt").body == b"small"
+    with connect(server.port) as fresh, connect(server.port) as silent:
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: is_refused(server.port))
+        fresh.sendall(b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer, rest = parse(read_to_end(fresh))
+        assert (answer.body, answer.fields["connection"], rest) == (b"small", "close", b"")
+        # Who sends none is not waited for, and sees an end in order.
+        assert silent.recv(1) == b""
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_a_handshake_that_crosses_the_signal_is_finished(server: Running) -> None:
+    raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    get(server.port, "/small.txt")
+    server.process.send_signal(signal.SIGTERM)
+    assert eventually(lambda: is_refused(server.port))
+    with client_context().wrap_socket(raw, suppress_ragged_eofs=False) as late:
+        late.sendall(b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer, _ = parse(read_to_end(late))
+    assert (answer.body, answer.fields["connection"]) == (b"small", "close")
+    assert server.process.wait(timeout=30) == 0
+
+
 def test_a_second_signal_ends_downloads_too(server: Running) -> None:
     connection, _ = begin_download(server.port)
     server.process.send_signal(signal.SIGTERM)

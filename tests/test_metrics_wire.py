@@ -18,13 +18,14 @@ import pytest
 from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
-from ktlsd import metrics_listener, server
+from ktlsd import metrics_listener
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all, bind_metrics
 from ktlsd.metrics import Board, slot
 from ktlsd.metrics_listener import MOST_CONNECTIONS, MetricsListener
-from ktlsd.options import Listen, Settings
+from ktlsd.options import LimitOptions, Listen, Settings
+from ktlsd.pacing import DEFAULTS
 from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
@@ -336,13 +337,15 @@ def test_what_cannot_be_listened_on_is_one_line(root: Path, tmp_path: Path) -> N
 
 
 @contextlib.contextmanager
-def in_process(root: Path, state: Path, mode: Mode) -> Iterator[tuple[Board, int, int]]:
+def in_process(
+    root: Path, state: Path, mode: Mode, limits: LimitOptions = DEFAULTS
+) -> Iterator[tuple[Board, int, int]]:
     """A server on an event loop of this process, in a thread; its board and its ports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
         library = Library()
         wanted = Listen("127.0.0.1", 0)
-        service = Service(library, Settings(root=root, metrics_listen=wanted), support(library, mode))
+        service = Service(library, Settings(root=root, metrics_listen=wanted, limits=limits), support(library, mode))
     listeners = bind_all([wanted])
     board = Board(1)
     sockets = bind_metrics(wanted)
@@ -352,9 +355,8 @@ def in_process(root: Path, state: Path, mode: Mode) -> Iterator[tuple[Board, int
     service.close()
 
 
-def test_handshake_failures_by_reason(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 1.0)
-    with in_process(root, tmp_path, Mode.AUTO) as (board, port, _):
+def test_handshake_failures_by_reason(root: Path, tmp_path: Path) -> None:
+    with in_process(root, tmp_path, Mode.AUTO, LimitOptions(handshake_seconds=1)) as (board, port, _):
 
         def failures() -> dict[str, int]:
             totals = board.totals()

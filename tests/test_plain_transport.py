@@ -15,6 +15,7 @@ import trio
 
 from ktlsd import pacing
 from ktlsd.ktls_probe import loopback_pair
+from ktlsd.options import LimitOptions
 from ktlsd.pacing import FileShrank, TooSlow
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.residency import Residency
@@ -187,11 +188,12 @@ async def test_a_response_survives_what_the_client_still_sends(ends: Ends, descr
     assert (reader.join(), reader.error) == (HEAD, None)
 
 
-async def test_a_reader_that_stops_is_given_up(ends: Ends, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "STALL_SECONDS", 0.3)
-    _, transport = ends
-    with trio.fail_after(30), pytest.raises(TooSlow, match="took nothing"):
+async def test_a_reader_that_stops_is_given_up(pair: Pair, descriptor: int) -> None:
+    limits = LimitOptions(send_seconds=0.3)
+    transport = PlainTransport(pair[1], Residency(Library().file_system_type), limits=limits)
+    with trio.fail_after(30), pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.3 s"):
         await send_for_ever(transport, descriptor)
+    transport.close()
 
 
 def reset(near: socket.socket) -> None:

@@ -25,6 +25,7 @@ from ktlsd.options import (
     CorsOptions,
     HeaderOptions,
     HstsOptions,
+    LimitOptions,
     Listen,
     LogPlace,
     NamedSiteOptions,
@@ -691,10 +692,10 @@ def test_the_example_is_valid_with_every_line_commented_out_or_in(tmp_path: Path
 def test_the_example_has_every_key() -> None:
     document = tomllib.loads(uncommented())
     assert document.keys() == set(KEYS)
-    inner = [*(document[name][0] for name in ("redirect", "header", "cache")), document["cors"], document["hsts"]]
-    for table, kind in zip(
-        inner, (RedirectOptions, HeaderOptions, CacheOptions, CorsOptions, HstsOptions), strict=True
-    ):
+    inner = [document[name][0] for name in ("redirect", "header", "cache")]
+    inner += [document[name] for name in ("cors", "hsts", "limits")]
+    kinds = (RedirectOptions, HeaderOptions, CacheOptions, CorsOptions, HstsOptions, LimitOptions)
+    for table, kind in zip(inner, kinds, strict=True):
         assert table.keys() == set(kind.__struct_encode_fields__)
     assert document["types"]
     assert document["error_pages"]
@@ -704,7 +705,7 @@ def test_the_example_has_every_key() -> None:
 def test_the_example_has_the_defaults_where_there_are_any(tmp_path: Path) -> None:
     example, default = from_file(write(tmp_path, uncommented())), Settings()
     given = {name for name in KEYS if getattr(default, name)}
-    assert {"workers", "ktls", "index", "etag"} <= given
+    assert {"workers", "ktls", "index", "etag", "limits"} <= given
     assert {name: getattr(example, name) for name in given} == {name: getattr(default, name) for name in given}
 
 

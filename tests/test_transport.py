@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from ktlsd import pacing
 from ktlsd.certificate import localhost_certificate
 from ktlsd.ktls_probe import loopback_pair
+from ktlsd.options import LimitOptions
 from ktlsd.pacing import TooSlow
 from ktlsd.residency import Residency
 from ktlsd.sni import peek_client_hello
@@ -24,6 +24,7 @@ from ktlsd.transport import Transport
 from tests.serving import client_context
 
 DATA = bytes(20_000_000)
+IMPATIENT = LimitOptions(send_seconds=0.5)
 
 
 @pytest.fixture
@@ -58,11 +59,10 @@ def reader(near: socket.socket, amount: int, pause: float) -> Iterator[list[int]
         thread.join()
 
 
-async def test_a_steady_reader_is_waited_for_however_slow(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "STALL_SECONDS", 0.5)
+async def test_a_steady_reader_is_waited_for_however_slow(context: Context) -> None:
     library = Library()
     with loopback_pair() as (near, far), reader(near, 20_000, 0.05) as received:
-        transport = Transport(context, far, Residency(library.file_system_type))
+        transport = Transport(context, far, Residency(library.file_system_type), limits=IMPATIENT)
         await transport.handshake()
         with trio.move_on_after(4):
             await transport.send_text(DATA)
@@ -71,16 +71,15 @@ async def test_a_steady_reader_is_waited_for_however_slow(context: Context, monk
         assert 0 < received[0] < len(DATA) // 2
 
 
-async def test_a_reader_that_stops_is_given_up(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "STALL_SECONDS", 0.5)
+async def test_a_reader_that_stops_is_given_up(context: Context) -> None:
     library = Library()
     with loopback_pair() as (near, far), reader(near, 2000, 30.0):
-        transport = Transport(context, far, Residency(library.file_system_type))
+        transport = Transport(context, far, Residency(library.file_system_type), limits=IMPATIENT)
         await transport.handshake()
         started = time.monotonic()
-        with pytest.raises(TooSlow, match="took nothing"), trio.fail_after(20):
+        with pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.5 s"), trio.fail_after(20):
             await transport.send_text(DATA)
-        assert time.monotonic() - started >= pacing.STALL_SECONDS
+        assert time.monotonic() - started >= IMPATIENT.send_seconds
         transport.close()
 
 
