@@ -18,7 +18,8 @@ from ktlsd.refusal import Refusal
 _FIRST: Final = 3
 _MOST: Final = 1024
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-_FIX: Final = "the .socket unit needs ListenStream= with a port, and Accept=no"
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_FIX: Final = "the .socket unit needs ListenStream=, and Accept=no"
 
 
 class ActivationError(Refusal):
@@ -26,7 +27,7 @@ class ActivationError(Refusal):
 
 
 class Passed(NamedTuple):
-    """A listening TCP socket, non-blocking, and its FileDescriptorName= (systemd.socket(5))."""
+    """A listening stream socket, non-blocking, and its FileDescriptorName= (systemd.socket(5))."""
 
     name: str
     socket: socket.socket
@@ -54,9 +55,9 @@ def _listening(descriptor: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:
         raise ActivationError(f"{what}: {error.strerror}") from error
-    tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
-    if not tcp or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ActivationError(f"{what} is no listening TCP socket: {_FIX}")
+    stream = sock.family in _FAMILIES and sock.type == socket.SOCK_STREAM
+    if not stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ActivationError(f"{what} is no listening stream socket: {_FIX}")
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock

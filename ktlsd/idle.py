@@ -1,34 +1,63 @@
 """Connections that wait for a request, or for the first byte: the only ones that may be ended at any moment.
 
-Strategy: to end a wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). What came before is
-still read, so no request is lost, and a wait needs no cancel scope of its own. The oldest waits come first.
+Strategy: one task watches the sockets of all of them by an epoll of its own, and has each answer at once what it can
+answer without waiting; a connection's own task is woken only for the rest, since waking it costs more than such an
+answer. To end a wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). The oldest come first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Iterator
-from typing import Final, Protocol
+from itertools import islice
+from operator import itemgetter
+from typing import Final, NamedTuple, Protocol
 
+import outcome
 import trio
 
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport
-from ktlsd.ssl_ffi import ConnectionLost
 
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
+_AT_ONCE: Final = 32
+"""Connections that are looked at before other tasks get their turn."""
 
 
-class _Waiting(Protocol):
-    """What can be told that nothing more will come."""
+class Left(NamedTuple):
+    """What is left for a connection's own task to do."""
 
-    stopped: bool
+    received: bytes | None
+    """What the client sent, b"" after its end; None where that has to be read first."""
+    unsent: bytes | bytearray = b""
+    """The rest of a response that has begun, to be sent before."""
 
-    def stop_reading(self) -> None: ...
+
+class Answering(Protocol):
+    """A connection that waits for a request."""
+
+    @property
+    def transport(self) -> PacedTransport: ...
+
+    def answer_known(self) -> Left | None:
+        """Answer what has come, without waiting, as far as possible; None once nothing is left of it.
+
+        Raises TLSError.
+        """
+
+
+class _Waiting:
+    __slots__ = ("connection", "since", "task")
+
+    def __init__(self, connection: Answering, task: trio.lowlevel.Task) -> None:
+        self.connection = connection
+        self.task = task
+        self.since = time.monotonic()
 
 
 class _Silent:
@@ -37,6 +66,7 @@ class _Silent:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.stopped = False
+        self.since = time.monotonic()
 
     def stop_reading(self) -> None:
         self.stopped = True
@@ -45,73 +75,113 @@ class _Silent:
 
 
 class Idle:
-    """One process's idle connections."""
+    """One process's idle connections. Whoever makes one closes it."""
 
     def __init__(self, seconds: float, row: Row = UNCOUNTED) -> None:
         """`row` counts the waits that took too long."""
         self.seconds = seconds
         """How long a connection may wait, and a quarter more at most."""
         self._row = row
-        self._since: dict[_Waiting, float] = {}
-        self._fresh: set[_Waiting] = set()
+        self._epoll = select.epoll()
+        self._waiting: dict[int, _Waiting] = {}
+        self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
         self._drains = trio.Event()
 
-    async def wait(self, transport: PacedTransport, *, fresh: bool = False) -> bytes:
-        """What the client sends next; b"" when it is done, sent nothing for too long, or the server drains.
+    def close(self) -> None:
+        self._epoll.close()
 
-        A `fresh` connection had no request yet: its client cannot know that the server drains. Raises TLSError.
+    async def wait(self, connection: Answering) -> Left:
+        """What is left to do when the client has sent something, is done, sent nothing for too long, or the server
+        drains: one that had no request yet is still waited for then, for a while, as its client cannot know.
+
+        Raises TLSError.
         """
-        if self.draining and not fresh:
-            return b""
-        if fresh:
-            self._fresh.add(transport)
-        self._since[transport] = time.monotonic()
-        try:
-            return await transport.read()
-        except ConnectionLost:
-            if transport.stopped:
-                return b""
-            raise
-        finally:
-            del self._since[transport]
-            if fresh:
-                self._fresh.remove(transport)
+        transport = connection.transport
+        if self.draining and transport.sent:
+            return Left(b"")
+        if transport.holds():
+            return Left(None)
+        number = transport.fileno()
+        self._waiting[number] = _Waiting(connection, trio.lowlevel.current_task())
+        self._epoll.register(number, select.EPOLLIN)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._forget(number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        left: Left = await trio.lowlevel.wait_task_rescheduled(abort)
+        return left
 
     @contextlib.contextmanager
     def silent(self, sock: socket.socket) -> Iterator[None]:
-        """A fresh connection waits for the client's first byte, for as long as this lasts."""
+        """A connection waits for the first byte of its client, for as long as this lasts."""
         silent = _Silent(sock)
-        self._fresh.add(silent)
-        self._since[silent] = time.monotonic()
+        self._silent[silent] = None
         try:
             yield
         finally:
-            del self._since[silent]
-            self._fresh.remove(silent)
+            del self._silent[silent]
 
     def drain(self) -> None:
         """End all waits but for a first request, and let none but such begin."""
         self.draining = True
         self._drains.set()
         now = time.monotonic()
-        for transport in self._since:
-            if transport in self._fresh:
-                self._since[transport] = now
+        for waiting in self._waiting.values():
+            if waiting.connection.transport.sent:
+                waiting.connection.transport.stop_reading()
             else:
-                transport.stop_reading()
+                waiting.since = now
 
     def end_oldest(self) -> bool:
         """End the longest wait to make room; whether there was one."""
-        oldest = next((transport for transport in self._since if not transport.stopped), None)
-        if oldest is None:
-            return False
-        oldest.stop_reading()
-        return True
+        waits = (waiting for waiting in self._waiting.values() if not waiting.connection.transport.stopped)
+        silents = (silent for silent in self._silent if not silent.stopped)
+        oldest = [(waiting.since, waiting.connection.transport.stop_reading) for waiting in islice(waits, 1)]
+        oldest += [(silent.since, silent.stop_reading) for silent in islice(silents, 1)]
+        if oldest:
+            min(oldest, key=itemgetter(0))[1]()
+        return bool(oldest)
 
     async def watch(self) -> None:
-        """End the waits that take too long, for ever."""
+        """Answer those that send something, and end the waits that take too long, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_sockets)
+            nursery.start_soon(self._watch_clock)
+
+    async def _watch_sockets(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            while ready := self._epoll.poll(0, _AT_ONCE):
+                now = time.monotonic()
+                for number, _ in ready:
+                    self._look_after(number, now)
+                await trio.lowlevel.checkpoint()
+
+    def _look_after(self, number: int, now: float) -> None:
+        waiting = self._waiting[number]
+        sent = waiting.connection.transport.sent
+        try:
+            left = waiting.connection.answer_known()
+        except Exception as error:
+            self._forget(number)
+            trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+            return
+        if left is not None:
+            self._forget(number)
+            trio.lowlevel.reschedule(waiting.task, outcome.Value(left))
+        elif waiting.connection.transport.sent != sent:
+            # It was answered, and waits anew.
+            waiting.since = now
+            self._waiting[number] = self._waiting.pop(number)
+
+    def _forget(self, number: int) -> None:
+        del self._waiting[number]
+        self._epoll.unregister(number)
+
+    async def _watch_clock(self) -> None:
         while not self.draining:
             with trio.move_on_after(self.seconds / 4):
                 await self._drains.wait()
@@ -124,10 +194,10 @@ class Idle:
         """How many there were."""
         ended = 0
         oldest = time.monotonic() - seconds
-        for transport, since in self._since.items():
-            if since > oldest:
+        for waiting in self._waiting.values():
+            if waiting.since > oldest:
                 break
-            if not transport.stopped:
-                transport.stop_reading()
+            if not waiting.connection.transport.stopped:
+                waiting.connection.transport.stop_reading()
                 ended += 1
         return ended

@@ -17,7 +17,7 @@ from ktlsd.client_hello import host_name
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.options import LimitOptions
-from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
+from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, FileShrank, PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Connection, Context, Handshake, TLSError, Wait
 
@@ -71,7 +71,15 @@ class Transport(PacedTransport):
         """
         return self._kernel_sends and self._tls.key_update_owed()
 
-    async def send_text(self, data: bytes) -> None:
+    def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
+        if self._kernel_sends:
+            return self._send_at_once_by_kernel(data)
+        if self._tls.write(data) is not None:
+            return data
+        self._note_written(len(data))
+        return b""
+
+    async def send_text(self, data: bytes | bytearray) -> None:
         if self._kernel_sends:
             # Without OpenSSL, which would first send a KeyUpdate that it owes.
             await self._send_by_kernel(data, 0)
@@ -88,15 +96,16 @@ class Transport(PacedTransport):
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
-        self.sent += len(data)
-        self._row[USER_SPACE] += len(data)
+        self._note_written(len(data))
+
+    def _note_written(self, count: int) -> None:
+        self.sent += count
+        self._row[USER_SPACE] += count
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        if count <= SMALL:
-            data = self._residency.read_after(head, descriptor, offset, count)
-            if data is not None:
-                await self._write(data)
-                return
+        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+            await self._write(data)
+            return
         buffer = bytearray(min(len(head) + count, USER_SPACE_CHUNK))
         view = memoryview(buffer)
         filled = len(head)
@@ -143,10 +152,10 @@ class Transport(PacedTransport):
         self._tls.close()
         self._socket.close()
 
-    def _holds(self) -> bool:
+    def holds(self) -> bool:
         return self._tls.has_pending()
 
-    def _receive(self) -> bytes | Wait:
+    def receive(self) -> bytes | Wait:
         received = self._tls.read()
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.

@@ -99,6 +99,22 @@ def test_a_kind_of_which_nothing_is_passed_is_bound(root: Path, tmp_path: Path) 
             assert answer.status == 301
 
 
+def test_a_unix_socket_is_passed_for_a_proxy(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    with listening() as secure, socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(str(path))
+        backend.listen()
+        wrapper = as_systemd("https:backend", secure, backend)
+        unbound = f"unix:{tmp_path}/not-bound.sock"
+        descriptors = [secure.fileno(), backend.fileno()]
+        with serving(root, state=tmp_path, backend_listen=(unbound,), wrapper=wrapper, pass_fds=descriptors) as server:
+            assert server.backends == [f"unix:{path}"]
+            request = b"GET /small.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            assert parse(exchange_plain(str(path), request))[0].body == b"small"
+        # It is systemd's, and so is its file.
+        assert path.exists()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_clients_wait_in_the_queue_from_one_service_to_the_next(root: Path, tmp_path: Path, workers: str) -> None:
     with listening() as passed, socket.socket() as waiting:
@@ -130,8 +146,8 @@ def connect_over(raw: socket.socket) -> socket.socket:
     return client_context().wrap_socket(raw, suppress_ragged_eofs=False)
 
 
-@pytest.fixture(params=["a pipe", "a datagram socket", "a connected socket", "a local socket"])
-def unfit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+@pytest.fixture(params=["a pipe", "a datagram socket", "a connected socket"])
+def unfit(request: pytest.FixtureRequest) -> Iterator[int]:
     with ExitStack() as stack:
         if request.param == "a pipe":
             reader, writer = os.pipe()
@@ -141,13 +157,9 @@ def unfit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
             return
         if request.param == "a datagram socket":
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        elif request.param == "a connected socket":
+        else:
             server = stack.enter_context(listening())
             sock = socket.create_connection(server.getsockname())
-        else:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.bind(str(tmp_path / "socket"))
-            sock.listen()
         yield stack.enter_context(sock).fileno()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -225,6 +226,27 @@ def test_the_log_names_the_client_that_a_proxy_tells(server: Running) -> None:
         assert ask(place, "/nothing", *lines).status == 404
         line = server.wait_for_line(" 404 ", since)
         assert re.match(rf"198\.51\.100\.1 via {peer} \(request 7f9c-1\) 404 GET /nothing: ", line)
+
+
+def test_the_access_log_names_the_client_and_the_proxy(folder: Path, tmp_path: Path) -> None:
+    (folder / "logged.toml").write_text('proxy_protocol = "127.0.0.1"\n' + CONFIGURATION)
+    options = ["--config", str(folder / "logged.toml"), "--access-log", str(tmp_path / "access.log")]
+    unix = f"unix:{tmp_path}/http.sock"
+    json_lines = ["--access-log-format", "json"]
+    with serving(None, *options, *json_lines, state=folder / "state", backend_listen=("127.0.0.1:0", unix)) as running:
+        # Twice, since what is remembered takes another way.
+        ask_twice(port_of(running), before=V1)
+        ask_twice(port_of(running), "X-Forwarded-For: 203.0.113.9", "X-Request-ID: id-1", before=V1)
+        ask_twice(socket_of(running), "X-Forwarded-For: 203.0.113.9, 192.0.2.9")
+        assert running.stop() == 0
+    lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
+    told = [(line["client"], line["port"], line["via"], line["request_id"]) for line in lines]
+    proxy = re.compile(r"127\.0\.0\.1:\d+")
+    assert [who[:2] for who in told[:2]] == [("192.0.2.7", 50312)] * 2
+    assert all(proxy.fullmatch(who[2]) for who in told[:2])
+    assert told[2:4] == [("203.0.113.9", None, "192.0.2.7:50312", "id-1")] * 2
+    assert [who[:3] for who in told[4:]] == [("203.0.113.9", None, "unix")] * 2
+    assert len({who[3] for who in (*told[:2], *told[4:])}) == 4
 
 
 def test_what_one_request_said_is_not_the_next_ones(server: Running) -> None:

@@ -118,6 +118,31 @@ def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, 
     assert server.wait_for_line(f"handshake failed: .*{reason}", since)
 
 
+def test_a_new_revocation_list_counts_for_the_next_handshake(tmp_path: Path) -> None:
+    """Also for a session that was made before it."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/name.txt").write_text("private")
+    (tmp_path / "ktlsd.toml").write_text(
+        'root = "private"\nclient_ca = "authority.pem"\nclient_crl = "authority.crl"\n'
+    )
+    authority = Authority(tmp_path)
+    certificate = authority.issue("leaver", ("proxy.example",))
+    context = client(certificate, TLS_1_2)
+    with serving(None, "--config", str(tmp_path / "ktlsd.toml"), state=tmp_path) as running:
+        with connect(running.port, context) as connection:
+            connection.sendall(REQUEST)
+            assert parse(read_to_end(connection))[0].body == b"private"
+            session = connection.session
+        with connect(running.port, context, session=session) as connection:
+            assert connection.session_reused
+        authority.revoke(certificate)
+        running.wait_for_line("certificates reloaded")
+        since = len(running.log)
+        with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
+            connect(running.port, context, session=session)
+        assert running.wait_for_line("handshake failed: .*certificate revoked", since)
+
+
 def test_the_alert_is_not_lost_to_a_reset(server: Running) -> None:
     """A client of TLS 1.3 sends its request before it can know: closing over that would reset the connection."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
