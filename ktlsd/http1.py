@@ -128,7 +128,7 @@ class Http1:
         self._realm = _realm(client)
         self._limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection came."""
-        self._left = limits.requests_per_connection or sys.maxsize
+        self._requests_left = limits.requests_per_connection or sys.maxsize
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._head = b""
         """The bytes of the request that h11 gave last."""
@@ -146,10 +146,8 @@ class Http1:
         Raises TLSError, FileShrank, OSError.
         """
         row = self._shared.row
-        fresh = True
         while True:
-            left = await self._shared.idle.wait(self, fresh=fresh)
-            fresh = False
+            left = await self._shared.idle.wait(self)
             if left.unsent:
                 await self._finish_repeating(left.unsent)
                 if left.received == b"":
@@ -265,7 +263,7 @@ class Http1:
 
     def _find(self, received: bytes) -> tuple[Key, Remembered] | None:
         """What is remembered for the head at the beginning of `received`."""
-        if self._left <= 1 or self._shared.idle.draining or self.transport.key_update_owed():
+        if self._requests_left <= 1 or self._shared.idle.draining or self.transport.key_update_owed():
             return None
         key = (self._realm, received[: received.find(_BLANK_LINE) + len(_BLANK_LINE)])
         remembered = self._shared.service.heads.get(key)
@@ -275,7 +273,7 @@ class Http1:
         row = self._shared.row
         row[IN_FLIGHT] += 1
         row[REQUESTS[remembered.status]] += 1
-        self._left -= 1
+        self._requests_left -= 1
         if self._log is not None:
             self._log.begin_again(cast(Noted, remembered.noted), head_size)
 
@@ -311,7 +309,7 @@ class Http1:
         http, transport = self._http, self.transport
         event = request = opened = None
         self.origin = self._client.origin
-        self._left -= 1
+        self._requests_left -= 1
         try:
             event = await self._read_head()
             if event is None:
@@ -328,10 +326,10 @@ class Http1:
             reason = f"no whole request head within {self._limits.head_seconds:g} s"
             response = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True)
         else:
-            if not self._left:
+            if not self._requests_left:
                 self._shared.row[LIMITED[Limit.REQUESTS]] += 1
                 log.debug("%s: request %d is the last", self._client.address, self._limits.requests_per_connection)
-            if self._shared.idle.draining or not self._left or not body_skipped or transport.key_update_owed():
+            if self._shared.idle.draining or not self._requests_left or not body_skipped or transport.key_update_owed():
                 response = replace(response, close=True)
         self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         if event is None and response.status in _LIMIT_OF:

@@ -12,6 +12,8 @@ import select
 import socket
 import time
 from collections.abc import Iterator
+from itertools import islice
+from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 import outcome
@@ -23,7 +25,6 @@ from ktlsd.pacing import PacedTransport
 
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
-
 _AT_ONCE: Final = 32
 """Connections that are looked at before other tasks get their turn."""
 
@@ -50,17 +51,13 @@ class Answering(Protocol):
         """
 
 
-class _Waiting(NamedTuple):
-    connection: Answering
-    task: trio.lowlevel.Task
+class _Waiting:
+    __slots__ = ("connection", "since", "task")
 
-
-class _Endable(Protocol):
-    """What can be told that nothing more will come."""
-
-    stopped: bool
-
-    def stop_reading(self) -> None: ...
+    def __init__(self, connection: Answering, task: trio.lowlevel.Task) -> None:
+        self.connection = connection
+        self.task = task
+        self.since = time.monotonic()
 
 
 class _Silent:
@@ -69,6 +66,7 @@ class _Silent:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.stopped = False
+        self.since = time.monotonic()
 
     def stop_reading(self) -> None:
         self.stopped = True
@@ -86,8 +84,7 @@ class Idle:
         self._row = row
         self._epoll = select.epoll()
         self._waiting: dict[int, _Waiting] = {}
-        self._since: dict[_Endable, float] = {}
-        self._fresh: set[_Endable] = set()
+        self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
         self._drains = trio.Event()
@@ -95,23 +92,20 @@ class Idle:
     def close(self) -> None:
         self._epoll.close()
 
-    async def wait(self, connection: Answering, *, fresh: bool = False) -> Left:
+    async def wait(self, connection: Answering) -> Left:
         """What is left to do when the client has sent something, is done, sent nothing for too long, or the server
-        drains.
+        drains: one that had no request yet is still waited for then, for a while, as its client cannot know.
 
-        A `fresh` connection had no request yet: its client cannot know that the server drains. Raises TLSError.
+        Raises TLSError.
         """
-        if self.draining and not fresh:
-            return Left(b"")
         transport = connection.transport
+        if self.draining and transport.sent:
+            return Left(b"")
         if transport.holds():
             return Left(None)
         number = transport.fileno()
         self._epoll.register(number, select.EPOLLIN)
         self._waiting[number] = _Waiting(connection, trio.lowlevel.current_task())
-        self._since[transport] = time.monotonic()
-        if fresh:
-            self._fresh.add(transport)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(number)
@@ -122,34 +116,34 @@ class Idle:
 
     @contextlib.contextmanager
     def silent(self, sock: socket.socket) -> Iterator[None]:
-        """A fresh connection waits for the client's first byte, for as long as this lasts."""
+        """A connection waits for the first byte of its client, for as long as this lasts."""
         silent = _Silent(sock)
-        self._fresh.add(silent)
-        self._since[silent] = time.monotonic()
+        self._silent[silent] = None
         try:
             yield
         finally:
-            del self._since[silent]
-            self._fresh.remove(silent)
+            del self._silent[silent]
 
     def drain(self) -> None:
         """End all waits but for a first request, and let none but such begin."""
         self.draining = True
         self._drains.set()
         now = time.monotonic()
-        for endable in self._since:
-            if endable in self._fresh:
-                self._since[endable] = now
+        for waiting in self._waiting.values():
+            if waiting.connection.transport.sent:
+                waiting.connection.transport.stop_reading()
             else:
-                endable.stop_reading()
+                waiting.since = now
 
     def end_oldest(self) -> bool:
         """End the longest wait to make room; whether there was one."""
-        oldest = next((endable for endable in self._since if not endable.stopped), None)
-        if oldest is None:
-            return False
-        oldest.stop_reading()
-        return True
+        waits = (waiting for waiting in self._waiting.values() if not waiting.connection.transport.stopped)
+        silents = (silent for silent in self._silent if not silent.stopped)
+        oldest = [(waiting.since, waiting.connection.transport.stop_reading) for waiting in islice(waits, 1)]
+        oldest += [(silent.since, silent.stop_reading) for silent in islice(silents, 1)]
+        if oldest:
+            min(oldest, key=itemgetter(0))[1]()
+        return bool(oldest)
 
     async def watch(self) -> None:
         """Answer those that send something, and end the waits that take too long, for ever."""
@@ -167,29 +161,25 @@ class Idle:
                 await trio.lowlevel.checkpoint()
 
     def _look_after(self, number: int, now: float) -> None:
-        connection, task = self._waiting[number]
-        transport = connection.transport
-        sent = transport.sent
+        waiting = self._waiting[number]
+        sent = waiting.connection.transport.sent
         try:
-            left = connection.answer_known()
+            left = waiting.connection.answer_known()
         except Exception as error:
             self._forget(number)
-            trio.lowlevel.reschedule(task, outcome.Error(error))
+            trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
             return
         if left is not None:
             self._forget(number)
-            trio.lowlevel.reschedule(task, outcome.Value(left))
-        elif transport.sent != sent:
-            # It was answered, and waits anew: as the last, and for another than its first request.
-            del self._since[transport]
-            self._since[transport] = now
-            self._fresh.discard(transport)
+            trio.lowlevel.reschedule(waiting.task, outcome.Value(left))
+        elif waiting.connection.transport.sent != sent:
+            # It was answered, and waits anew.
+            waiting.since = now
+            self._waiting[number] = self._waiting.pop(number)
 
     def _forget(self, number: int) -> None:
-        transport = self._waiting.pop(number).connection.transport
+        del self._waiting[number]
         self._epoll.unregister(number)
-        del self._since[transport]
-        self._fresh.discard(transport)
 
     async def _watch_clock(self) -> None:
         while not self.draining:
@@ -204,10 +194,10 @@ class Idle:
         """How many there were."""
         ended = 0
         oldest = time.monotonic() - seconds
-        for endable, since in self._since.items():
-            if since > oldest:
+        for waiting in self._waiting.values():
+            if waiting.since > oldest:
                 break
-            if not endable.stopped:
-                endable.stop_reading()
+            if not waiting.connection.transport.stopped:
+                waiting.connection.transport.stop_reading()
                 ended += 1
         return ended
