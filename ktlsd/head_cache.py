@@ -78,7 +78,7 @@ class HeadCache:
             except OSError:
                 del self._known[key]
                 return None
-            if identify(os.fstat(descriptor)) != identity:
+            if not _is(descriptor, identity):
                 os.close(descriptor)
                 del self._known[key]
                 return None
@@ -110,6 +110,13 @@ class HeadCache:
         self._known[key] = Remembered(status, before, after, part, tuple(sources), until, noted)
         if len(self._known) > MOST_HEADS:
             self._known.popitem(last=False)
+
+
+def _is(descriptor: int, identity: Identity) -> bool:
+    try:
+        return identify(os.fstat(descriptor)) == identity
+    except OSError:
+        return False
 
 
 def identify(status: os.stat_result) -> Identity:
