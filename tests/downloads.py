@@ -1,7 +1,7 @@
 """What a client makes of a response under faults: whole, refused, or seen to be broken; never a part for the whole.
 
-Strategy: the bytes are judged as a strict client does it, by Content-Length or chunks, and against the file. An end with
-close_notify after a part alone is the one thing that is never forgiven.
+Strategy: the bytes are judged as a strict client does it, by Content-Length or chunks, and against the file. A part
+that ends with close_notify is never forgiven.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What breaks under a server while it sends: a worker, a file, a mount, a call to the kernel. The others are served on, and
-no client takes a part for the whole. What happens to files that shrink, grow or are replaced: test_lifecycle.py; full
-disks and stuck readers of logs: test_logs.py.
+"""What breaks under a server while it sends: a worker, a file, a mount, a call to the kernel. The others are served on,
+and no client takes a part for the whole.
+
+Files that shrink, grow or are replaced: test_lifecycle.py. Full disks and stuck readers of logs: test_logs.py.
 
 Here over whatever path this machine gives; test_ktls_hostile.py has what differs over kTLS.
 """
@@ -68,9 +69,7 @@ def owner(port: int, connection: socket.socket, workers: set[int]) -> int:
     raise AssertionError("nobody has it")
 
 
-def test_a_killed_worker_breaks_its_own_downloads_alone(
-    root: Path, contents: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_killed_worker_breaks_its_own_downloads_alone(root: Path, contents: dict[str, bytes], tmp_path: Path) -> None:
     with serving(root, "--workers", "2", state=tmp_path / "state") as server:
         workers = children(server.process.pid)
         downloads: dict[int, list[tuple[ssl.SSLSocket, bytes]]] = {worker: [] for worker in workers}
@@ -236,7 +235,7 @@ CALLS = {
     "write": (*_ABORTED, *_LOST, "ENOBUFS"),
     "sendto": (*_ABORTED, *_LOST, "ENOBUFS"),
     "sendfile": (*_ABORTED, *_LOST, "EINVAL"),
-    "preadv2": (*_ABORTED, "ENOTSUP", "ESTALE"),
+    "preadv2": (*_ABORTED, "EOPNOTSUPP", "ESTALE"),
     "openat2": (*_ABORTED, "EMFILE", "ENFILE", "EACCES", "ELOOP", "ESTALE", "EXDEV"),
     "fstat,newfstatat": ("EIO", "ENOMEM", "ESTALE"),
     "ioctl": ("EIO", "ENOTTY"),
@@ -244,6 +243,8 @@ CALLS = {
     "epoll_wait": ("EINTR",),
 }
 """The calls on the path of a request, and what each may say by its manual page or a failing disk or network."""
+WHEN = ("1+4", "2+3")
+"""The first and each fourth after it, or the second and each third."""
 
 
 @contextlib.contextmanager
@@ -298,8 +299,10 @@ def run_everything(server: Running, contents: dict[str, bytes], patience: float 
 
 
 @needs_strace
-@pytest.mark.parametrize("when", ["1+4", "2+3"])
-@pytest.mark.parametrize(("call", "error"), [(call, error) for call, errors in CALLS.items() for error in errors])
+@pytest.mark.parametrize(
+    ("call", "error", "when"),
+    [(call, error, WHEN[turn % 2]) for call, errors in CALLS.items() for turn, error in enumerate(errors)],
+)
 def test_a_call_that_fails_breaks_at_most_the_response_that_made_it(
     faulty: Running, contents: dict[str, bytes], tmp_path: Path, call: str, error: str, when: str
 ) -> None:
@@ -328,7 +331,7 @@ def test_accepting_outlives_a_kernel_without_memory_for_a_wait(
             with failing(worker, "epoll_ctl", "ENOMEM", "1+3", tmp_path / "trace"):
                 for _ in range(6):
                     download(server.port, "small.bin", contents["small.bin"], patience=3.0)
-            assert server.wait_for_line("accepting pauses: Cannot allocate memory")
+            assert server.wait_for_line("accepting pauses: ")
             for _ in range(3):
                 assert download(server.port, "small.bin", contents["small.bin"]) is Outcome.WHOLE
             assert children(server.process.pid) == {asleep, worker}
@@ -441,6 +444,8 @@ def test_a_path_mtu_black_hole(root: Path, contents: dict[str, bytes], tmp_path:
             assert output.read_bytes() == contents["medium.bin"]
         else:
             assert waiting.returncode == 28, "curl's time-out"
+            # The server would wait for the client, whose end it cannot see, for as long as it waits for any.
+            server.process.kill()
         if probing:
             assert eventually(lambda: server.open_files() <= files)
         assert not [line for line in server.log if re.search("defect|Traceback", line)]
