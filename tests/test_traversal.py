@@ -1,8 +1,8 @@
 """No byte from outside the root: encodings and links of every kind, and folders swapped while they are looked up.
 
 Strategy: a corpus of targets (corpus/traversal.txt), each asked for over TLS and as a backend, with listings and
-dotfiles allowed; what lies outside has a text that no answer may contain. The pure parts: test_request_target.py; the look-up
-alone: test_lookup.py.
+dotfiles allowed; what lies outside has a text that no answer may contain. The pure parts: test_request_target.py; the
+look-up alone: test_lookup.py.
 """
 
 from __future__ import annotations
