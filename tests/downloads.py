@@ -7,6 +7,7 @@ that ends with close_notify is never forgiven.
 from __future__ import annotations
 
 import enum
+import random
 import socket
 import ssl
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from tests.serving import connect, connect_plain, parse
 
 REQUEST = b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n"
+
+
+_BLOCK = 65536
 
 
 class Outcome(enum.Enum):
@@ -71,11 +75,12 @@ def download(place: int | str, name: str, content: bytes, *, secure: bool = True
 
 
 def make_files(folder: Path, sizes: dict[str, int]) -> dict[str, bytes]:
-    """Files in which every block of eight bytes tells its place and its file, and their contents."""
+    """Files in which every block tells its place and its file, and their contents: the same for the same arguments."""
     contents = {}
     folder.mkdir(exist_ok=True)
+    noise = random.Random("ktlsd").randbytes(_BLOCK - 8)
     for number, (name, size) in enumerate(sizes.items()):
-        blocks = ((number << 48 | place).to_bytes(8, "big") for place in range(size // 8 + 1))
+        blocks = ((number << 48 | place).to_bytes(8, "big") + noise for place in range(size // _BLOCK + 1))
         contents[name] = b"".join(blocks)[:size]
         (folder / name).write_bytes(contents[name])
     return contents

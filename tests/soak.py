@@ -62,7 +62,8 @@ class Report:
 
     def lines(self) -> list[str]:
         return [
-            f"{sum(self.done.values())} exchanges ({', '.join(f'{n} {kind}' for kind, n in sorted(self.done.items()))})",
+            f"{sum(self.done.values())} exchanges: "
+            + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
             f"{self.reloads} reloads; RssAnon {self.memory[0]} KiB at first, {max(self.memory)} at most, grown by"
             f" {self.growth} KiB from the middle third to the last; at most {max(self.files)} descriptors,"
             f" {self.left_files} left over; gauges at the end {self.gauges}",

@@ -11,6 +11,8 @@ import contextlib
 import gc
 import itertools
 import os
+import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,24 +26,33 @@ from ktlsd.ssl_ffi import TICKET_KEY_BYTES, TLS_1_2, TLS_1_3, Connection, Contex
 INSIDE: Final = "--inside"
 SUPPRESSIONS: Final = Path("/usr/lib/valgrind/python3.supp")
 TURNS: Final = 1
+WHOLE: Final = 1000
+"""Steps of a handshake, more than any takes."""
+WAIT_SECONDS: Final = 0.05
 
 
-def shake(server: Connection, client: Connection, most: int = 20) -> None:
-    """Both sides of a handshake in turns, or its first `most` steps."""
+Ends = tuple[socket.socket, socket.socket]
+
+
+def shake(ends: Ends, connections: tuple[Connection, Connection], steps: int) -> None:
+    """Both sides of a handshake in turns, or its first `steps`."""
     done = [False, False]
-    for step in range(most):
+    for step in range(steps):
         side = step % 2
         if not done[side]:
-            done[side] = (client, server)[side].handshake() is None
+            done[side] = connections[side].handshake() is None
         if all(done):
             return
+        select.select(ends, [], [], WAIT_SECONDS)
 
 
-def receive(connection: Connection, count: int) -> bytes:
+def receive(end: socket.socket, connection: Connection, count: int) -> bytes:
     data = b""
     while len(data) < count:
         part = connection.read()
-        if not isinstance(part, Wait):
+        if isinstance(part, Wait):
+            select.select([end], [], [], WAIT_SECONDS)
+        else:
             data += part
     return data
 
@@ -49,7 +60,6 @@ def receive(connection: Connection, count: int) -> bytes:
 def exercise(library: Library, certificate: str, newest: int, order: tuple[str, ...], steps: int) -> None:
     """One connection, whose owners are closed in this order."""
     with loopback_pair() as (near, far):
-        near.setblocking(False)
         server_context = Context(library, newest=newest)
         server_context.use_certificate(certificate, certificate)
         server_context.use_sessions(b"kind", 3600, os.urandom(TICKET_KEY_BYTES))
@@ -64,14 +74,14 @@ def exercise(library: Library, certificate: str, newest: int, order: tuple[str, 
             "client context": client_context,
         }
         with contextlib.suppress(TLSError):
-            shake(server, client, steps)
-            if steps > 10:
+            shake((near, far), (client, server), steps)
+            if steps == WHOLE:
                 for connection in (server, client):
                     connection.facts()
                     connection.key_update_owed()
                 data = os.urandom(10_000)
                 server.write(data)
-                assert receive(client, len(data)) == data
+                assert receive(near, client, len(data)) == data
                 with tempfile.TemporaryFile() as file, contextlib.suppress(OSError):
                     file.write(data)
                     file.flush()
@@ -92,7 +102,7 @@ def inside() -> None:
         for _ in range(TURNS):
             for newest in (TLS_1_2, TLS_1_3):
                 for order in itertools.permutations(("server", "client", "contexts", "client context")):
-                    exercise(library, certificate, newest, order, 20)
+                    exercise(library, certificate, newest, order, WHOLE)
                 for steps in range(6):
                     exercise(library, certificate, newest, ("contexts", "client context", "client", "server"), steps)
             with contextlib.suppress(ContextError):
