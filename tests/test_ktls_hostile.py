@@ -24,7 +24,6 @@ from tests.test_faults import (  # noqa: F401
     contents,
     faulty,
     root,
-    test_a_file_that_goes_away_arrives_whole_and_is_then_gone,
     test_a_killed_worker_breaks_its_own_downloads_alone,
     test_a_path_mtu_black_hole,
     test_narrow_connections_get_every_byte,
