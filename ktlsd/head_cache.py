@@ -93,7 +93,7 @@ class HeadCache:
             except OSError:
                 self._forget(key, remembered)
                 return None
-            if identify(os.fstat(descriptor)) != identity:
+            if not _is(descriptor, identity):
                 os.close(descriptor)
                 self._forget(key, remembered)
                 return None
@@ -177,6 +177,13 @@ def _folders(opened: OpenFile, rules: Iterable[bytes]) -> tuple[tuple[int, bytes
 def _are_as_they_were(folders: Iterable[tuple[int, bytes, Identity]]) -> bool:
     try:
         return all(identify(os.stat(path, dir_fd=root)) == identity for root, path, identity in folders)
+    except OSError:
+        return False
+
+
+def _is(descriptor: int, identity: Identity) -> bool:
+    try:
+        return identify(os.fstat(descriptor)) == identity
     except OSError:
         return False
 

@@ -396,10 +396,10 @@ class Http1:
                     http.receive_data(data)
                 elif not isinstance(event, h11.Data):
                     del body[len(body) - len(http.trailing_data[0]) :]
-                    # A last chunk or trailer that ends with a bare line feed is one more shape that h11 forgives.
-                    if _is_chunked(request) and not body.endswith(_BLANK_LINE):
-                        raise h11.RemoteProtocolError("a bare line feed after the last chunk", error_status_hint=400)
-                    return isinstance(event, h11.EndOfMessage)
+                    whole = isinstance(event, h11.EndOfMessage)
+                    if whole and _is_chunked(request) and _is_ambiguous(body):
+                        raise h11.RemoteProtocolError("a bare line end around a chunk", error_status_hint=400)
+                    return whole
         return False
 
     async def _answer(self, event: h11.Request, request: Request) -> Answer:
@@ -520,6 +520,21 @@ def _framed(http: h11.Connection, data: bytes) -> bytes:
 def _is_chunked(request: h11.Request) -> bool:
     # h11 accepts no other coding.
     return any(name == b"transfer-encoding" for name, _ in request.headers)
+
+
+def _is_ambiguous(chunked: bytes | bytearray) -> bool:
+    """Whether a whole chunked body, as h11 takes it, has lines that another reader may see otherwise: h11 forgives bare
+    carriage returns in chunk extensions and trailers, and bare line feeds in the trailer section."""
+    position, size = 0, 1
+    while size:
+        end = chunked.index(b"\r\n", position)
+        line = chunked[position:end]
+        if b"\r" in line:
+            return True
+        size = int(line.partition(b";")[0], base=16)
+        position = end + size + 4
+    trailers = chunked[end:]
+    return not trailers.endswith(_BLANK_LINE) or b"\r" in trailers.replace(b"\r\n", b"")
 
 
 def _request(event: h11.Request) -> Request:

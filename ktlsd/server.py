@@ -146,7 +146,13 @@ class Server:
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         while True:
-            await trio.lowlevel.wait_readable(listener.socket)
+            try:
+                await trio.lowlevel.wait_readable(listener.socket)
+            except OSError as error:
+                # The kernel had no memory for the wait (epoll_ctl(2)): no reason to accept nobody ever after.
+                log.error("accepting pauses: %s", error.strerror)
+                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                continue
             for _ in range(_ACCEPTS_IN_A_ROW):
                 try:
                     sock, peer = listener.socket.accept()
