@@ -307,7 +307,8 @@ def _support(library: Library, mode: Mode) -> Support:
 def _ktls_state(library: Library, context: Context, support: Support) -> str:
     """The kTLS state in a few words, by a handshake of each protocol on loopback; refuses where `require` has none."""
     states, engaged = [], False
-    for name, version in (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2)):
+    protocols = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
+    for name, version in (protocol for protocol in protocols if protocol[1] >= context.oldest):
         client = Context(library, server=False, ktls=False, oldest=version, newest=version)
         try:
             handshake = ktls_probe.loopback_handshake(context, client)

@@ -18,7 +18,8 @@ from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
 from ktlsd.ktls import Direction, Offload, Path, Reason
-from ktlsd.ssl_ffi import CIPHER_LIST, CIPHERSUITES, Handshake
+from ktlsd.ssl_ffi import CIPHERSUITES, Handshake
+from ktlsd.tls_policy import EVERY_CIPHER
 
 OTHER: Final = "other"
 """The value of a label for whatever is not among those that are expected."""
@@ -73,7 +74,7 @@ def _each(*values: str) -> tuple[tuple[str, ...], ...]:
 _OFFLOADS: Final = tuple(offload.name.lower() for offload in Offload)
 _CIPHERS: Final = (
     *(("TLSv1.3", cipher) for cipher in (*CIPHERSUITES.split(":"), OTHER)),
-    *(("TLSv1.2", cipher) for cipher in (*CIPHER_LIST.split(":"), OTHER)),
+    *(("TLSv1.2", cipher) for cipher in (*EVERY_CIPHER.split(":"), OTHER)),
     (OTHER, OTHER),
 )
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Final
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
-from ktlsd.options import NamedSiteOptions, SiteOptions
+from ktlsd.options import NamedSiteOptions, SiteOptions, TlsPolicy
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
 from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, Library
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
+from ktlsd.tls_policy import POLICIES
 
 if TYPE_CHECKING:
     # The module that makes certificates takes long to import.
@@ -129,7 +130,8 @@ class Service:
         return site
 
     def _context(self, options: SiteOptions) -> Context:
-        context = Context(self.library, ktls=self._ktls)
+        policy = POLICIES[self.settings.tls_policy]
+        context = Context(self.library, ktls=self._ktls, oldest=policy.oldest, ciphers=policy.ciphers)
         self._opened.callback(context.close)
         pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
         for cert, key in pairs:
@@ -137,7 +139,7 @@ class Service:
             if self.settings.metrics_listen is not None:
                 self._note_expiry(options, cert)
         if self.settings.session_tickets:
-            context.use_sessions(_kind(options), SESSION_SECONDS, self._ring.current)
+            context.use_sessions(_kind(options, self.settings.tls_policy), SESSION_SECONDS, self._ring.current)
             self._resuming.append(context)
         else:
             context.use_no_tickets()
@@ -169,11 +171,11 @@ class Service:
         return path, path
 
 
-def _kind(options: SiteOptions) -> bytes:
+def _kind(options: SiteOptions, policy: TlsPolicy) -> bytes:
     """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names and the
-    places of the certificates, which a renewal does not change."""
+    places of the certificates, which a renewal does not change, and the policy, whose ciphers a session may have."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
-    return hashlib.sha256(repr((names, [os.fspath(path) for path in options.cert])).encode()).digest()
+    return hashlib.sha256(repr((names, [os.fspath(path) for path in options.cert], policy)).encode()).digest()
 
 
 def _folder_advice(error: OSError) -> str:
