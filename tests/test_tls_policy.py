@@ -191,7 +191,8 @@ def test_renegotiation_is_refused(server: Running) -> None:
         client.stdin.write(REQUEST.replace("Connection: close\r\n", ""))
         client.stdin.flush()
         while not shown.endswith("content"):
-            assert (character := client.stdout.read(1)), shown
+            character = client.stdout.read(1)
+            assert character, shown
             shown += character
         client.stdin.write("R\n")
         client.stdin.flush()
