@@ -55,6 +55,8 @@ class Alert(IntEnum):
 SERVER_HELLO, RETRY, END = "server hello", "hello retry request", "end"
 FATAL = 2
 Outcome = Alert | str
+MALFORMED = (Alert.DECODE_ERROR, Alert.ILLEGAL_PARAMETER)
+"""Either, where versions of OpenSSL differ."""
 TLS_1_2, TLS_1_3 = (3, 3), (3, 4)
 LONGEST = 2**14
 GREASE = b"\x3a\x3a"
@@ -180,7 +182,8 @@ def connected(server: Running) -> socket.socket:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("root")
     (folder / "a.txt").write_text("content")
-    with serving(folder, state=tmp_path_factory.mktemp("state")) as running:
+    # A kernel that decrypts has answers of its own to bad records: docs/tls.md.
+    with serving(folder, "--ktls", "off", state=tmp_path_factory.mktemp("state")) as running:
         yield running
 
 
@@ -205,7 +208,7 @@ GREASED_SHARE = (
     *(one for one in OF_1_3 if one not in (GROUPS, SHARES)),
     extension(51, vector(2, share(GREASE, b"\0") + share(X25519))),
 )
-HELLOS: dict[str, tuple[bytes, Outcome]] = {
+HELLOS: dict[str, tuple[bytes, Outcome | tuple[Outcome, ...]]] = {
     "TLS 1.3": (sent(hello()), SERVER_HELLO),
     "TLS 1.2": (HELLO_1_2, SERVER_HELLO),
     "without a session name": (sent(hello(session=b"")), SERVER_HELLO),
@@ -236,11 +239,11 @@ HELLOS: dict[str, tuple[bytes, Outcome]] = {
     "version 3.5": (sent(hello(*OF_1_2, version=b"\x03\x05")), SERVER_HELLO),
     "a fall back from TLS 1.3": (sent(hello(*OF_1_2, suites=b"\xc0\x2b\xc0\x2f\x56\0")), Alert.INAPPROPRIATE_FALLBACK),
     "only unknown suites": (sent(hello(suites=b"\x13\x99")), Alert.HANDSHAKE_FAILURE),
-    "no suites": (sent(hello(suites=b"")), Alert.ILLEGAL_PARAMETER),
+    "no suites": (sent(hello(suites=b"")), MALFORMED),
     "half a suite": (sent(hello(suites=b"\x13\x01\x13")), Alert.DECODE_ERROR),
     "a session name of 33 bytes": (sent(hello(session=b"s" * 33)), Alert.DECODE_ERROR),
     "compression in TLS 1.3": (sent(hello(compression=b"\x01\0")), Alert.ILLEGAL_PARAMETER),
-    "nothing but compression": (sent(hello(*OF_1_2, compression=b"\x01")), Alert.DECODE_ERROR),
+    "nothing but compression": (sent(hello(*OF_1_2, compression=b"\x01")), MALFORMED),
     "no compression method": (sent(hello(compression=b"")), Alert.DECODE_ERROR),
     "bytes after the extensions": (sent(hello(after=b"x")), Alert.DECODE_ERROR),
     "an extension that ends early": (sent(hello(*OF_1_3, b"\0\x23\0\x10abc")), Alert.DECODE_ERROR),
@@ -344,10 +347,11 @@ HELLOS: dict[str, tuple[bytes, Outcome]] = {
 
 
 @pytest.mark.parametrize(("data", "expected"), HELLOS.values(), ids=HELLOS)
-def test_a_client_hello(server: Running, data: bytes, expected: Outcome) -> None:
+def test_a_client_hello(server: Running, data: bytes, expected: Outcome | tuple[Outcome, ...]) -> None:
     with connected(server) as client:
         send(client, data)
-        assert receive(client) == expected
+        outcome = receive(client)
+    assert outcome in expected if isinstance(expected, tuple) else outcome == expected
 
 
 @pytest.mark.parametrize("data", [b"", b"\x16\x03", sent(hello())[:100], sent(hello(), size=50)[:110]])

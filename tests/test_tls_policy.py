@@ -80,7 +80,7 @@ ECDSA = [cipher for cipher in EVERY_CIPHER.split(":") if "ECDSA" in cipher]
         *(("TLSv1.2", cipher) for cipher in ECDSA),
         ("TLSv1.3", "TLS_AES_128_CCM_SHA256"),
         ("TLSv1.2", "ECDHE-ECDSA-AES256-SHA"),
-        ("TLSv1.2", "ECDHE-ECDSA-AES128-CCM8"),
+        ("TLSv1.2", "ECDHE-ECDSA-AES256-CCM"),
     ],
 )
 def test_a_client_gets_what_the_policy_has(offered: tuple[TlsPolicy, Running], protocol: str, cipher: str) -> None:
