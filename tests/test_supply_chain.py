@@ -81,6 +81,16 @@ def test_a_lock_has_nothing_but_versions_and_hashes(lock: Path) -> None:
     assert "://" not in rest
 
 
+def test_the_tools_fit_what_the_tests_are_locked_to() -> None:
+    """Both are installed into one environment."""
+    tools = locked(REPOSITORY / "requirements/tools.txt")
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [Requirement(text) for name in ("test", "packaging") for text in extras[name]]
+    common = [entry for entry in wanted if canonicalize_name(entry.name) in tools]
+    assert common
+    assert [str(entry) for entry in common if not entry.specifier.contains(tools[canonicalize_name(entry.name)])] == []
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_a_lock_is_what_packaging_makes(lock: Path, remade: Path) -> None:
     assert (remade / lock.name).read_text() == lock.read_text(), "run: python packaging/lock.py"
