@@ -22,7 +22,8 @@ def support(library: Library, mode: Mode) -> Support:
 def describe(library: Library, context: Context, support: Support) -> str:
     """The state with the certificates of `context`. Raises Refusal: also where kTLS is required and there is none."""
     states, engaged = [], False
-    for name, version in (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2)):
+    protocols = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
+    for name, version in (protocol for protocol in protocols if protocol[1] >= context.oldest):
         client = Context(library, server=False, ktls=False, oldest=version, newest=version)
         try:
             handshake = ktls_probe.loopback_handshake(context, client)

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple, Protocol
 from ktlsd import listeners
 from ktlsd.ktls import Direction, Offload, Path, Reason
 from ktlsd.limits import Limit
-from ktlsd.ssl_ffi import CIPHER_LIST, CIPHERSUITES, Handshake
+from ktlsd.ssl_ffi import CIPHERSUITES, Handshake
+from ktlsd.tls_policy import EVERY_CIPHER
 
 OTHER: Final = "other"
 """The value of a label for whatever is not among those that are expected."""
@@ -78,7 +79,7 @@ _LISTENERS: Final = _each(*(kind.value for kind in listeners.Kind))
 _OFFLOADS: Final = tuple(offload.name.lower() for offload in Offload)
 _CIPHERS: Final = (
     *(("TLSv1.3", cipher) for cipher in (*CIPHERSUITES.split(":"), OTHER)),
-    *(("TLSv1.2", cipher) for cipher in (*CIPHER_LIST.split(":"), OTHER)),
+    *(("TLSv1.2", cipher) for cipher in (*EVERY_CIPHER.split(":"), OTHER)),
     (OTHER, OTHER),
 )
 

@@ -29,6 +29,7 @@ _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 AccessLogFormat = Literal["combined", "json"]
+TlsPolicy = Literal["modern", "intermediate", "compatible"]
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 Coding = Literal["zstd", "br", "gzip"]
 EntityTagRecipe = Literal["strong", "size-mtime", "content"]
@@ -382,6 +383,9 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How long what is in flight may take after SIGTERM."""
     limits: LimitOptions = field(default_factory=LimitOptions)
     """[limits]: time-outs and limits."""
+    tls_policy: TlsPolicy = "intermediate"
+    """Which protocols and ciphers are offered: Mozilla's "modern" (TLS 1.3 alone) or "intermediate" (TLS 1.2 too), or
+    "compatible", which adds ciphers of TLS 1.2 that kTLS never carries."""
     session_tickets: bool = True
     """Whether clients may resume a TLS session instead of making a full handshake."""
     ticket_keys: Path | None = None

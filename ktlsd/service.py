@@ -21,13 +21,14 @@ from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
 from ktlsd.networks import Networks
-from ktlsd.options import NamedSiteOptions, SiteOptions
+from ktlsd.options import NamedSiteOptions, SiteOptions, TlsPolicy
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
 from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, Library
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
+from ktlsd.tls_policy import POLICIES
 
 if TYPE_CHECKING:
     # The module that makes certificates takes long to import.
@@ -140,7 +141,9 @@ class Service:
         return site
 
     def _context(self, options: SiteOptions, default: SiteOptions) -> Context:
-        context = Context(self.library, ktls=self._ktls)
+        name = self.settings.tls_policy
+        policy = POLICIES[name]
+        context = Context(self.library, ktls=self._ktls, oldest=policy.oldest, ciphers=policy.ciphers)
         self._opened.callback(context.close)
         holder = options if options.cert else default
         pairs = zip(holder.cert, holder.key, strict=True) if holder.cert else (self._own_certificate(),)
@@ -152,7 +155,7 @@ class Service:
             revoked = None if options.client_crl is None else os.fspath(options.client_crl)
             context.require_client(os.fspath(options.client_ca), options.client_names, revoked)
         if self.settings.session_tickets:
-            context.use_sessions(_kind(options, holder, context.clients), SESSION_SECONDS, self._ring.current)
+            context.use_sessions(_kind(options, holder, name, context.clients), SESSION_SECONDS, self._ring.current)
             self._resuming.append(context)
         else:
             context.use_no_tickets()
@@ -184,11 +187,12 @@ class Service:
         return path, path
 
 
-def _kind(options: SiteOptions, holder: SiteOptions, clients: bytes) -> bytes:
+def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy, clients: bytes) -> bytes:
     """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names, the places
-    of the certificates, which a renewal does not change, and what is demanded of clients."""
+    of the certificates, which a renewal does not change, the policy, whose ciphers a session may have, and what is
+    demanded of clients."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
-    return hashlib.sha256(repr((names, [os.fspath(path) for path in holder.cert], clients)).encode()).digest()
+    return hashlib.sha256(repr((names, [os.fspath(path) for path in holder.cert], policy, clients)).encode()).digest()
 
 
 def _handshakes_as(options: SiteOptions, default: SiteOptions) -> bool:

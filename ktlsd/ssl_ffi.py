@@ -124,6 +124,7 @@ _SSL_CTRL_MODE = 33
 _SSL_CTRL_SET_SESS_CACHE_MODE = 44
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _SSL_CTRL_CLEAR_MODE = 78
+_SSL_CTRL_SET_GROUPS_LIST = 92
 _SSL_CTRL_SET_MIN_PROTO_VERSION = 123
 _SSL_CTRL_SET_MAX_PROTO_VERSION = 124
 _SSL_SESS_CACHE_OFF = 0
@@ -183,13 +184,21 @@ _LONGEST_SUBJECT: Final = 512
 _READ_HEADER: Final = "RH"
 
 # AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
-# kernel takes. The CBC suites at the end are never offloaded; they are there for clients that have nothing else.
+# kernel takes.
 CIPHER_LIST: Final = ":".join(
     f"ECDHE-{authentication}-{cipher}"
-    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305", "AES128-SHA256", "AES256-SHA384")
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
     for authentication in ("ECDSA", "RSA")
 )
 CIPHERSUITES: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+# The first that OpenSSL takes: 3.5 and later have the hybrid group, which wins over all that stand behind the slash
+# (SSL_CTX_set1_groups_list(3)); a FIPS provider has no X25519. Without a list OpenSSL would let any client have it do
+# finite-field exchanges of 8192 bits.
+GROUP_LISTS: Final = (
+    "X25519MLKEM768/X25519:secp256r1:secp384r1",
+    "X25519:secp256r1:secp384r1",
+    "secp256r1:secp384r1",
+)
 
 
 class Wait(enum.Enum):
@@ -347,6 +356,8 @@ class Context:
         newest: int = TLS_1_3,
     ) -> None:
         """`oldest` and `newest` are TLS_1_2 or TLS_1_3. Raises ContextError for a cipher list that OpenSSL refuses."""
+        self.oldest = oldest
+        """The oldest protocol, TLS_1_2 or TLS_1_3."""
         self._library = library
         self._server = server
         self._certificates: dict[str, str] = {}
@@ -375,6 +386,16 @@ class Context:
             reasons = self._reasons()
             self.close()
             raise ContextError(f"OpenSSL has none of the ciphers {ciphers}, {ciphersuites}: {reasons}")
+        if not any(self._takes_groups(groups) for groups in GROUP_LISTS):
+            reasons = self._reasons()
+            self.close()
+            raise ContextError(f"OpenSSL has none of the groups {GROUP_LISTS[-1]}: {reasons}")
+
+    def _takes_groups(self, groups: str) -> bool:
+        c = self._library.c
+        c.ERR_clear_error()
+        text = self._library.ffi.new("char[]", groups.encode())
+        return bool(c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_GROUPS_LIST, 0, text) == 1)
 
     def _reasons(self) -> str:
         return "; ".join(reason for _, reason in self._library.take_errors()) or "no reason given"

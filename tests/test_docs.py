@@ -17,7 +17,7 @@ from ktlsd import options
 from ktlsd.settings import Settings, combine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 FEATURES = REPOSITORY / "docs" / "features.md"
 CONFIGURATION = REPOSITORY / "docs" / "configuration.md"
 

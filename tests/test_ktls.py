@@ -57,9 +57,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def with_cbc(folder: Path) -> tuple[str, str]:
+    """The option for a configuration whose policy has ciphers that kTLS never carries."""
+    config = folder / "compatible.toml"
+    config.write_text("tls_policy = 'compatible'\n")
+    return "--config", str(config)
+
+
 @pytest.fixture(scope="module")
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(root, state=tmp_path_factory.mktemp("state")) as running:
+    state = tmp_path_factory.mktemp("state")
+    with serving(root, *with_cbc(state), state=state) as running:
         yield running
 
 
@@ -227,7 +235,7 @@ def test_a_client_with_max_fragment_length_gets_the_same_bytes(server: Running, 
 
 
 def test_require_serves_with_ktls_and_closes_a_connection_without(root: Path, tmp_path: Path) -> None:
-    with serving(root, "--ktls", "require", state=tmp_path / "state") as server:
+    with serving(root, *with_cbc(tmp_path), "--ktls", "require", state=tmp_path / "state") as server:
         assert get(server.port, "/small.txt").body == b"small"
         curl = subprocess.run(["curl", "-ks", *CBC_CLIENT, server.url("/small.txt")], check=False)
         assert curl.returncode == 52  # CURLE_GOT_NOTHING

@@ -88,6 +88,32 @@ def test_a_file_that_is_replaced_arrives_as_it_was_opened(server: Running, root:
     assert get(server.port, "/large.bin").body == b"new"
 
 
+def test_a_file_that_leaves_the_root_arrives_whole(server: Running, root: Path) -> None:
+    before = (root / "large.bin").read_bytes()
+    os.link(root / "large.bin", root / "other.bin")
+    with begin_download(server.port)[0] as moved, begin_download(server.port, b"other.bin")[0] as removed:
+        os.rename(root / "large.bin", root.parent / "outside.bin")
+        os.unlink(root / "other.bin")
+        for connection in (moved, removed):
+            assert read_to_end(connection).endswith(before[16384:])
+    for name in ("large.bin", "other.bin"):
+        assert get(server.port, f"/{name}").status == 404
+
+
+def test_a_file_that_is_rewritten_in_place_arrives_as_it_was_read(server: Running, root: Path) -> None:
+    """SECURITY.md warns of it: nothing but the bytes tells."""
+    (root / "large.bin").write_bytes(b"a" * LARGE)
+    connection, data = begin_download(server.port)
+    with open(root / "large.bin", "r+b") as file:
+        file.write(b"b" * LARGE)
+    with connection:
+        answer, rest = parse(data + read_to_end(connection))
+    assert (answer.status, len(answer.body), rest) == (200, LARGE, b"")
+    old = answer.body.rstrip(b"b")
+    assert 0 < len(old) < LARGE
+    assert old == b"a" * len(old)
+
+
 def test_clients_that_leave_cost_nothing(server: Running) -> None:
     get(server.port, "/small.txt")
     before = server.open_files()

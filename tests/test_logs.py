@@ -68,8 +68,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Writes JSON to state/access.log."""
     state = tmp_path_factory.mktemp("state")
+    config = state / "ktlsd.toml"
+    config.write_text("tls_policy = 'compatible'\n")
     options = ("--access-log", str(state / "access.log"), "--access-log-format", "json", "--listing")
-    with serving(root, *options, state=state, http_listen=["127.0.0.1:0"]) as running:
+    with serving(root, "--config", str(config), *options, state=state, http_listen=["127.0.0.1:0"]) as running:
         yield running
 
 

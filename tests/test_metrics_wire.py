@@ -137,7 +137,7 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
                 data += connection.recv(65536)
             connection.sendall(b"nonsense\r\n\r\n")
             data += read_to_end(connection)
-        older = client_context(newest=ssl.TLSVersion.TLSv1_2, ciphers="ECDHE-ECDSA-AES128-SHA256")
+        older = client_context(newest=ssl.TLSVersion.TLSv1_2, ciphers="ECDHE-ECDSA-CHACHA20-POLY1305")
         data += exchange(running.port, b"GET / HTTP/1.0\r\n\r\n", older)
         data += exchange_plain(running.http_ports[0], b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert eventually(lambda: value(numbers(port), "ktlsd_open_connections", listener="https") == 0)
@@ -158,7 +158,7 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
         for (name, labels), number in found.items():
             if name == "ktlsd_tls_connections_total":
                 settled[dict(labels)["protocol"], dict(labels)["cipher"]] += int(number)
-        assert settled == {("TLSv1.3", "TLS_AES_128_GCM_SHA256"): 4, ("TLSv1.2", "ECDHE-ECDSA-AES128-SHA256"): 1}
+        assert settled == {("TLSv1.3", "TLS_AES_128_GCM_SHA256"): 4, ("TLSv1.2", "ECDHE-ECDSA-CHACHA20-POLY1305"): 1}
         certificate = x509.load_pem_x509_certificate(running.certificate.read_bytes())
         file = str(running.certificate)
         ends = value(found, "ktlsd_certificate_expiry_timestamp_seconds", site="default", file=file)
@@ -345,7 +345,8 @@ def in_process(
         patch.setenv("XDG_STATE_HOME", str(state))
         library = Library()
         wanted = Listen("127.0.0.1", 0)
-        service = Service(library, Settings(root=root, metrics_listen=wanted, limits=limits), support(library, mode))
+        settings = Settings(root=root, metrics_listen=wanted, limits=limits, tls_policy="compatible")
+        service = Service(library, settings, support(library, mode))
     listeners = bind_all([wanted])
     board = Board(1)
     sockets = bind_metrics(wanted)
