@@ -21,6 +21,8 @@ class Target(NamedTuple):
     """What check() is about, whose coverage counts."""
     longest: int = 1024
     """Bytes of an input that are tried at most."""
+    test_runs: int = 2000
+    """Inputs in a run of the tests."""
 
     def load(self) -> Check:
         """The function that takes an input; importing it may make what it needs."""
@@ -32,7 +34,7 @@ class Target(NamedTuple):
 
 
 _ALL: Final = (
-    Target("request_head", ("ktlsd.http1", "ktlsd.head_cache", "ktlsd.decide", "ktlsd.site"), 2048),
+    Target("request_head", ("ktlsd.http1", "ktlsd.head_cache", "ktlsd.decide", "ktlsd.site"), 2048, 100),
     Target("request_target", ("ktlsd.request_target",), 512),
     Target("client_hello", ("ktlsd.client_hello",), 4096),
     Target("byte_range", ("ktlsd.byte_range",), 512),

@@ -28,11 +28,11 @@ def check(data: bytes) -> None:
     available = _AVAILABLE[data[0] % len(_AVAILABLE)]
     field = data[1:].decode("latin-1")
     found = preferred(field, available)
-    assert found == _expected(field, available)
+    assert found == expected(field, available)
     assert preferred(field, available) == found
 
 
-def _expected(field: str, available: tuple[Coding, ...]) -> Preference:
+def expected(field: str, available: tuple[Coding, ...]) -> Preference:
     weights: dict[str, int] = {}
     if 0 < len(field) <= LONGEST:
         for member in field.split(","):

@@ -73,7 +73,7 @@ def expected(value: str, size: int) -> tuple[ByteRange, ...] | None:
             start, end = max(0, size - last), size
             empty_suffix = empty_suffix and last == 0
         else:
-            if last is not None and last < first:
+            if last is not None and _is_less(last_text, first_text):
                 return ()
             start, end = first, size if last is None else min(size, last + 1)
         for position in range(start, end):
@@ -96,6 +96,12 @@ def _parts(asker: list[int | None]) -> tuple[ByteRange, ...]:
             runs.append((place, position, position + 1))
     # One member's bytes are in one run: no two runs have the same first asker.
     return tuple(ByteRange(start, end - start) for _, start, end in sorted(runs))
+
+
+def _is_less(one: str, other: str) -> bool:
+    """Whether a number, of any length, is less than another."""
+    one, other = one.lstrip("0"), other.lstrip("0")
+    return len(one) < len(other) or (len(one) == len(other) and one < other)
 
 
 def _number(text: str) -> int | None:
