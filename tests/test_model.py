@@ -81,7 +81,38 @@ RANGES = (
     *("bytes=0-1,500-501", "bytes=-1, 0-0,200-", "bytes=0-9,5-20,800-900,99999-", "bytes=5-1", "lines=1-2"),
 )
 ranges = st.none() | st.sampled_from(RANGES)
+ages = st.sampled_from(AGES_SECONDS)
+modes = st.sampled_from([0o600, 0o644, 0o000])
+suffixes = st.sampled_from([".gz", ".br"])
 encodings = st.sampled_from([None, None, "gzip", "br, gzip;q=0.5", "gzip;q=0, br", "*", "identity"])
+
+
+REMEMBERED = {
+    "a.txt": ("a.txt", "a.txt", "a.txt.gz", "a.txt.br"),
+    "b.bin": ("b.bin",),
+    "d/": ("d/index.html", "d/index.html.gz", "d"),
+    "d/a.txt": ("d/a.txt",),
+    "l.txt": ("l.txt", "d/a.txt", "a.txt"),
+    "none": ("none",),
+}
+"""What is asked for, and what a change to which may make another answer right."""
+remembered_paths = st.sampled_from((*REMEMBERED, "a.txt", "a.txt"))
+Arguments = Mapping[str, st.SearchStrategy[Any]]
+OF_CONTENT: Mapping[str, Arguments] = {
+    "create_or_overwrite_in_place": {"content": contents},
+    "replace_by_rename": {"content": contents, "age": ages},
+    "replace_by_a_file_of_the_same_size_and_times": {"seed": st.integers(0, 255)},
+    "truncate_or_extend": {"size": st.sampled_from(SIZES)},
+    "append": {},
+}
+OF_NAMES: Mapping[str, Arguments] = {
+    "remove": {},
+    "rename": {"new": names},
+    "link": {"to": st.sampled_from(LINKS)},
+    "change_times": {"age": ages},
+    "change_mode": {"mode": modes},
+    "compress": {"suffix": suffixes, "age": ages, "content": contents},
+}
 
 
 def content(size: int, seed: int) -> bytes:
@@ -249,7 +280,7 @@ class Disk(RuleBasedStateMachine):
         path.write_bytes(content)
         folder[last] = File(content)
 
-    @rule(name=names, content=contents, age=st.sampled_from(AGES_SECONDS))
+    @rule(name=names, content=contents, age=ages)
     def replace_by_rename(self, name: str, content: bytes, age: float) -> None:
         place = self._place(name)
         if place is None or isinstance(place[0].get(place[1]), Folder):
@@ -261,6 +292,15 @@ class Disk(RuleBasedStateMachine):
         _set_age(new, age)
         new.rename(path)
         folder[last] = File(content)
+
+    @rule(name=names, seed=st.integers(0, 255))
+    def replace_by_a_file_of_the_same_size_and_times(self, name: str, seed: int) -> None:
+        place = self._place(name)
+        if place is None or not isinstance(old := place[0].get(place[1]), File):
+            return
+        status = place[2].stat()
+        self.replace_by_rename(name, content(len(old.content), seed), 0.0)
+        os.utime(place[2], ns=(status.st_atime_ns, status.st_mtime_ns))
 
     @rule(name=names, size=st.sampled_from(SIZES))
     def truncate_or_extend(self, name: str, size: int) -> None:
@@ -293,14 +333,14 @@ class Disk(RuleBasedStateMachine):
         else:
             place[2].unlink()
 
-    @rule(old=names, new=names)
-    def rename(self, old: str, new: str) -> None:
-        source, goal = self._place(old), self._place(new)
+    @rule(name=names, new=names)
+    def rename(self, name: str, new: str) -> None:
+        source, goal = self._place(name), self._place(new)
         if source is None or goal is None or source[1] not in source[0] or goal[1] in goal[0]:
             return
-        if new.startswith(f"{old}/"):
+        if new.startswith(f"{name}/"):
             return
-        self._changing(old)
+        self._changing(name)
         self._changing(new)
         source[2].rename(goal[2])
         goal[0][goal[1]] = source[0].pop(source[1])
@@ -333,21 +373,21 @@ class Disk(RuleBasedStateMachine):
         os.mkfifo(place[2])
         place[0][place[1]] = Fifo()
 
-    @rule(name=names, age=st.sampled_from(AGES_SECONDS))
+    @rule(name=names, age=ages)
     def change_times(self, name: str, age: float) -> None:
         place = self._place(name)
         if place is not None and isinstance(place[0].get(place[1]), File):
             self._changing(name)
             _set_age(place[2], age)
 
-    @rule(name=names, mode=st.sampled_from([0o600, 0o644, 0o000]))
+    @rule(name=names, mode=modes)
     def change_mode(self, name: str, mode: int) -> None:
         place = self._place(name)
         if place is not None and isinstance(place[0].get(place[1]), File):
             self._changing(name)
             place[2].chmod(mode)
 
-    @rule(name=plain_names, suffix=st.sampled_from([".gz", ".br"]), age=st.sampled_from(AGES_SECONDS), content=contents)
+    @rule(name=plain_names, suffix=suffixes, age=ages, content=contents)
     def compress(self, name: str, suffix: str, age: float, content: bytes) -> None:
         """A sibling that is as old as the file, or of another age."""
         place = self._place(name)
@@ -399,11 +439,25 @@ class Disk(RuleBasedStateMachine):
         """The same bytes again and again, which are answered from memory where that is right."""
         self._ask(wire, [Asked(path, "GET", ())])
 
-    @rule(path=asked_paths)
-    def ask_what_is_settled(self, path: str) -> None:
+    @rule(path=remembered_paths, change=st.sampled_from(tuple(OF_CONTENT)), data=st.data())
+    def change_the_content_of_what_is_remembered(self, path: str, change: str, data: st.DataObject) -> None:
+        self._ask_before_and_after(path, change, OF_CONTENT[change], data)
+
+    @rule(path=remembered_paths, change=st.sampled_from(tuple(OF_NAMES)), data=st.data())
+    def change_the_place_of_what_is_remembered(self, path: str, change: str, data: st.DataObject) -> None:
+        self._ask_before_and_after(path, change, OF_NAMES[change], data)
+
+    def _ask_before_and_after(self, path: str, change: str, arguments: Arguments, data: st.DataObject) -> None:
+        """The same bytes before a change and after it."""
+        encoding = data.draw(encodings)
+        asked = Asked(path, "GET", (("Accept-Encoding", encoding),) if encoding else ())
         self.wait()
-        self.ask_plainly(0, path)
-        self.ask_plainly(1, path)
+        self._ask(0, [asked, asked])
+        name = data.draw(st.sampled_from(REMEMBERED[path]))
+        drawn = {argument: data.draw(strategy) for argument, strategy in arguments.items()}
+        getattr(self, change)(name, **drawn)
+        self._ask(0, [asked])
+        self._ask(1, [asked])
 
     @precondition(lambda self: self._asked)
     @rule(wire=st.integers(0, CONNECTIONS - 1), data=st.data(), count=st.integers(1, 3))
@@ -533,15 +587,17 @@ class Disk(RuleBasedStateMachine):
         assert isinstance(found, File)
         # What was decided a moment ago may be said again.
         moments = (before - REMEMBERED_SECONDS, before, after)
-        views = [self._negotiated(name, found, dict(asked.fields).get("Accept-Encoding"))]
+        best, *others = self._negotiated(name, found, dict(asked.fields).get("Accept-Encoding"))
+        views = [best]
         if time.monotonic() - self._siblings_changed < REMEMBERED_SECONDS:
-            views += (View(name, found.content, None, varies) for varies in (True, False))
+            views += (*others, View(name, found.content, None, True), View(name, found.content, None, False))
         return [self._of_view(asked, view, moment) for view in views for moment in moments]
 
-    def _negotiated(self, name: str, found: File, field: str | None) -> View:
+    def _negotiated(self, name: str, found: File, field: str | None) -> list[View]:
+        """What the client takes, best first; the last is the plain file."""
         kind = TYPES.get(os.path.splitext(name)[1], "application/octet-stream")
         if kind == "application/gzip":
-            return View(name, found.content, None, False)
+            return [View(name, found.content, None, False)]
         mtime_ns = (self._home / name).stat().st_mtime_ns
         siblings = {}
         for coding, suffix in SUFFIXES.items():
@@ -549,10 +605,12 @@ class Disk(RuleBasedStateMachine):
             if isinstance(sibling, File) and (self._home / (name + suffix)).stat().st_mtime_ns >= mtime_ns:
                 siblings[coding] = sibling
         wanted = accept_encoding.expected(field or "", ("zstd", "br", "gzip")).codings
-        for coding in wanted:
-            if coding in siblings:
-                return View(name + SUFFIXES[coding], siblings[coding].content, coding, True)
-        return View(name, found.content, None, bool(siblings))
+        packed = [
+            View(name + SUFFIXES[coding], siblings[coding].content, coding, True)
+            for coding in wanted
+            if coding in siblings
+        ]
+        return [*packed, View(name, found.content, None, bool(siblings))]
 
     def _of_view(self, asked: Asked, view: View, now: float) -> Due:
         status = (self._home / view.file).stat()
@@ -680,7 +738,7 @@ def test_every_answer_is_for_the_tree_as_it_is(served: Served) -> None:
     Disk.context = client_context()
     limits = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
     if settings.get_current_profile_name() != "long":
-        limits = settings(limits, max_examples=40, stateful_step_count=40)
+        limits = settings(limits, max_examples=30, stateful_step_count=40)
     run_state_machine_as_test(Disk, settings=limits)
     # Without these the test would say nothing about answers from memory.
     assert served.service.heads.uses > 20
