@@ -449,8 +449,8 @@ class Disk(RuleBasedStateMachine):
 
     def _ask_before_and_after(self, path: str, change: str, arguments: Arguments, data: st.DataObject) -> None:
         """The same bytes before a change and after it."""
-        encoding = data.draw(encodings)
-        asked = Asked(path, "GET", (("Accept-Encoding", encoding),) if encoding else ())
+        lines = (("Accept-Encoding", data.draw(encodings)), ("Range", data.draw(st.none() | ranges)))
+        asked = Asked(path, "GET", tuple((name, value) for name, value in lines if value is not None))
         self.wait()
         self._ask(0, [asked, asked])
         name = data.draw(st.sampled_from(REMEMBERED[path]))

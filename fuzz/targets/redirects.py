@@ -78,8 +78,8 @@ def _first(
 
 
 def _source_matches(source: str, path: str) -> bool:
-    """Segment by segment; a slash at the end makes no difference."""
-    wanted, given = source.split("/")[1:], path.split("/")[1:]
+    """Segment by segment; a slash at the end makes no difference, and several are one."""
+    wanted, given = re.sub("/+", "/", source).split("/")[1:], path.split("/")[1:]
     splat = wanted[-1].endswith("*")
     if splat:
         prefix = wanted.pop()[:-1]

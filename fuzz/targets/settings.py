@@ -106,6 +106,8 @@ def _use(settings: Settings) -> None:
     assert default.root is not None
     named: list[tuple[tuple[str, ...], SiteOptions]] = [(site.names, site) for site in settings.site]
     sites = Sites(default, named)
+    names = [name for site in settings.site for name in site.names]
+    assert len(set(names)) == len(names)
     for site in (default, *settings.site):
         HeaderRules(site)
         Redirects(site.redirect).find("/a/b", "c=d", exists=False)
