@@ -449,10 +449,17 @@ class Disk(RuleBasedStateMachine):
 
     def _ask_before_and_after(self, path: str, change: str, arguments: Arguments, data: st.DataObject) -> None:
         """The same bytes before a change and after it."""
-        lines = (("Accept-Encoding", data.draw(encodings)), ("Range", data.draw(st.none() | ranges)))
+        latest = self._seen[-2:]
+        known = st.sampled_from([None, *(seen.modified for seen in latest), *(seen.tag for seen in latest)])
+        lines = (
+            ("Accept-Encoding", data.draw(encodings)),
+            ("Range", data.draw(ranges)),
+            ("If-Range", data.draw(known)),
+        )
         asked = Asked(path, "GET", tuple((name, value) for name, value in lines if value is not None))
         self.wait()
-        self._ask(0, [asked, asked])
+        self._ask(0, [asked])
+        self._ask(1, [asked])
         name = data.draw(st.sampled_from(REMEMBERED[path]))
         drawn = {argument: data.draw(strategy) for argument, strategy in arguments.items()}
         getattr(self, change)(name, **drawn)
@@ -554,8 +561,10 @@ class Disk(RuleBasedStateMachine):
         """What is at a name, or the status that says that it cannot be had."""
         try:
             node = self._walk(name)
-        except (Escape, _Elsewhere):
+        except Escape:
             return 404
+        except _Elsewhere:
+            return None
         except _AtRoot:
             return Folder()
         if isinstance(node, Fifo):

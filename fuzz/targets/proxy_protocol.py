@@ -101,8 +101,8 @@ def _expected_v1(data: bytes) -> _Said | type[Incomplete | BadHeader]:
         return BadHeader if broken or len(data) >= LONGEST_V1 else Incomplete
     words = data[:end].split(b" ")
     if words[1] == b"UNKNOWN":
-        # "." of a regular expression, in which no line ends.
-        return BadHeader if b"\n" in data[:end] else (end + 2, False, None, None, None, None, None)
+        broken = b"\n" in data[:end] or b"\r" in data[:end]
+        return BadHeader if broken else (end + 2, False, None, None, None, None, None)
     if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
         return BadHeader
     family = socket_family(words[1])
