@@ -26,15 +26,21 @@ _ESCAPES: Final = {
 _DELETE: Final = "\x7f"
 
 
-class Peer(NamedTuple):
-    """What holds for a connection; the fields of TLS are None without it."""
+class Channel(NamedTuple):
+    """What holds for a connection, as far as the client's address where no proxy tells another for a request; the
+    fields of TLS are None without it."""
 
     address: str
-    port: int
+    port: int | None = None
+    """None where a proxy, which told the address, did not tell it, and on a Unix socket."""
+    via: str | None = None
+    """The proxy that told the address, with its port."""
     protocol: str | None = None
     cipher: str | None = None
     resumed: bool | None = None
     server_name: str | None = None
+    client_certificate: str | None = None
+    """Its subject, where one was demanded."""
     ktls_tx: Path | None = None
     ktls_rx: Path | None = None
 
@@ -71,25 +77,27 @@ class Outcome(NamedTuple):
 class Format(Protocol):
     """How a line is written."""
 
-    def of_peer(self, peer: Peer) -> Fragment:
+    def of_channel(self, channel: Channel) -> Fragment:
         """What all lines of a connection share."""
 
     def of_request(self, asked: Asked) -> Fragment:
         """What all lines for the same request head share."""
 
-    def line(self, peer: Fragment, asked: Fragment, outcome: Outcome) -> str:
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         """One line of ASCII with its end."""
 
 
 class Combined:
     """Apache's combined format (httpd's mod_log_config), and after it ktlsd's own fields as name=value."""
 
-    def of_peer(self, peer: Peer) -> Fragment:
-        resumed = "-" if peer.resumed is None else _boolean(peer.resumed)
-        tx, rx = (_quoted(None if path is None else str(path).encode()) for path in (peer.ktls_tx, peer.ktls_rx))
-        return _escaped(peer.address.encode()), (
-            f"port={peer.port} tls={peer.protocol or '-'} cipher={peer.cipher or '-'} resumed={resumed}"
-            f" server_name={_quoted(_encoded(peer.server_name))} ktls_tx={tx} ktls_rx={rx}"
+    def of_channel(self, channel: Channel) -> Fragment:
+        resumed = "-" if channel.resumed is None else _boolean(channel.resumed)
+        tx, rx = (_quoted(None if path is None else str(path).encode()) for path in (channel.ktls_tx, channel.ktls_rx))
+        name, subject = (_quoted(_encoded(text)) for text in (channel.server_name, channel.client_certificate))
+        return _escaped(channel.address.encode()), (
+            f"port={channel.port or '-'} via={channel.via or '-'} tls={channel.protocol or '-'}"
+            f" cipher={channel.cipher or '-'} resumed={resumed} server_name={name} client_certificate={subject}"
+            f" ktls_tx={tx} ktls_rx={rx}"
         )
 
     def of_request(self, asked: Asked) -> Fragment:
@@ -98,21 +106,30 @@ class Combined:
             line = b"%b %b HTTP/%b" % (asked.method, asked.target or b"", asked.version or b"")
         return _quoted(line), f"{_quoted(asked.referer)} {_quoted(asked.user_agent)} host={_quoted(asked.host)}"
 
-    def line(self, peer: Fragment, asked: Fragment, outcome: Outcome) -> str:
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         at, request_id, status, sent, seconds, complete = outcome
         return (
-            f"{peer[0]} - - [{_combined_time(int(at))}] {asked[0]} {status or '-'} {sent} {asked[1]}"
-            f" duration_ms={seconds * 1000:.3f} complete={_boolean(complete)} request_id={request_id} {peer[1]}\n"
+            f"{channel[0]} - - [{_combined_time(int(at))}] {asked[0]} {status or '-'} {sent} {asked[1]}"
+            f" duration_ms={seconds * 1000:.3f} complete={_boolean(complete)} request_id={request_id} {channel[1]}\n"
         )
 
 
 class Json:
     """One JSON object a line, with the same names in every line."""
 
-    def of_peer(self, peer: Peer) -> Fragment:
-        tls = {"tls": peer.protocol, "cipher": peer.cipher, "resumed": peer.resumed, "server_name": peer.server_name}
-        tx, rx = _of_path("ktls_tx", peer.ktls_tx), _of_path("ktls_rx", peer.ktls_rx)
-        return _members({"client": peer.address, "port": peer.port, **tls, **tx, **rx}), ""
+    def of_channel(self, channel: Channel) -> Fragment:
+        fields = {
+            "client": channel.address,
+            "port": channel.port,
+            "via": channel.via,
+            "tls": channel.protocol,
+            "cipher": channel.cipher,
+            "resumed": channel.resumed,
+            "server_name": channel.server_name,
+            "client_certificate": channel.client_certificate,
+        }
+        tx, rx = _of_path("ktls_tx", channel.ktls_tx), _of_path("ktls_rx", channel.ktls_rx)
+        return _members({**fields, **tx, **rx}), ""
 
     def of_request(self, asked: Asked) -> Fragment:
         fields = {
@@ -126,12 +143,12 @@ class Json:
         }
         return _members({name: _decoded(value) for name, value in fields.items()}), ""
 
-    def line(self, peer: Fragment, asked: Fragment, outcome: Outcome) -> str:
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         at, request_id, status, sent, seconds, complete = outcome
         second = int(at)
         return (
             f'{{"time":"{_rfc3339_time(second)}.{int((at - second) * 1000):03d}Z","request_id":"{request_id}",'
-            f'{peer[0]},{asked[0]},"status":{status or "null"},"bytes":{sent},"duration_ms":{seconds * 1000:.3f},'
+            f'{channel[0]},{asked[0]},"status":{status or "null"},"bytes":{sent},"duration_ms":{seconds * 1000:.3f},'
             f'"complete":{_boolean(complete)}}}\n'
         )
 

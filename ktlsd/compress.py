@@ -30,6 +30,7 @@ from ktlsd.content_types import ContentTypes, suffixes_of
 from ktlsd.encoders import encoder
 from ktlsd.options import Coding
 from ktlsd.printable import printable
+from ktlsd.refusal import Refusal
 
 EXIT_FAILURES = 1
 SMALLEST: Final = 256
@@ -48,7 +49,7 @@ _MARK: Final = "user.ktlsd.sibling"
 _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class CompressError(Exception):
+class CompressError(Refusal):
     """Why nothing was done, in one line."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ktlsd.refusal import Refusal
 from ktlsd.service import Service
 from ktlsd.settings import Settings, SettingsError
 from ktlsd.ssl_ffi import ContextError
@@ -22,7 +23,10 @@ log = logging.getLogger("ktlsd")
 
 WATCH_SECONDS: Final = 2.0
 """How often to look whether certificates have changed."""
-RESTART_ONLY: Final = ("listen", "http_listen", "workers", "ktls", "libssl", "session_tickets", "ticket_keys")
+RESTART_ONLY: Final = (
+    *("listen", "http_listen", "backend_listen", "backend_mode", "workers", "user", "group"),
+    *("ktls", "libssl", "session_tickets", "ticket_keys"),
+)
 """Keys of which a running ktlsd takes no other values."""
 
 WHAT: Final = {True: "configuration", False: "certificates"}
@@ -70,7 +74,7 @@ class Configuration:
             self._tried = self._seen = _versions(settings)
             ring = self.ring()
             service = self._build(settings)
-        except (SettingsError, ContextError, OSError, ValueError) as error:
+        except (Refusal, ContextError, OSError, ValueError) as error:
             log.error("%s not reloaded, the old one stays in force: %s", what, error)
             return None
         except Exception:
@@ -101,8 +105,10 @@ class Configuration:
 
 
 def _versions(settings: Settings) -> _Versions:
-    """What tells the versions of all certificates and keys; links are followed, so one that is swapped counts."""
-    return {path: _version(path) for site in (settings, *settings.site) for path in (*site.cert, *site.key)}
+    """What tells the versions of certificates, keys and revocation lists; links are followed, so one swapped counts."""
+    sites = (settings, *settings.site)
+    paths = (path for site in sites for path in (*site.cert, *site.key, site.client_ca, site.client_crl))
+    return {path: _version(path) for path in paths if path is not None}
 
 
 def _version(path: Path) -> _Version:

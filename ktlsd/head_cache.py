@@ -28,7 +28,7 @@ _SETTLED_NS: Final = 2_000_000_000
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 Key = tuple[str | None, bytes]
-"""The name that a client gave in the handshake, and a request head."""
+"""The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
 Identity = tuple[int, int, int, int, int]
 
 

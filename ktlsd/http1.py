@@ -11,21 +11,24 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from http import HTTPStatus
 from typing import Final, cast
 
 import h11
 import trio
 
-from ktlsd.access_log import Peer
+from ktlsd import forwarded
+from ktlsd.access_log import Channel
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
+from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Key, Remembered
 from ktlsd.idle import Idle
 from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
+from ktlsd.networks import Networks
 from ktlsd.pacing import PacedTransport
 from ktlsd.request_log import AccessLog, Noted
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
@@ -59,11 +62,24 @@ class Client:
     """Who is at the other end of a connection."""
 
     address: str
+    """With its port; that of the client where a PROXY header names it."""
     secure: bool
+    """Whether TLS is spoken on this connection."""
     server_name: str | None = None
     """What it asked for in the handshake (RFC 6066 section 3)."""
-    peer: Peer | None = None
-    """What the access log, where there is one, says of it."""
+    _: KW_ONLY
+    origin: Origin
+    """What holds for a request without fields of a proxy."""
+    via: str = ""
+    """The proxy that sent the PROXY header."""
+    trusted: Networks | None = None
+    """Whose fields about the client are believed; None where this peer's are not."""
+    clients: bytes = b""
+    """What was demanded of its certificate (Context.clients)."""
+    redirected: bool = False
+    """Whether it gets nothing but the way to HTTPS."""
+    channel: Channel | None = None
+    """What the access log, where there is one, says of the connection."""
 
 
 class Clock:
@@ -100,14 +116,17 @@ class Http1:
         self._shared = shared
         self._transport = transport
         self._client = client
+        self.origin = client.origin
+        """Of the request that is being answered."""
+        self._realm = _realm(client)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         self._head = b""
         """The bytes of the request that h11 gave last."""
         self._heads = shared.service.heads
         """Of the service that answered last."""
         self._log = None
-        if shared.access_log is not None and client.peer is not None:
-            self._log = shared.access_log.of_connection(client.peer, transport)
+        if shared.access_log is not None and client.channel is not None:
+            self._log = shared.access_log.of_connection(client.channel, transport)
 
     async def serve(self) -> None:
         """Answer requests until the client is done, idle for too long or told to close, or the server drains.
@@ -120,7 +139,8 @@ class Http1:
             if not received:
                 await self._transport.finish()
                 return
-            if self._client.secure:
+            self.origin = self._client.origin
+            if not self._client.redirected:
                 received = await self._repeat(received)
             if received:
                 self._http.receive_data(received)
@@ -142,7 +162,7 @@ class Http1:
         while received and not self._shared.idle.draining and not self._transport.key_update_owed():
             heads = self._shared.service.heads
             end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
-            key = (self._client.server_name, received[:end])
+            key = (self._realm, received[:end])
             remembered = heads.get(key)
             if remembered is None:
                 break
@@ -190,8 +210,10 @@ class Http1:
             and not response.close
             and fields.get("connection", "keep-alive").lower() == "keep-alive"
             and _UNREPEATABLE.isdisjoint(fields)
+            # What a proxy says differs from one client, or request, to the next.
+            and (self._client.trusted is None or forwarded.FIELDS.isdisjoint(fields))
         ):
-            key: Key = (self._client.server_name, self._head)
+            key: Key = (self._realm, self._head)
             noted = self._log.noted if self._log is not None else None
             self._heads.remember(key, response.status.value, head, self._shared.clock.date(), opened, part, noted)
 
@@ -201,6 +223,7 @@ class Http1:
         """Answer one request; whether the connection can be used again."""
         http, transport = self._http, self._transport
         event = request = opened = None
+        self.origin = self._client.origin
         try:
             event = await self._read_head()
             if event is None:
@@ -221,7 +244,7 @@ class Http1:
         self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         try:
             if response.reason:
-                _log_refusal(self._client.address, event, response)
+                _log_refusal(self._who(), event, response)
             await self._send(event, request, response, opened)
         finally:
             if opened is not None:
@@ -295,6 +318,10 @@ class Http1:
     async def _answer_by(self, service: Service, event: h11.Request, request: Request) -> Answer:
         client, target = self._client, event.target
         head = request.method == "HEAD"
+        if client.trusted is not None:
+            self.origin = forwarded.origin(request.fields, client.origin, client.trusted, service.forwarded)
+            if self._log is not None:
+                self._log.came_from(self.origin)
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
         if refused is not None:
             return Answer(refused)
@@ -307,14 +334,24 @@ class Http1:
         except BadTarget as error:
             return Answer(short(HTTPStatus.BAD_REQUEST, str(error), head=head))
         host = parsed.host or host_of(request.fields.get("host", ""))
-        if not client.secure:
+        if client.redirected:
             return await service.https_redirect.answer(request, parsed, host)
         # HTTP/1.0 may leave the host out: then the handshake alone says which site.
         hosted = service.sites.of_request(host or client.server_name, client.server_name)
         if hosted is None:
             reason = f"{host} is not of the site {client.server_name} that the handshake was for"
             return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
-        return await hosted.site.answer(request, parsed, secure=True)
+        demanded = hosted.context.clients
+        if demanded and demanded != client.clients:
+            reason = f"{host} demands a client certificate, and the handshake was for another site or none"
+            return Answer(short(HTTPStatus.MISDIRECTED_REQUEST, reason, head=head))
+        return await hosted.site.answer(request, parsed, secure=self.origin.https)
+
+    def _who(self) -> str:
+        """The client for the log, with those who told about it and the request's id."""
+        client, origin = self._client, self.origin
+        hops = [origin.address, *(hop for hop in (client.address, client.via) if hop and hop != origin.address)]
+        return " via ".join(hops) + (f" (request {origin.request_id})" if origin.request_id else "")
 
     async def _send(
         self, event: h11.Request | None, request: Request | None, response: Response, opened: OpenFile | None
@@ -330,7 +367,7 @@ class Http1:
             if event is None:
                 self._log.received(self._head)
             self._log.answered(status.value, len(data))
-        if event is not None and request is not None and opened is not None and self._client.secure:
+        if event is not None and request is not None and opened is not None and not self._client.redirected:
             self._remember(event.http_version, request, response, opened, data)
         if isinstance(body, ByteRange):
             body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
@@ -356,6 +393,15 @@ class Http1:
             await transport.send_text(data)
         if self._log is not None:
             self._log.end(complete=True)
+
+
+def _realm(client: Client) -> str | None:
+    """What a response depends on beside the request's head: no two realms share remembered responses."""
+    if client.secure and client.trusted is None and not client.clients:
+        return client.server_name
+    # No host name has a colon.
+    scheme = "https" if client.origin.https else "http"
+    return f"{client.server_name or ''}:{scheme}:{client.secure}:{client.trusted is not None}:{client.clients.hex()}"
 
 
 class _Placeholder:

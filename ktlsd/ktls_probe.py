@@ -66,6 +66,7 @@ def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connect
     with loopback_pair() as (near, far), contextlib.ExitStack() as stack:
         accepting = server.connect(far.fileno())
         stack.callback(accepting.close)
+        accepting.ask_for_no_certificate()
         connecting = client.connect(near.fileno())
         stack.callback(connecting.close)
         deadline = time.monotonic() + _HANDSHAKE_SECONDS

@@ -1,57 +1,182 @@
 """Listening sockets, bound before any worker starts.
 
 Strategy: every address that a name has is bound; a name with several needs one that can be (localhost without IPv6).
+The file of a Unix socket is replaced only where nobody answers on it, and removed only while it is still the same file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import errno
+import fcntl
 import os
 import socket
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from ktlsd.options import Listen
+from ktlsd.activation import Passed
+from ktlsd.options import BackendListen, Listen
+from ktlsd.privileges import Identity, acting_as
+from ktlsd.refusal import Refusal
 
 BACKLOG: Final = 1024
 
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class ListenError(Exception):
+class ListenError(Refusal):
     """An address that cannot be listened on; the text is one line for the operator."""
 
 
+class Kind(enum.Enum):
+    """What a listening socket is for; the value is its name where it is counted, and where systemd passes it."""
+
+    HTTPS = "https"
+    """TLS and the sites."""
+    REDIRECT = "http"
+    """Plain HTTP with the way to HTTPS."""
+    BACKEND = "backend"
+    """Plain HTTP with the sites, for proxies that end TLS."""
+
+
+_PASSED: Final = {kind.value: kind for kind in Kind}
+"""What is spoken on a passed socket, by its name; TLS on one of another name."""
+
+
+class SocketFile(NamedTuple):
+    """The file of a bound Unix socket, as it was made."""
+
+    path: Path
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file if nobody put another in its place."""
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+
+
 class Listener(NamedTuple):
-    """A bound socket, and whether TLS is spoken on it."""
+    """A bound socket, and what is spoken on it."""
 
     socket: socket.socket
-    secure: bool
+    kind: Kind
+    file: SocketFile | None = None
 
     def url(self) -> str:
-        """Its scheme, address and port."""
+        """Its scheme, address and port, or the path of its file."""
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix:{self.socket.getsockname()}"
         host, port = self.socket.getsockname()[:2]
-        return f"{'https' if self.secure else 'http'}://{Listen(host, port)}"
+        return f"{'https' if self.kind is Kind.HTTPS else 'http'}://{Listen(host, port)}"
+
+    def announcement(self) -> str:
+        """What the operator is told once connections are accepted."""
+        return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"
 
 
-def bind_all(https: Iterable[Listen], http: Iterable[Listen] = ()) -> list[Listener]:
-    """Non-blocking listening sockets for all addresses, or none at all. Raises ListenError."""
-    listeners: list[Listener] = []
+def bind_all(
+    https: Iterable[Listen],
+    http: Iterable[Listen] = (),
+    backend: Iterable[BackendListen] = (),
+    backend_mode: int = 0o660,
+    passed: Iterable[Passed] = (),
+    owner: Identity | None = None,
+) -> list[Listener]:
+    """Non-blocking listening sockets for all addresses, or none at all.
+
+    Unix sockets' files get the permissions and, where this is root, the owner given. Sockets that were passed stand for
+    all addresses of their kind. Raises ListenError, PrivilegeError.
+    """
+    listeners = [Listener(sock, _PASSED.get(name, Kind.HTTPS)) for name, sock in passed]
+    present = {listener.kind for listener in listeners}
+    wanted: tuple[tuple[Kind, Iterable[Listen | Path], str], ...] = (
+        (Kind.HTTPS, https, "--listen"),
+        (Kind.REDIRECT, http, "--http-listen"),
+        (Kind.BACKEND, (listen.place for listen in backend), "--backend-listen"),
+    )
     try:
-        for wanted, secure in ((https, True), (http, False)):
-            for listen in wanted:
-                option = "--listen" if secure else "--http-listen"
-                listeners += [Listener(sock, secure) for sock in _bind(listen, option)]
+        for kind, places, option in wanted:
+            for place in places if kind not in present else ():
+                if isinstance(place, Path):
+                    with acting_as(owner):
+                        listeners.append(_bind_unix(place, backend_mode))
+                else:
+                    listeners += [Listener(sock, kind) for sock in _bind(place, option)]
     except BaseException:
-        for listener in listeners:
-            listener.socket.close()
+        close_all(listeners)
         raise
     return listeners
+
+
+def close_all(listeners: Iterable[Listener]) -> None:
+    """Close the sockets and remove their files."""
+    for listener in listeners:
+        listener.socket.close()
+        if listener.file is not None:
+            listener.file.remove()
 
 
 def bind_metrics(listen: Listen) -> list[socket.socket]:
     """Non-blocking listening sockets for metrics, on loopback where no address is given. Raises ListenError."""
     return _bind(Listen(listen.host or "localhost", listen.port), "--metrics-listen")
+
+
+def _bind_unix(path: Path, mode: int) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _locked(path.parent):
+            _clear(path)
+            # Nobody can connect before listen(2), and by then the permissions are those that are wanted.
+            sock.bind(os.fspath(path))
+            os.chmod(path, mode)
+            made = os.lstat(path)
+            sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        text = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"--backend-listen unix:{path}: {text}{_UNIX_ADVICE.get(error.errno or 0, '')}") from error
+    return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others that do the same out of a folder, so that none takes a socket for stale that is just being made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket's file that nobody listens on. Raises OSError where there is anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(os.fspath(path))
+    if refused != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    os.unlink(path)
+
+
+_UNIX_ADVICE: Final = {
+    errno.EADDRINUSE: ": stop what listens there or choose another path",
+    errno.EEXIST: ": it is no socket; remove it or choose another path",
+    errno.ENOENT: ": there is no such folder; make it first",
+    errno.EACCES: ": this user may not make files in that folder",
+}
 
 
 def _bind(listen: Listen, option: str) -> list[socket.socket]:

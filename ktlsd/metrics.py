@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
+from ktlsd import listeners
 from ktlsd.ktls import Direction, Offload, Path, Reason
 from ktlsd.ssl_ffi import CIPHER_LIST, CIPHERSUITES, Handshake
 
@@ -40,13 +41,15 @@ class Kind(enum.Enum):
 
 
 class Failure(enum.Enum):
-    """Why a TLS connection was not served."""
+    """Why a connection was not served."""
 
     TIMEOUT = "timeout"
     PLAIN_HTTP = "plain_http"
     LOST = "lost"
     TLS_ERROR = "tls_error"
     KTLS_REQUIRED = "ktls_required"
+    CLIENT_CERTIFICATE = "client_certificate"
+    PROXY_HEADER = "proxy_header"
 
 
 class Metric(NamedTuple):
@@ -70,6 +73,7 @@ def _each(*values: str) -> tuple[tuple[str, ...], ...]:
     return tuple((value,) for value in values)
 
 
+_LISTENERS: Final = _each(*(kind.value for kind in listeners.Kind))
 _OFFLOADS: Final = tuple(offload.name.lower() for offload in Offload)
 _CIPHERS: Final = (
     *(("TLSv1.3", cipher) for cipher in (*CIPHERSUITES.split(":"), OTHER)),
@@ -81,11 +85,11 @@ METRICS: Final = (
     Metric(
         "ktlsd_accepted_connections_total",
         Kind.COUNTER,
-        "TCP connections accepted.",
+        "Connections accepted.",
         ("listener",),
-        _each("https", "http"),
+        _LISTENERS,
     ),
-    Metric("ktlsd_open_connections", Kind.GAUGE, "TCP connections open.", ("listener",), _each("https", "http")),
+    Metric("ktlsd_open_connections", Kind.GAUGE, "Connections open.", ("listener",), _LISTENERS),
     Metric(
         "ktlsd_tls_connections_total",
         Kind.COUNTER,
@@ -118,7 +122,7 @@ METRICS: Final = (
     Metric(
         "ktlsd_handshake_failures_total",
         Kind.COUNTER,
-        "TLS connections that were not served, by reason.",
+        "Connections that were not served, by reason.",
         ("reason",),
         _each(*(failure.value for failure in Failure)),
     ),
@@ -148,7 +152,9 @@ PID: Final = 0
 """The slot with the number of the process that has a row."""
 STARTED: Final = 1
 """The slot with the time since which it has it, in seconds since the epoch; 0 in a row that nobody has had."""
-_RESERVED: Final = 2
+BEAT: Final = 2
+"""The slot with the time at which its event loop was last known to run, in nanoseconds of the monotonic clock."""
+_RESERVED: Final = 3
 
 _FIRST: Final = dict(
     zip(
@@ -183,9 +189,8 @@ def slot(name: str, *values: str) -> int:
     return _SLOTS[name, *values]
 
 
-_LISTENERS: Final = {True: "https", False: "http"}
-ACCEPTED: Final = {secure: slot("ktlsd_accepted_connections_total", name) for secure, name in _LISTENERS.items()}
-OPEN: Final = {secure: slot("ktlsd_open_connections", name) for secure, name in _LISTENERS.items()}
+ACCEPTED: Final = {kind: slot("ktlsd_accepted_connections_total", kind.value) for kind in listeners.Kind}
+OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in listeners.Kind}
 OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
 FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
 REQUESTS: Final[Mapping[int, int]] = {
@@ -253,7 +258,7 @@ class Board:
         return row
 
     def totals(self) -> list[int]:
-        """The sums over all rows, by slot; those of PID and STARTED mean nothing."""
+        """The sums over all rows, by slot; those of PID, STARTED and BEAT mean nothing."""
         return [sum(column) for column in zip(*(row.tolist() for row in self.rows), strict=True)]
 
 
@@ -264,7 +269,7 @@ class Series(NamedTuple):
     value: int
 
 
-def series(metric: Metric, totals: list[int]) -> list[Series]:
+def series(metric: Metric, totals: Sequence[int]) -> list[Series]:
     """A metric's numbers in a row, or in the sum of rows, without the sum of a histogram."""
     first = _FIRST[metric.name]
     numbers = zip(metric.series, totals[first : first + len(metric.series)], strict=True)

@@ -14,13 +14,20 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 import msgspec
 
-from ktlsd.options import ONE_OR_MORE, Listen, LogPlace, Settings
+from ktlsd.options import ONE_OR_MORE, BackendListen, Listen, LogPlace, Network, Settings
 
 Read = Callable[[type, Any], Any]
 """Makes a value of a type that msgspec does not know; raises ValueError that says what the value is not."""
 Steps = tuple[str | int, ...]
 
-_READ: Final[Mapping[Any, str]] = {Path: "a path", Listen: "ADDR:PORT", LogPlace: '"stderr" or a path'}
+WORDS: Final[Mapping[Any, str]] = {
+    Path: "a path",
+    LogPlace: '"stderr" or a path',
+    Listen: "ADDR:PORT",
+    BackendListen: "ADDR:PORT or unix:PATH",
+    Network: 'a network such as "10.0.0.0/8"',
+}
+"""What fits the types that a Read makes from texts."""
 _TOP_LEVEL: Final = frozenset(Settings.__struct_encode_fields__)
 
 
@@ -59,7 +66,7 @@ def misfit(value: Any, kind: Any, read: Read, place: Steps = ()) -> Misfit:
         for number, inner in enumerate(value):
             if not _fits(inner, of_items, read):
                 return misfit(inner, of_items, read, (*place, number))
-    if kind in _READ:
+    if kind in WORDS:
         try:
             read(kind, value)
         except ValueError as error:
@@ -117,7 +124,7 @@ def _described(kind: Any) -> tuple[Any, str]:
         return kind, f"one of {', '.join(map(str, get_args(kind)))}"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind, f"one of {', '.join(str(member.value) for member in kind)}"
-    words = {bool: "true or false", tuple: "a list of at least one", dict: "a table", **_READ}
+    words = {bool: "true or false", tuple: "a list of at least one", dict: "a table", **WORDS}
     return kind, words.get(get_origin(kind) or kind, "a text")
 
 

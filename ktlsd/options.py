@@ -7,13 +7,16 @@ come from. The keys of SiteOptions may stand at the top level, where they hold f
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from ktlsd.forwarded import ForwardedFields
 from ktlsd.ktls import Mode
+from ktlsd.networks import UNIX, parse_network
 
 MOST_WORKERS: Final = 256
 STDERR: Final = "stderr"
@@ -74,6 +77,9 @@ ErrorStatus = Annotated[
 ]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
 Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
+FileMode = Annotated[
+    str, Meta(pattern=rf"^0?[0-7]{{3}}{_END}", description='the permissions of a file in octal, such as "0660"')
+]
 Workers = Annotated[
     Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"],
     Meta(description=f'a number from 1 to {MOST_WORKERS} or "auto"'),
@@ -129,6 +135,48 @@ class LogPlace(tuple[Path | None]):
 
     def __str__(self) -> str:
         return STDERR if self.path is None else str(self.path)
+
+
+class BackendListen(tuple[Listen | Path]):
+    """Where proxies that end TLS connect: an address, or the path of a Unix socket."""
+
+    __slots__ = ()
+
+    def __new__(cls, place: Listen | Path) -> BackendListen:
+        return super().__new__(cls, (place,))
+
+    @property
+    def place(self) -> Listen | Path:
+        return self[0]
+
+    def __str__(self) -> str:
+        return str(self.place) if isinstance(self.place, Listen) else f"unix:{self.place}"
+
+
+def parse_backend_listen(text: str, folder: Path) -> BackendListen:
+    """Read what parse_listen() reads, or unix:PATH, which may be relative to `folder`. Raises ValueError."""
+    scheme, _, path = text.partition(":")
+    if scheme != UNIX:
+        return BackendListen(parse_listen(text))
+    if not path or "\0" in path:
+        raise ValueError("not unix:PATH")
+    return BackendListen(Path(os.path.abspath(folder / path)))
+
+
+class Network(str):
+    """Addresses of peers: a CIDR block, a single address, or "unix" for all on Unix sockets."""
+
+    __slots__ = ()
+
+
+def read_network(text: str) -> Network:
+    """Read a Network. Raises ValueError."""
+    if text != UNIX:
+        try:
+            parse_network(text)
+        except ValueError as error:
+            raise ValueError(f'not a network such as "10.0.0.0/8", nor "{UNIX}": {error}') from error
+    return Network(text)
 
 
 class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
@@ -201,6 +249,12 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """PEM certificate chains; several of different key types (ECDSA and RSA) may stand together."""
     key: tuple[Path, ...] = ()
     """The PEM keys, unencrypted, in the order of the certificates."""
+    client_ca: Path | None = None
+    """PEM bundle of the authorities of client certificates: only clients that have one may connect (mutual TLS)."""
+    client_names: tuple[Text, ...] = ()
+    """Names that a client certificate must have one of; "*.example.org" for every name below; none for any name."""
+    client_crl: Path | None = None
+    """PEM file of revocation lists, one of each authority: a client certificate on them is refused."""
     index: tuple[Text, ...] = ("index.html",)
     """Names of the files that answer for a folder; the first that exists counts."""
     listing: bool = False
@@ -267,6 +321,16 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where to answer with metrics, health and a status page over plain HTTP; a port alone (":9090") means loopback."""
     https_port: Port | None = None
     """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
+    backend_listen: tuple[BackendListen, ...] = ()
+    """Where to serve over plain HTTP, for proxies that end TLS: ADDR:PORT or unix:PATH."""
+    backend_mode: FileMode = "0660"
+    """The permissions of the Unix sockets."""
+    proxy_protocol: tuple[Network, ...] = ()
+    """Networks whose connections must begin with a PROXY header, of version 1 or 2."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Networks whose word counts on who the client is, whether it speaks TLS, and which id a request has."""
+    forwarded: ForwardedFields = "x-forwarded"
+    """By which fields trusted proxies say it: X-Forwarded-For and X-Forwarded-Proto, or Forwarded."""
     workers: Workers = 1
     """Processes to serve with; "auto" for as many as there are usable cores."""
     drain_seconds: Seconds = 240
@@ -275,6 +339,10 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether clients may resume a TLS session instead of making a full handshake."""
     ticket_keys: Path | None = None
     """The file with the session ticket keys, in the state folder where none is given."""
+    user: Text | None = None
+    """Whom to become, once sockets are bound and keys are read, when started as root; a name or a number."""
+    group: Text | None = None
+    """With which group; the user's own by default."""
     ktls: Mode = Mode.AUTO
     """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
     libssl: Text | None = None
@@ -291,5 +359,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Sites by name."""
 
 
-ONE_OR_MORE: Final = frozenset({"cert", "key", "index", "names", "listen", "http_listen"})
+ONE_OR_MORE: Final = frozenset(
+    {"cert", "key", "client_names", "index", "names", "listen", "http_listen", "backend_listen"}
+    | {"proxy_protocol", "trusted_proxies"}
+)
 """Keys of lists that take a single text, too."""

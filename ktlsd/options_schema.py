@@ -17,13 +17,19 @@ from typing import Any, Final
 import msgspec
 
 from ktlsd import options
-from ktlsd.options import ONE_OR_MORE, Listen, LogPlace, NamedSiteOptions, Settings
+from ktlsd.options import ONE_OR_MORE, BackendListen, Listen, LogPlace, NamedSiteOptions, Network, Settings
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _TEXTS: Final[dict[type, dict[str, Any]]] = {
     Path: {"type": "string", "minLength": 1},
     LogPlace: {"type": "string", "minLength": 1},
     Listen: {"type": "string", "pattern": r"^([^:]*|\[.*\]):[0-9]{1,9}$", "description": "ADDR:PORT"},
+    BackendListen: {
+        "type": "string",
+        "pattern": r"^(unix:.+|([^:]*|\[.*\]):[0-9]{1,9})$",
+        "description": "ADDR:PORT or unix:PATH",
+    },
+    Network: {"type": "string", "description": 'a network such as "10.0.0.0/8", an address, or "unix"'},
 }
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.notify import Notifier
 from ktlsd.reload_signals import RELOAD, RELOAD_SIGNALS, unblock_reload_signals
 from ktlsd.server import Server
 from ktlsd.terminal import Terminal
@@ -27,11 +28,14 @@ _TICKETS_SECONDS: Final = 60.0
 class Upkeep:
     """What one process does to stay up to date."""
 
-    def __init__(self, server: Server, configuration: Configuration, terminal: Terminal, *, alone: bool) -> None:
+    def __init__(
+        self, server: Server, configuration: Configuration, terminal: Terminal, notifier: Notifier, *, alone: bool
+    ) -> None:
         """A process that is not `alone` has a parent, which finds changed certificates and tells the operator."""
         self._server = server
         self._configuration = configuration
         self._terminal = terminal
+        self._notifier = notifier
         self._alone = alone
         # For threads: there is no sense in two builds at a time.
         self._lane = trio.CapacityLimiter(1)
@@ -55,11 +59,15 @@ class Upkeep:
                         await self._reload(anew=number == RELOAD)
 
     async def _reload(self, *, anew: bool) -> None:
+        if self._alone and anew:
+            self._notifier.reloading()
         service = await trio.to_thread.run_sync(lambda: self._configuration.load(anew=anew), limiter=self._lane)
         if service is not None:
             self._server.replace(service)
             self._configuration.take(service)
             log.log(logging.INFO if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
+        if self._alone and anew:
+            self._notifier.ready()
 
     async def _watch_certificates(self) -> None:
         while True:

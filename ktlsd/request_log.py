@@ -15,9 +15,11 @@ from typing import Final, NamedTuple
 
 import h11
 
-from ktlsd.access_log import Asked, Format, Fragment, Outcome, Peer
+from ktlsd.access_log import Asked, Channel, Format, Fragment, Outcome
+from ktlsd.forwarded import Origin
 from ktlsd.gathered_lines import GatheredLines
 from ktlsd.log_files import LogFile
+from ktlsd.options import Listen
 from ktlsd.pacing import PacedTransport
 
 LONGEST_RECEIVED: Final = 1024
@@ -38,8 +40,9 @@ class Noted(NamedTuple):
     """Characters that all of a line may have."""
 
 
-Told = tuple[Fragment, Noted, float, float, int, bool]
-"""A connection; a request on it, when it began and ended by the monotonic clock; bytes sent; whether that is all."""
+Told = tuple[Fragment, Noted, float, float, int, bool, str | None]
+"""A connection; a request on it, when it began and ended by the monotonic clock; bytes sent; whether that is all; the
+request's id where a proxy gave it one."""
 
 
 class AccessLog:
@@ -58,22 +61,28 @@ class AccessLog:
 
     def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
         since = time.time() - time.monotonic()
-        for (peer, noted, began, ended, sent, complete), request_id in zip(all_told, self._ids, strict=False):
-            outcome = Outcome(since + began, request_id, noted.status, sent, ended - began, complete)
-            yield self._form.line(peer, noted.asked, outcome)
+        for (channel, noted, began, ended, sent, complete, given), own in zip(all_told, self._ids, strict=False):
+            outcome = Outcome(since + began, given or own, noted.status, sent, ended - began, complete)
+            yield self._form.line(channel, noted.asked, outcome)
 
-    def of_connection(self, peer: Peer, transport: PacedTransport) -> RequestLog:
-        return RequestLog(self, self._form.of_peer(peer), transport)
+    def of_connection(self, channel: Channel, transport: PacedTransport) -> RequestLog:
+        return RequestLog(self, self._form, channel, transport)
 
 
 class RequestLog:
     """The requests of one connection, one after the other."""
 
-    __slots__ = ("_began", "_head_size", "_log", "_peer", "_sent", "_transport", "noted")
+    __slots__ = (
+        *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent", "_transport"),
+        "noted",
+    )
 
-    def __init__(self, log: AccessLog, peer: Fragment, transport: PacedTransport) -> None:
+    def __init__(self, log: AccessLog, form: Format, channel: Channel, transport: PacedTransport) -> None:
         self._log = log
-        self._peer = peer
+        self._form = form
+        self._channel = channel
+        self._own = self._fragment = form.of_channel(channel)
+        self._id: str | None = None
         self._transport = transport
 
     @contextlib.contextmanager
@@ -91,12 +100,21 @@ class RequestLog:
         self._began = time.monotonic()
         self._sent = self._transport.sent
         self._head_size = 0
+        self._fragment, self._id = self._own, None
         self.noted = self._log.nothing
 
     def asked(self, request: h11.Request) -> None:
         """This is the request."""
         fields = {_FIELDS[name]: value for name, value in request.headers if name in _FIELDS}
         self.noted = self._log.note(Asked(request.method, request.target, request.http_version, **fields))
+
+    def came_from(self, origin: Origin) -> None:
+        """A trusted proxy says whence this request came."""
+        self._id = origin.request_id
+        channel = self._channel
+        here = str(Listen(channel.address, channel.port)) if channel.port is not None else channel.address
+        if origin.address != here:
+            self._fragment = self._form.of_channel(channel._replace(address=origin.address, port=None, via=here))
 
     def received(self, head: bytes) -> None:
         """What was received is no request."""
@@ -113,13 +131,14 @@ class RequestLog:
         self._began = time.monotonic()
         self._sent = self._transport.sent
         self._head_size = head_size
+        self._fragment, self._id = self._own, None
         self.noted = noted
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` says whether the whole response was."""
         noted = self.noted
         sent = self._transport.sent - self._sent - self._head_size
-        told = (self._peer, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete)
+        told = (self._fragment, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete, self._id)
         self._log.lines.add(told, noted.size)
         self.noted = self._log.nothing
 

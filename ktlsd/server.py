@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Final
 import h11
 import trio
 
-from ktlsd.access_log import Peer
+from ktlsd.access_log import Channel
 from ktlsd.client_hello import NOTHING
+from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
-from ktlsd.listeners import Listener
+from ktlsd.listeners import Kind, Listener
 from ktlsd.metrics import ACCEPTED, FAILED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
 from ktlsd.pacing import FileShrank
+from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
+from ktlsd.proxy_protocol import BadHeader
 from ktlsd.request_log import AccessLog
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_client_hello
-from ktlsd.ssl_ffi import ConnectionLost, Handshake, PlainHTTP, TLSError
+from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
 
@@ -66,6 +69,8 @@ class Server:
         self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
         self._accepting = trio.CancelScope()
+        self.draining = trio.Event()
+        """Set once drain() is called."""
         self._shared = Shared(service, Idle(IDLE_SECONDS), Clock(), row, access_log)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
@@ -101,6 +106,7 @@ class Server:
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""
+        self.draining.set()
         self._accepting.cancel()
         self._shared.idle.drain()
 
@@ -149,24 +155,38 @@ class Server:
                         await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
                     # Anything else is the fate of one connection that ended while it was queued (accept(2)).
                     continue
-                connections.start_soon(self._serve_connection, sock, _address(peer), listener.secure)
+                connections.start_soon(self._serve_connection, sock, peer_of(peer), listener.kind)
 
-    async def _serve_connection(self, sock: socket.socket, peer: str, secure: bool) -> None:
-        self._row[ACCEPTED[secure]] += 1
+    async def _serve_connection(self, sock: socket.socket, peer: Peer, kind: Kind) -> None:
+        row = self._row
+        row[ACCEPTED[kind]] += 1
         try:
-            with sock, counted(self._row, OPEN[secure]):
+            with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
-                # Heads and files share records by MSG_MORE; nothing else is worth holding back.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if secure:
-                    await self._serve_tls(sock, peer)
+                if sock.family != socket.AF_UNIX:
+                    # Heads and files share records by MSG_MORE; nothing else is worth holding back.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                deadline = trio.current_time() + HANDSHAKE_SECONDS
+                speak_proxy = self._shared.service.speak_proxy
+                if speak_proxy and speak_proxy.holds(peer.address):
+                    with trio.fail_at(deadline):
+                        peer = await client_of(sock, peer)
+                if kind is Kind.HTTPS:
+                    await self._serve_tls(sock, peer, deadline)
                 else:
-                    with contextlib.closing(PlainTransport(sock, self._residency, self._row)) as transport:
-                        await Http1(self._shared, transport, self._client(peer)).serve()
+                    with contextlib.closing(PlainTransport(sock, self._residency, row)) as transport:
+                        client = self._client(peer, redirected=kind is Kind.REDIRECT)
+                        await Http1(self._shared, transport, client).serve()
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
             log.debug("%s left: %s", peer, error)
+        except BadHeader as error:
+            row[FAILED[Failure.PROXY_HEADER]] += 1
+            log.info("%s cut off: proxy_protocol demands a PROXY header of it, and it sent %s", peer, error)
+        except trio.TooSlowError:
+            row[FAILED[Failure.PROXY_HEADER]] += 1
+            log.info("%s cut off: no PROXY header within %g s", peer, HANDSHAKE_SECONDS)
         except TLSError as error:
             log.info("%s cut off: %s", peer, error)
         except OSError as error:
@@ -175,10 +195,9 @@ class Server:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
 
-    async def _serve_tls(self, sock: socket.socket, peer: str) -> None:
+    async def _serve_tls(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
         row, began = self._row, trio.current_time()
-        deadline = began + HANDSHAKE_SECONDS
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
         with trio.move_on_at(deadline):
@@ -198,39 +217,59 @@ class Server:
                 log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
                 await transport.answer_plain_http(self._plain_http_response())
                 return
-            except TLSError as error:
-                row[FAILED[Failure.LOST if isinstance(error, ConnectionLost) else Failure.TLS_ERROR]] += 1
+            except ConnectionLost as error:
+                row[FAILED[Failure.LOST]] += 1
                 log.info("%s handshake failed: %s", peer, error)
                 return
-            tx, rx = self._paths(sock, handshake)
-            count_handshake(row, trio.current_time() - began, handshake, tx, rx)
-            if await self._may_go_on(transport, peer, handshake, tx, rx):
-                client = self._client(peer, handshake, asked.server_name, (tx, rx))
+            except TLSError as error:
+                row[FAILED[Failure.TLS_ERROR]] += 1
+                log.info("%s handshake failed: %s", peer, error)
+                await transport.end_refused()
+                return
+            paths = self._paths(sock, handshake)
+            count_handshake(row, trio.current_time() - began, handshake, *paths)
+            if await self._may_go_on(transport, peer, context, handshake, *paths):
+                client = self._client(peer, handshake, paths, asked.server_name, context.clients)
+                tx = paths[0]
                 with counted(row, OPEN_TLS[tx.offload]):
                     await Http1(self._shared, transport, client).serve()
 
     def _client(
         self,
-        peer: str,
+        peer: Peer,
         handshake: Handshake | None = None,
-        server_name: str | None = None,
         paths: tuple[Path | None, Path | None] = (None, None),
+        server_name: str | None = None,
+        clients: bytes = b"",
+        *,
+        redirected: bool = False,
     ) -> Client:
         """Without a handshake, a client of plain HTTP."""
-        known = None
+        channel = None
         if self._shared.access_log is not None:
-            host, _, port = peer.rpartition(":")
-            known = Peer(host.strip("[]"), int(port))
+            channel = Channel(peer.host, peer.port or None, peer.via or None)
             if handshake is not None:
-                known = known._replace(
+                channel = channel._replace(
                     protocol=handshake.protocol,
                     cipher=handshake.cipher,
                     resumed=handshake.resumed,
                     server_name=server_name or handshake.server_name,
+                    client_certificate=handshake.client or None,
                     ktls_tx=paths[0],
                     ktls_rx=paths[1],
                 )
-        return Client(peer, handshake is not None, server_name, known)
+        trusted = self._shared.service.trusted
+        return Client(
+            peer.name,
+            handshake is not None,
+            server_name,
+            origin=Origin(peer.name, https=handshake is not None or peer.https),
+            via=peer.via,
+            trusted=trusted if trusted and trusted.holds(peer.address) else None,
+            clients=clients,
+            redirected=redirected,
+            channel=channel,
+        )
 
     def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         """The path of what is sent and of what is received."""
@@ -241,16 +280,23 @@ class Server:
         )
         return tx, rx
 
-    async def _may_go_on(self, transport: Transport, peer: str, handshake: Handshake, tx: Path, rx: Path) -> bool:
-        """Log which path the connection takes; whether that is one that --ktls allows."""
-        resumed = " resumed" if handshake.resumed else ""
-        log.info("%s %s %s%s ktls tx=%s rx=%s", peer, handshake.protocol, handshake.cipher, resumed, tx, rx)
-        if self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:
+    async def _may_go_on(
+        self, transport: Transport, peer: Peer, context: Context, handshake: Handshake, tx: Path, rx: Path
+    ) -> bool:
+        """Log which path the connection takes, and whose it is; whether both are allowed."""
+        cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
+        whose = f" client={handshake.client}" if handshake.client else ""
+        log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
+        if context.clients and not handshake.client:
+            self._row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
+            log.warning("%s closed: its session has no verified client certificate", peer)
+        elif self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:
             self._row[FAILED[Failure.KTLS_REQUIRED]] += 1
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
-            await transport.finish()
-            return False
-        return True
+        else:
+            return True
+        await transport.finish()
+        return False
 
     def _plain_http_response(self) -> bytes:
         http = h11.Connection(h11.SERVER)
@@ -264,8 +310,3 @@ class Server:
         ]
         events = (h11.Response(status_code=400, headers=fields, reason=b"Bad Request"), h11.Data(data=text))
         return b"".join(http.send(event) or b"" for event in events)
-
-
-def _address(peer: tuple[str, int]) -> str:
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,7 +1,8 @@
 """What one ktlsd serves, made from its settings: sites with their certificates, and the answers on plain HTTP.
 
-Strategy: everything that a setting can get wrong on this machine is tried here, before anything is bound; sites without
-a certificate of their own share the default site's SSL_CTX. A service that another replaced is closed by its last user.
+Strategy: everything that a setting can get wrong on this machine is tried here, before anything is bound; sites that
+have neither a certificate nor a demand on clients of their own share the default site's SSL_CTX. A service that another
+replaced is closed by its last user.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
+from ktlsd.networks import Networks
 from ktlsd.options import NamedSiteOptions, SiteOptions
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
@@ -55,6 +57,8 @@ class Service:
         self.settings = settings
         self.notice = ""
         """What to tell the operator about a certificate that was made."""
+        self.ktls_state = ""
+        """What kTLS does here, where whoever made this has tried it (ktls_state.py)."""
         self.heads = HeadCache(library)
         """Answers under the rules of this service."""
         self._ring = Ring(os.urandom(TICKET_KEY_BYTES), {})
@@ -71,17 +75,22 @@ class Service:
 
     def _make(self, settings: Settings) -> None:
         default_options = default_site(settings)
-        context = self._context(default_options)
+        context = self._context(default_options, default_options)
         default = Hosted(self._site(default_options), context)
         named = []
         for options in settings.site:
-            own = self._context(options) if options.cert and options.cert != default_options.cert else context
+            own = context if _handshakes_as(options, default_options) else self._context(options, default_options)
             hosted = default if options is default_options else Hosted(self._site(options), own)
             named.append((options.names, hosted))
         self.sites = Sites(default, named)
         self.all = tuple({id(hosted): hosted for hosted in (default, *(hosted for _, hosted in named))}.values())
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
+        self.speak_proxy = Networks(settings.proxy_protocol)
+        """Whose connections begin with a PROXY header."""
+        self.trusted = Networks(settings.trusted_proxies)
+        """Whose fields about the client are believed."""
+        self.forwarded = settings.forwarded
         try:
             self.https_redirect = HttpsRedirect(self.library, settings.acme_challenges)
         except OSError as error:
@@ -128,16 +137,20 @@ class Service:
         self._opened.callback(site.close)
         return site
 
-    def _context(self, options: SiteOptions) -> Context:
+    def _context(self, options: SiteOptions, default: SiteOptions) -> Context:
         context = Context(self.library, ktls=self._ktls)
         self._opened.callback(context.close)
-        pairs = zip(options.cert, options.key, strict=True) if options.cert else (self._own_certificate(),)
+        holder = options if options.cert else default
+        pairs = zip(holder.cert, holder.key, strict=True) if holder.cert else (self._own_certificate(),)
         for cert, key in pairs:
             context.use_certificate(os.fspath(cert), os.fspath(key))
             if self.settings.metrics_listen is not None:
                 self._note_expiry(options, cert)
+        if options.client_ca is not None:
+            revoked = None if options.client_crl is None else os.fspath(options.client_crl)
+            context.require_client(os.fspath(options.client_ca), options.client_names, revoked)
         if self.settings.session_tickets:
-            context.use_sessions(_kind(options), SESSION_SECONDS, self._ring.current)
+            context.use_sessions(_kind(options, holder, context.clients), SESSION_SECONDS, self._ring.current)
             self._resuming.append(context)
         else:
             context.use_no_tickets()
@@ -169,16 +182,26 @@ class Service:
         return path, path
 
 
-def _kind(options: SiteOptions) -> bytes:
-    """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names and the
-    places of the certificates, which a renewal does not change."""
+def _kind(options: SiteOptions, holder: SiteOptions, clients: bytes) -> bytes:
+    """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names, the places
+    of the certificates, which a renewal does not change, and what is demanded of clients."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
-    return hashlib.sha256(repr((names, [os.fspath(path) for path in options.cert])).encode()).digest()
+    return hashlib.sha256(repr((names, [os.fspath(path) for path in holder.cert], clients)).encode()).digest()
+
+
+def _handshakes_as(options: SiteOptions, default: SiteOptions) -> bool:
+    """Whether a site can share the default site's SSL_CTX."""
+    same_clients = all(getattr(options, key) == getattr(default, key) for key in _OF_CLIENTS)
+    return same_clients and (not options.cert or options.cert == default.cert)
+
+
+_OF_CLIENTS: Final = ("client_ca", "client_names", "client_crl")
 
 
 def _folder_advice(error: OSError) -> str:
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
     if error.errno in (errno.ENOSYS, errno.EPERM):
-        return "this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it"
+        sandboxes = "systemd's DynamicUser= and RestrictSUIDSGID= do"
+        return f"this kernel has no openat2 (it came with Linux 5.6), or a sandbox forbids it ({sandboxes})"
     return error.strerror or str(error)

@@ -22,13 +22,18 @@ from ktlsd.options import (
     LOG_LEVELS,
     ONE_OR_MORE,
     STDERR,
+    BackendListen,
     Listen,
     LogPlace,
     NamedSiteOptions,
+    Network,
     Settings,
     SiteOptions,
+    parse_backend_listen,
     parse_listen,
+    read_network,
 )
+from ktlsd.refusal import Refusal
 
 __all__ = ["LOG_LEVELS", "Listen", "Settings", "SettingsError", "combine", "default_site", "parse_listen"]
 
@@ -37,7 +42,7 @@ _INHERITED: Final = SiteOptions.__struct_fields__
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
-class SettingsError(Exception):
+class SettingsError(Refusal):
     """A setting that cannot be used; the text is one line for the operator."""
 
 
@@ -82,6 +87,7 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     sites = tuple(_inherit(site, set(table), settings) for site, table in zip(settings.site, tables, strict=True))
     settings = msgspec.structs.replace(settings, site=sites)
     _check_certificates(settings, document, given)
+    _check_clients(settings, document)
     _check_roots(settings, document)
     return settings
 
@@ -152,12 +158,16 @@ def _listed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reader(folder: Path) -> Read:
     def read(kind: type, value: Any) -> Any:
+        if kind in misfit.WORDS and not isinstance(value, str):
+            raise ValueError(f"not {misfit.WORDS[kind]}")
         if kind is Listen:
-            if not isinstance(value, str):
-                raise ValueError("not ADDR:PORT")
             return parse_listen(value)
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise ValueError('not "stderr" or a path' if kind is LogPlace else "not a path")
+        if kind is BackendListen:
+            return parse_backend_listen(value, folder)
+        if kind is Network:
+            return read_network(value)
+        if not value or "\0" in value:
+            raise ValueError(f"not {misfit.WORDS[kind]}")
         if kind is LogPlace:
             return LogPlace(None if value == STDERR else folder / value)
         return folder / value
@@ -220,6 +230,15 @@ def _check_certificates(settings: Settings, document: _Document, given: Mapping[
                 " give every certificate its key, in the same order"
             )
         raise SettingsError(complaint) if dashes else document.error(place, complaint, present)
+
+
+def _check_clients(settings: Settings, document: _Document) -> None:
+    for place, site in _places(settings):
+        for key in ("client_names", "client_crl"):
+            if getattr(site, key) and site.client_ca is None:
+                raise document.error(
+                    place, f"{key} without client_ca: name the authorities of client certificates", key
+                )
 
 
 def _check_roots(settings: Settings, document: _Document) -> None:

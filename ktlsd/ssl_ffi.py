@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import hashlib
 import importlib
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 DECLARATIONS: Final = """
@@ -27,6 +28,12 @@ typedef ... SSL_CIPHER;
 typedef ... BIO;
 typedef ... X509;
 typedef ... EVP_PKEY;
+typedef ... X509_NAME;
+typedef ... X509_NAMES;
+typedef ... X509_STORE;
+typedef ... X509_LOOKUP;
+typedef ... X509_LOOKUP_METHOD;
+typedef ... X509_VERIFY_PARAM;
 
 unsigned long OpenSSL_version_num(void);
 const char *OpenSSL_version(int type);
@@ -54,6 +61,24 @@ int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
 X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
 EVP_PKEY *X509_get0_pubkey(const X509 *x);
 const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
+
+void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
+int SSL_CTX_load_verify_file(SSL_CTX *ctx, const char *file);
+X509_NAMES *SSL_load_client_CA_file(const char *file);
+void SSL_CTX_set_client_CA_list(SSL_CTX *ctx, X509_NAMES *list);
+X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *ctx);
+X509_LOOKUP *X509_STORE_add_lookup(X509_STORE *store, X509_LOOKUP_METHOD *meth);
+X509_LOOKUP_METHOD *X509_LOOKUP_file(void);
+int X509_load_crl_file(X509_LOOKUP *ctx, const char *file, int type);
+int X509_STORE_set_flags(X509_STORE *xs, unsigned long flags);
+X509_VERIFY_PARAM *SSL_CTX_get0_param(SSL_CTX *ctx);
+int X509_VERIFY_PARAM_add1_host(X509_VERIFY_PARAM *param, const char *name, size_t namelen);
+void SSL_set_verify(SSL *ssl, int mode, void *callback);
+long SSL_get_verify_result(const SSL *ssl);
+const char *X509_verify_cert_error_string(long n);
+X509 *SSL_get0_peer_certificate(const SSL *s);
+X509_NAME *X509_get_subject_name(const X509 *a);
+char *X509_NAME_oneline(const X509_NAME *a, char *buf, int size);
 
 SSL *SSL_new(SSL_CTX *ctx);
 void SSL_free(SSL *ssl);
@@ -116,6 +141,14 @@ _SSL_ERROR_SYSCALL = 5
 _SSL_ERROR_ZERO_RETURN = 6
 _SSL_KEY_UPDATE_NONE = -1
 _TLSEXT_NAMETYPE_host_name = 0
+_SSL_VERIFY_NONE = 0
+_SSL_VERIFY_PEER = 0x1
+_SSL_VERIFY_FAIL_IF_NO_PEER_CERT = 0x2
+_X509_FILETYPE_PEM = 1
+_X509_V_OK = 0
+_X509_V_FLAG_CRL_CHECK = 0x4
+_X509_V_FLAG_CRL_CHECK_ALL = 0x8
+_SSL_R_CERTIFICATE_VERIFY_FAILED = 134
 _SSL_R_HTTP_REQUEST = 156
 _SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
 _SSL_R_NO_SUITABLE_RECORD_LAYER = 322
@@ -135,6 +168,7 @@ _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 _STATFS_SIZE = 256
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
@@ -144,6 +178,7 @@ OLDEST_OPENSSL: Final = (3, 0, 0)
 READ_SIZE: Final = 16384
 TICKET_KEY_BYTES: Final = 80
 """Of a session ticket key: 16 for its name, which stands at the beginning of each ticket, 32 for HMAC, 32 for AES."""
+_LONGEST_SUBJECT: Final = 512
 
 # AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
 # kernel takes. The CBC suites at the end are never offloaded; they are there for clients that have nothing else.
@@ -194,6 +229,8 @@ class Handshake(NamedTuple):
     server_name: str | None = None
     """The host name that the client asked for, as it wrote it (RFC 6066 section 3); None also in a resumed TLS 1.2
     session, where OpenSSL does not tell it."""
+    client: str | None = None
+    """The subject of the verified client certificate, as in "/CN=proxy"."""
 
 
 class Library:
@@ -280,6 +317,12 @@ class Library:
             raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
         return int(buffer[0])
 
+    def forbid_new_privileges(self) -> None:
+        """Let no program that this process starts have more rights than it (PR_SET_NO_NEW_PRIVS). Raises OSError."""
+        if self.c.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            number = self.ffi.errno
+            raise OSError(number, os.strerror(number))
+
     def end_with_parent(self, parent: int) -> None:
         """Have this process get SIGTERM when its parent, whose number is given, ends however (PR_SET_PDEATHSIG)."""
         self.c.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -305,6 +348,8 @@ class Context:
         self._library = library
         self._server = server
         self._certificates: dict[str, str] = {}
+        self.clients = b""
+        """A digest of what require_client() demands; empty where any client may come."""
         c, null = library.c, library.ffi.NULL
         c.ERR_clear_error()
         self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
@@ -397,6 +442,40 @@ class Context:
         finally:
             self.use_ticket_key(current)
 
+    def require_client(self, authorities: str, names: Sequence[str] = (), revoked: str | None = None) -> None:
+        """Take only clients with a certificate that one of the authorities in a PEM file signed (mutual TLS).
+
+        With `names`, one of them must be a DNS name of the certificate, or its common name where it has none;
+        "*.example.org" is every name below (X509_check_host(3)). `revoked` is a PEM file with the revocation list of
+        each authority of a chain: who has none, or an old one, is refused too. Raises ContextError naming the file.
+        """
+        c, null = self._library.c, self._library.ffi.NULL
+        c.ERR_clear_error()
+        path = os.fsencode(authorities)
+        announced = c.SSL_load_client_CA_file(path)
+        if announced == null or c.SSL_CTX_load_verify_file(self._ctx, path) != 1:
+            raise ContextError(f"{authorities} cannot be used as PEM certificates of authorities: {self._reasons()}")
+        c.SSL_CTX_set_client_CA_list(self._ctx, announced)
+        store = c.SSL_CTX_get_cert_store(self._ctx)
+        if revoked is not None:
+            lookup = c.X509_STORE_add_lookup(store, c.X509_LOOKUP_file())
+            if lookup == null or c.X509_load_crl_file(lookup, os.fsencode(revoked), _X509_FILETYPE_PEM) < 1:
+                raise ContextError(f"{revoked} cannot be used as PEM revocation lists: {self._reasons()}")
+            c.X509_STORE_set_flags(store, _X509_V_FLAG_CRL_CHECK | _X509_V_FLAG_CRL_CHECK_ALL)
+        parameters = c.SSL_CTX_get0_param(self._ctx)
+        for name in names:
+            # A name that begins with a dot stands for all below it.
+            raw = name.removeprefix("*").encode()
+            if c.X509_VERIFY_PARAM_add1_host(parameters, raw, len(raw)) != 1:
+                raise ContextError(f"{name!r} cannot be a name in a client certificate: {self._reasons()}")
+        c.SSL_CTX_set_verify(self._ctx, _SSL_VERIFY_PEER | _SSL_VERIFY_FAIL_IF_NO_PEER_CERT, null)
+        # A resumed session is not verified again: it must come from a context that demanded the same (use_sessions()).
+        digest = hashlib.blake2b(digest_size=32)
+        for part in (_content(authorities), b"" if revoked is None else _content(revoked), "\n".join(names).encode()):
+            digest.update(b"%d:%b" % (len(part), part))
+        self.clients = digest.digest()
+        c.SSL_CTX_set_session_id_context(self._ctx, self.clients, len(self.clients))
+
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
         return Connection(self._library, self._ctx, descriptor, server=self._server)
@@ -431,6 +510,10 @@ class Connection:
         else:
             c.SSL_set_connect_state(self._ssl)
 
+    def ask_for_no_certificate(self) -> None:
+        """Let a client of our own in without a certificate; call it before the handshake."""
+        self._c.SSL_set_verify(self._ssl, _SSL_VERIFY_NONE, self._library.ffi.NULL)
+
     def _stopped(self, result: int) -> Wait:
         """Turn a failed call's result into a Wait or the right TLSError (SSL_get_error(3))."""
         system_error = self._library.ffi.errno
@@ -449,6 +532,9 @@ class Connection:
         if _SSL_R_NO_SUITABLE_RECORD_LAYER in reasons:
             # OpenSSL 3.2 and later when it would set TLS_RX anew, which Linux before 6.14 refuses: docs/key-update.md.
             raise TLSError(f"the peer updated its keys, which kTLS RX cannot follow ({text})")
+        if _SSL_R_CERTIFICATE_VERIFY_FAILED in reasons:
+            why = self._library._text(self._c.X509_verify_cert_error_string(self._c.SSL_get_verify_result(self._ssl)))
+            raise TLSError(f"{text}: {why}")
         if _SSL_R_HTTP_REQUEST in reasons:
             raise PlainHTTP(text)
         if _SSL_R_UNEXPECTED_EOF_WHILE_READING in reasons:
@@ -540,13 +626,28 @@ class Connection:
             ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), _BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
             ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), _BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
             server_name=text(c.SSL_get_servername(ssl, _TLSEXT_NAMETYPE_host_name)) or None,
+            client=self._client(),
         )
+
+    def _client(self) -> str | None:
+        certificate = self._c.SSL_get0_peer_certificate(self._ssl)
+        if certificate == self._library.ffi.NULL or self._c.SSL_get_verify_result(self._ssl) != _X509_V_OK:
+            return None
+        buffer = self._library.ffi.new("char[]", _LONGEST_SUBJECT)
+        # What is not printable ASCII comes out as \xHH.
+        self._c.X509_NAME_oneline(self._c.X509_get_subject_name(certificate), buffer, _LONGEST_SUBJECT)
+        return self._library._text(buffer)
 
     def close(self) -> None:
         """Free the SSL object; the socket stays open."""
         if self._ssl is not None:
             self._c.SSL_free(self._ssl)
             self._ssl = None
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def ffibuilder() -> Any:

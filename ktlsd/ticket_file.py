@@ -16,13 +16,14 @@ from typing import Final
 
 import msgspec
 
+from ktlsd.refusal import Refusal
 from ktlsd.ticket_keys import Ring, TicketKey, ring, rotated
 
 FILE: Final = "ticket-keys.json"
 _LARGEST: Final = 65536
 
 
-class TicketFileError(Exception):
+class TicketFileError(Refusal):
     """A file that cannot hold keys; the text is one line for the operator."""
 
 

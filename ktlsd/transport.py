@@ -116,6 +116,12 @@ class Transport(PacedTransport):
                     self._socket.shutdown(socket.SHUT_WR)
             await self._linger()
 
+    async def end_refused(self) -> None:
+        """End a connection whose handshake failed, such that its client gets the alert."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        await self._linger()
+
     async def answer_plain_http(self, response: bytes) -> None:
         """Send bytes in the clear, to a client that did not begin with TLS, and end."""
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
 from ktlsd.logs import REOPEN_SIGNAL
+from ktlsd.pulse import Pulse
 from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
 from ktlsd.server import END_SIGNALS
 from ktlsd.terminal import Terminal
@@ -57,6 +58,7 @@ def supervise(
     job: Job,
     configuration: Configuration,
     terminal: Terminal,
+    pulse: Pulse,
     ready: Callable[[], None],
     reopen_logs: Callable[[], None],
 ) -> None:
@@ -70,7 +72,7 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, terminal, mask, reopen_logs).run(listeners, ready)
+    _Parent(count, job, configuration, terminal, pulse, mask, reopen_logs).run(listeners, ready)
 
 
 class _Parent:
@@ -80,6 +82,7 @@ class _Parent:
         job: Job,
         configuration: Configuration,
         terminal: Terminal,
+        pulse: Pulse,
         mask: set[int | signal.Signals],
         reopen_logs: Callable[[], None],
     ) -> None:
@@ -87,6 +90,7 @@ class _Parent:
         self._job = job
         self._configuration = configuration
         self._terminal = terminal
+        self._pulse = pulse
         self._mask = mask
         self._reopen_logs = reopen_logs
 
@@ -94,8 +98,9 @@ class _Parent:
         self._start_those_due()
         ready()
         look_at = time.monotonic() + WATCH_SECONDS
+        beat_at = time.monotonic()
         while True:
-            due = min([look_at, *(place.since for place in self._places if place.worker is None)])
+            due = min([look_at, beat_at, *(place.since for place in self._places if place.worker is None)])
             # Signals come in the order of their numbers: without a look for these alone, reloads that are asked for
             # again and again would keep the end away.
             told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
@@ -116,24 +121,42 @@ class _Parent:
                 if self._configuration.certificates_changed():
                     self._reload(RELOAD_CERTIFICATES)
                 look_at = time.monotonic() + WATCH_SECONDS
+            if time.monotonic() >= beat_at:
+                beat_at = self._beat()
         for listener in listeners:
             listener.socket.close()
         self._end(signal.Signals(number))
 
+    def _beat(self) -> float:
+        """Kill the workers that are stuck, and tell systemd of the others; when to do so again."""
+        for number, place in enumerate(self._places):
+            if place.worker is None:
+                continue
+            silence = self._pulse.silence(number, place.since)
+            if silence is not None:
+                log.error("worker %d is stuck: nothing from it for %.0f s", place.worker, silence)
+                os.kill(place.worker, signal.SIGKILL)
+        self._pulse.tell()
+        return time.monotonic() + self._pulse.seconds
+
     def _end(self, number: signal.Signals) -> None:
         """Pass the signal on, and each that follows, and wait for the workers."""
+        self._pulse.notifier.stopping()
         patience = self._configuration.service.settings.drain_seconds + _PATIENCE_SECONDS
         kill_at = time.monotonic() + patience
         self._tell(number)
+        beat_at = time.monotonic()
         while self._workers():
-            told = signal.sigtimedwait(_SIGNALS, max(0.0, kill_at - time.monotonic()))
-            if told is None:
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, min(kill_at, beat_at) - time.monotonic()))
+            if time.monotonic() >= beat_at:
+                beat_at = self._beat()
+            if time.monotonic() >= kill_at:
                 log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
                 self._tell(signal.SIGKILL)
                 kill_at = time.monotonic() + patience
-            elif told.si_signo in END_SIGNALS:
+            elif told is not None and told.si_signo in END_SIGNALS:
                 self._tell(signal.Signals(told.si_signo))
-            elif told.si_signo == REOPEN_SIGNAL:
+            elif told is not None and told.si_signo == REOPEN_SIGNAL:
                 self._reopen()
             self._reap(ending=True)
 
@@ -150,12 +173,16 @@ class _Parent:
 
     def _reload(self, number: signal.Signals) -> None:
         anew = number == RELOAD
+        if anew:
+            self._pulse.notifier.reloading()
         service = self._configuration.load(anew=anew)
         if service is not None:
             self._configuration.service.close()
             self._configuration.take(service)
             self._tell(number)
             log.info("%s reloaded", WHAT[anew])
+        if anew:
+            self._pulse.notifier.ready()
 
     def _reap(self, *, ending: bool = False) -> None:
         for place in self._places:

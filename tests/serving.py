@@ -19,6 +19,7 @@ from pathlib import Path
 START_SECONDS = 120.0
 """An emulated machine needs half a minute for Python's imports alone."""
 WAIT_SECONDS = 60.0
+_BACKEND = re.compile(r"backend on (.+)")
 _LISTENING = tuple(re.compile(rf"listening on {scheme}://.*:(\d+)") for scheme in ("https", "http"))
 
 
@@ -31,6 +32,8 @@ class Running:
     log: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
     http_ports: list[int] = field(default_factory=list)
+    backends: list[str] = field(default_factory=list)
+    """Where proxies that end TLS connect: http://ADDR:PORT or unix:PATH."""
 
     @property
     def port(self) -> int:
@@ -95,6 +98,7 @@ def serving(
     state: Path,
     listen: Sequence[str] = ("127.0.0.1:0",),
     http_listen: Sequence[str] = (),
+    backend_listen: Sequence[str] = (),
     wrapper: Sequence[str] = (),
     program: Sequence[str] = PROGRAM,
     new_session: bool = False,
@@ -104,7 +108,8 @@ def serving(
     """Start ktlsd, on `root` unless a configuration file names it, wait until it listens, and see that it is gone at
     the end."""
     arguments = [] if root is None else ["--root", str(root)]
-    for option, places in (("--listen", listen), ("--http-listen", http_listen)):
+    wanted = (("--listen", listen), ("--http-listen", http_listen), ("--backend-listen", backend_listen))
+    for option, places in wanted:
         arguments += (part for place in places for part in (option, place))
     arguments += options
     process = subprocess.Popen(
@@ -126,7 +131,11 @@ def serving(
     reader.start()
     try:
         deadline = time.monotonic() + START_SECONDS
-        while len(running.ports) < len(listen) or len(running.http_ports) < len(http_listen):
+        while (
+            len(running.ports) < len(listen)
+            or len(running.http_ports) < len(http_listen)
+            or len(running.backends) < len(backend_listen)
+        ):
             alive = process.poll() is None and time.monotonic() < deadline
             assert alive, "not listening:\n" + "\n".join(running.log)
             time.sleep(0.02)
@@ -134,6 +143,7 @@ def serving(
                 [int(match[1]) for line in list(running.log) if (match := pattern.fullmatch(line))]
                 for pattern in _LISTENING
             )
+            running.backends = [match[1] for line in list(running.log) if (match := _BACKEND.fullmatch(line))]
         yield running
     finally:
         process.terminate()
@@ -217,9 +227,19 @@ def exchange(
         return read_to_end(connection)
 
 
-def exchange_plain(port: int, request: bytes) -> bytes:
-    """Send bytes over a new TCP connection and give back all that arrives."""
-    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as connection:
+def connect_plain(place: int | str) -> socket.socket:
+    """A connection without TLS to a port of this machine or to a Unix socket's file."""
+    if isinstance(place, int):
+        return socket.create_connection(("127.0.0.1", place), timeout=WAIT_SECONDS)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(WAIT_SECONDS)
+    connection.connect(place)
+    return connection
+
+
+def exchange_plain(place: int | str, request: bytes) -> bytes:
+    """Send bytes over a new connection without TLS and give back all that arrives."""
+    with connect_plain(place) as connection:
         connection.sendall(request)
         return read_to_end(connection)
 

@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.access_log import FORMATS, Asked, Outcome, Peer
+from ktlsd.access_log import FORMATS, Asked, Channel, Outcome
 from ktlsd.ktls import Offload, Path, Reason
 from ktlsd.options import AccessLogFormat
 
 TX = Path(Offload.SOFTWARE, None)
 RX = Path(Offload.NONE, Reason.TLS13_RX_NEEDS_OPENSSL_3_2)
-PEER = Peer("192.0.2.7", 50312, "TLSv1.3", "TLS_AES_128_GCM_SHA256", False, "example.org", TX, RX)
-PLAIN = Peer("2001:db8::1", 80)
+PEER = Channel(
+    *("192.0.2.7", 50312, "198.51.100.1:4711", "TLSv1.3", "TLS_AES_128_GCM_SHA256"),
+    *(False, "example.org", "CN=caf\u00e9", TX, RX),
+)
+PLAIN = Channel("2001:db8::1", 80)
 GET = Asked(b"GET", b"/a?b", b"1.1", b"example.org", b"https://example.net/", b"curl/8")
 AT = datetime.datetime(2026, 11, 3, 4, 5, 6, 7500, datetime.UTC).timestamp()
 DONE = Outcome(AT, "0123456789abcdef0123456789abcdef", 200, 10240, 0.0123456, complete=True)
@@ -26,21 +29,32 @@ DONE = Outcome(AT, "0123456789abcdef0123456789abcdef", 200, 10240, 0.0123456, co
 QUOTED = r'"((?:[ !#-\[\]-~]|\\x[0-9A-F]{2})*)"'
 COMBINED = re.compile(
     rf"(\S+) - - \[([^]]+)\] {QUOTED} (\d+|-) (\d+) {QUOTED} {QUOTED} host={QUOTED} duration_ms=([0-9.]+)"
-    rf" complete=(true|false) request_id=([0-9a-f]{{32}}) port=(\d+) tls=(\S+) cipher=(\S+) resumed=(true|false|-)"
-    rf" server_name={QUOTED} ktls_tx={QUOTED} ktls_rx={QUOTED}\n"
+    rf" complete=(true|false) request_id=([0-9a-f]{{32}}) port=(\d+|-) via=(\S+) tls=(\S+) cipher=(\S+)"
+    rf" resumed=(true|false|-) server_name={QUOTED} client_certificate={QUOTED} ktls_tx={QUOTED} ktls_rx={QUOTED}\n"
 )
 NAMES = (
     *("client", "time", "request", "status", "bytes", "referer", "user_agent", "host", "duration_ms", "complete"),
-    *("request_id", "port", "tls", "cipher", "resumed", "server_name", "ktls_tx", "ktls_rx"),
+    *(
+        "request_id",
+        "port",
+        "via",
+        "tls",
+        "cipher",
+        "resumed",
+        "server_name",
+        "client_certificate",
+        "ktls_tx",
+        "ktls_rx",
+    ),
 )
 
 anything = st.none() | st.binary(max_size=40)
 hosts = st.none() | st.text(max_size=20)
 
 
-def line(form: AccessLogFormat, peer: Peer = PEER, asked: Asked = GET, outcome: Outcome = DONE) -> str:
+def line(form: AccessLogFormat, peer: Channel = PEER, asked: Asked = GET, outcome: Outcome = DONE) -> str:
     kind = FORMATS[form]
-    return kind.line(kind.of_peer(peer), kind.of_request(asked), outcome)
+    return kind.line(kind.of_channel(peer), kind.of_request(asked), outcome)
 
 
 def read_combined(text: str) -> dict[str, str]:
@@ -61,7 +75,8 @@ def test_combined() -> None:
     assert line("combined") == (
         '192.0.2.7 - - [03/Nov/2026:04:05:06 +0000] "GET /a?b HTTP/1.1" 200 10240 "https://example.net/" "curl/8"'
         ' host="example.org" duration_ms=12.346 complete=true request_id=0123456789abcdef0123456789abcdef port=50312'
-        ' tls=TLSv1.3 cipher=TLS_AES_128_GCM_SHA256 resumed=false server_name="example.org" ktls_tx="software"'
+        ' via=198.51.100.1:4711 tls=TLSv1.3 cipher=TLS_AES_128_GCM_SHA256 resumed=false server_name="example.org"'
+        ' client_certificate="CN=caf\\xC3\\xA9" ktls_tx="software"'
         ' ktls_rx="none (TLS 1.3 RX needs OpenSSL 3.2)"\n'
     )
 
@@ -72,10 +87,12 @@ def test_json() -> None:
         "request_id": "0123456789abcdef0123456789abcdef",
         "client": "192.0.2.7",
         "port": 50312,
+        "via": "198.51.100.1:4711",
         "tls": "TLSv1.3",
         "cipher": "TLS_AES_128_GCM_SHA256",
         "resumed": False,
         "server_name": "example.org",
+        "client_certificate": "CN=caf\u00e9",
         "ktls_tx": "software",
         "ktls_tx_reason": None,
         "ktls_rx": "none",
@@ -96,7 +113,7 @@ def test_json() -> None:
 
 @pytest.mark.parametrize("peer", [PEER, PLAIN])
 @pytest.mark.parametrize("asked", [GET, Asked(), Asked(received=b"BAD")])
-def test_json_always_has_the_same_names_in_the_same_order(peer: Peer, asked: Asked) -> None:
+def test_json_always_has_the_same_names_in_the_same_order(peer: Channel, asked: Asked) -> None:
     assert list(json.loads(line("json", peer, asked))) == list(json.loads(line("json")))
 
 
@@ -107,8 +124,8 @@ def test_combined_says_what_is_known(asked: Asked, request_line: str) -> None:
     said = read_combined(line("combined", PLAIN, asked, DONE._replace(status=None, complete=False)))
     assert said == {
         **read_combined(line("combined")),
-        **dict.fromkeys(("referer", "user_agent", "host", "tls", "cipher", "resumed"), "-"),
-        **dict.fromkeys(("server_name", "ktls_tx", "ktls_rx", "status"), "-"),
+        **dict.fromkeys(("referer", "user_agent", "host", "via", "tls", "cipher", "resumed"), "-"),
+        **dict.fromkeys(("server_name", "client_certificate", "ktls_tx", "ktls_rx", "status"), "-"),
         **{"client": "2001:db8::1", "port": "80", "request": request_line, "complete": "false"},
     }
 
@@ -116,7 +133,18 @@ def test_combined_says_what_is_known(asked: Asked, request_line: str) -> None:
 def test_json_says_what_is_known() -> None:
     said: dict[str, Any] = json.loads(line("json", PLAIN, Asked(received=b"\xff"), DONE._replace(status=None)))
     unknown = {name for name, value in said.items() if value is None}
-    of_tls = {"tls", "cipher", "resumed", "server_name", "ktls_tx", "ktls_tx_reason", "ktls_rx", "ktls_rx_reason"}
+    of_tls = {
+        "via",
+        "client_certificate",
+        "tls",
+        "cipher",
+        "resumed",
+        "server_name",
+        "ktls_tx",
+        "ktls_tx_reason",
+        "ktls_rx",
+        "ktls_rx_reason",
+    }
     assert unknown == of_tls | {"method", "target", "protocol", "host", "referer", "user_agent", "status"}
     assert (said["client"], said["received"]) == ("2001:db8::1", "\xff")
 

@@ -20,11 +20,13 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from ktlsd import listeners
 from ktlsd.certificate import Expiry, expiry, localhost_certificate
 from ktlsd.ktls import Offload, Reason
 from ktlsd.ktls import Path as KtlsPath
 from ktlsd.metrics import (
     ACCEPTED,
+    BEAT,
     BUCKETS,
     COLD_READS,
     IN_FLIGHT,
@@ -85,8 +87,8 @@ def value(board: Board, name: str, **labels: str) -> float:
 def test_every_series_has_a_slot_of_its_own() -> None:
     slots = [slot(metric.name, *values) for metric in METRICS for values in metric.series]
     sums = [metric for metric in METRICS if metric.kind is Kind.HISTOGRAM]
-    assert len({*slots, PID, STARTED}) == len(slots) + 2
-    assert max(slots) < SLOTS == len(slots) + len(sums) + 2
+    assert len({*slots, PID, STARTED, BEAT}) == len(slots) + 3
+    assert max(slots) < SLOTS == len(slots) + len(sums) + 3
 
 
 def test_names_follow_the_conventions() -> None:
@@ -132,7 +134,7 @@ def test_a_successor_goes_on_counting_but_for_gauges() -> None:
     board = Board(2)
     for number in range(2):
         row = board.take(number)
-        row[COLD_READS] = row[IN_FLIGHT] = row[OPEN[True]] = row[OPEN_TLS[Offload.DEVICE]] = 4
+        row[COLD_READS] = row[IN_FLIGHT] = row[OPEN[listeners.Kind.HTTPS]] = row[OPEN_TLS[Offload.DEVICE]] = 4
     assert value(board, "ktlsd_worker_restarts_total") == 0
     row = board.take(1)
     row[COLD_READS] += 1
@@ -217,7 +219,7 @@ def test_both_formats_say_the_same() -> None:
         for families in (parse_text(text.decode()), read_openmetrics(open_text.decode()))
     )
     assert plain == modern
-    assert len(plain) == SLOTS - 2 + 1 + 1 + 1  # the count of the histogram, the workers, the certificate
+    assert len(plain) == SLOTS - 3 + 1 + 1 + 1  # the count of the histogram, the workers, the certificate
 
 
 def test_every_family_has_help_and_a_type_and_stands_together() -> None:
@@ -370,8 +372,8 @@ def test_the_page_of_a_new_server() -> None:
     count_handshake(row, 0.1, shake(), SOFTWARE, NO_KTLS)
     for _ in range(2):
         count_handshake(row, 0.1, shake(), NO_KTLS, NO_KTLS)
-    row[OPEN_TLS[Offload.NONE]], row[OPEN_TLS[Offload.SOFTWARE]], row[OPEN[True]] = 3, 2, 6
-    row[ACCEPTED[True]] = 9
+    row[OPEN_TLS[Offload.NONE]], row[OPEN_TLS[Offload.SOFTWARE]], row[OPEN[listeners.Kind.HTTPS]] = 3, 2, 6
+    row[ACCEPTED[listeners.Kind.HTTPS]] = 9
     shown = snapshot(View(board, (), ready=True))
     assert {name: text for name, _, text in shown.figures}["share"] == "33 % of 3"
     assert (shown.numbers["tls"], shown.numbers["ktls"], shown.numbers["connections"]) == (5, 2, 6)

@@ -485,10 +485,43 @@ def test_certificate_and_key_may_come_from_two_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(ONE_OR_MORE - {"names"}))
 def test_one_text_stands_for_a_list_of_one(tmp_path: Path, name: str) -> None:
-    others = "".join(f"{other} = ['b']\n" for other in ("cert", "key") if other != name)
-    one = from_file(write(tmp_path, f"root = '/srv'\n{others}{name} = 'a:1'"))
-    assert one == from_file(write(tmp_path, f"root = '/srv'\n{others}{name} = ['a:1']"))
+    others = "client_ca = 'ca'\n" + "".join(f"{other} = ['b']\n" for other in ("cert", "key") if other != name)
+    value = "::1" if name in ("proxy_protocol", "trusted_proxies") else "a:1"
+    one = from_file(write(tmp_path, f"root = '/srv'\n{others}{name} = '{value}'"))
+    assert one == from_file(write(tmp_path, f"root = '/srv'\n{others}{name} = ['{value}']"))
     assert len(getattr(one, name)) == 1
+
+
+# --- proxies
+
+
+def test_places_of_the_backend_are_addresses_and_files(tmp_path: Path) -> None:
+    text = "root = '.'\nbackend_listen = ['[::1]:80', 'unix:run/a.sock', 'unix:/run/b.sock']"
+    places = from_file(write(tmp_path, text)).backend_listen
+    assert [place.place for place in places] == [Listen("::1", 80), tmp_path / "run/a.sock", Path("/run/b.sock")]
+    assert [str(place) for place in places] == ["[::1]:80", f"unix:{tmp_path}/run/a.sock", "unix:/run/b.sock"]
+    assert from_options(root=".", backend_listen=["unix:a"]).backend_listen[0].place == Path.cwd() / "a"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("backend_listen = ['unix:']", "backend_listen[0]: 'unix:' is not unix:PATH"),
+        ("backend_listen = ['80']", "backend_listen[0]: '80' is not ADDR:PORT with a port from 0 to 65535"),
+        ("backend_listen = 80", "backend_listen: 80 is not ADDR:PORT or unix:PATH or a list of such"),
+        ("backend_mode = '0888'", "backend_mode: '0888' is not the permissions of a file in octal, such as \"0660\""),
+        ("trusted_proxies = '10.0.0.1/8'", "10.0.0.1/8 has host bits set"),
+        ("proxy_protocol = ['unix', 'all']", "proxy_protocol[1]: 'all' is not a network such as \"10.0.0.0/8\", nor"),
+        ("forwarded = 'both'", "forwarded: 'both' is not one of"),
+        ("client_names = 'a'", "client_names without client_ca: name the authorities of client certificates"),
+        ("client_crl = 'a'", "client_crl without client_ca: name the authorities of client certificates"),
+    ],
+)
+def test_what_is_said_about_proxies_is_checked(tmp_path: Path, line: str, complaint: str) -> None:
+    file = write(tmp_path, f"root = '.'\n{line}\n")
+    refusal = refusal_of({"config": str(file)})
+    assert refusal.startswith(f"{file}:2: ")
+    assert complaint in refusal
 
 
 # --- sites

@@ -51,7 +51,7 @@ function _shtab_ktlsd_using
 end
 
 set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --cert --codings --config --error-log --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --workers
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -60,12 +60,15 @@ complete -c ktlsd -n _shtab_ktlsd_using -s h -l help -d 'show this help message 
 complete -c ktlsd -n _shtab_ktlsd_using -l root -xka "(__fish_complete_directories)" -d 'the folder to serve'
 complete -c ktlsd -n _shtab_ktlsd_using -l listen -x -d 'where to listen (default localhost:8443); repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l http-listen -x -d 'where to answer plain HTTP, with redirects to HTTPS and ACME challenges alone; repeatable'
+complete -c ktlsd -n _shtab_ktlsd_using -l backend-listen -x -d 'ADDR:PORT or unix:PATH, where to serve over plain HTTP for proxies that end TLS; repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l acme-challenges -xka "(__fish_complete_directories)" -d 'the folder of what answers ACME challenges on plain HTTP'
 complete -c ktlsd -n _shtab_ktlsd_using -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'PEM certificate chain (default: a self-signed one for localhost is made); repeatable with --key, for several types of key'
 complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its PEM key, unencrypted'
 complete -c ktlsd -n _shtab_ktlsd_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'a TOML file with these options, and more, as keys; the command line wins'
 complete -c ktlsd -n _shtab_ktlsd_using -l metrics-listen -x -d 'where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out'
 complete -c ktlsd -n _shtab_ktlsd_using -l workers -xka "N auto" -d 'processes to serve with (default 1); auto: as many as usable cores'
+complete -c ktlsd -n _shtab_ktlsd_using -l user -x -d 'whom to become once sockets are bound and keys are read, when started as root'
+complete -c ktlsd -n _shtab_ktlsd_using -l group -x -d 'with which group (default: the user'"'"'s own)'
 complete -c ktlsd -n _shtab_ktlsd_using -l ktls -xka "auto require off" -d 'use kTLS where it can be had (default), only with it, or not at all'
 complete -c ktlsd -n _shtab_ktlsd_using -l dotfiles -d 'serve names that begin with a dot too'
 complete -c ktlsd -n _shtab_ktlsd_using -l listing -d 'list folders that have no index file'

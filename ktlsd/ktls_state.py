@@ -1,0 +1,39 @@
+"""What kTLS does here with the certificates in force, in a few words, before anything is served.
+
+Strategy: a handshake of each protocol on loopback (ktls_probe.py) tells it; --ktls require refuses to go on without.
+"""
+
+from __future__ import annotations
+
+from ktlsd import ktls_probe
+from ktlsd.ktls import Direction, Mode, Support, explain
+from ktlsd.refusal import Refusal
+from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, Library, TLSError
+
+
+def support(library: Library, mode: Mode) -> Support:
+    """What OpenSSL and the kernel have of kTLS. Raises Refusal."""
+    try:
+        return ktls_probe.support(library, mode)
+    except OSError as error:
+        raise Refusal(f"cannot try kTLS on loopback ({error}): bring the interface lo up") from error
+
+
+def describe(library: Library, context: Context, support: Support) -> str:
+    """The state with the certificates of `context`. Raises Refusal: also where kTLS is required and there is none."""
+    states, engaged = [], False
+    for name, version in (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2)):
+        client = Context(library, server=False, ktls=False, oldest=version, newest=version)
+        try:
+            handshake = ktls_probe.loopback_handshake(context, client)
+        except (TLSError, OSError) as error:
+            raise Refusal(f"no {name} handshake with this certificate on loopback: {error}") from error
+        finally:
+            client.close()
+        engaged |= handshake.ktls_tx
+        tx, rx = (explain(support, handshake, direction) for direction in Direction)
+        states.append(f"{name} tx={tx} rx={rx}")
+    if support.mode is Mode.REQUIRE and not engaged:
+        raise Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
+    hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"
+    return f"{library.version_text} ({library.path}); kTLS: {', '.join(states)}{hint}"

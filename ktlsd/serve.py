@@ -1,0 +1,164 @@
+"""The life of a serving process, from its settings to its end.
+
+Strategy: everything that can be wrong is tried before a client is accepted, in the order that privileges ask for: keys
+are read and sockets bound as whoever started this, then root is given up, then the event loops run. Import this only
+once libssl is open: trio brings Python's own ssl module along, and that the system's libssl (--libssl).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ktlsd import __version__, activation, ktls_state, privileges
+from ktlsd.configuration import Configuration
+from ktlsd.cores import usable_cores
+from ktlsd.ktls import Support
+from ktlsd.listeners import Kind, Listener, bind_all, bind_metrics, close_all
+from ktlsd.logs import REOPEN_SIGNAL, Logs
+from ktlsd.metrics import Board
+from ktlsd.notify import Notifier
+from ktlsd.pulse import Pulse
+from ktlsd.refusal import Refusal
+from ktlsd.reload import Upkeep
+from ktlsd.reload_signals import RELOAD_SIGNALS
+from ktlsd.server import END_SIGNALS, Server
+from ktlsd.service import Service
+from ktlsd.settings import Settings
+from ktlsd.ssl_ffi import Library
+from ktlsd.state import state_folder
+from ktlsd.terminal import Terminal
+from ktlsd.ticket_file import FILE, TicketFile, TicketFileError
+
+log = logging.getLogger("ktlsd")
+
+
+def serve(read: Callable[[], Settings], settings: Settings, library: Library, terminal: Terminal) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit status. `read` gives the settings anew, for a reload.
+
+    Raises Refusal, LibraryError, ContextError.
+    """
+    passed = activation.take()
+    identity = privileges.resolve(settings.user, settings.group)
+    with privileges.acting_as(identity):
+        logs = Logs(settings)
+    logs.begin()
+    build = partial(_build, library, ktls_state.support(library, settings.ktls))
+    configuration = Configuration(read, settings, build, _tickets)
+    service = configuration.service
+    backend_mode = int(settings.backend_mode, base=8)
+    listeners = bind_all(
+        settings.listen, settings.http_listen, settings.backend_listen, backend_mode, passed, owner=identity
+    )
+    try:
+        workers = usable_cores() if settings.workers == "auto" else settings.workers
+        board = Board(workers)
+        metrics = None
+        if settings.metrics_listen is not None:
+            from ktlsd.metrics_listener import MetricsListener
+
+            metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
+        _become(identity, library, service)
+        service.https_redirect.port = settings.https_port or _https_port(listeners)
+        _introduce(service, listeners)
+        pulse = Pulse(Notifier(), board)
+
+        def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
+            async def event_loop() -> None:
+                async with logs.access_log() as access_log:
+                    row = board.take(number)
+                    server = Server(configuration.service, access_log, row, metrics)
+                    async with trio.open_nursery() as nursery:
+                        upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
+                        await nursery.start(upkeep.run)
+                        nursery.start_soon(partial(pulse.beat, row, alone=alone))
+                        if alone:
+                            nursery.start_soon(pulse.tell_end, server.draining)
+                        await server.run(listeners, ready)
+                        nursery.cancel_scope.cancel()
+
+            trio.run(event_loop)
+            # The interpreter's own end would give them back their default action, and the exit status would be theirs.
+            for late in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
+                signal.signal(late, signal.SIG_IGN)
+
+        def announce() -> None:
+            for url in metrics.urls() if metrics is not None else ():
+                print(f"metrics on {url}", file=sys.stderr, flush=True)
+            for listener in listeners:
+                print(listener.announcement(), file=sys.stderr, flush=True)
+            pulse.notifier.ready()
+
+        if workers == 1:
+            work(0, announce, alone=True)
+        else:
+            from ktlsd.workers import Job, supervise
+
+            job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
+            supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
+    finally:
+        close_all(listeners)
+    configuration.close()
+    logs.close()
+    return 0
+
+
+def _build(library: Library, support: Support, settings: Settings) -> Service:
+    service = Service(library, settings, support)
+    try:
+        service.ktls_state = ktls_state.describe(library, service.sites.default.context, support)
+    except BaseException:
+        service.close()
+        raise
+    return service
+
+
+def _tickets(settings: Settings) -> TicketFile | None:
+    """Where the session ticket keys are; in memory, where the state folder is no place for them."""
+    if not settings.session_tickets:
+        return None
+    if settings.ticket_keys is not None:
+        return TicketFile(settings.ticket_keys)
+    try:
+        folder = state_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return TicketFile(folder / FILE)
+    except (TicketFileError, OSError, RuntimeError) as error:
+        log.info("sessions will not be resumed after a restart: %s", error)
+        return TicketFile(None)
+
+
+def _become(identity: privileges.Identity | None, library: Library, service: Service) -> None:
+    """Give up root where asked to; refuses where ktlsd could not do its work then."""
+    if identity is None:
+        return
+    privileges.drop(identity, library.forbid_new_privileges)
+    # Modules are imported, and files opened, when they are needed first.
+    code = (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parent))
+    for what, folder in (*code, *(("root", hosted.site.path) for hosted in service.all)):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            whom = f"user {identity.user}, group {identity.group}"
+            raise Refusal(f"{what} {folder}: {whom} may not read it: change its mode or owner, or have it elsewhere")
+
+
+def _https_port(listeners: Sequence[Listener]) -> int:
+    """That of the first listener for HTTPS over TCP; HTTPS's own where systemd passed none."""
+    bound = [listener.socket.getsockname() for listener in listeners if listener.kind is Kind.HTTPS]
+    return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
+
+
+def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
+    if service.notice:
+        print(service.notice, file=sys.stderr)
+    roots = ", ".join(str(hosted.site.path) for hosted in service.all)
+    places = ", ".join(listener.url() for listener in listeners)
+    print(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}", file=sys.stderr)
+    if os.geteuid() == 0:
+        log.warning("running as root, as nothing has to: give --user NAME")
