@@ -1,7 +1,8 @@
 """What a client sends on one connection: answered alike at once, from memory and in pieces, and no part of it twice.
 
-Strategy: an input is a number of bytes for each piece and the stream. A connection of the real server, on a socket pair
-in place of TLS, answers it; a strict reading of RFC 9112 says how many requests there are, and for which files.
+Strategy: an input is a byte (the size of pieces; from 128 on, of a trusted proxy) and the stream. A connection of the
+real server, on a socket pair in place of TLS, answers it; a strict reading of RFC 9112 says how many requests there are,
+and for which files.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import Final, NamedTuple
 import trio
 import trio.testing
 
+from ktlsd.forwarded import Origin
 from ktlsd.head_cache import HeadCache
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.metrics import UNCOUNTED
+from ktlsd.networks import Networks
 from ktlsd.options import HeaderOptions, RedirectOptions, Settings
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.request_target import BadTarget, parse_target
@@ -53,6 +56,8 @@ TOKENS: Final = (
     b"If-None-Match: *\r\n",
     b"Accept-Encoding: gzip\r\n",
     b"Host: ",
+    b"X-Forwarded-Proto: http\r\n",
+    b"X-Forwarded-For: 127.0.0.1, 192.0.2.7\r\n",
     b"\n ",
 )
 
@@ -67,6 +72,11 @@ _PACKED: Final = b"not really gzip"
 _LONG_AGO_NS: Final = 1_600_000_000_000_000_000
 _SETTLED_SECONDS: Final = 2.1
 _MOST_PIECES: Final = 12
+_ORIGIN: Final = Origin("127.0.0.1", https=True)
+_CLIENTS: Final = (
+    Client("fuzz", secure=True, origin=_ORIGIN),
+    Client("fuzz", secure=True, origin=_ORIGIN, trusted=Networks(["127.0.0.0/8"])),
+)
 _DATE: Final = re.compile(rb"\r\nDate: [^\r]*")
 _BOUNDARY: Final = re.compile(rb"\b[0-9a-f]{32}\b")
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
@@ -94,9 +104,9 @@ def check(data: bytes) -> None:
     size, stream = data[:1], data[1:]
     if not size:
         return
-    step = max(size[0], len(stream) // _MOST_PIECES, 1)
+    step = max(size[0] & 0x7F, len(stream) // _MOST_PIECES, 1)
     pieces = [stream[start : start + step] for start in range(0, len(stream), step)]
-    fresh, again, in_pieces = trio.run(_server().answers, ([stream], [stream], pieces))
+    fresh, again, in_pieces = trio.run(_server().answers, _CLIENTS[size[0] >> 7], ([stream], [stream], pieces))
     assert _same(fresh) == _same(again)
     assert _same(fresh) == _same(in_pieces)
     _check_answers(list(_requests(stream)), fresh)
@@ -138,33 +148,33 @@ class _Server:
         # Younger files are not remembered, and their ctime cannot be set.
         time.sleep(_SETTLED_SECONDS)
 
-    async def answers(self, streams: Sequence[Sequence[bytes]]) -> list[bytes]:
+    async def answers(self, client: Client, streams: Sequence[Sequence[bytes]]) -> list[bytes]:
         """What is answered to each of these streams in pieces, with a memory that is empty before the first."""
         self._service.heads = HeadCache(self._service.library)
-        return [await self._answer(pieces) for pieces in streams]
+        return [await self._answer(client, pieces) for pieces in streams]
 
-    async def _answer(self, pieces: Sequence[bytes]) -> bytes:
+    async def _answer(self, client: Client, pieces: Sequence[bytes]) -> bytes:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        client = trio.socket.from_stdlib_socket(ours)
+        asking = trio.socket.from_stdlib_socket(ours)
         answers = bytearray()
 
         async def send() -> None:
             with contextlib.suppress(BrokenPipeError):
                 for piece in pieces:
-                    await client.send(piece)
+                    await asking.send(piece)
                     if len(pieces) > 1:
                         await trio.testing.wait_all_tasks_blocked()
             with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_WR)
+                asking.shutdown(socket.SHUT_WR)
 
         async def receive() -> None:
             with contextlib.suppress(ConnectionResetError):
-                while some := await client.recv(65536):
+                while some := await asking.recv(65536):
                     answers.extend(some)
 
         shared = Shared(self._service, Idle(60), Clock(), UNCOUNTED)
-        with client, trio.fail_after(60):
+        with asking, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
                 nursery.start_soon(receive)
@@ -173,7 +183,7 @@ class _Server:
                     contextlib.closing(PlainTransport(theirs, self._residency)) as transport,
                     contextlib.suppress(ConnectionLost),
                 ):
-                    await Http1(shared, transport, Client("fuzz", secure=True)).serve()
+                    await Http1(shared, transport, client).serve()
         return bytes(answers)
 
 
