@@ -1,8 +1,8 @@
 """What a client sends on one connection: answered alike at once, from memory and in pieces, and no part of it twice.
 
 Strategy: an input is a byte (the size of pieces; from 128 on, of a trusted proxy) and the stream. A connection of the
-real server, on a socket pair in place of TLS, answers it; a strict reading of RFC 9112 says how many requests there are,
-and for which files.
+real server, on a socket pair in place of TLS, answers it; a strict reading of RFC 9112 says how many requests there
+are, and for which files.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import ConnectionLost, Library
+from ktlsd.validators import http_date
 
 TOKENS: Final = (
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -117,6 +118,17 @@ def _same(answers: bytes) -> bytes:
     return _BOUNDARY.sub(b"boundary", _DATE.sub(b"", answers))
 
 
+class _Ticking(Clock):
+    """A second ends between any two looks."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def date(self) -> bytes:
+        self._looks += 1
+        return http_date(self._looks).encode("ascii")
+
+
 class _Server:
     """One process's server, without its sockets."""
 
@@ -173,7 +185,7 @@ class _Server:
                 while some := await asking.recv(65536):
                     answers.extend(some)
 
-        shared = Shared(self._service, Idle(60), Clock(), UNCOUNTED)
+        shared = Shared(self._service, Idle(60), _Ticking(), UNCOUNTED)
         with asking, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
