@@ -108,6 +108,7 @@ OF_CONTENT: Mapping[str, Arguments] = {
 OF_NAMES: Mapping[str, Arguments] = {
     "remove": {},
     "rename": {"new": names},
+    "make_fifo": {},
     "link": {"to": st.sampled_from(LINKS)},
     "change_times": {"age": ages},
     "change_mode": {"mode": modes},
@@ -268,7 +269,7 @@ class Disk(RuleBasedStateMachine):
     def _changing(self, name: str) -> None:
         # A folder takes what is in it along.
         if name.endswith((".gz", ".br")) or name in FOLDERS:
-            self._siblings_changed = time.monotonic()
+            self._siblings_changed = time.time()
 
     @rule(name=names, content=contents)
     def create_or_overwrite_in_place(self, name: str, content: bytes) -> None:
@@ -368,8 +369,10 @@ class Disk(RuleBasedStateMachine):
     @rule(name=plain_names)
     def make_fifo(self, name: str) -> None:
         place = self._place(name)
-        if place is None or place[1] in place[0]:
+        if place is None or isinstance(place[0].get(place[1]), Folder):
             return
+        self._changing(name)
+        place[2].unlink(missing_ok=True)
         os.mkfifo(place[2])
         place[0][place[1]] = Fifo()
 
@@ -598,7 +601,7 @@ class Disk(RuleBasedStateMachine):
         moments = (before - REMEMBERED_SECONDS, before, after)
         best, *others = self._negotiated(name, found, dict(asked.fields).get("Accept-Encoding"))
         views = [best]
-        if time.monotonic() - self._siblings_changed < REMEMBERED_SECONDS:
+        if before - self._siblings_changed < REMEMBERED_SECONDS:
             views += (*others, View(name, found.content, None, True), View(name, found.content, None, False))
         return [self._of_view(asked, view, moment) for view in views for moment in moments]
 
