@@ -1,4 +1,8 @@
-"""The inputs that are kept, a folder for each target."""
+"""The inputs that are kept, a folder for each target.
+
+Strategy: those that a person named say in their names what they are for; those that the fuzzer found are named by their
+hash.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where to cut an input in two, to see that what is read of its beginning is never wrong: pure."""
+"""Where to cut an input in two, to see that what is read of its beginning is never wrong: pure.
+
+Strategy: all places of a short input; of a long one its first, some that are spread, and those around its joints.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What libFuzzer says about a run, as a row of a table: pure."""
+"""What libFuzzer says about a run, as a row of a table: pure.
+
+Strategy: the last line of its status and the statistics at the end are read; what is not there counts as nothing.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ TOKENS: Final = (
     b"true",
     b"1e9",
     b"1979-05-27",
-    *(name.encode() + b"=" for name in sorted(_TEXTS | _REPEATED | set(SiteOptions.__struct_fields__))),
+    *(name.encode() + b"=" for name in sorted(_TEXTS | _REPEATED | set(Settings.__struct_fields__))),
 )
 
 
