@@ -24,17 +24,18 @@ from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Key, Remembered
-from ktlsd.idle import Idle
+from ktlsd.idle import Idle, Left
 from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
-from ktlsd.pacing import PacedTransport
+from ktlsd.pacing import SMALL, PacedTransport
 from ktlsd.request_log import AccessLog, Noted
 from ktlsd.request_target import LONGEST_TARGET, BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
 from ktlsd.sites import host_of
+from ktlsd.ssl_ffi import ConnectionLost, Wait
 from ktlsd.validators import http_date
 
 log = logging.getLogger("ktlsd")
@@ -51,6 +52,8 @@ LARGEST_SKIPPED_BODY: Final = 65536
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _BLANK_LINE: Final = b"\r\n\r\n"
+_KNOWN_AT_ONCE: Final = 4
+"""Pipelined requests that are answered before other connections get their turn."""
 # With any of these a request is more than its head, or the last on its connection.
 _UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
 _UNLOGGED: Final = contextlib.nullcontext()
@@ -114,7 +117,7 @@ class Http1:
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
         self._shared = shared
-        self._transport = transport
+        self.transport = transport
         self._client = client
         self.origin = client.origin
         """Of the request that is being answered."""
@@ -135,9 +138,14 @@ class Http1:
         """
         row = self._shared.row
         while True:
-            received = await self._shared.idle.wait(self._transport)
+            left = await self._shared.idle.wait(self)
+            if left.unsent:
+                await self._finish_repeating(left.unsent)
+                if left.received == b"":
+                    continue
+            received = await self._read_idle() if left.received is None else left.received
             if not received:
-                await self._transport.finish()
+                await self.transport.finish()
                 return
             self.origin = self._client.origin
             if not self._client.redirected:
@@ -154,49 +162,115 @@ class Http1:
                     if not reusable:
                         return
 
+    async def _read_idle(self) -> bytes:
+        """What the client sent, where that is known to have come; b"" also when the wait for it was ended."""
+        with trio.move_on_after(self._shared.idle.seconds):
+            try:
+                return await self.transport.read()
+            except ConnectionLost:
+                if not self.transport.stopped:
+                    raise
+        return b""
+
     # --- from memory --------------------------------------------------------------------------------------------------
+
+    def answer_known(self) -> Left | None:
+        """Answer the heads that have come and are remembered, where that takes one write each and no wait."""
+        transport = self.transport
+        if transport.stopped:
+            return Left(None)
+        received = transport.receive()
+        if received is Wait.READABLE:
+            return None
+        if isinstance(received, Wait):
+            return Left(None)
+        if not received or self._client.redirected:
+            return Left(received)
+        for _ in range(_KNOWN_AT_ONCE):
+            found = self._find(received)
+            if found is None:
+                return Left(received)
+            key, remembered = found
+            part = remembered.part
+            if part is not None and part.count > SMALL:
+                return Left(received)
+            descriptor = self._shared.service.heads.open(key, remembered)
+            if descriptor is None:
+                return Left(received)
+            head = remembered.before + self._shared.clock.date() + remembered.after
+            try:
+                data = head if part is None else transport.gathered(head, descriptor, part.offset, part.count)
+            finally:
+                os.close(descriptor)
+            if data is None:
+                return Left(received)
+            self._begin_again(remembered, len(head))
+            try:
+                unsent = transport.send_at_once(data)
+            except BaseException:
+                self._end_again(complete=False)
+                raise
+            received = received[len(key[1]) :]
+            if unsent:
+                return Left(received, unsent)
+            self._end_again(complete=True)
+            if not received:
+                return Left(None) if transport.holds() else None
+        return Left(received)
+
+    async def _finish_repeating(self, unsent: bytes | bytearray) -> None:
+        """Send the rest of what answer_known() has begun."""
+        complete = False
+        try:
+            await self.transport.send_text(unsent)
+            complete = True
+        finally:
+            self._end_again(complete=complete)
 
     async def _repeat(self, received: bytes) -> bytes:
         """Answer the heads at the beginning of `received` that are remembered; what follows them."""
-        row = self._shared.row
-        while received and not self._shared.idle.draining and not self._transport.key_update_owed():
-            heads = self._shared.service.heads
-            end = received.find(_BLANK_LINE) + len(_BLANK_LINE)
-            key = (self._realm, received[:end])
-            remembered = heads.get(key)
-            if remembered is None:
-                break
-            descriptor = heads.open(key, remembered)
+        while received and (found := self._find(received)) is not None:
+            key, remembered = found
+            descriptor = self._shared.service.heads.open(key, remembered)
             if descriptor is None:
                 break
-            row[IN_FLIGHT] += 1
-            row[REQUESTS[remembered.status]] += 1
+            head = remembered.before + self._shared.clock.date() + remembered.after
+            part = remembered.part
+            self._begin_again(remembered, len(head))
+            complete = False
             try:
-                await self._send_again(remembered, descriptor)
+                if part is None:
+                    await self.transport.send_text(head)
+                else:
+                    await self.transport.send_file(head, descriptor, part.offset, part.count)
+                complete = True
             finally:
                 os.close(descriptor)
-                row[IN_FLIGHT] -= 1
-            received = received[end:]
+                self._end_again(complete=complete)
+            received = received[len(key[1]) :]
             if received:
                 await trio.lowlevel.checkpoint()
         return received
 
-    async def _send_again(self, remembered: Remembered, descriptor: int) -> None:
-        head = remembered.before + self._shared.clock.date() + remembered.after
-        part = remembered.part
-        log = self._log
-        if log is not None:
-            log.begin_again(cast(Noted, remembered.noted), len(head))
-        complete = False
-        try:
-            if part is None:
-                await self._transport.send_text(head)
-            else:
-                await self._transport.send_file(head, descriptor, part.offset, part.count)
-            complete = True
-        finally:
-            if log is not None:
-                log.end(complete=complete)
+    def _find(self, received: bytes) -> tuple[Key, Remembered] | None:
+        """What is remembered for the head at the beginning of `received`."""
+        if self._shared.idle.draining or self.transport.key_update_owed():
+            return None
+        key = (self._realm, received[: received.find(_BLANK_LINE) + len(_BLANK_LINE)])
+        remembered = self._shared.service.heads.get(key)
+        return None if remembered is None else (key, remembered)
+
+    def _begin_again(self, remembered: Remembered, head_size: int) -> None:
+        row = self._shared.row
+        row[IN_FLIGHT] += 1
+        row[REQUESTS[remembered.status]] += 1
+        if self._log is not None:
+            self._log.begin_again(cast(Noted, remembered.noted), head_size)
+
+    def _end_again(self, *, complete: bool) -> None:
+        self._shared.row[IN_FLIGHT] -= 1
+        if self._log is not None:
+            self._log.end(complete=complete)
 
     def _remember(
         self, version: bytes, request: Request, response: Response, opened: OpenFile, head: bytes, date: bytes
@@ -226,7 +300,7 @@ class Http1:
 
     async def _cycle(self) -> bool:
         """Answer one request; whether the connection can be used again."""
-        http, transport = self._http, self._transport
+        http, transport = self._http, self.transport
         event = request = opened = None
         self.origin = self._client.origin
         try:
@@ -271,7 +345,7 @@ class Http1:
         if event is h11.NEED_DATA:
             with trio.fail_after(HEAD_SECONDS):
                 while event is h11.NEED_DATA:
-                    self._http.receive_data(await self._transport.read())
+                    self._http.receive_data(await self.transport.read())
                     event = self._next_head()
         return event if isinstance(event, h11.Request) else None
 
@@ -302,7 +376,7 @@ class Http1:
             while len(body) <= most:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
-                    data = await self._transport.read()
+                    data = await self.transport.read()
                     body += data
                     http.receive_data(data)
                 elif not isinstance(event, h11.Data):
@@ -361,7 +435,7 @@ class Http1:
     async def _send(
         self, event: h11.Request | None, request: Request | None, response: Response, opened: OpenFile | None
     ) -> None:
-        http, transport = self._http, self._transport
+        http, transport = self._http, self.transport
         signature = () if response.signed else self._shared.service.server_field
         date = self._shared.clock.date()
         fields = [("Date", date.decode("ascii")), *signature, *response.fields]

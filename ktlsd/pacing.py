@@ -63,17 +63,25 @@ class PacedTransport(abc.ABC):
     async def read(self) -> bytes:
         """Some bytes that the client sent; b"" after its end. Raises TLSError."""
         # Waiting first also gives the others their turn, where a client always has more for us.
-        if self._holds():
+        if self.holds():
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.wait_readable(self._socket)
         # OpenSSL would answer the end that stop_reading() made with an alert, as if the client had cut the connection.
         while not (self.stopped and self._at_end()):
-            data = self._receive()
+            data = self.receive()
             if not isinstance(data, Wait):
                 return data
             await self._ready(data)
         return b""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def gathered(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
+        """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for."""
+        return self._residency.read_after(head, descriptor, offset, count) if count <= SMALL else None
 
     def stop_reading(self) -> None:
         """Have read() find the end of the stream after what the client has sent so far."""
@@ -92,7 +100,11 @@ class PacedTransport(abc.ABC):
         """Whether this connection must end after what is being sent."""
 
     @abc.abstractmethod
-    async def send_text(self, data: bytes) -> None:
+    def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Send bytes from memory without waiting; what is left of them, for send_text(). Raises TLSError."""
+
+    @abc.abstractmethod
+    async def send_text(self, data: bytes | bytearray) -> None:
         """Send bytes from memory. Raises TLSError, or TooSlow when the client takes none of them for STALL_SECONDS."""
 
     @abc.abstractmethod
@@ -115,11 +127,11 @@ class PacedTransport(abc.ABC):
         """Close the socket and free what belongs to the connection."""
 
     @abc.abstractmethod
-    def _holds(self) -> bool:
+    def holds(self) -> bool:
         """Whether there is something to receive that the socket does not show."""
 
     @abc.abstractmethod
-    def _receive(self) -> bytes | Wait:
+    def receive(self) -> bytes | Wait:
         """Some bytes that the client sent, b"" after its end, without waiting. Raises TLSError."""
 
     @abc.abstractmethod
@@ -131,24 +143,25 @@ class PacedTransport(abc.ABC):
 
     async def _send_by_kernel(self, data: bytes | bytearray, flags: int) -> None:
         """Give bytes to the socket itself (send(2) flags)."""
-        while data:
-            try:
-                sent = self._socket.send(data, flags)
-            except BlockingIOError:
-                await self._progress(Wait.WRITABLE)
-            except OSError as error:
-                raise ConnectionLost(error.strerror) from error
-            else:
-                self.sent += sent
-                self._row[SEND] += sent
-                data = data[sent:]
+        while data := self._send_at_once_by_kernel(data, flags):
+            await self._progress(Wait.WRITABLE)
+
+    def _send_at_once_by_kernel(self, data: bytes | bytearray, flags: int = 0) -> bytes | bytearray:
+        """Give the socket what it takes now; the rest."""
+        try:
+            sent = self._socket.send(data, flags)
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            raise ConnectionLost(error.strerror) from error
+        self.sent += sent
+        self._row[SEND] += sent
+        return data[sent:]
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        if count <= SMALL:
-            data = self._residency.read_after(head, descriptor, offset, count)
-            if data is not None:
-                await self._send_by_kernel(data, 0)
-                return
+        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+            await self._send_by_kernel(data, 0)
+            return
         # Residency first: a head left in an open record would reach the client only after the disk.
         end = offset + count
         resident = min(offset + KERNEL_CHUNK, end)

@@ -32,7 +32,10 @@ class PlainTransport(PacedTransport):
     def key_update_owed(self) -> bool:
         return False
 
-    async def send_text(self, data: bytes) -> None:
+    def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
+        return self._send_at_once_by_kernel(data)
+
+    async def send_text(self, data: bytes | bytearray) -> None:
         await self._send_by_kernel(data, 0)
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -51,10 +54,10 @@ class PlainTransport(PacedTransport):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._socket.close()
 
-    def _holds(self) -> bool:
+    def holds(self) -> bool:
         return False
 
-    def _receive(self) -> bytes | Wait:
+    def receive(self) -> bytes | Wait:
         try:
             return self._socket.recv(READ_SIZE)
         except BlockingIOError:

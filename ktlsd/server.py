@@ -103,6 +103,7 @@ class Server:
                     listener.socket.close()
             nursery.cancel_scope.cancel()
         self._offloads.close()
+        self._shared.idle.close()
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""

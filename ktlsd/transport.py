@@ -15,7 +15,7 @@ import trio
 
 from ktlsd.client_hello import host_name
 from ktlsd.metrics import UNCOUNTED, USER_SPACE, Row
-from ktlsd.pacing import KERNEL_CHUNK, SMALL, FileShrank, PacedTransport
+from ktlsd.pacing import KERNEL_CHUNK, FileShrank, PacedTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import Connection, Context, Handshake, Wait
 
@@ -61,7 +61,15 @@ class Transport(PacedTransport):
         """
         return self._kernel_sends and self._tls.key_update_owed()
 
-    async def send_text(self, data: bytes) -> None:
+    def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
+        if self._kernel_sends:
+            return self._send_at_once_by_kernel(data)
+        if self._tls.write(data) is not None:
+            return data
+        self._note_written(len(data))
+        return b""
+
+    async def send_text(self, data: bytes | bytearray) -> None:
         if self._kernel_sends:
             # Without OpenSSL, which would first send a KeyUpdate that it owes.
             await self._send_by_kernel(data, 0)
@@ -78,15 +86,16 @@ class Transport(PacedTransport):
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:
             await self._progress(wait)
-        self.sent += len(data)
-        self._row[USER_SPACE] += len(data)
+        self._note_written(len(data))
+
+    def _note_written(self, count: int) -> None:
+        self.sent += count
+        self._row[USER_SPACE] += count
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        if count <= SMALL:
-            data = self._residency.read_after(head, descriptor, offset, count)
-            if data is not None:
-                await self._write(data)
-                return
+        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+            await self._write(data)
+            return
         buffer = bytearray(min(len(head) + count, USER_SPACE_CHUNK))
         view = memoryview(buffer)
         filled = len(head)
@@ -133,10 +142,10 @@ class Transport(PacedTransport):
         self._tls.close()
         self._socket.close()
 
-    def _holds(self) -> bool:
+    def holds(self) -> bool:
         return self._tls.has_pending()
 
-    def _receive(self) -> bytes | Wait:
+    def receive(self) -> bytes | Wait:
         return self._tls.read()
 
     def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
