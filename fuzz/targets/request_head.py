@@ -163,9 +163,15 @@ class _Server:
     async def answers(self, client: Client, streams: Sequence[Sequence[bytes]]) -> list[bytes]:
         """What is answered to each of these streams in pieces, with a memory that is empty before the first."""
         self._service.heads = HeadCache(self._service.library)
-        return [await self._answer(client, pieces) for pieces in streams]
+        shared = Shared(self._service, Idle(60), _Ticking(), UNCOUNTED)
+        with contextlib.closing(shared.idle):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(shared.idle.watch)
+                answers = [await self._answer(shared, client, pieces) for pieces in streams]
+                nursery.cancel_scope.cancel()
+        return answers
 
-    async def _answer(self, client: Client, pieces: Sequence[bytes]) -> bytes:
+    async def _answer(self, shared: Shared, client: Client, pieces: Sequence[bytes]) -> bytes:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         asking = trio.socket.from_stdlib_socket(ours)
@@ -185,7 +191,6 @@ class _Server:
                 while some := await asking.recv(65536):
                     answers.extend(some)
 
-        shared = Shared(self._service, Idle(60), _Ticking(), UNCOUNTED)
         with asking, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
