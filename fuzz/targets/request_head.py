@@ -269,6 +269,9 @@ def _requests(stream: bytes) -> Iterator[_Sent]:
             return
         length = _body_length(fields, rest)
         if length is None:
+            if b"expect" in fields:
+                # It may be answered instead of being told to go on (RFC 9110 section 10.1.1), its body unread.
+                yield _Sent(line[1], line[2])
             return
         yield _Sent(line[1], line[2])
         options = b",".join(fields.get(b"connection", [])).lower().replace(b" ", b"").split(b",")
