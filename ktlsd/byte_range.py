@@ -19,7 +19,7 @@ PART_OVERHEAD: Final = 100
 
 _UNIT: Final = "bytes="
 _RANGE: Final = re.compile(r"([0-9]*)-([0-9]*)")
-# Longer than any file: int() would refuse thousands of digits, and a request head has room for them.
+# A number with more is beyond any file.
 _DIGITS: Final = 19
 
 
@@ -92,8 +92,10 @@ def _parse_member(member: str, size: int) -> ByteRange | None:
 def _number(digits: str) -> int | None:
     if not digits:
         return None
-    significant = digits.lstrip("0")
-    return 10**_DIGITS if len(significant) > _DIGITS else int(significant or "0")
+    significant = digits.lstrip("0") or "0"
+    # int() refuses thousands of decimal digits, for which a request head has room. Beyond any file only the order of
+    # numbers counts, and base 16 keeps it.
+    return int(significant, 10 if len(significant) <= _DIGITS else 16)
 
 
 def _coalesce(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:

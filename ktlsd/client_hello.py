@@ -155,8 +155,12 @@ def _asked(hello: _Fields) -> Asked:
             name = host_name(names.vector(2).decode("latin-1"))
     ticket = found.get(_SESSION_TICKET)
     if (body := found.get(_PRE_SHARED_KEY)) is not None:
-        # The first of its identities, before the binders.
-        ticket = _Fields(_Fields(body).vector(2)).vector(2)
+        try:
+            # The first of its identities, before the binders.
+            ticket = _Fields(_Fields(body).vector(2)).vector(2)
+        except _Malformed:
+            # Nobody reads it in TLS 1.2, where the name still counts.
+            ticket = None
     return Asked(name, ticket[:_KEY_NAME] if ticket else None)
 
 

@@ -282,8 +282,13 @@ class Http1:
         if self._log is not None:
             self._log.end(complete=complete)
 
-    def _remember(self, version: bytes, request: Request, response: Response, opened: OpenFile, head: bytes) -> None:
-        """Keep a response for the next time that the same head comes, where it would be the same again."""
+    def _remember(
+        self, version: bytes, request: Request, response: Response, opened: OpenFile, head: bytes, date: bytes
+    ) -> None:
+        """Keep a response for the next time that the same head comes, where it would be the same again.
+
+        `date` is the value of Date in `head`.
+        """
         fields = request.fields
         body = response.body
         part = body if isinstance(body, ByteRange) and body.count else None
@@ -299,7 +304,6 @@ class Http1:
         ):
             key: Key = (self._realm, self._head)
             noted = self._log.noted if self._log is not None else None
-            date = self._shared.clock.date()
             self._heads.remember(key, response.status.value, head, date, opened, part, noted, self._rules)
 
     # --- through h11 --------------------------------------------------------------------------------------------------
@@ -457,7 +461,8 @@ class Http1:
     ) -> None:
         http, transport = self._http, self.transport
         signature = () if response.signed else self._shared.service.server_field
-        fields = [("Date", self._shared.clock.date().decode("ascii")), *signature, *response.fields]
+        date = self._shared.clock.date()
+        fields = [("Date", date.decode("ascii")), *signature, *response.fields]
         if response.close:
             fields.append(("Connection", "close"))
         status, body = response.status, response.body
@@ -467,7 +472,7 @@ class Http1:
                 self._log.received(self._head)
             self._log.answered(status.value, len(data))
         if event is not None and request is not None and opened is not None and not self._client.redirected:
-            self._remember(event.http_version, request, response, opened, data)
+            self._remember(event.http_version, request, response, opened, data, date)
         if isinstance(body, ByteRange):
             body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
         if isinstance(body, Multipart):

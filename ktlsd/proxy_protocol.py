@@ -21,7 +21,7 @@ LONGEST: Final = 16 + 8192
 
 _V1_START: Final = b"PROXY "
 _V1: Final = re.compile(rb"PROXY (TCP[46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})")
-_V1_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN( .*)?")
+_V1_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN( [^\r\n]*)?")
 _V2_START: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_PREFIX: Final = 16
 _MOST_PORT: Final = 65535

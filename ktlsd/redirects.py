@@ -135,12 +135,14 @@ class _Compiled:
         self.force = rule.force
         self._status = rule.status
         self._parameters = rule.parameters
-        self._names, pattern = _source(rule.source)
+        # As in the paths of targets, several slashes are one.
+        source = _SLASHES.sub("/", rule.source)
+        self._names, pattern = _source(source)
         # Compiling thousands of expressions would hold up the start.
         self._pattern = re.compile(pattern, re.DOTALL) if self._names else None
-        self.fixed = None if self._names else rule.source.rstrip("/")
+        self.fixed = None if self._names else source.rstrip("/")
         """The only path that matches, without a slash at its end; None when there are placeholders."""
-        first, slash, _ = rule.source[1:].partition("/")
+        first, slash, _ = source[1:].partition("/")
         self.first_segment = first if slash and not _PLACEHOLDER.fullmatch(first) else None
         """What all paths that match begin with, where that is a whole segment."""
         names = [*self._names, *(value[1:] for _, value in rule.parameters if _PLACEHOLDER.fullmatch(value))]

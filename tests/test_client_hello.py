@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Incomplete, asked, host_name
+from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Asked, Incomplete, asked, host_name
 
 SERVER_NAME = 0
 PADDING = 21
+PRE_SHARED_KEY = 41
 KEY_SHARE = 51
 QUIET_SECONDS = 0.5
 
@@ -236,6 +237,13 @@ def test_what_is_no_client_hello_has_no_name_at_once(data: bytes) -> None:
 )
 def test_a_hello_without_a_whole_name_has_none(hello: bytes) -> None:
     assert server_name(record(hello)) is None
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", vector(2, b"\xff\xff"), b"\0\0"])
+def test_a_name_beside_a_broken_pre_shared_key_counts(body: bytes) -> None:
+    """OpenSSL reads no such extension where it chooses TLS 1.2, and serves the name."""
+    found = asked(record(message([(SERVER_NAME, names((0, b"example.org"))), (PRE_SHARED_KEY, body)])))
+    assert found == Asked("example.org")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ def location(source: str, target: str, path: str, query: str = "") -> str | None
         ("/:a/:ab", "/:ab/x:a:b", "/1/2", "/2/x1:b"),
         ("/a:b", "/c", "/a:b", "/c"),
         ("/a:b", "/c", "/a1", None),
+        # Several slashes are one, as in the paths of targets.
+        ("/a//", "/b", "/a", "/b"),
+        ("//a//c", "/b", "/a/c", "/b"),
+        ("/:x//", "/b/:x", "/a", "/b/a"),
+        ("/a//:x", "/b/:x", "/a/c", "/b/c"),
+        ("/a//*", "/b/:splat", "/a/c", "/b/c"),
+        ("//*", "/b/:splat", "/a", "/b/a"),
         # absolute
         ("/a/*", "https://example.org/:splat", "/a/b/c", "https://example.org/b/c"),
         ("/a", "https://example.org", "/a", "https://example.org"),

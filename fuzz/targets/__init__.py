@@ -1,0 +1,51 @@
+"""The targets by name. Each is a module with check(), which raises for an input whose outcome is wrong.
+
+Strategy: a second, naive implementation says what should come out, and where there can be none, what holds for every
+outcome does. The targets need nothing but ktlsd, so that a corpus can be replayed without atheris.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
+
+Check = Callable[[bytes], None]
+
+
+class Target(NamedTuple):
+    """What is fuzzed."""
+
+    name: str
+    modules: tuple[str, ...]
+    """What check() is about, whose coverage counts."""
+    longest: int = 1024
+    """Bytes of an input that are tried at most."""
+    test_runs: int = 2000
+    """Inputs in a run of the tests."""
+
+    def load(self) -> Check:
+        """The function that takes an input; importing it may make what it needs."""
+        return cast(Check, importlib.import_module(f"{__name__}.{self.name}").check)
+
+    def tokens(self) -> tuple[bytes, ...]:
+        """Pieces that inputs are made of, for a fuzzer to insert."""
+        return cast("tuple[bytes, ...]", importlib.import_module(f"{__name__}.{self.name}").TOKENS)
+
+
+_ALL: Final = (
+    Target("request_head", ("ktlsd.http1", "ktlsd.head_cache", "ktlsd.decide", "ktlsd.site"), 2048, 100),
+    Target("request_target", ("ktlsd.request_target",), 512),
+    Target("client_hello", ("ktlsd.client_hello",), 4096),
+    Target("byte_range", ("ktlsd.byte_range",), 512),
+    Target("validators", ("ktlsd.validators",), 512),
+    Target("decide", ("ktlsd.decide", "ktlsd.multipart", "ktlsd.byte_range", "ktlsd.validators")),
+    Target("accept_encoding", ("ktlsd.accept_encoding",), 512),
+    Target("path_glob", ("ktlsd.path_glob",), 256),
+    Target("header_rules", ("ktlsd.header_rules", "ktlsd.site_files", "ktlsd.fields")),
+    Target("redirects", ("ktlsd.redirects", "ktlsd.site_files")),
+    Target("settings", ("ktlsd.settings", "ktlsd.misfit", "ktlsd.options", "ktlsd.toml_lines"), 2048),
+    Target("forwarded", ("ktlsd.forwarded",), 512),
+    Target("proxy_protocol", ("ktlsd.proxy_protocol",)),
+)
+TARGETS: Final = {target.name: target for target in _ALL}
