@@ -8,6 +8,7 @@ answer. To end a wait, its socket is told that nothing more will come (shutdown(
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import time
@@ -23,8 +24,11 @@ from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport
 
+log = logging.getLogger("ktlsd")
+
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
+_PAUSE_SECONDS: Final = 0.1
 _AT_ONCE: Final = 32
 """Connections that are looked at before other tasks get their turn."""
 
@@ -153,7 +157,12 @@ class Idle:
 
     async def _watch_sockets(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            try:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+            except OSError as error:
+                # The kernel had no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
+                log.error("idle connections have to wait: %s", error.strerror)
+                await trio.sleep(_PAUSE_SECONDS)
             while ready := self._epoll.poll(0, _AT_ONCE):
                 now = time.monotonic()
                 for number, _ in ready:

@@ -101,7 +101,8 @@ def _read_file(path: Path) -> _Document:
     import tomllib
 
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not read_text(): to TOML a carriage return alone is no line end.
+        text = path.read_bytes().decode("utf-8")
         return _Document(path, text, tomllib.loads(text))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error

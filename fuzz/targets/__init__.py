@@ -45,7 +45,7 @@ _ALL: Final = (
     Target("header_rules", ("ktlsd.header_rules", "ktlsd.site_files", "ktlsd.fields")),
     Target("redirects", ("ktlsd.redirects", "ktlsd.site_files")),
     Target("settings", ("ktlsd.settings", "ktlsd.misfit", "ktlsd.options", "ktlsd.toml_lines"), 2048),
-    Target("forwarded", ("ktlsd.forwarded",), 512),
+    Target("forwarded", ("ktlsd.forwarded",)),
     Target("proxy_protocol", ("ktlsd.proxy_protocol",)),
 )
 TARGETS: Final = {target.name: target for target in _ALL}

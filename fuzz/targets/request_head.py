@@ -256,7 +256,7 @@ def _requests(stream: bytes) -> Iterator[_Sent]:
         head, end, rest = stream.partition(b"\r\n\r\n")
         request_line, *lines = head.split(b"\r\n")
         line = _REQUEST_LINE.fullmatch(request_line)
-        if not end or line is None or line[3][:1] != b"1":
+        if not end or line is None:
             return
         fields: dict[bytes, list[bytes]] = {}
         for text in lines:
@@ -265,7 +265,8 @@ def _requests(stream: bytes) -> Iterator[_Sent]:
                 return
             fields.setdefault(field[1].lower(), []).append(field[2])
         hosts = fields.get(b"host", [])
-        if len(hosts) > 1 or (not hosts and line[3] != b"1.0"):
+        other_version = line[3][:1] != b"1"
+        if len(hosts) > 1 or (not hosts and line[3] != b"1.0" and not other_version):
             return
         length = _body_length(fields, rest)
         if length is None:
@@ -275,7 +276,7 @@ def _requests(stream: bytes) -> Iterator[_Sent]:
             return
         yield _Sent(line[1], line[2])
         options = b",".join(fields.get(b"connection", [])).lower().replace(b" ", b"").split(b",")
-        if line[3] == b"1.0" or b"close" in options:
+        if other_version or line[3] == b"1.0" or b"close" in options:
             return
         stream = rest[length:]
 
