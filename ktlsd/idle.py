@@ -170,7 +170,10 @@ class Idle:
                 await trio.lowlevel.checkpoint()
 
     def _look_after(self, number: int, now: float) -> None:
-        waiting = self._waiting[number]
+        waiting = self._waiting.get(number)
+        if waiting is None:
+            self._unregister(number)
+            return
         sent = waiting.connection.transport.sent
         try:
             left = waiting.connection.answer_known()
@@ -188,7 +191,12 @@ class Idle:
 
     def _forget(self, number: int) -> None:
         del self._waiting[number]
-        self._epoll.unregister(number)
+        self._unregister(number)
+
+    def _unregister(self, number: int) -> None:
+        # What fails is tried again when the socket shows something, and close(2) does it too (epoll(7)).
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(number)
 
     async def _watch_clock(self) -> None:
         while not self.draining:

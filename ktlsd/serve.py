@@ -92,9 +92,9 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
         def announce() -> None:
             for url in metrics.urls() if metrics is not None else ():
-                print(f"metrics on {url}", file=sys.stderr, flush=True)
+                _say(f"metrics on {url}")
             for listener in listeners:
-                print(listener.announcement(), file=sys.stderr, flush=True)
+                _say(listener.announcement())
             pulse.notifier.ready()
 
         if workers == 1:
@@ -157,9 +157,15 @@ def _https_port(listeners: Sequence[Listener]) -> int:
 
 def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
     if service.notice:
-        print(service.notice, file=sys.stderr)
+        _say(service.notice)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
-    print(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}", file=sys.stderr)
+    _say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:
         log.warning("running as root, as nothing has to: give --user NAME")
+
+
+def _say(text: str) -> None:
+    """A line for the operator, in one write: workers may be saying something too."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

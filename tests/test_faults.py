@@ -334,7 +334,7 @@ def test_accepting_outlives_a_kernel_without_memory_for_a_wait(
             assert server.wait_for_line("accepting pauses: ")
             for _ in range(3):
                 assert download(server.port, "small.bin", contents["small.bin"]) is Outcome.WHOLE
-            assert children(server.process.pid) == {asleep, worker}
+            assert children(server.process.pid) == {asleep, worker}, "\n".join(server.log)
         finally:
             os.kill(asleep, signal.SIGCONT)
 
