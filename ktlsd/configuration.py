@@ -25,16 +25,8 @@ WATCH_SECONDS: Final = 2.0
 """How often to look whether certificates have changed."""
 RESTART_ONLY: Final = (
     *("listen", "http_listen", "backend_listen", "backend_mode", "workers", "user", "group"),
-    *(
-        "ktls",
-        "libssl",
-        "session_tickets",
-        "ticket_keys",
-        "metrics_listen",
-        "access_log",
-        "access_log_format",
-        "error_log",
-    ),
+    *("ktls", "libssl", "session_tickets", "ticket_keys"),
+    *("metrics_listen", "access_log", "access_log_format", "error_log"),
 )
 """Keys of which a running ktlsd takes no other values."""
 

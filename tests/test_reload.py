@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ktlsd.configuration import RESTART_ONLY
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.service import Service
@@ -211,6 +212,7 @@ def test_a_service_stays_open_for_its_last_user(root: Path, tmp_path: Path, monk
         (["cert = 'absent.pem'", "key = 'absent.key'"], r"absent\.pem cannot be used as a PEM certificate chain: "),
         (["listen = ['127.0.0.1:1']", "workers = 2"], "workers: a change needs a restart"),
         (["ktls = 'off'"], "ktls: a change needs a restart"),
+        (["metrics_listen = ':0'", "access_log = 'stderr'"], "metrics_listen, access_log: a change needs a restart"),
     ],
 )
 def test_a_configuration_that_is_wrong_changes_nothing(
@@ -226,6 +228,12 @@ def test_a_configuration_that_is_wrong_changes_nothing(
         assert version_of(server) == "0"
         reload_to(server, config, "1")
         assert len([line for line in server.log if "not reloaded" in line]) == 1
+
+
+def test_the_keys_that_need_a_restart_are_told() -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs/lifecycle.md").read_text(encoding="utf-8")
+    told = document.partition("These keys cannot change while ktlsd runs")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"`(\w+)`", told)) == RESTART_ONLY
 
 
 @pytest.fixture
