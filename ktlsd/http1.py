@@ -6,6 +6,7 @@ and writes response heads, and the site that it names says what to answer.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -49,6 +50,8 @@ LARGEST_SKIPPED_BODY: Final = 65536
 # see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
+# Looked up now: a module that is imported when the first refusal is logged may find no descriptor left.
+_escaped: Final = codecs.getencoder("unicode_escape")
 _BLANK_LINE: Final = b"\r\n\r\n"
 _KNOWN_AT_ONCE: Final = 4
 """Pipelined requests that are answered before other connections get their turn."""
@@ -562,4 +565,4 @@ def _log_refusal(peer: str, event: h11.Request | None, response: Response) -> No
     what = f"{event.method.decode()} {event.target.decode('ascii', 'replace')}" if event else "a request"
     # Whatever a client sent could reach the log here: nothing that ends a line or moves a terminal gets through.
     text = f"{peer} {response.status.value} {what[:1024]}: {response.reason[:1024]}"
-    log.info("%s", text.encode("unicode_escape").decode("ascii"))
+    log.info("%s", _escaped(text)[0].decode("ascii"))

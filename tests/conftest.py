@@ -1,15 +1,10 @@
 """What all tests share."""
 
-import pytest
+import signal
 
 # The name under which pytest knows this directory depends on whether it is a package.
 pytest_plugins = [f"{__package__}.vm.plugin" if __package__ else "vm.plugin"]
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the profile "long" before hypothesis looks for it; an emulated machine is spared the import otherwise."""
-    if config.getoption("--hypothesis-profile", None) == "long":
-        from hypothesis import settings
-
-        settings.register_profile("long", max_examples=3000, stateful_step_count=80)
+# A shell without job control starts background jobs with SIGINT ignored, and so would be whatever tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
