@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 MOST_RANGES: Final = 64
 """A set of more is ignored (RFC 9110 section 17.15). Apache takes 200; programs that read an index ask for a few."""
@@ -27,8 +28,7 @@ class Unsatisfiable(Exception):
     """No byte of the representation is in the set (416)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
+class ByteRange(Struct, frozen=True):
     """`count` bytes from `offset`."""
 
     offset: int

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 LONGEST_HELLO: Final = 32768
 """Bytes that are looked at; a longer ClientHello counts as one without a name."""
@@ -37,15 +38,13 @@ _LONGEST_NAME: Final = 253
 _KEY_NAME: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Incomplete:
+class Incomplete(Struct, frozen=True):
     """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to tell more."""
 
     needed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What counts here of a ClientHello."""
 
     server_name: str | None = None

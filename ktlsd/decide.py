@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+
+from msgspec import Struct, field
 
 from ktlsd.byte_range import ByteRange, Unsatisfiable, parse_range
 from ktlsd.fields import Fields
@@ -49,8 +50,7 @@ class Miss(enum.Enum):
         return self.value[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Representation:
+class Representation(Struct, frozen=True):
     """What deciding needs to know of an open file: the metadata of the representation that it holds."""
 
     size: int
@@ -62,24 +62,21 @@ class Representation:
     """Whether another Accept-Encoding would have got another representation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True):
     """What was asked for is elsewhere."""
 
     location: str
     status: HTTPStatus = HTTPStatus.MOVED_PERMANENTLY
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A request as deciding sees it; `fields` has lower-case names, repeated fields joined with ", "."""
 
     method: str
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(Struct, frozen=True):
     """What to send; `reason` is for the log of what is refused."""
 
     status: HTTPStatus

@@ -12,8 +12,9 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.lookup import OpenFile
@@ -41,8 +42,7 @@ Key = tuple[str | None, bytes]
 Identity = tuple[int, int, int, int, int]
 
 
-@dataclass(slots=True)
-class Remembered:
+class Remembered(Struct):
     """A response: its status, its head around the value of Date, and the part of a file that follows."""
 
     status: int

@@ -11,10 +11,11 @@ import enum
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from ktlsd.fields import Fields, add_vary, merge, without
 from ktlsd.options import HstsOptions, SiteOptions
@@ -87,8 +88,7 @@ _OF_CACHES: Final = frozenset({"cache-control", "expires", "cdn-cache-control"})
 _KINDS: Final = {200: _Kind.CONTENT, 206: _Kind.CONTENT, 304: _Kind.UNCHANGED}
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderRule:
+class HeaderRule(Struct, frozen=True):
     """Fields for the paths that match: `remove` names what goes, `set` is put in place of what has those names."""
 
     matches: Matcher
@@ -96,8 +96,7 @@ class HeaderRule:
     remove: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
+class _Edit(Struct, frozen=True):
     drop: frozenset[str]
     """Lower-case names, of what is put there too."""
     put: Fields

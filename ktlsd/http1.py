@@ -13,12 +13,13 @@ import os
 import re
 import sys
 import time
-from dataclasses import KW_ONLY, dataclass, replace
 from http import HTTPStatus
 from typing import Final, cast
 
 import h11
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ktlsd import forwarded
 from ktlsd.access_log import Channel
@@ -67,19 +68,17 @@ _LIMIT_OF: Final = {
 _REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(Struct, frozen=True, kw_only=True):
     """Who is at the other end of a connection."""
 
     address: str
     """With its port; that of the client where a PROXY header names it."""
     secure: bool
     """Whether TLS is spoken on this connection."""
-    server_name: str | None = None
-    """What it asked for in the handshake (RFC 6066 section 3)."""
-    _: KW_ONLY
     origin: Origin
     """What holds for a request without fields of a proxy."""
+    server_name: str | None = None
+    """What it asked for in the handshake (RFC 6066 section 3)."""
     via: str = ""
     """The proxy that sent the PROXY header."""
     trusted: Networks | None = None
@@ -106,8 +105,7 @@ class Clock:
         return self._date
 
 
-@dataclass(slots=True)
-class Shared:
+class Shared(Struct):
     """What all connections of a process share."""
 
     service: Service

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from ktlsd.ssl_ffi import Handshake
 
@@ -51,8 +52,7 @@ class Reason(enum.Enum):
     REFUSED = "this kernel and OpenSSL do not offload this cipher with this protocol"
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
+class Support(Struct, frozen=True):
     """What a process can have: asked for, compiled into OpenSSL, present in the kernel."""
 
     mode: Mode
@@ -68,8 +68,7 @@ class Direction(enum.Enum):
     RX = "rx"
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(Struct, frozen=True):
     """The path one direction of a connection takes; `reason` is None exactly when it is offloaded."""
 
     offload: Offload

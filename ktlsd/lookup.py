@@ -12,10 +12,10 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from ktlsd.decide import Miss, Moved
 from ktlsd.request_target import Target
@@ -46,8 +46,7 @@ _MISSES: Final = {
 }
 
 
-@dataclass(slots=True)
-class OpenFile:
+class OpenFile(Struct):
     """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
 
     descriptor: int
@@ -70,8 +69,7 @@ class OpenFile:
         os.close(self.descriptor)
 
 
-@dataclass(slots=True)
-class Folder:
+class Folder(Struct):
     """An open folder that has no index file; whoever holds it closes it."""
 
     descriptor: int

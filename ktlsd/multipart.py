@@ -7,13 +7,13 @@ go out by sendfile between two short writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
 
 
-@dataclass(frozen=True, slots=True)
-class Multipart:
+class Multipart(Struct, frozen=True):
     """A body: for each part the bytes before it and the part, then `tail`."""
 
     content_type: str

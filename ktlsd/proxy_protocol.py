@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from ktlsd.networks import Address
 
@@ -43,8 +44,7 @@ class BadHeader(Exception):
     """Bytes that are no PROXY header, or one that breaks the specification; the text says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incomplete:
+class Incomplete(Struct, frozen=True):
     """All bytes so far belong to a header that goes on."""
 
 
@@ -67,8 +67,7 @@ class ProxyTls(NamedTuple):
     """Of that certificate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """What a header says; a part that it does not have is None."""
 
     length: int

@@ -12,10 +12,11 @@ import os
 import re
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
+
+from msgspec import Struct
 
 from ktlsd.options import RedirectOptions
 from ktlsd.path_glob import decoded
@@ -41,8 +42,7 @@ _SLASHES: Final = re.compile("/+")
 _QUERY_SAFE: Final = string.punctuation.replace("#", "")
 
 
-@dataclass(frozen=True, slots=True)
-class RedirectRule:
+class RedirectRule(Struct, frozen=True):
     """One line of `_redirects`."""
 
     source: str

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import string
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
+
+from msgspec import Struct
 
 # A host is required, as a Host field would name it, and user information is an error (RFC 9110 sections 4.2.1, 4.2.4).
 _ABSOLUTE_FORM: Final = re.compile(
@@ -27,8 +28,7 @@ class BadTarget(Exception):
     """The target names nothing that could be served; the text is the reason for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A request-target as names below the root."""
 
     names: tuple[bytes, ...]

@@ -302,9 +302,9 @@ class Server:
                 )
         trusted = self._shared.service.trusted
         return Client(
-            peer.name,
-            handshake is not None,
-            server_name,
+            address=peer.name,
+            secure=handshake is not None,
+            server_name=server_name,
             origin=Origin(peer.name, https=handshake is not None or peer.https),
             via=peer.via,
             trusted=trusted if trusted and trusted.holds(peer.address) else None,

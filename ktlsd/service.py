@@ -13,9 +13,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
@@ -40,8 +41,7 @@ DEFAULT_SITE: Final = "default"
 """What the site at the top level is called where names of sites are shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hosted:
+class Hosted(Struct, frozen=True):
     """A site, and the SSL_CTX for the handshakes that ask for it."""
 
     site: Site

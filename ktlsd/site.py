@@ -11,12 +11,12 @@ import logging
 import os
 import secrets
 import time
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple, cast
 
 import trio
+from msgspec.structs import replace
 
 from ktlsd.accept_encoding import SUFFIXES, preferred
 from ktlsd.compressible import is_compressible

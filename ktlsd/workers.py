@@ -12,8 +12,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
@@ -31,8 +32,7 @@ _PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`.
 
     `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
@@ -42,8 +42,7 @@ class Job:
     work: Callable[[int], None]
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(Struct):
     """Where one worker runs, or is to run."""
 
     backoff: Backoff = field(default_factory=Backoff)

@@ -75,8 +75,8 @@ _SETTLED_SECONDS: Final = 2.1
 _MOST_PIECES: Final = 12
 _ORIGIN: Final = Origin("127.0.0.1", https=True)
 _CLIENTS: Final = (
-    Client("fuzz", secure=True, origin=_ORIGIN),
-    Client("fuzz", secure=True, origin=_ORIGIN, trusted=Networks(["127.0.0.0/8"])),
+    Client(address="fuzz", secure=True, origin=_ORIGIN),
+    Client(address="fuzz", secure=True, origin=_ORIGIN, trusted=Networks(["127.0.0.0/8"])),
 )
 _DATE: Final = re.compile(rb"\r\nDate: [^\r]*")
 _BOUNDARY: Final = re.compile(rb"\b[0-9a-f]{32}\b")
