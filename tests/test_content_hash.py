@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from ktlsd import content_hash
 from ktlsd.content_hash import DIGEST_BYTES, ContentHashes
