@@ -349,7 +349,8 @@ def test_handshakes_leave_nothing_behind(server: Running) -> None:
     assert get(server.port, "/small.txt").body == b"small"
     grown = server.resident_kib() - before
     print(f"300 handshakes with kTLS: RssAnon from {before} by {grown} KiB")
-    assert grown < 256
+    # An SSL object is 20 KiB and more.
+    assert grown < 512
     assert server.open_files() <= files + 1
 
 
