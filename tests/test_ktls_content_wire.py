@@ -4,4 +4,4 @@ import pytest
 
 from tests.test_content_wire import *  # noqa: F403
 
-pytestmark = pytest.mark.ktls
+pytestmark = pytest.mark.ktls(machine="debian13")

@@ -100,7 +100,7 @@ async def test_a_hello_that_does_not_go_on_is_waited_for_without_a_look(
     assert far.recv(200) == REAL[:100]
 
 
-@pytest.mark.parametrize("sent", [b"", REAL[:3], REAL[:100]])
+@pytest.mark.parametrize("sent", [b"", REAL[:3], REAL[:100]], ids=["nothing", "a start", "a part"])
 async def test_a_client_that_ends_before_has_no_name(pair: tuple[socket.socket, socket.socket], sent: bytes) -> None:
     near, far = pair
     near.send(sent)

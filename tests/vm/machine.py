@@ -484,7 +484,7 @@ def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path
         os.environ.get("KTLSD_VM_CPU", CPU),
         "-smp",
         # QEMU may run an int3 that another processor's kernel has long replaced (a panic in inet_ehashfn was seen).
-        "1" if prepared.variant.systemd else "2",
+        os.environ.get("KTLSD_VM_PROCESSORS", "1"),
         "-m",
         "4G",
     ]

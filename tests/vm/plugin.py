@@ -3,6 +3,8 @@
 Such a test then becomes one item per Debian release, `test_x[debian12]` and `test_x[debian13]`. The first of them to be
 run boots the machine, with a pytest inside that runs exactly the selected ones and writes each outcome to a file as it
 comes. An item here takes its reports from that file, so it passes, skips and fails with the text of the test inside.
+What is much of the same may name the one machine that is enough, `ktls(machine="debian13")`; with KTLSD_EVERY_MACHINE=1
+it runs in each. Of several pytest processes (xdist) one has all items of a machine, which has one processor, too.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from .machine import VARIANTS, Boot, MachineError, missing, prepare
 
 PARAMETER = "ktls_machine"
 REPORT = "report.jsonl"
+EXCUSES = "ktls-excuses"
+EVERY_MACHINE = bool(os.environ.get("KTLSD_EVERY_MACHINE"))
 IN_MACHINE = "KTLSD_VM" in os.environ
 TIMEOUT = float(os.environ.get("KTLSD_VM_TIMEOUT", "4800"))  # of a machine's whole life
 STALL = float(os.environ.get("KTLSD_VM_STALL", "300"))  # of one test
@@ -43,12 +48,25 @@ PROXIED = not IN_MACHINE and not kernel_has_tls()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "ktls: needs kernel TLS; runs in virtual machines (Debian 12 and 13) where this kernel has none"
+        "markers",
+        "ktls(machine): needs kernel TLS; runs in virtual machines, all or one, where this kernel has none",
     )
     if IN_MACHINE and os.environ.get("KTLSD_VM_REPORT"):
         config.pluginmanager.register(Reporter(config, Path(os.environ["KTLSD_VM_REPORT"])), "ktls-reporter")
     elif PROXIED:
         config.pluginmanager.register(Proxy(config), "ktls-proxy")
+
+
+class InWholeFiles(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Each process takes one machine or one file of tests after the other, in the order of collection."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for name in VARIANTS if nodeid.endswith(f"{name}]")), nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InWholeFiles:
+    config.option.loadscopereorder = False
+    return InWholeFiles(config, log)
 
 
 # --- for the tests themselves ---------------------------------------------------------------------------------------
@@ -244,15 +262,17 @@ class Proxy:
 
     @pytest.hookimpl(trylast=True)  # so that the variant comes last among the parameters
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if metafunc.definition.get_closest_marker("ktls"):
+        if (mark := metafunc.definition.get_closest_marker("ktls")) is not None:
+            enough = mark.kwargs.get("machine")
             metafunc.fixturenames.append(PARAMETER)
-            metafunc.parametrize(PARAMETER, list(VARIANTS))
+            metafunc.parametrize(PARAMETER, list(VARIANTS) if enough is None or EVERY_MACHINE else [enough])
 
     @pytest.hookimpl(trylast=True)  # pytest-trio expects functions only
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [proxy_of(item) for item in items]
+        # Machines first: they take the longest, and what is left is shared out well by files.
         order = list(VARIANTS)
-        items.sort(key=lambda item: 1 + order.index(item.variant) if isinstance(item, GuestItem) else 0)
+        items.sort(key=lambda item: order.index(item.variant) if isinstance(item, GuestItem) else len(order))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -302,7 +322,12 @@ class Proxy:
                 "THE TESTS MARKED ktls DID NOT RUN. tests/run INSTALLS WHAT IS MISSING, AS ROOT."
             )
 
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.excuses.update(getattr(node, "workeroutput", {}).get(EXCUSES, ()))
+
     def pytest_sessionfinish(self) -> None:
+        if (told := getattr(self.config, "workeroutput", None)) is not None:
+            told[EXCUSES] = sorted(self.excuses)
         for guest in self.guests.values():
             if isinstance(guest, Guest):
                 with contextlib.suppress(OSError):
