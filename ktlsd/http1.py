@@ -27,7 +27,7 @@ from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Key, Remembered
-from ktlsd.idle import Idle, Left
+from ktlsd.idle import Idle, Left, Turn
 from ktlsd.limits import Limit
 from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
@@ -184,7 +184,7 @@ class Http1:
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
-    def answer_known(self) -> Left | None:
+    def answer_known(self, turn: Turn) -> Left | None:
         """Answer the heads that have come and are remembered, where that takes one write each and no wait."""
         transport = self.transport
         if transport.stopped:
@@ -201,20 +201,16 @@ class Http1:
             if found is None:
                 return Left(received)
             key, remembered = found
-            part = remembered.part
-            if part is not None and part.count > SMALL:
-                return Left(received)
-            descriptor = self._shared.service.heads.open(key, remembered)
-            if descriptor is None:
-                return Left(received)
-            head = remembered.before + self._shared.clock.date() + remembered.after
-            try:
-                data = head if part is None else transport.gathered(head, descriptor, part.offset, part.count)
-            finally:
-                os.close(descriptor)
-            if data is None:
-                return Left(received)
-            self._begin_again(remembered, len(head))
+            made = turn.get(key)
+            if made is None:
+                made = self._make(key, remembered)
+                if made is None:
+                    return Left(received)
+                turn[key] = made
+            else:
+                self._shared.service.heads.uses += 1
+            data, head_size = made
+            self._begin_again(remembered, head_size)
             try:
                 unsent = transport.send_at_once(data)
             except BaseException:
@@ -227,6 +223,22 @@ class Http1:
             if not received:
                 return Left(None) if transport.holds() else None
         return Left(received)
+
+    def _make(self, key: Key, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
+        """A remembered response in one piece and the size of its head; None where it is too large for that, is no
+        longer what it was, or a disk is to be waited for."""
+        part = remembered.part
+        if part is not None and part.count > SMALL:
+            return None
+        descriptor = self._shared.service.heads.open(key, remembered)
+        if descriptor is None:
+            return None
+        head = remembered.before + self._shared.clock.date() + remembered.after
+        try:
+            data = head if part is None else self.transport.gathered(head, descriptor, part.offset, part.count)
+        finally:
+            os.close(descriptor)
+        return None if data is None else (data, len(head))
 
     async def _finish_repeating(self, unsent: bytes | bytearray) -> None:
         """Send the rest of what answer_known() has begun."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import outcome
 import trio
@@ -33,6 +33,10 @@ _AT_ONCE: Final = 32
 """Connections that are looked at before other tasks get their turn."""
 
 
+Turn = dict[Any, Any]
+"""What one answer was made of, for others of the same turn: all of them were asked for before the first one is made."""
+
+
 class Left(NamedTuple):
     """What is left for a connection's own task to do."""
 
@@ -48,7 +52,7 @@ class Answering(Protocol):
     @property
     def transport(self) -> PacedTransport: ...
 
-    def answer_known(self) -> Left | None:
+    def answer_known(self, turn: Turn) -> Left | None:
         """Answer what has come, without waiting, as far as possible; None once nothing is left of it.
 
         Raises TLSError.
@@ -165,18 +169,19 @@ class Idle:
                 await trio.sleep(_PAUSE_SECONDS)
             while ready := self._epoll.poll(0, _AT_ONCE):
                 now = time.monotonic()
+                turn: Turn = {}
                 for number, _ in ready:
-                    self._look_after(number, now)
+                    self._look_after(number, now, turn)
                 await trio.lowlevel.checkpoint()
 
-    def _look_after(self, number: int, now: float) -> None:
+    def _look_after(self, number: int, now: float, turn: Turn) -> None:
         waiting = self._waiting.get(number)
         if waiting is None:
             self._unregister(number)
             return
         sent = waiting.connection.transport.sent
         try:
-            left = waiting.connection.answer_known()
+            left = waiting.connection.answer_known(turn)
         except Exception as error:
             self._forget(number)
             trio.lowlevel.reschedule(waiting.task, outcome.Error(error))

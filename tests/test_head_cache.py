@@ -7,8 +7,10 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
 from tests.in_process import in_a_thread
-from tests.serving import connect, read_to_end
+from tests.serving import connect, eventually, read_to_end
 
 LONG_AGO = time.time_ns() - 3600 * 1_000_000_000
 DATE = re.compile(rb"\r\nDate: [^\r]*")
@@ -373,3 +375,33 @@ def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
             assert more
             data += more
     assert DATE.sub(b"", data) == expected
+
+
+def test_no_answer_is_older_than_its_request_however_many_ask_for_the_same(server: InProcess) -> None:
+    """Those who ask at the same time share what is read for the first of them."""
+    path, head = server.root / "busy.txt", get("/busy.txt")
+    path.write_bytes(b"0" * 5000)
+    over = threading.Event()
+
+    def keep_asking() -> set[bytes]:
+        seen = set()
+        with connect(server.port) as connection:
+            while not over.is_set():
+                seen.add(ask(connection, head)[-5000:])
+        return seen
+
+    with ThreadPoolExecutor(6) as others, connect(server.port) as connection:
+        asking = [others.submit(keep_asking) for _ in range(6)]
+        try:
+            for number in (b"1", b"2", b"3"):
+                settle(path)
+                before = server.heads.uses
+                assert eventually(lambda before=before: server.heads.uses > before + 50)  # type: ignore[misc]
+                path.with_name("new").write_bytes(number * 5000)
+                os.replace(path.with_name("new"), path)
+                assert ask(connection, head).endswith(number * 5000)
+        finally:
+            over.set()
+        assert set().union(*(each.result() for each in asking)) == {
+            number * 5000 for number in (b"0", b"1", b"2", b"3")
+        }
