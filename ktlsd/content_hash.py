@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from ktlsd.lookup import OpenFile
+from ktlsd.lookup import Identity, OpenFile, identify
 
 DIGEST_BYTES: Final = 16
 _REMEMBERED: Final = 16384
@@ -24,18 +24,18 @@ class ContentHashes:
     """One site's digests."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int, int, int], bytes] = OrderedDict()
+        self._known: OrderedDict[Identity, bytes] = OrderedDict()
         self._lanes = trio.CapacityLimiter(2)
 
     async def digest(self, opened: OpenFile) -> bytes:
         """DIGEST_BYTES bytes of the content. Raises OSError when it cannot be read."""
-        key = (opened.device, opened.inode, opened.mtime_ns, opened.size)
+        key = opened.identity()
         known = self._known.get(key)
         if known is None:
             known = await trio.to_thread.run_sync(_hash, opened.descriptor, limiter=self._lanes)
             # Written to while it was read, it has another identity now, and this digest belongs to none.
             status = os.fstat(opened.descriptor)
-            if (status.st_mtime_ns, status.st_size) == (opened.mtime_ns, opened.size):
+            if identify(status) == key:
                 self._known[key] = known
                 if len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)

@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
-from ktlsd.lookup import OpenFile
+from ktlsd.lookup import Identity, OpenFile, identify
 from ktlsd.request_log import Noted
 from ktlsd.ssl_ffi import Library
 
@@ -39,7 +39,6 @@ _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 Key = tuple[str | None, bytes]
 """The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
-Identity = tuple[int, int, int, int, int]
 
 
 class Remembered(Struct):
@@ -100,7 +99,7 @@ class HeadCache:
         now = time.monotonic()
         if remembered.until < now:
             # The names on the way to an open file are in memory: no disk is asked.
-            if not _are_as_they_were(remembered.folders):
+            if not (remembered.folders and _are_as_they_were(remembered.folders)):
                 os.close(descriptor)
                 self._forget(key, remembered)
                 return None
@@ -123,14 +122,17 @@ class HeadCache:
         part: ByteRange | None,
         noted: Noted | None = None,
         rules: Iterable[bytes] | None = None,
+        asked_ns: int | None = None,
     ) -> None:
         """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date.
 
-        `rules` has the paths below the root of what else is read; None where even more has a say.
+        `rules` has the paths below the root of what else is read; None where even more has a say. `asked_ns` is when
+        it began to be decided, in ns since the epoch; now unless given.
         """
         if len(key[1]) > LONGEST_REMEMBERED:
             return
-        settled = time.time_ns() - _SETTLED_NS
+        asked_ns = asked_ns or time.time_ns()
+        settled = asked_ns - _SETTLED_NS
         sources = []
         for file in (opened, opened.original):
             if file is not None:
@@ -138,7 +140,7 @@ class HeadCache:
                     return
                 sources.append((file.root, file.path, file.identity()))
         before, _, after = head.partition(date)
-        folders = () if rules is None else _folders(opened, rules)
+        folders = () if rules is None else _folders(opened, rules, asked_ns)
         now = time.monotonic()
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         if (known := self._known.get(key)) is not None:
@@ -154,9 +156,8 @@ def _size(key: Key, remembered: Remembered) -> int:
     return _ENTRY_BYTES + len(key[1]) + len(remembered.before) + len(remembered.after)
 
 
-def _folders(opened: OpenFile, rules: Iterable[bytes]) -> tuple[tuple[int, bytes, Identity], ...]:
-    """The folders on the way to a file, and files of rules; none where one of them has just changed."""
-    now = time.time_ns()
+def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[int, bytes, Identity], ...]:
+    """The folders on the way to a file, and files of rules; none where one of them had just changed, or has since."""
     parts = opened.path.split(b"/")[:-1]
     wanted = [(b"/".join(parts[:count]) or b".", _SETTLED_NS) for count in range(len(parts) + 1)]
     found = []
@@ -168,7 +169,7 @@ def _folders(opened: OpenFile, rules: Iterable[bytes]) -> tuple[tuple[int, bytes
             continue
         except OSError:
             return ()
-        if max(status.st_mtime_ns, status.st_ctime_ns) > now - settled:
+        if max(status.st_mtime_ns, status.st_ctime_ns) > asked_ns - settled:
             return ()
         found.append((opened.root, path, identify(status)))
     return tuple(found)
@@ -186,8 +187,3 @@ def _is(descriptor: int, identity: Identity) -> bool:
         return identify(os.fstat(descriptor)) == identity
     except OSError:
         return False
-
-
-def identify(status: os.stat_result) -> Identity:
-    """What tells one version of a file from another."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

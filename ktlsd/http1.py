@@ -50,7 +50,7 @@ LARGEST_SKIPPED_BODY: Final = 65536
 # What h11 takes for the end of a head, and what it forgives in one; both are refused here, since a proxy in front may
 # see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
-_AMBIGUOUS: Final = re.compile(rb"(?<!\r)\n|\n[ \t]")
+_AMBIGUOUS: Final = re.compile(rb"\n(?:(?<!\r\n)|[ \t])")
 # Looked up now: a module that is imported when the first refusal is logged may find no descriptor left.
 _escaped: Final = codecs.getencoder("unicode_escape")
 _BLANK_LINE: Final = b"\r\n\r\n"
@@ -133,10 +133,14 @@ class Http1:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._head = b""
         """The bytes of the request that h11 gave last."""
+        self._looked_at = 0
+        """How many bytes of the head that is being read were looked at: one that comes byte by byte is read once."""
         self._heads = shared.service.heads
         """Of the service that answered last."""
         self._rules: frozenset[bytes] | None = None
         """Of the answer that it gave (Answer.rules)."""
+        self._asked_ns = 0
+        """When the last request was there, in ns since the epoch."""
         self._log = None
         if shared.access_log is not None and client.channel is not None:
             self._log = shared.access_log.of_connection(client.channel, transport)
@@ -317,7 +321,9 @@ class Http1:
         ):
             key: Key = (self._realm, self._head)
             noted = self._log.noted if self._log is not None else None
-            self._heads.remember(key, response.status.value, head, date, opened, part, noted, self._rules)
+            self._heads.remember(
+                key, response.status.value, head, date, opened, part, noted, self._rules, self._asked_ns
+            )
 
     # --- through h11 --------------------------------------------------------------------------------------------------
 
@@ -335,6 +341,7 @@ class Http1:
             if self._log is not None:
                 self._log.asked(event)
             body_skipped = await self._skip_body(event)
+            self._asked_ns = time.time_ns()
             request = _request(event)
             response, opened, _, self._rules = await self._answer(event, request)
         except h11.RemoteProtocolError as error:
@@ -371,6 +378,7 @@ class Http1:
 
         Raises h11.RemoteProtocolError, trio.TooSlowError for a head that does not end, TLSError.
         """
+        self._looked_at = 0
         event = self._next_head()
         if event is h11.NEED_DATA:
             with trio.fail_after(self._limits.head_seconds):
@@ -385,11 +393,14 @@ class Http1:
         Raises h11.RemoteProtocolError.
         """
         received = self._http.trailing_data[0]
-        end = _HEAD_END.search(received)
+        # What is looked for is three bytes long at most.
+        start = max(0, self._looked_at - 2)
+        end = _HEAD_END.search(received, start)
         self._head = received[: end.end()] if end else received
+        self._looked_at = len(self._head)
         if len(self._head) > self._limits.head_bytes:
             raise h11.RemoteProtocolError(f"a head of {len(self._head)} bytes or more", error_status_hint=431)
-        if _AMBIGUOUS.search(self._head):
+        if _AMBIGUOUS.search(self._head, start):
             raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
         return self._http.next_event()
 

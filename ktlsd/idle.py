@@ -92,6 +92,8 @@ class Idle:
         self._row = row
         self._epoll = select.epoll()
         self._waiting: dict[int, _Waiting] = {}
+        self._part_received: set[int] = set()
+        """Those whose client has sent a part of a TLS record (PacedTransport.wakes_early)."""
         self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
@@ -163,16 +165,19 @@ class Idle:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-            except OSError as error:
-                # The kernel had no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
-                log.error("idle connections have to wait: %s", error.strerror)
+                while ready := self._epoll.poll(0, _AT_ONCE):
+                    now = time.monotonic()
+                    turn: Turn = {}
+                    for number, _ in ready:
+                        self._look_after(number, now, turn)
+                    if len(ready) < _AT_ONCE and not self._epoll.poll(0, 1):
+                        # The next wait gives the others their turn too.
+                        break
+                    await trio.lowlevel.checkpoint()
+            except (OSError, MemoryError) as error:
+                # There was no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
+                log.error("idle connections have to wait: %s", error)
                 await trio.sleep(_PAUSE_SECONDS)
-            while ready := self._epoll.poll(0, _AT_ONCE):
-                now = time.monotonic()
-                turn: Turn = {}
-                for number, _ in ready:
-                    self._look_after(number, now, turn)
-                await trio.lowlevel.checkpoint()
 
     def _look_after(self, number: int, now: float, turn: Turn) -> None:
         waiting = self._waiting.get(number)
@@ -193,9 +198,17 @@ class Idle:
             # It was answered, and waits anew.
             waiting.since = now
             self._waiting[number] = self._waiting.pop(number)
+            if number in self._part_received:
+                self._part_received.remove(number)
+                self._epoll.modify(number, select.EPOLLIN)
+        elif waiting.connection.transport.wakes_early and number not in self._part_received:
+            # From here on only what is new counts, not what is there.
+            self._part_received.add(number)
+            self._epoll.modify(number, select.EPOLLIN | select.EPOLLET)
 
     def _forget(self, number: int) -> None:
         del self._waiting[number]
+        self._part_received.discard(number)
         self._unregister(number)
 
     def _unregister(self, number: int) -> None:

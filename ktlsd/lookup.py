@@ -23,6 +23,8 @@ from ktlsd.ssl_ffi import Library
 
 INDEX: Final = b"index.html"
 
+Identity = tuple[int, int, int, int, int]
+
 _NONE: Final[frozenset[bytes]] = frozenset()
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -46,6 +48,16 @@ _MISSES: Final = {
 }
 
 
+def miss_of(error: OSError) -> Miss:
+    """What it means for a request that a file, or a folder, cannot be opened or read."""
+    return _MISSES.get(error.errno or 0, Miss.FAILED)
+
+
+def identify(status: os.stat_result) -> Identity:
+    """What tells one version of a file from another."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 class OpenFile(Struct):
     """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
 
@@ -61,7 +73,7 @@ class OpenFile(Struct):
     original: OpenFile | None = None
     """The file, closed by now, that this one is a precompressed sibling of."""
 
-    def identity(self) -> tuple[int, int, int, int, int]:
+    def identity(self) -> Identity:
         """What tells one version of a file from another."""
         return self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns
 
@@ -144,7 +156,7 @@ class Root:
                     pass
             return await trio.to_thread.run_sync(self._open_from_disk, path, flags)
         except OSError as error:
-            return _MISSES.get(error.errno or 0, Miss.FAILED)
+            return miss_of(error)
 
     def _open_from_disk(self, path: bytes, flags: int) -> int:
         for _ in range(_TRIES):

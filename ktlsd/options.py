@@ -63,7 +63,7 @@ HostName = Annotated[
 ]
 Suffix = Annotated[str, Meta(pattern=rf"^\.[^/\x00-\x1f\x7f]+{_END}", description='a suffix with its dot, as ".gpx"')]
 MediaType = Annotated[
-    str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?{_END}", description="a media type")
+    str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}", description="a media type")
 ]
 Charset = Annotated[
     str,

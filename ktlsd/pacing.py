@@ -33,6 +33,7 @@ SMALL: Final = 15360
 
 # Longer than this between two sends, and the pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
+_PART_SECONDS: Final = 0.02
 _LINGER_SECONDS: Final = 2.0
 _LINGER_READ: Final = 65536
 # tcpi_bytes_acked in struct tcp_info of linux/tcp.h (Linux 4.1).
@@ -67,6 +68,9 @@ class PacedTransport(abc.ABC):
         """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
         self.stopped = False
         """Whether stop_reading() was called."""
+        self.wakes_early = False
+        """Whether the socket may say that there is something to receive when there is but a part of a record: Linux 6.0
+        to 6.4 does with kTLS RX, for as long as the rest is missing."""
 
     async def read(self) -> bytes:
         """Some bytes that the client sent; b"" after its end. Raises TLSError."""
@@ -80,6 +84,8 @@ class PacedTransport(abc.ABC):
             data = self.receive()
             if not isinstance(data, Wait):
                 return data
+            if self.wakes_early:
+                await trio.sleep(_PART_SECONDS)
             await self._ready(data)
         return b""
 

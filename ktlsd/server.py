@@ -329,7 +329,7 @@ class Server:
         cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
         whose = f" client={handshake.client}" if handshake.client else ""
         log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
-        if context.clients and not handshake.client:
+        if context.clients and handshake.client is None:
             self._row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
             log.warning("%s closed: its session has no verified client certificate", peer)
         elif self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:

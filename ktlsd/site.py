@@ -26,7 +26,7 @@ from ktlsd.cors import Cors
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.fields import Fields, merge, without
 from ktlsd.folder import Entry, read_folder
-from ktlsd.lookup import Folder, OpenFile, Root
+from ktlsd.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.options import SiteOptions
 from ktlsd.redirects import Redirected, Rewritten
 from ktlsd.request_target import Target, target_of_path
@@ -77,9 +77,12 @@ class Site:
         self.root.close()
 
     async def answer(self, request: Request, target: Target, *, secure: bool) -> Answer:
-        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS. Raises OSError."""
+        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS."""
         await self._rules.refresh(self.root)
-        answer = await self._respond(request, target)
+        try:
+            answer = await self._respond(request, target)
+        except OSError as error:
+            answer = Answer(decide(request, miss_of(error), time.time(), ""))
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
             if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
@@ -276,9 +279,13 @@ class Site:
                 found.close()
             log.error("no error page %s for %d in %s", path, response.status, self.options.root)
             return answer
+        try:
+            opened, representation = await self._negotiate(request, found)
+        except OSError as error:
+            log.error("error page %s for %d in %s: %s", path, response.status, self.options.root, error.strerror)
+            return answer
         if answer.opened is not None:
             answer.opened.close()
-        opened, representation = await self._negotiate(request, found)
         page = whole(request, representation, response.status, time.time())
         others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
         return Answer(replace(page, fields=page.fields + others, reason=response.reason), opened)

@@ -15,7 +15,7 @@ import trio
 
 from ktlsd.decide import Miss
 from ktlsd.header_rules import HeaderRules
-from ktlsd.lookup import OpenFile, Root
+from ktlsd.lookup import Identity, OpenFile, Root
 from ktlsd.options import SiteOptions
 from ktlsd.redirects import Redirects
 from ktlsd.site_files import LARGEST_FILE, parse_headers, parse_redirects
@@ -26,7 +26,7 @@ HEADERS_FILE: Final = b"_headers"
 REDIRECTS_FILE: Final = b"_redirects"
 _LOOK_SECONDS: Final = 1.0
 
-_Version = tuple[int, int, int] | Miss | None
+_Version = Identity | Miss | None
 
 
 class SiteRules:
@@ -52,8 +52,10 @@ class SiteRules:
                 if self._first_look:
                     await self._look(root)
                     self._first_look = False
-        elif self.files and time.monotonic() >= self._look_again:
-            await self._look(root)
+        # Never two looks at a time: the slower one could put older rules into force.
+        elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
+            async with self._looking:
+                await self._look(root)
 
     async def _look(self, root: Root) -> None:
         self._look_again = time.monotonic() + _LOOK_SECONDS
@@ -68,16 +70,18 @@ class SiteRules:
                     opened.close()
 
     async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
-        version = (opened.inode, opened.size, opened.mtime_ns) if isinstance(opened, OpenFile) else opened
+        version = opened.identity() if isinstance(opened, OpenFile) else opened
         if version == self._versions[name]:
             return
-        self._versions[name] = version
         if isinstance(opened, OpenFile) or opened is Miss.ABSENT:
             # In a thread, since thousands of rules take a while.
             file = opened if isinstance(opened, OpenFile) else None
-            for warning in await trio.to_thread.run_sync(self._read, name, file):
+            warnings = await trio.to_thread.run_sync(self._read, name, file)
+            self._versions[name] = version
+            for warning in warnings:
                 log.warning("%s/%s", self._site.root, warning)
         else:
+            self._versions[name] = version
             # The former rules hold on: a lack of descriptors must not take a Content-Security-Policy away.
             self._complain(name, "a folder" if opened is None else opened.reason)
 

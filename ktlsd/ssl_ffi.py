@@ -586,7 +586,8 @@ class Connection:
         buffer = self._library.read_buffer
         result: int = self._c.SSL_read(self._ssl, buffer, READ_SIZE)
         if result > 0:
-            return bytes(self._library.ffi.buffer(buffer, result))
+            received: bytes = self._library.ffi.unpack(buffer, result)
+            return received
         if self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_ZERO_RETURN:
             return b""
         return self._stopped(result)

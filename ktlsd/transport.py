@@ -60,6 +60,7 @@ class Transport(PacedTransport):
             wait = self._tls.handshake()
         facts = self._tls.facts()
         self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
+        self.wakes_early = facts.ktls_rx
         return facts._replace(server_name=host_name(facts.server_name or ""))
 
     def key_update_owed(self) -> bool:
@@ -106,7 +107,7 @@ class Transport(PacedTransport):
         if (data := self.gathered(head, descriptor, offset, count)) is not None:
             await self._write(data)
             return
-        buffer = bytearray(min(len(head) + count, USER_SPACE_CHUNK))
+        buffer = bytearray(max(len(head) + 1, min(len(head) + count, USER_SPACE_CHUNK)))
         view = memoryview(buffer)
         filled = len(head)
         view[:filled] = head

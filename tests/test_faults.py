@@ -428,7 +428,8 @@ def test_a_path_mtu_black_hole(root: Path, contents: dict[str, bytes], tmp_path:
             serving(root, state=tmp_path / "state", wrapper=wrapper, listen=("10.111.1.1:0", "127.0.0.1:0"))
         )
         output = tmp_path / "output"
-        curl = ["ip", "netns", "exec", f"{name}-client", "curl", "-ksS", "-o", str(output)]
+        # A handshake with X25519MLKEM768 (OpenSSL 3.5) is too large for the hole itself.
+        curl = ["ip", "netns", "exec", f"{name}-client", "curl", "-ksS", "--curves", "X25519", "-o", str(output)]
         url = f"https://10.111.1.1:{server.ports[0]}"
         # With kTLS the first connection opens what the kernel is asked by.
         subprocess.run([*curl, f"{url}/nothing"], check=True, timeout=60)

@@ -99,6 +99,8 @@ def test_a_disk_that_fails_breaks_what_it_holds_alone(tmp_path: Path, mode: str)
         )
         options = ("--config", str(tmp_path / "config.toml"), "--ktls", mode)
         with serving(None, *options, state=tmp_path / "state") as server:
+            # With kTLS the first connection opens what the kernel is asked by.
+            assert get(server.port, "/small.bin").body == made["small.bin"]
             drop_page_cache()
             files = server.open_files()
             connection, begun = begin_on(server.port, "failing.example")

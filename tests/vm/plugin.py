@@ -170,7 +170,8 @@ class Guest:
         # The scratch disk has a page cache as a web server's disk has; the root is an overlay in memory.
         command += ["--basetemp=/mnt/disk/pytest"]
         command += ["-p", "no:cacheprovider", f"--tb={config.getoption('tbstyle')}"]
-        for setting in (f"faulthandler_timeout={STALL * 0.8:.0f}", *(config.getoption("override_ini") or ())):
+        settings = (f"faulthandler_timeout={STALL * 0.8:.0f}", "tmp_path_retention_policy=failed")
+        for setting in (*settings, *(config.getoption("override_ini") or ())):
             command += ["-o", setting]
         command += nodeids
         self.boot = Boot(prepared, command, Path(self.directory.name), TIMEOUT)
