@@ -8,6 +8,7 @@ OpenSSL is opened first of all, since Python's own ssl module, which trio import
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -186,6 +187,9 @@ def _compress(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Mapping[str, Any]) -> int:
+    # What is made from here to the first client stays: to look through it for garbage costs a twentieth of the start,
+    # and in workers every page that it touches becomes a copy.
+    gc.disable()
     block_reload_signals()
     terminal = Terminal()
     settings = combine(options)

@@ -14,6 +14,8 @@ from typing import Final
 
 DEFAULT_TYPE: Final = "application/octet-stream"
 
+# Otherwise the machine's files would be read first, and forgotten.
+mimetypes.knownfiles.clear()
 _TYPES: Final = mimetypes.MimeTypes()
 for _suffix, _type in (
     (".avif", "image/avif"),

@@ -7,6 +7,7 @@ once libssl is open: trio brings Python's own ssl module along, and that the sys
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -70,6 +71,8 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
         service.https_redirect.port = settings.https_port or _https_port(listeners)
         _introduce(service, listeners)
         pulse = Pulse(Notifier(), board)
+        gc.freeze()
+        gc.enable()
 
         def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
             async def event_loop() -> None:

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,68 @@ def test_a_gibibyte_arrives_whole(server: Running, gibibyte: Path, protocol: str
     assert counter("TlsTxSw") == before + 1
     assert f"{protocol} {cipher} ktls tx=software" in server.wait_for_line(" ktls tx=", since=lines)
     print(f"{protocol} {cipher}: {size} bytes in {time.monotonic() - started:.0f} s, each as in the file")
+
+
+class ByPieces:
+    """A TLS 1.2 client, which the kernel of the server also receives from, that gives records out of its hand."""
+
+    def __init__(self, port: int) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = client_context(newest=ssl.TLSVersion.TLSv1_2)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._until_done(self._tls.do_handshake)
+
+    def _until_done(self, step: Callable[[], bytes | None]) -> bytes:
+        while True:
+            try:
+                done = step()
+            except ssl.SSLWantReadError:
+                done = None
+                self.socket.sendall(self._outgoing.read())
+                self._incoming.write(self.socket.recv(65536))
+            else:
+                self.socket.sendall(self._outgoing.read())
+                return done or b""
+
+    def record(self, data: bytes) -> bytes:
+        """Bytes as a record that is not sent yet."""
+        self._tls.write(data)
+        return self._outgoing.read()
+
+    def answer(self) -> bytes:
+        return self._until_done(lambda: self._tls.read(65536))
+
+
+def processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /small.txt HTTP/1.1\r\n"], ids=["idle", "within a head"])
+def test_a_part_of_a_record_keeps_no_processor_busy(server: Running, before: bytes) -> None:
+    """Linux 6.0 to 6.4 calls a socket readable that has a part of a record."""
+    lines = len(server.log)
+    client = ByPieces(server.port)
+    with client.socket as connection:
+        assert " rx=software" in server.wait_for_line(" ktls tx=", since=lines)
+        head = b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for _ in range(2):
+            connection.sendall(client.record(head))
+            assert client.answer().startswith(b"HTTP/1.1 200 ")
+        if before:
+            connection.sendall(client.record(before))
+            time.sleep(0.5)
+        record = client.record(head.removeprefix(before))
+        connection.sendall(record[:20])
+        time.sleep(0.5)
+        began = processor_seconds(server.process.pid)
+        time.sleep(4)
+        assert processor_seconds(server.process.pid) - began < 1
+        connection.sendall(record[20:])
+        assert client.answer().startswith(b"HTTP/1.1 200 ")
+        connection.sendall(client.record(head))
+        assert client.answer().startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_kernel_reads_the_file_and_the_server_does_not(root: Path, tmp_path: Path) -> None:
