@@ -149,6 +149,8 @@ def _in_the_machine(options: argparse.Namespace) -> int:
     boot += ["--results", str(options.out.absolute()), "--", *command]
     # The settings are for this process's OpenSSL; the guest's takes its own.
     environment = {key: value for key, value in os.environ.items() if key != "OPENSSL_CONF"}
+    # One for the server and one for its clients.
+    environment.setdefault("KTLSD_VM_PROCESSORS", "2")
     machine = subprocess.Popen(boot, cwd=CHECKOUT, env=environment)
     try:
         return machine.wait()

@@ -327,7 +327,7 @@ class Server:
     ) -> bool:
         """Log which path the connection takes, and whose it is; whether both are allowed."""
         cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
-        whose = f" client={handshake.client}" if handshake.client else ""
+        whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
         log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
         if context.clients and handshake.client is None:
             self._row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1

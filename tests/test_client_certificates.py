@@ -51,6 +51,7 @@ CLIENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "exact": (("other.example", "proxy.example"), ""),
     "below": (("a.b.proxies.example",), ""),
     "Edge 1": ((), ""),
+    "": (("proxy.example",), ""),
     "edge 2": ((), "hostname mismatch"),
     "stranger": (("stranger.example",), "hostname mismatch"),
     "itself": (("proxies.example",), "hostname mismatch"),
@@ -102,7 +103,7 @@ def client(certificate: Path | None, newest: ssl.TLSVersion = TLS_1_3) -> ssl.SS
 
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
-@pytest.mark.parametrize("name", CLIENTS)
+@pytest.mark.parametrize("name", CLIENTS, ids=lambda name: name or "no subject")
 def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, newest: ssl.TLSVersion) -> None:
     reason = CLIENTS[name][1]
     since = len(server.log)
@@ -111,7 +112,8 @@ def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, 
         with connect(server.port, context, name=PRIVATE) as connection:
             connection.sendall(REQUEST)
             assert parse(read_to_end(connection))[0].body == b"private"
-        assert server.wait_for_line(f" client=/CN={name}$", since)
+        whose = f"/CN={name}" if name else r"\(no subject\)"
+        assert server.wait_for_line(f" client={whose}$", since)
         return
     with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
         get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE)

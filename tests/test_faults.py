@@ -222,6 +222,22 @@ def test_full_logs_hold_up_nobody_and_go_on_when_there_is_room(
         assert server.stop() == 0
 
 
+def test_what_cannot_be_read_is_said_and_cuts_nobody_off(tmp_path: Path) -> None:
+    """proc(5) has files that can be opened and not read: pread(2) at the beginning of /proc/PID/mem gives EIO."""
+    folder = Path(f"/proc/{os.getpid()}")
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f'root = "{folder}"\netag = "content"\nerror_pages = {{ 412 = "/mem" }}\n')
+    with serving(None, "--config", str(config), state=tmp_path / "state") as server:
+        files = server.open_files()
+        for _ in range(5):
+            assert get(server.port, "/mem").status == 500
+            answer = get(server.port, "/cmdline", 'If-Match: "another"')
+            assert (answer.status, answer.body) == (412, b"412 Precondition Failed\n")
+        server.wait_for_line("error page /mem for 412 in .*Input/output error")
+        assert eventually(lambda: server.open_files() <= files)
+        assert not [line for line in server.log if "cut off" in line]
+
+
 # --- calls to the kernel that fail -----------------------------------------------------------------------------------
 
 _ABORTED = ("EIO", "ENOMEM", "EINTR", "EAGAIN")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, HeadCache
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all
+from ktlsd.lookup import OpenFile, Root
 from ktlsd.options import Listen, Settings
 from ktlsd.server import Server
 from ktlsd.service import Service
@@ -348,6 +350,26 @@ def test_a_decision_is_renewed_while_nothing_changes(
         time.sleep(LASTING_SECONDS + 0.1)
         ask(connection, get("/sub/page"))
         assert server.heads.uses == before
+
+
+def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a")
+    settle(tmp_path / "a.txt")
+    library = Library()
+    root = Root(library, str(tmp_path))
+    heads, key = HeadCache(library), (None, get("/a.txt"))
+    opened = trio.run(root.open_file, b"a.txt")
+    assert isinstance(opened, OpenFile)
+    heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None)
+    opened.close()
+    found = heads.get(key)
+    assert found is not None
+    descriptor = heads.open(key, found)
+    assert descriptor is not None
+    os.close(descriptor)
+    time.sleep(LASTING_SECONDS + 0.05)
+    assert heads.open(key, found) is None
+    root.close()
 
 
 def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,6 +328,7 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
         ("downloads = ['a', '']", 1, 'downloads[1]: \'\' is not a pattern for paths, such as "/assets/**" or "*.html"'),
         ("[types]\n'.a' = 'b/c'\ngpx = 'a/b'", 3, "types: 'gpx' is not a suffix with its dot, as \".gpx\""),
         ("[types]\n'.a' = 'b/c'\n'.d e' = 'f'", 3, "types.'.d e': 'f' is not a media type"),
+        ("[types]\n'.a' = 'b/c; d=é'", 2, "types.'.a': 'b/c; d=é' is not a media type"),
         (
             "[error_pages]\n404 = '/x'\n200 = '/x'",
             3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -271,3 +272,20 @@ async def test_rules_that_cannot_be_read_are_told_once(
     put(folder, other, "\n")
     await kept.refresh_until(lambda: not kept.fields() or kept.location() is None)
     assert len(caplog.records) == 1
+
+
+async def test_what_could_not_be_read_once_is_tried_again(
+    folder: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, "_headers", "/a\n  X-A: b\n")
+    kept = keep()
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        await kept.refresh()
+    assert kept.fields() == {}
+    await kept.refresh_until(kept.fields)
+    assert kept.fields() == {"X-A": "b"}
