@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +177,25 @@ def test_a_reload_may_come_before_the_start_is_done_and_after_the_end_began(
             process.send_signal(signal.SIGUSR2)
             time.sleep(0.001)
         assert process.wait() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_is_possible_with_more_than_1024_open_files(root: Path, tmp_path: Path, workers: str) -> None:
+    """select(2) knows no more; each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this machine allows too few open files")
+    open_many = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000));"
+        " [os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True) for _ in range(1100)];"
+        " os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    config = Config(tmp_path, f"workers = {workers}", f"root = '{root}'")
+    options = ("--config", str(config.path))
+    wrapper = (sys.executable, "-c", open_many)
+    with serving(None, *options, state=tmp_path / "state", wrapper=wrapper) as server:
+        assert server.open_files() > 1100
+        reload_to(server, config, "1")
 
 
 def test_what_is_not_served_any_more_is_closed(root: Path, tmp_path: Path) -> None:
