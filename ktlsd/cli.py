@@ -1,8 +1,8 @@
 """The command line: `ktlsd --root DIR ...` serves, `ktlsd doctor` explains.
 
 Strategy: whatever is wrong is found before anything is served, and said in one line on stderr with exit status 2.
-OpenSSL is opened first of all, since Python's own ssl module, which trio imports, would bring the system's along
-(--libssl).
+OpenSSL is opened first of all: hashlib, and the ssl module, which trio imports, would bring the system's libcrypto
+along, and the libssl of --libssl would be bound to that. So nothing that is imported before may import them.
 """
 
 from __future__ import annotations

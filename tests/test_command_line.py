@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -291,6 +292,30 @@ def test_a_libssl_from_the_environment_is_used(tmp_path: Path) -> None:
     ended = run_to_end("--root", str(tmp_path), state=tmp_path, KTLSD_LIBSSL="/no/libssl.so")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "/no/libssl.so" in ended.stderr
+
+
+_MAPPED = (
+    "sorted({line.split()[-1] for line in open('/proc/self/maps') if 'libcrypto.so' in line or 'libssl.so' in line})"
+)
+
+
+@pytest.mark.parametrize("module", ["cli", "doctor", "version"])
+def test_no_openssl_is_there_before_one_is_opened(module: str) -> None:
+    code = f"import ktlsd.{module}; print({_MAPPED})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor"], ["check", "--config"]], ids=lambda found: found[0])
+def test_a_libssl_goes_with_the_libcrypto_beside_it(root: Path, tmp_path: Path, arguments: list[str]) -> None:
+    system = Path(Library().path)
+    copies = [str(shutil.copy(system.with_name(name), tmp_path)) for name in ("libcrypto.so.3", "libssl.so.3")]
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\nlibssl = '{copies[1]}'\n")
+    given = [*arguments, str(config)] if arguments[0] == "check" else [*arguments, "--libssl", copies[1]]
+    code = f"import ktlsd.cli; ktlsd.cli.main({given}); print({_MAPPED})"
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == str(copies), ended.stderr
 
 
 @pytest.mark.parametrize("fault", ["key of another certificate", "encrypted key", "not PEM", "bad TOML", "unknown key"])
