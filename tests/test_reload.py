@@ -13,16 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import trio
 
 from ktlsd.configuration import RESTART_ONLY
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
+from ktlsd.notify import Notifier
+from ktlsd.reload import Upkeep
 from ktlsd.service import Service
 from ktlsd.settings import Settings
 from ktlsd.ssl_ffi import Library
+from ktlsd.terminal import Terminal
 from tests.serving import (
     Running,
     children,
@@ -196,6 +202,46 @@ def test_a_reload_is_possible_with_more_than_1024_open_files(root: Path, tmp_pat
     with serving(None, *options, state=tmp_path / "state", wrapper=wrapper) as server:
         assert server.open_files() > 1100
         reload_to(server, config, "1")
+
+
+def test_a_worker_that_cannot_do_what_its_parent_could_tries_again(root: Path, tmp_path: Path) -> None:
+    config = Config(tmp_path, "workers = 2", f"root = '{root}'")
+    with serving(None, "--config", str(config.path), state=tmp_path / "state") as server:
+        assert version_of(server) == "0"
+        hindered, other = children(server.process.pid)
+        soft, hard = resource.prlimit(hindered, resource.RLIMIT_NOFILE)
+        resource.prlimit(hindered, resource.RLIMIT_NOFILE, (3, hard))
+        config.write("1")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("^configuration reloaded$")
+        server.wait_for_line("^configuration not reloaded, .*Too many open files")
+        resource.prlimit(hindered, resource.RLIMIT_NOFILE, (soft, hard))
+        os.kill(other, signal.SIGSTOP)
+        try:
+            assert eventually(lambda: version_of(server) == "1")
+        finally:
+            os.kill(other, signal.SIGCONT)
+        tries = len([line for line in server.log if "not reloaded" in line])
+        reload_to(server, config, "2")
+        assert len([line for line in server.log if "not reloaded" in line]) == tries
+
+
+async def test_what_was_loaded_is_in_force_before_anything_else_is_loaded() -> None:
+    events: list[str] = []
+    configuration = Mock(take=lambda _: events.append("take"))
+
+    def load(*, anew: bool) -> Mock:
+        events.append("load")
+        return Mock()
+
+    configuration.load = load
+    # Time enough for another thread to begin.
+    server = Mock(replace=lambda _: time.sleep(0.01))
+    upkeep = Upkeep(server, configuration, Terminal(), Notifier({}), alone=True)
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(partial(upkeep._reload, anew=bool(number % 2)))
+    assert events == ["load", "take"] * 20
 
 
 def test_what_is_not_served_any_more_is_closed(root: Path, tmp_path: Path) -> None:
