@@ -67,7 +67,7 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
             metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
         _become(identity, library, service)
-        service.https_redirect.port = settings.https_port or _https_port(listeners)
+        configuration.serve_https_on(_https_port(listeners))
         _introduce(service, listeners)
         pulse = Pulse(Notifier(), board)
 

@@ -36,6 +36,7 @@ from tests.serving import (
     command,
     connect,
     eventually,
+    exchange_plain,
     get,
     parse,
     read_to_end,
@@ -301,6 +302,24 @@ def test_the_keys_that_need_a_restart_are_told() -> None:
     document = (Path(__file__).resolve().parent.parent / "docs/lifecycle.md").read_text(encoding="utf-8")
     told = document.partition("These keys cannot change while ktlsd runs")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"`(\w+)`", told)) == RESTART_ONLY
+
+
+def test_redirects_lead_to_the_port_of_the_new_configuration(root: Path, tmp_path: Path) -> None:
+    config = Config(tmp_path, f"root = '{root}'")
+    with serving(None, "--config", str(config.path), state=tmp_path / "state", http_listen=("127.0.0.1:0",)) as server:
+        bound = server.port
+
+        def location() -> str:
+            request = b"GET /a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            return parse(exchange_plain(server.http_ports[0], request))[0].fields["location"]
+
+        assert location() == f"https://localhost:{bound}/a"
+        for line, port in (("https_port = 444", ":444"), ("https_port = 443", ""), ("", f":{bound}")):
+            since = len(server.log)
+            config.write("1", line)
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for_line("^configuration reloaded$", since)
+            assert location() == f"https://localhost{port}/a"
 
 
 @pytest.fixture
