@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -21,6 +22,15 @@ import pytest
 from ktlsd.ssl_ffi import Library
 from tests.serving import client_context, command, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
 from tests.vm.plugin import kernel_has_tls
+
+AS_A_STRANGER = ("unshare", "--user", "--map-user=123456")
+"""With a number that is nobody's, and the rights of whoever runs this."""
+
+
+def can_be_a_stranger() -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run([*AS_A_STRANGER, "true"], capture_output=True, check=False).returncode == 0
+    return False
 
 
 @pytest.fixture
@@ -350,6 +360,25 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
     ended = run_to_end("--root", str(root), state=Path("/proc/nowhere"))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "give --cert and --key" in ended.stderr
+
+
+@pytest.mark.skipif(not can_be_a_stranger(), reason="no user namespaces here")
+@pytest.mark.parametrize("command_line", [["--root"], ["check", "--config"]], ids=["serve", "check"])
+def test_a_user_without_a_home_needs_a_certificate(root: Path, tmp_path: Path, command_line: list[str]) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_STATE_HOME")}
+    ended = subprocess.run(
+        [*AS_A_STRANGER, *command(*command_line, str(root if command_line == ["--root"] else config))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert ended.stderr.startswith(
+        "ktlsd: no place to keep a self-signed certificate: this user has no home: give --cert"
+    )
 
 
 @pytest.mark.skipif(kernel_has_tls(), reason="this kernel has kTLS")
