@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
-from ktlsd.reload_signals import block_reload_signals
+from ktlsd.reload_signals import block_early_signals
+from ktlsd.say import say
 from ktlsd.settings import LOG_LEVELS, combine
 from ktlsd.ssl_ffi import ContextError, Library, LibraryError
 from ktlsd.terminal import Terminal
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
-        print(f"ktlsd: {one_line(str(error))}", file=sys.stderr)
+        say(f"ktlsd: {one_line(str(error))}")
         return EXIT_USAGE
     except KeyboardInterrupt:
         # Before anything is served; afterwards SIGINT is heeded by the server.
@@ -186,7 +187,7 @@ def _compress(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Mapping[str, Any]) -> int:
-    block_reload_signals()
+    block_early_signals()
     terminal = Terminal()
     settings = combine(options)
     library = Library(settings.libssl)

@@ -19,10 +19,9 @@ from msgspec import Struct, field
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
-from ktlsd.logs import REOPEN_SIGNAL
 from ktlsd.pulse import Pulse
 from ktlsd.refusal import Refusal
-from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.server import END_SIGNALS
 from ktlsd.terminal import Terminal
 

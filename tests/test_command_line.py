@@ -20,7 +20,18 @@ from pathlib import Path
 import pytest
 
 from ktlsd.ssl_ffi import Library
-from tests.serving import client_context, command, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
+from tests.serving import (
+    client_context,
+    command,
+    connect,
+    eventually,
+    exchange_plain,
+    get,
+    is_refused,
+    parse,
+    run_to_end,
+    serving,
+)
 from tests.vm.plugin import kernel_has_tls
 
 AS_A_STRANGER = ("unshare", "--user", "--map-user=123456")
@@ -360,6 +371,23 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
     ended = run_to_end("--root", str(root), state=Path("/proc/nowhere"))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "give --cert and --key" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_whoever_read_stderr_may_be_gone(root: Path, tmp_path: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", "--workers", workers)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(arguments, stderr=writer, env=environment) as process:
+        assert eventually(lambda: process.poll() is not None or not is_refused(port))
+        assert get(port, "/a.txt").status in (200, 404)
+        assert subprocess.run(arguments, stderr=writer, env=environment, check=False).returncode == 2
+        os.close(writer)
+        process.terminate()
+        assert process.wait() == 0
 
 
 @pytest.mark.skipif(not can_be_a_stranger(), reason="no user namespaces here")
