@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ktlsd.printable import printable
+
 _FILE: Final = "localhost.pem"
 _VALID: Final = datetime.timedelta(days=365)
 _RENEWED_BEFORE: Final = datetime.timedelta(days=30)
@@ -76,7 +78,8 @@ def expiry(site: str, path: Path) -> Expiry:
     Raises OSError, or ValueError when the file holds none.
     """
     ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    return Expiry(site, str(path), int(ends.timestamp()))
+    # A path may have bytes that no text has.
+    return Expiry(site, printable(str(path)), int(ends.timestamp()))
 
 
 def _make(now: datetime.datetime) -> bytes:

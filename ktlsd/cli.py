@@ -1,8 +1,8 @@
 """The command line: `ktlsd --root DIR ...` serves, `ktlsd doctor` explains.
 
 Strategy: whatever is wrong is found before anything is served, and said in one line on stderr with exit status 2.
-OpenSSL is opened first of all, since Python's own ssl module, which trio imports, would bring the system's along
-(--libssl).
+OpenSSL is opened first of all: hashlib, and the ssl module, which trio imports, would bring the system's libcrypto
+along, and the libssl of --libssl would be bound to that. So nothing that is imported before may import them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
-from ktlsd.reload_signals import block_reload_signals
+from ktlsd.reload_signals import block_early_signals
+from ktlsd.say import say
 from ktlsd.settings import LOG_LEVELS, combine
 from ktlsd.ssl_ffi import ContextError, Library, LibraryError
 from ktlsd.terminal import Terminal
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
-        print(f"ktlsd: {one_line(str(error))}", file=sys.stderr)
+        say(f"ktlsd: {one_line(str(error))}")
         return EXIT_USAGE
     except KeyboardInterrupt:
         # Before anything is served; afterwards SIGINT is heeded by the server.
@@ -190,7 +191,7 @@ def _serve(options: Mapping[str, Any]) -> int:
     # What is made from here to the first client stays: to look through it for garbage costs a twentieth of the start,
     # and in workers every page that it touches becomes a copy.
     gc.disable()
-    block_reload_signals()
+    block_early_signals()
     terminal = Terminal()
     settings = combine(options)
     library = Library(settings.libssl)

@@ -52,10 +52,19 @@ class Configuration:
         self._read = read
         self._build = build
         self._tried = self._seen = _versions(settings)
+        self._https_port = 443
         self.service = build(settings)
         self._tickets = open_tickets(settings)
         if (ring := self.ring()) is not None:
             self.service.use_ring(ring)
+
+    def serve_https_on(self, port: int) -> None:
+        """Have redirects lead to this port of this machine, unless the settings name another."""
+        self._https_port = port
+        self._lead_to_https(self.service)
+
+    def _lead_to_https(self, service: Service) -> None:
+        service.https_redirect.port = service.settings.https_port or self._https_port
 
     def ring(self) -> Ring | None:
         """The session ticket keys that are to be used now; None for no tickets. Raises OSError."""
@@ -83,7 +92,7 @@ class Configuration:
             return None
         if ring is not None:
             service.use_ring(ring)
-        service.https_redirect.port = self.service.https_redirect.port
+        self._lead_to_https(service)
         return service
 
     def take(self, service: Service) -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ktlsd import __version__, ktls_probe, tls_stat
-from ktlsd.certificate import localhost_certificate
 from ktlsd.ktls import Direction, Mode, Support, explain
 from ktlsd.ssl_ffi import (
     CIPHER_LIST,
@@ -177,6 +176,9 @@ def examine(libssl: str | None = None) -> Report:
         links.append(Link("OpenSSL", True, f"{library.version_text} ({library.path})"))
         links.append(_compiled_in(library))
         support = Support(Mode.AUTO, library.version, library.ktls_compiled_in, ulp)
+        # `cryptography` loads the system's libcrypto: --libssl comes first.
+        from ktlsd.certificate import localhost_certificate
+
         with tempfile.TemporaryDirectory(prefix="ktlsd-doctor-") as folder:
             certificate = os.fspath(localhost_certificate(Path(folder)))
             ciphers = tuple(_ciphers(library, support, certificate))

@@ -1,8 +1,7 @@
 """All logs of ktlsd: opened before anything is served, opened again on SIGUSR1, closed at the end.
 
 Strategy: files are opened before workers are forked, so that all append to the same ones; each process opens its own
-again. The signal's handler does only that, so that it holds from the beginning to the end, whether an event loop runs
-or not.
+again. The signal's handler does only that, so that it holds to the end, whether an event loop runs or not.
 """
 
 from __future__ import annotations
@@ -12,17 +11,15 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from types import FrameType
-from typing import Final
 
 from ktlsd import error_log
 from ktlsd.log_files import LogFile
 from ktlsd.options import LogPlace
+from ktlsd.reload_signals import REOPEN_SIGNAL, unblock_reopen_signal
 from ktlsd.request_log import AccessLog
 from ktlsd.settings import Settings, SettingsError
 
 log = logging.getLogger("ktlsd")
-
-REOPEN_SIGNAL: Final = signal.SIGUSR1
 
 
 class Logs:
@@ -41,9 +38,13 @@ class Logs:
             self._accesses.close()
 
     def begin(self) -> None:
-        """Take what the process has to say, and heed REOPEN_SIGNAL."""
+        """Take what the process has to say."""
         error_log.use(self._errors, self._level)
+
+    def follow_rotation(self) -> None:
+        """Heed REOPEN_SIGNAL from now on; not before root is given up, or root would open files in others' folders."""
         signal.signal(REOPEN_SIGNAL, self._heed)
+        unblock_reopen_signal()
 
     def reopen(self) -> None:
         """Go on in the files that have the names now; one that cannot be opened keeps the old file."""

@@ -49,6 +49,8 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
         raise PrivilegeError(f"--user {user} is root: name a user who may do less")
     if os.geteuid() not in (_ROOT, identity.user):
         raise PrivilegeError(f"--user {user}: only root can become somebody else: start as root, or leave it out")
+    if group is not None and os.geteuid() != _ROOT and identity.group != os.getegid():
+        raise PrivilegeError(f"--group {group}: only root can take another group: start as root, or leave it out")
     return identity
 
 

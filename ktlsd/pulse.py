@@ -28,7 +28,8 @@ class Pulse:
     def __init__(self, notifier: Notifier, board: Board) -> None:
         self.notifier = notifier
         self._board = board
-        self._limit = notifier.watchdog_seconds
+        # Where nobody listens nothing beats, so silence says nothing.
+        self._limit = notifier.watchdog_seconds if notifier.heard else None
         self.seconds = STATUS_SECONDS if self._limit is None else min(STATUS_SECONDS, self._limit / _BEATS_IN_TIME)
         """Between two beats."""
         self._status = ""

@@ -1,18 +1,22 @@
 """A running server's configuration, certificates and session ticket keys are kept up to date.
 
 Strategy: a thread builds what is new, so that no connection waits, and one assignment on the event loop puts it into
-force: handshakes and requests take it from then on, and no connection is closed for it.
+force: handshakes and requests take it from then on, and no connection is closed for it. A worker is told of what its
+parent could have, so where it cannot it tries again: the operator was told that it is in force.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
 
+from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.notify import Notifier
 from ktlsd.reload_signals import RELOAD, RELOAD_SIGNALS, unblock_reload_signals
@@ -37,8 +41,10 @@ class Upkeep:
         self._terminal = terminal
         self._notifier = notifier
         self._alone = alone
-        # For threads: there is no sense in two builds at a time.
+        # For threads: there is no sense in two at a time.
         self._lane = trio.CapacityLimiter(1)
+        # What is loaded is made from what is in force, so it is in force before the next is loaded.
+        self._reloading = trio.Lock()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do what signals, files and the clock ask for, until cancelled."""
@@ -52,22 +58,38 @@ class Upkeep:
             with trio.open_signal_receiver(*RELOAD_SIGNALS) as signals:
                 unblock_reload_signals()
                 task_status.started()
-                async for number in signals:
-                    if number == RELOAD and self._alone and self._terminal.hung_up():
-                        os.kill(os.getpid(), signal.SIGTERM)
-                    else:
-                        await self._reload(anew=number == RELOAD)
+                await self._heed(signals)
 
-    async def _reload(self, *, anew: bool) -> None:
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        """Reload as the signals say; in a worker, what could not be had once more after a pause that grows."""
+        owed: bool | None = None
+        pauses = Backoff()
+        while True:
+            number = None
+            with trio.move_on_after(math.inf if owed is None else pauses.pause(0.0)):
+                number = await anext(signals)
+            if number == RELOAD and self._alone and self._terminal.hung_up():
+                os.kill(os.getpid(), signal.SIGTERM)
+                continue
+            if number is not None:
+                pauses = Backoff()
+            anew = bool(owed) or number == RELOAD
+            done = await self._reload(anew=anew)
+            owed = None if done or self._alone else anew
+
+    async def _reload(self, *, anew: bool) -> bool:
+        """Whether what there is now is in force."""
         if self._alone and anew:
             self._notifier.reloading()
-        service = await trio.to_thread.run_sync(lambda: self._configuration.load(anew=anew), limiter=self._lane)
-        if service is not None:
-            self._server.replace(service)
-            self._configuration.take(service)
-            log.log(logging.INFO if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
+        async with self._reloading:
+            service = await trio.to_thread.run_sync(lambda: self._configuration.load(anew=anew), limiter=self._lane)
+            if service is not None:
+                self._server.replace(service)
+                self._configuration.take(service)
+                log.log(logging.INFO if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
         if self._alone and anew:
             self._notifier.ready()
+        return service is not None
 
     async def _watch_certificates(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The signals that ask a running ktlsd to read something again.
+"""The signals that ask a running ktlsd to read or open something again.
 
 Strategy: they stay blocked, and thereby wait, until somebody heeds them, so that none that comes early ends the
 process.
@@ -14,13 +14,20 @@ RELOAD: Final = signal.SIGHUP
 RELOAD_CERTIFICATES: Final = signal.SIGUSR2
 """Read the certificates again; the parent of workers sends it."""
 RELOAD_SIGNALS: Final = (RELOAD, RELOAD_CERTIFICATES)
+REOPEN_SIGNAL: Final = signal.SIGUSR1
+"""Open the log files again."""
 
 
-def block_reload_signals() -> None:
-    """Keep the signals for later."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, RELOAD_SIGNALS)
+def block_early_signals() -> None:
+    """Keep all of these signals for later."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*RELOAD_SIGNALS, REOPEN_SIGNAL))
 
 
 def unblock_reload_signals() -> None:
     """Let them come, those that waited at once."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOAD_SIGNALS)
+
+
+def unblock_reopen_signal() -> None:
+    """Let it come, one that waited at once."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {REOPEN_SIGNAL})

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,13 +22,14 @@ from ktlsd.configuration import Configuration
 from ktlsd.cores import usable_cores
 from ktlsd.ktls import Support
 from ktlsd.listeners import Kind, Listener, bind_all, bind_metrics, close_all
-from ktlsd.logs import REOPEN_SIGNAL, Logs
+from ktlsd.logs import Logs
 from ktlsd.metrics import Board
 from ktlsd.notify import Notifier
 from ktlsd.pulse import Pulse
 from ktlsd.refusal import Refusal
 from ktlsd.reload import Upkeep
-from ktlsd.reload_signals import RELOAD_SIGNALS
+from ktlsd.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.say import say
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
 from ktlsd.settings import Settings
@@ -68,7 +68,8 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
             metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
         _become(identity, library, service)
-        service.https_redirect.port = settings.https_port or _https_port(listeners)
+        logs.follow_rotation()
+        configuration.serve_https_on(_https_port(listeners))
         _introduce(service, listeners)
         pulse = Pulse(Notifier(), board)
         gc.freeze()
@@ -95,9 +96,9 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
         def announce() -> None:
             for url in metrics.urls() if metrics is not None else ():
-                _say(f"metrics on {url}")
+                say(f"metrics on {url}")
             for listener in listeners:
-                _say(listener.announcement())
+                say(listener.announcement())
             pulse.notifier.ready()
 
         if workers == 1:
@@ -160,15 +161,9 @@ def _https_port(listeners: Sequence[Listener]) -> int:
 
 def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
     if service.notice:
-        _say(service.notice)
+        say(service.notice)
     roots = ", ".join(str(hosted.site.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
-    _say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
+    say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:
         log.warning("running as root, as nothing has to: give --user NAME")
-
-
-def _say(text: str) -> None:
-    """A line for the operator, in one write: workers may be saying something too."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -174,7 +174,11 @@ class Service:
     def _own_certificate(self) -> tuple[Path, Path]:
         from ktlsd.certificate import fingerprint, localhost_certificate
 
-        folder = state_folder()
+        try:
+            folder = state_folder()
+        except RuntimeError as error:
+            reason = "no place to keep a self-signed certificate: this user has no home"
+            raise SettingsError(f"{reason}: give --cert and --key, or set XDG_STATE_HOME") from error
         try:
             path = localhost_certificate(folder)
         except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import hashlib
 import importlib
 import os
 import re
@@ -472,6 +471,9 @@ class Context:
         "*.example.org" is every name below (X509_check_host(3)). `revoked` is a PEM file with the revocation list of
         each authority of a chain: who has none, or an old one, is refused too. Raises ContextError naming the file.
         """
+        # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
+        import hashlib
+
         c, null = self._library.c, self._library.ffi.NULL
         c.ERR_clear_error()
         path = os.fsencode(authorities)

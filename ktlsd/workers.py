@@ -1,8 +1,8 @@
 """Several processes on the same listening sockets: fork, watch, reload, end together.
 
 Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
-for signals. A worker that ends by itself is replaced after a pause that grows. A new configuration is tried by the
-parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
+for signals. A worker that ends by itself, or cannot be started, is replaced after a pause that grows. A new
+configuration is tried by the parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from msgspec import Struct, field
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
 from ktlsd.listeners import Listener
-from ktlsd.logs import REOPEN_SIGNAL
 from ktlsd.pulse import Pulse
-from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS
+from ktlsd.refusal import Refusal
+from ktlsd.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.server import END_SIGNALS
 from ktlsd.terminal import Terminal
 
@@ -67,7 +67,7 @@ def supervise(
 
     Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
     closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
-    process is about to exit.
+    process is about to exit. Raises Refusal where not all workers can be started at first.
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -94,7 +94,7 @@ class _Parent:
         self._reopen_logs = reopen_logs
 
     def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
-        self._start_those_due()
+        self._start_all()
         ready()
         look_at = time.monotonic() + WATCH_SECONDS
         beat_at = time.monotonic()
@@ -199,13 +199,35 @@ class _Parent:
                     *(ended, _how(status), lived, place.since - now),
                 )
 
+    def _start_all(self) -> None:
+        try:
+            for number in range(len(self._places)):
+                self._start(number)
+        except OSError as error:
+            started = self._workers()
+            self._tell(signal.SIGKILL)
+            for worker in started:
+                os.waitpid(worker, 0)
+            reason = f"only {len(started)} of {len(self._places)} workers can be started ({error.strerror})"
+            raise Refusal(f"{reason}: have fewer, or allow this user more processes or memory") from error
+
     def _start_those_due(self) -> None:
         for number, place in enumerate(self._places):
             if place.worker is None and place.since <= time.monotonic():
-                place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
+                try:
+                    self._start(number)
+                except OSError as error:
+                    pause = place.backoff.pause(0.0)
+                    place.since = time.monotonic() + pause
+                    log.error("a worker cannot be started (%s), the next try is in %g s", error.strerror, pause)
+
+    def _start(self, number: int) -> None:
+        place = self._places[number]
+        place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
 
 
 def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
+    """The process that does the job as worker `number`. Raises OSError where there can be none."""
     parent = os.getpid()
     worker = os.fork()
     if worker:

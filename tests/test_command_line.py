@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -18,8 +20,28 @@ from pathlib import Path
 import pytest
 
 from ktlsd.ssl_ffi import Library
-from tests.serving import client_context, command, connect, exchange_plain, get, is_refused, parse, run_to_end, serving
+from tests.serving import (
+    client_context,
+    command,
+    connect,
+    eventually,
+    exchange_plain,
+    get,
+    is_refused,
+    parse,
+    run_to_end,
+    serving,
+)
 from tests.vm.plugin import kernel_has_tls
+
+AS_A_STRANGER = ("unshare", "--user", "--map-user=123456")
+"""With a number that is nobody's, and the rights of whoever runs this."""
+
+
+def can_be_a_stranger() -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run([*AS_A_STRANGER, "true"], capture_output=True, check=False).returncode == 0
+    return False
 
 
 @pytest.fixture
@@ -293,6 +315,30 @@ def test_a_libssl_from_the_environment_is_used(tmp_path: Path) -> None:
     assert "/no/libssl.so" in ended.stderr
 
 
+_MAPPED = (
+    "sorted({line.split()[-1] for line in open('/proc/self/maps') if 'libcrypto.so' in line or 'libssl.so' in line})"
+)
+
+
+@pytest.mark.parametrize("module", ["cli", "doctor", "version"])
+def test_no_openssl_is_there_before_one_is_opened(module: str) -> None:
+    code = f"import ktlsd.{module}; print({_MAPPED})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor"], ["check", "--config"]], ids=lambda found: found[0])
+def test_a_libssl_goes_with_the_libcrypto_beside_it(root: Path, tmp_path: Path, arguments: list[str]) -> None:
+    system = Path(Library().path)
+    copies = [str(shutil.copy(system.with_name(name), tmp_path)) for name in ("libcrypto.so.3", "libssl.so.3")]
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\nlibssl = '{copies[1]}'\n")
+    given = [*arguments, str(config)] if arguments[0] == "check" else [*arguments, "--libssl", copies[1]]
+    code = f"import ktlsd.cli; ktlsd.cli.main({given}); print({_MAPPED})"
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == str(copies), ended.stderr
+
+
 @pytest.mark.parametrize("fault", ["key of another certificate", "encrypted key", "not PEM", "bad TOML", "unknown key"])
 def test_bad_files_are_one_line_that_names_them(tmp_path: Path, fault: str) -> None:
     certificate, key = make_certificate(tmp_path, "one")
@@ -325,6 +371,42 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
     ended = run_to_end("--root", str(root), state=Path("/proc/nowhere"))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "give --cert and --key" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_whoever_read_stderr_may_be_gone(root: Path, tmp_path: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", "--workers", workers)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(arguments, stderr=writer, env=environment) as process:
+        assert eventually(lambda: process.poll() is not None or not is_refused(port))
+        assert get(port, "/a.txt").status in (200, 404)
+        assert subprocess.run(arguments, stderr=writer, env=environment, check=False).returncode == 2
+        os.close(writer)
+        process.terminate()
+        assert process.wait() == 0
+
+
+@pytest.mark.skipif(not can_be_a_stranger(), reason="no user namespaces here")
+@pytest.mark.parametrize("command_line", [["--root"], ["check", "--config"]], ids=["serve", "check"])
+def test_a_user_without_a_home_needs_a_certificate(root: Path, tmp_path: Path, command_line: list[str]) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_STATE_HOME")}
+    ended = subprocess.run(
+        [*AS_A_STRANGER, *command(*command_line, str(root if command_line == ["--root"] else config))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert ended.stderr.startswith(
+        "ktlsd: no place to keep a self-signed certificate: this user has no home: give --cert"
+    )
 
 
 @pytest.mark.skipif(kernel_has_tls(), reason="this kernel has kTLS")

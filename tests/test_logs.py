@@ -46,6 +46,7 @@ from tests.serving import (
     serving,
 )
 from tests.test_access_log import read_combined
+from tests.test_reload import is_blocked
 
 LARGE = 16 * 1024 * 1024
 """More than the sockets of both sides hold."""
@@ -318,6 +319,23 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
     dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info|warning|error) \S.*")
     assert all(dated.fullmatch(line) for line in said)
     assert 20 * sum(" ktls tx=" in line for line in said) == len(asked)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_rotation_may_come_before_the_start_is_done(root: Path, tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "access.log"
+    options = ("--root", str(root), "--listen", "127.0.0.1:0", "--access-log", str(path), "--workers", workers)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True, env=environment) as process:
+        # Ignored or handled would not do: it is to wait.
+        while not is_blocked(process.pid, signal.SIGUSR1):
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        assert process.stderr
+        assert any(line == f"log {path}: opened again\n" for line in process.stderr)
+        assert any(line.startswith("listening on ") for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
 
 
 def test_the_last_lines_are_written_at_the_end(root: Path, tmp_path: Path) -> None:

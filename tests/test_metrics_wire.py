@@ -294,6 +294,18 @@ def test_counts_outlive_a_reload_and_a_renewed_certificate_is_told(root: Path, t
         assert value(found, "ktlsd_worker_restarts_total") == 0
 
 
+def test_a_certificate_whose_path_is_no_text_is_told(root: Path, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, os.fsdecode(b"caf\xe9"))
+    with serving(
+        root, *ON_LOOPBACK, "--cert", str(certificate), "--key", str(key), state=tmp_path / "state"
+    ) as running:
+        port = metrics_port(running)
+        labels = {"site": "default", "file": f"{tmp_path}/caf\\udce9.crt"}
+        assert value(numbers(port), "ktlsd_certificate_expiry_timestamp_seconds", **labels) > time.time()
+        for target in ("/", "/status.json"):
+            assert ask(port, target).status == 200
+
+
 def test_only_what_is_asked_for_in_order(root: Path, tmp_path: Path) -> None:
     with serving(root, *ON_LOOPBACK, state=tmp_path / "state") as running:
         port = metrics_port(running)

@@ -77,6 +77,15 @@ def test_only_root_can_become_somebody_else() -> None:
     assert "only root can become somebody else" in done.stderr
 
 
+@pytest.mark.parametrize("group", ["654321", "daemon"])
+def test_only_root_can_take_another_group(monkeypatch: pytest.MonkeyPatch, group: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
+    assert resolve("nobody", str(NOBODY.pw_gid)) == resolve("nobody", None)
+    with pytest.raises(PrivilegeError, match=f"--group {group}: only root can take another group: start as root"):
+        resolve("nobody", group)
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that everybody may enter, unlike tmp_path."""

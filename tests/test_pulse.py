@@ -104,5 +104,12 @@ def test_silence_counts_from_the_last_beat_or_the_start(tmp_path: Path) -> None:
     assert watched.silence(2, now - 200) is not None
 
 
+@pytest.mark.parametrize("name", ["", "vsock:2:1234"])
+def test_where_nobody_listens_nobody_is_stuck(name: str) -> None:
+    watched = Pulse(Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}), Board(1))
+    assert watched.silence(0, time.monotonic() - 1000) is None
+    assert watched.seconds == STATUS_SECONDS
+
+
 def test_without_a_watchdog_nobody_is_stuck(tmp_path: Path) -> None:
     assert pulse(tmp_path, Board(1)).silence(0, time.monotonic() - 1000) is None

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import trio
 
 from ktlsd.configuration import RESTART_ONLY
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
+from ktlsd.notify import Notifier
+from ktlsd.reload import Upkeep
 from ktlsd.service import Service
 from ktlsd.settings import Settings
 from ktlsd.ssl_ffi import Library
+from ktlsd.terminal import Terminal
 from tests.serving import (
     Running,
     children,
@@ -28,6 +36,7 @@ from tests.serving import (
     command,
     connect,
     eventually,
+    exchange_plain,
     get,
     parse,
     read_to_end,
@@ -177,6 +186,65 @@ def test_a_reload_may_come_before_the_start_is_done_and_after_the_end_began(
         assert process.wait() == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_is_possible_with_more_than_1024_open_files(root: Path, tmp_path: Path, workers: str) -> None:
+    """select(2) knows no more; each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this machine allows too few open files")
+    open_many = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000));"
+        " [os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True) for _ in range(1100)];"
+        " os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    config = Config(tmp_path, f"workers = {workers}", f"root = '{root}'")
+    options = ("--config", str(config.path))
+    wrapper = (sys.executable, "-c", open_many)
+    with serving(None, *options, state=tmp_path / "state", wrapper=wrapper) as server:
+        assert server.open_files() > 1100
+        reload_to(server, config, "1")
+
+
+def test_a_worker_that_cannot_do_what_its_parent_could_tries_again(root: Path, tmp_path: Path) -> None:
+    config = Config(tmp_path, "workers = 2", f"root = '{root}'")
+    with serving(None, "--config", str(config.path), state=tmp_path / "state") as server:
+        assert version_of(server) == "0"
+        hindered, other = children(server.process.pid)
+        soft, hard = resource.prlimit(hindered, resource.RLIMIT_NOFILE)
+        resource.prlimit(hindered, resource.RLIMIT_NOFILE, (3, hard))
+        config.write("1")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("^configuration reloaded$")
+        server.wait_for_line("^configuration not reloaded, .*Too many open files")
+        resource.prlimit(hindered, resource.RLIMIT_NOFILE, (soft, hard))
+        os.kill(other, signal.SIGSTOP)
+        try:
+            assert eventually(lambda: version_of(server) == "1")
+        finally:
+            os.kill(other, signal.SIGCONT)
+        tries = len([line for line in server.log if "not reloaded" in line])
+        reload_to(server, config, "2")
+        assert len([line for line in server.log if "not reloaded" in line]) == tries
+
+
+async def test_what_was_loaded_is_in_force_before_anything_else_is_loaded() -> None:
+    events: list[str] = []
+    configuration = Mock(take=lambda _: events.append("take"))
+
+    def load(*, anew: bool) -> Mock:
+        events.append("load")
+        return Mock()
+
+    configuration.load = load
+    # Time enough for another thread to begin.
+    server = Mock(replace=lambda _: time.sleep(0.01))
+    upkeep = Upkeep(server, configuration, Terminal(), Notifier({}), alone=True)
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(partial(upkeep._reload, anew=bool(number % 2)))
+    assert events == ["load", "take"] * 20
+
+
 def test_what_is_not_served_any_more_is_closed(root: Path, tmp_path: Path) -> None:
     config = Config(tmp_path, f"root = '{root}'")
     with serving(None, "--config", str(config.path), state=tmp_path / "state") as server:
@@ -234,6 +302,24 @@ def test_the_keys_that_need_a_restart_are_told() -> None:
     document = (Path(__file__).resolve().parent.parent / "docs/lifecycle.md").read_text(encoding="utf-8")
     told = document.partition("These keys cannot change while ktlsd runs")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"`(\w+)`", told)) == RESTART_ONLY
+
+
+def test_redirects_lead_to_the_port_of_the_new_configuration(root: Path, tmp_path: Path) -> None:
+    config = Config(tmp_path, f"root = '{root}'")
+    with serving(None, "--config", str(config.path), state=tmp_path / "state", http_listen=("127.0.0.1:0",)) as server:
+        bound = server.port
+
+        def location() -> str:
+            request = b"GET /a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            return parse(exchange_plain(server.http_ports[0], request))[0].fields["location"]
+
+        assert location() == f"https://localhost:{bound}/a"
+        for line, port in (("https_port = 444", ":444"), ("https_port = 443", ""), ("", f":{bound}")):
+            since = len(server.log)
+            config.write("1", line)
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for_line("^configuration reloaded$", since)
+            assert location() == f"https://localhost{port}/a"
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import pty
+import shutil
 import signal
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import pytest
 
 from ktlsd.backoff import FIRST_SECONDS, LIVED_SECONDS, LONGEST_SECONDS, Backoff
 from ktlsd.cores import usable_cores
-from tests.serving import Running, children, eventually, get, read_to_end, serving
+from tests.serving import Running, children, command, eventually, get, read_to_end, serving
 from tests.test_lifecycle import LARGE, begin_download
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
 @pytest.fixture
@@ -105,3 +109,38 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path
         os.kill(worker, signal.SIGSTOP)
         assert server.stop() == 0
         server.wait_for_line(rf"^workers \[{worker}\] killed: not done 5 s after the signal$")
+
+
+def without_forks(failing: str) -> tuple[str, ...]:
+    """For a ktlsd whose forks with these numbers fail as the kernel has them fail."""
+    # -D: ktlsd is the process that is started, and strace its grandchild.
+    return ("strace", "-D", "-q", "-o", os.devnull, "-e", f"inject=clone:error=EAGAIN:when={failing}")
+
+
+@needs_strace
+def test_a_worker_that_cannot_be_started_is_tried_again(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state", wrapper=without_forks("3..4")) as server:
+        steady, victim = sorted(children(server.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        for pause in ("0.2", "0.4"):
+            server.wait_for_line(
+                rf"^a worker cannot be started \(Resource temporarily unavailable\), the next try is in {pause} s$"
+            )
+        successor(server, {steady, victim})
+        assert get(server.port, "/small.txt").body == b"small"
+        assert server.stop() == 0
+
+
+@needs_strace
+def test_workers_that_cannot_be_started_at_first_are_a_refusal(root: Path, tmp_path: Path) -> None:
+    arguments = command("--root", str(root), "--listen", "127.0.0.1:0", "--workers", "2")
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    ended = subprocess.run(
+        [*without_forks("2"), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1] == (
+        "ktlsd: only 1 of 2 workers can be started (Resource temporarily unavailable):"
+        " have fewer, or allow this user more processes or memory"
+    )
+    assert "listening" not in ended.stderr

@@ -125,6 +125,7 @@ def install() -> None:
         'cert = "/etc/ktlsd/fullchain.pem"\nkey = "/run/credentials/ktlsd.service/keys_privkey.pem"\n'
         'acme_challenges = "/var/lib/ktlsd-acme/.well-known/acme-challenge"\n'
         'access_log = "/var/log/ktlsd/access.log"\n'
+        'backend_listen = ["unix:/run/ktlsd/http.sock"]\n'
     )
 
 
@@ -174,6 +175,16 @@ def plain_http_socket() -> None:
         with socket.create_connection(("127.0.0.1", 80), timeout=PATIENCE) as connection:
             connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n".encode())
             assert connection.recv(100).split()[1] == expected
+
+
+def unix_socket_for_a_proxy() -> None:
+    path = Path("/run/ktlsd/http.sock")
+    assert (path.stat().st_mode & 0o777, path.group()) == (0o660, "ktlsd")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(str(path))
+        connection.sendall(f"GET /index.html HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def key_is_a_credential() -> None:
@@ -337,7 +348,14 @@ CASES: dict[str, Callable[[], None]] = {
     case.__name__: case
     for case in (
         *(install, modules_load_brings_tls, start, ktls_under_the_hardened_unit, status_text, plain_http_socket),
-        *(key_is_a_credential, unprivileged_and_confined, security_score, reload, logs_are_rotated),
+        *(
+            unix_socket_for_a_proxy,
+            key_is_a_credential,
+            unprivileged_and_confined,
+            security_score,
+            reload,
+            logs_are_rotated,
+        ),
         *(killed_worker_is_replaced, upgrade_refuses_nobody, watchdog_ends_a_stuck_process),
         *(root_steps_down_without_systemd, stop),
     )
