@@ -5,6 +5,9 @@ import signal
 # The name under which pytest knows this directory depends on whether it is a package.
 pytest_plugins = [f"{__package__}.vm.plugin" if __package__ else "vm.plugin"]
 
-# A shell without job control starts background jobs with SIGINT ignored, and so would be whatever tests start.
+# A shell without job control starts background jobs with SIGINT ignored, nohup with SIGHUP, and so would be whatever
+# tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
