@@ -27,7 +27,7 @@ from tests.vm.plugin import EVERY_MACHINE
 pytestmark = pytest.mark.ktls
 
 MIB = 1024 * 1024
-PART, GIBIBYTE = 128 * MIB, 1024 * MIB
+PART, GIBIBYTE = 32 * MIB, 1024 * MIB
 CIPHERS = {
     ("TLSv1.3", "TLS_AES_128_GCM_SHA256"),
     ("TLSv1.3", "TLS_AES_256_GCM_SHA384"),
