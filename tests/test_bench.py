@@ -18,6 +18,7 @@ from bench.plot import points
 from bench.report import shortfalls, verdict
 from bench.rows import ROWS, Limit, Row, Setting, select
 from bench.run import RowResult
+from bench.summary import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RUN_SECONDS = 240.0
@@ -54,6 +55,19 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     assert done.returncode == 0, done.stderr
     data = json.loads((out / "results.json").read_text())
     return Outcome(data, (out / "table.md").read_text(), done.stdout, scratch)
+
+
+@needs_tools
+def test_the_summary_has_a_line_for_each_figure_that_is_to_reach_something(outcome: Outcome) -> None:
+    _, _, *rows = table([outcome.data]).splitlines()
+    assert {row.split(" | ")[5] for row in rows} == {"uvicorn", "hypercorn", "granian", "nginx"}
+    [nginx] = [row for row in rows if " nginx " in row]
+    spread = outcome.data["rows"][0]["ratios"]["requests"]["nginx"]
+    assert f"| {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f}) |" in nginx
+    assert "0.5x: yes" in nginx or "0.5x: **no**" in nginx
+    [granian] = [row for row in rows if " granian " in row]
+    assert "missing: no interpreter" in granian or f"missing: {NO_PYTHON}" in granian
+    assert "cannot be told" in granian
 
 
 @needs_tools
