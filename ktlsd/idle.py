@@ -22,13 +22,14 @@ import trio
 
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
-from ktlsd.pacing import PacedTransport
+from ktlsd.pacing import PART_SECONDS, PacedTransport
 
 log = logging.getLogger("ktlsd")
 
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
 _PAUSE_SECONDS: Final = 0.1
+_EACH_PART_SECONDS: Final = 0.0005
 _AT_ONCE: Final = 32
 """Connections that are looked at before other tasks get their turn."""
 
@@ -92,8 +93,10 @@ class Idle:
         self._row = row
         self._epoll = select.epoll()
         self._waiting: dict[int, _Waiting] = {}
-        self._part_received: set[int] = set()
-        """Those whose client has sent a part of a TLS record (PacedTransport.wakes_early)."""
+        self._parts: list[int] = []
+        """Those that are not watched for a while, since what came may be a part of a TLS record that the socket shows
+        until the rest is there (PacedTransport.wakes_early)."""
+        self._part_came = trio.Event()
         self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
@@ -159,6 +162,7 @@ class Idle:
         """Answer those that send something, and end the waits that take too long, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_sockets)
+            nursery.start_soon(self._watch_parts)
             nursery.start_soon(self._watch_clock)
 
     async def _watch_sockets(self) -> None:
@@ -179,6 +183,18 @@ class Idle:
                 log.error("idle connections have to wait: %s", error)
                 await trio.sleep(_PAUSE_SECONDS)
 
+    async def _watch_parts(self) -> None:
+        while True:
+            await self._part_came.wait()
+            self._part_came = trio.Event()
+            parts, self._parts = self._parts, []
+            # The more there are the longer, so that a great many are not much work.
+            await trio.sleep(PART_SECONDS + len(parts) * _EACH_PART_SECONDS)
+            for number in parts:
+                if number in self._waiting:
+                    with contextlib.suppress(OSError):
+                        self._epoll.modify(number, select.EPOLLIN)
+
     def _look_after(self, number: int, now: float, turn: Turn) -> None:
         waiting = self._waiting.get(number)
         if waiting is None:
@@ -198,17 +214,13 @@ class Idle:
             # It was answered, and waits anew.
             waiting.since = now
             self._waiting[number] = self._waiting.pop(number)
-            if number in self._part_received:
-                self._part_received.remove(number)
-                self._epoll.modify(number, select.EPOLLIN)
-        elif waiting.connection.transport.wakes_early and number not in self._part_received:
-            # From here on only what is new counts, not what is there.
-            self._part_received.add(number)
-            self._epoll.modify(number, select.EPOLLIN | select.EPOLLET)
+        elif waiting.connection.transport.wakes_early:
+            self._epoll.modify(number, 0)
+            self._parts.append(number)
+            self._part_came.set()
 
     def _forget(self, number: int) -> None:
         del self._waiting[number]
-        self._part_received.discard(number)
         self._unregister(number)
 
     def _unregister(self, number: int) -> None:

@@ -31,9 +31,12 @@ KERNEL_CHUNK: Final = 524288
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
 
+PART_SECONDS: Final = 0.02
+"""How long the rest of a TLS record is waited for where the socket does not tell that it came."""
+_MOST_PART_SECONDS: Final = 0.5
+
 # Longer than this between two sends, and the pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
-_PART_SECONDS: Final = 0.02
 _LINGER_SECONDS: Final = 2.0
 _LINGER_READ: Final = 65536
 # tcpi_bytes_acked in struct tcp_info of linux/tcp.h (Linux 4.1).
@@ -80,12 +83,14 @@ class PacedTransport(abc.ABC):
         else:
             await trio.lowlevel.wait_readable(self._socket)
         # OpenSSL would answer the end that stop_reading() made with an alert, as if the client had cut the connection.
+        pause = PART_SECONDS
         while not (self.stopped and self._at_end()):
             data = self.receive()
             if not isinstance(data, Wait):
                 return data
             if self.wakes_early:
-                await trio.sleep(_PART_SECONDS)
+                await trio.sleep(pause)
+                pause = min(2 * pause, _MOST_PART_SECONDS)
             await self._ready(data)
         return b""
 

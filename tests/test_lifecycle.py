@@ -109,9 +109,9 @@ def test_a_file_that_is_rewritten_in_place_arrives_as_it_was_read(server: Runnin
     with connection:
         answer, rest = parse(data + read_to_end(connection))
     assert (answer.status, len(answer.body), rest) == (200, LARGE, b"")
-    old = answer.body.rstrip(b"b")
-    assert 0 < len(old) < LARGE
-    assert old == b"a" * len(old)
+    # Where one processor has both the server and the writer, they may overtake each other more than once.
+    assert set(answer.body) == set(b"ab")
+    assert answer.body.startswith(b"a" * 16384)
 
 
 def test_clients_that_leave_cost_nothing(server: Running) -> None:
