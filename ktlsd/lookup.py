@@ -7,6 +7,7 @@ opened is looked at through its descriptor only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -130,13 +131,17 @@ class Root:
         found = await self.open_file(path)
         return found or Moved(target.directory_location())
 
-    async def open_file(self, path: bytes) -> OpenFile | Miss | None:
-        """Open a file by its path below the root; None when it is a folder."""
-        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path)
+    async def open_file(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
+        """Open a file by its path below the root; None when it is a folder.
 
-    async def open_hidden(self, path: bytes) -> OpenFile | Miss | None:
+        Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
+        the look at a name.
+        """
+        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path, others)
+
+    async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
-        opened = await self._open(path, _FLAGS)
+        opened = await self._open(path, _FLAGS, others)
         return opened if isinstance(opened, Miss) else _examine(opened, self.descriptor, path)
 
     async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
@@ -147,18 +152,21 @@ class Root:
         opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
         return opened if isinstance(opened, Miss) else Folder(opened, folder)
 
-    async def _open(self, path: bytes, flags: int) -> int | Miss:
+    async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> int | Miss:
         try:
             if self._cached_opens:
                 try:
                     return self._library.openat2(self.descriptor, path, flags, cached=True)
                 except BlockingIOError:
                     pass
-            return await trio.to_thread.run_sync(self._open_from_disk, path, flags)
+            return await trio.to_thread.run_sync(self._open_from_disk, path, flags, others)
         except OSError as error:
             return miss_of(error)
 
-    def _open_from_disk(self, path: bytes, flags: int) -> int:
+    def _open_from_disk(self, path: bytes, flags: int, others: Sequence[bytes]) -> int:
+        for other in others:
+            with contextlib.suppress(OSError):
+                os.close(self._library.openat2(self.descriptor, other, os.O_PATH, cached=False))
         for _ in range(_TRIES):
             try:
                 return self._library.openat2(self.descriptor, path, flags, cached=False)

@@ -206,8 +206,10 @@ class Site:
             if codings and is_compressible(kind):
                 wanted = preferred(request.fields.get("accept-encoding"), codings).codings
                 # Those that are not acceptable are looked for too: Vary is due where there is a choice.
-                for candidate in (*wanted, *(other for other in codings if other not in wanted)):
-                    sibling = await self.root.open_file(opened.path + SUFFIXES[candidate])
+                candidates = (*wanted, *(other for other in codings if other not in wanted))
+                siblings = [opened.path + SUFFIXES[candidate] for candidate in candidates]
+                for number, candidate in enumerate(candidates):
+                    sibling = await self.root.open_file(siblings[number], siblings[number + 1 :])
                     if not isinstance(sibling, OpenFile):
                         continue
                     if sibling.mtime_ns < opened.mtime_ns:
