@@ -55,6 +55,8 @@ class Remembered(Struct):
     until: float
     last: float
     """When to decide anew at the latest."""
+    closes: bool
+    """Whether the request asked for the end of its connection."""
     noted: Noted | None = None
     """For the access log, where there is one."""
 
@@ -121,10 +123,13 @@ class HeadCache:
         opened: OpenFile,
         part: ByteRange | None,
         noted: Noted | None = None,
+        *,
+        closes: bool = False,
         rules: Iterable[bytes] | None = None,
         asked_ns: int | None = None,
     ) -> None:
-        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date.
+        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date, and `closes`
+        whether the request asked for the end of its connection.
 
         `rules` has the paths below the root of what else is read; None where even more has a say. `asked_ns` is when
         it began to be decided, in ns since the epoch; now unless given.
@@ -145,7 +150,7 @@ class HeadCache:
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         if (known := self._known.get(key)) is not None:
             self._forget(key, known)
-        new = Remembered(status, before, after, part, tuple(sources), folders, until, last, noted)
+        new = Remembered(status, before, after, part, tuple(sources), folders, until, last, closes, noted)
         self._known[key] = new
         self._bytes += _size(key, new)
         while self._bytes > self.most_bytes:

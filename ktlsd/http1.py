@@ -65,6 +65,7 @@ _LIMIT_OF: Final = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: Limit.HEAD_BYTES,
 }
 """Which limit a head that could not be read was beyond, by the status that it gets."""
+_REPEATABLE_VERSIONS: Final = (b"1.1", b"1.0")
 _REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -155,15 +156,22 @@ class Http1:
             left = await self._shared.idle.wait(self)
             if left.unsent:
                 await self._finish_repeating(left.unsent)
-                if left.received == b"":
-                    continue
+            if left.ends:
+                await self.transport.finish(unread=True)
+                return
+            if left.unsent and left.received == b"":
+                continue
             received = await self._read_idle() if left.received is None else left.received
             if not received:
                 await self.transport.finish()
                 return
             self.origin = self._client.origin
             if not self._client.redirected:
-                received = await self._repeat(received)
+                rest = await self._repeat(received)
+                if rest is None:
+                    await self.transport.finish(unread=True)
+                    return
+                received = rest
             if received:
                 self._http.receive_data(received)
                 while self._http.trailing_data[0]:
@@ -222,8 +230,10 @@ class Http1:
                 raise
             received = received[len(key[1]) :]
             if unsent:
-                return Left(received, unsent)
+                return Left(received, unsent, ends=remembered.closes)
             self._end_again(complete=True)
+            if remembered.closes:
+                return Left(b"", ends=True)
             if not received:
                 return Left(None) if transport.holds() else None
         return Left(received)
@@ -253,8 +263,9 @@ class Http1:
         finally:
             self._end_again(complete=complete)
 
-    async def _repeat(self, received: bytes) -> bytes:
-        """Answer the heads at the beginning of `received` that are remembered; what follows them."""
+    async def _repeat(self, received: bytes) -> bytes | None:
+        """Answer the heads at the beginning of `received` that are remembered; what follows them, or None when the last
+        of them ends the connection."""
         while received and (found := self._find(received)) is not None:
             key, remembered = found
             descriptor = self._shared.service.heads.open(key, remembered)
@@ -273,6 +284,8 @@ class Http1:
             finally:
                 os.close(descriptor)
                 self._end_again(complete=complete)
+            if remembered.closes:
+                return None
             received = received[len(key[1]) :]
             if received:
                 await trio.lowlevel.checkpoint()
@@ -309,20 +322,25 @@ class Http1:
         fields = request.fields
         body = response.body
         part = body if isinstance(body, ByteRange) and body.count else None
+        connection = fields.get("connection", "keep-alive").lower()
         if (
-            version == b"1.1"
+            version in _REPEATABLE_VERSIONS
             and response.status in _REPEATABLE_STATUSES
             and (isinstance(body, ByteRange) or body == b"")
             and not response.close
-            and fields.get("connection", "keep-alive").lower() == "keep-alive"
+            and connection in ("keep-alive", "close")
             and _UNREPEATABLE.isdisjoint(fields)
             # What a proxy says differs from one client, or request, to the next.
             and (self._client.trusted is None or forwarded.FIELDS.isdisjoint(fields))
         ):
             key: Key = (self._realm, self._head)
             noted = self._log.noted if self._log is not None else None
+            closes = version == b"1.0" or connection == "close"
             self._heads.remember(
-                key, response.status.value, head, date, opened, part, noted, self._rules, self._asked_ns
+                *(key, response.status.value, head, date, opened, part, noted),
+                closes=closes,
+                rules=self._rules,
+                asked_ns=self._asked_ns,
             )
 
     # --- through h11 --------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class Left(NamedTuple):
     """What the client sent, b"" after its end; None where that has to be read first."""
     unsent: bytes | bytearray = b""
     """The rest of a response that has begun, to be sent before."""
+    ends: bool = False
+    """Whether that response, or one that is all sent, is the last, whatever else the client sends."""
 
 
 class Answering(Protocol):

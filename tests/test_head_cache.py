@@ -194,13 +194,12 @@ def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        get("/a.txt", "Connection: close"),
         get("/nothing"),
         get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
         get("/a.txt", "Content-Length: 0"),
         get("/a.txt", "Expect: 100-continue"),
         get("/a.txt", "X: " + "x" * LONGEST_REMEMBERED),
-        b"GET /a.txt HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\nConnection: close, keep-alive\r\n\r\n",
         b"OPTIONS /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
 )
@@ -211,6 +210,35 @@ def test_what_is_not_the_same_each_time_is_not_remembered(server: InProcess, hea
             connection.sendall(head)
             assert read_response(connection, head)
     assert server.heads.uses == before
+
+
+@pytest.mark.parametrize("name", ["/a.txt", "/large.bin", "/empty"])
+@pytest.mark.parametrize("more", [b"", get("/a.txt")], ids=["alone", "with another after it"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "GET {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "GET {} HTTP/1.1\r\nHost: a\r\nConnection: Close\r\nX: y\r\n\r\n",
+        "GET {} HTTP/1.0\r\n\r\n",
+        "GET {} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        "HEAD {} HTTP/1.0\r\n\r\n",
+        "GET {} HTTP/1.0\r\nRange: bytes=1-3\r\n\r\n",
+    ],
+)
+def test_what_ends_its_connection_is_answered_from_memory_too(
+    server: InProcess, form: str, name: str, more: bytes
+) -> None:
+    head = form.format(name).encode()
+    before, answers = server.heads.uses, []
+    for _ in range(4):
+        with connect(server.port) as connection:
+            connection.sendall(head + more)
+            answers.append(DATE.sub(b"", read_to_end(connection)))
+    assert answers == [answers[0]] * 4
+    assert answers[0].count(b"HTTP/1.1 ") == 1
+    assert b"\r\nConnection: close\r\n" in answers[0]
+    if not answers[0].startswith(b"HTTP/1.1 416 "):
+        assert server.heads.uses >= before + 3
 
 
 def replaced(path: Path) -> None:
