@@ -431,14 +431,12 @@ def test_no_answer_is_older_than_its_request_however_many_ask_for_the_same(serve
     """Those who ask at the same time share what is read for the first of them."""
     path, head = server.root / "busy.txt", get("/busy.txt")
     path.write_bytes(b"0" * 5000)
-    over = threading.Event()
+    over, seen = threading.Event(), set[bytes]()
 
-    def keep_asking() -> set[bytes]:
-        seen = set()
+    def keep_asking() -> None:
         with connect(server.port) as connection:
             while not over.is_set():
                 seen.add(ask(connection, head)[-5000:])
-        return seen
 
     with ThreadPoolExecutor(6) as others, connect(server.port) as connection:
         asking = [others.submit(keep_asking) for _ in range(6)]
@@ -450,8 +448,9 @@ def test_no_answer_is_older_than_its_request_however_many_ask_for_the_same(serve
                 path.with_name("new").write_bytes(number * 5000)
                 os.replace(path.with_name("new"), path)
                 assert ask(connection, head).endswith(number * 5000)
+                assert eventually(lambda number=number: number * 5000 in seen)  # type: ignore[misc]
         finally:
             over.set()
-        assert set().union(*(each.result() for each in asking)) == {
-            number * 5000 for number in (b"0", b"1", b"2", b"3")
-        }
+        for each in asking:
+            each.result()
+    assert seen == {number * 5000 for number in (b"0", b"1", b"2", b"3")}
