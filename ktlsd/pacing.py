@@ -22,11 +22,12 @@ from ktlsd.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.options import LimitOptions
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
+from ktlsd.turns import of_this_loop
 
 DEFAULTS: Final = LimitOptions()
 
 KERNEL_CHUNK: Final = 524288
-"""Bytes that one sendfile may take before other connections get their turn; a multiple of the TLS record size."""
+"""Bytes that one sendfile may take before others may get their turn; a multiple of the TLS record size."""
 
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
@@ -68,7 +69,7 @@ class PacedTransport(abc.ABC):
         self._limits = limits
         self._pace = Pace(limits)
         self.sent = 0
-        """Bytes that the kernel has taken, as they were before encryption; of one write in user space, all or none."""
+        """Bytes that the kernel has taken, as they were before encryption; of a piece in user space, all or none."""
         self.stopped = False
         """Whether stop_reading() was called."""
         self.wakes_early = False
@@ -182,6 +183,7 @@ class PacedTransport(abc.ABC):
             await self._send_by_kernel(data, 0)
             return
         # Residency first: a head left in an open record would reach the client only after the disk.
+        turns = of_this_loop()
         end = offset + count
         resident = min(offset + KERNEL_CHUNK, end)
         await self._residency.make_resident(descriptor, offset, resident - offset)
@@ -192,6 +194,7 @@ class PacedTransport(abc.ABC):
             if isinstance(sent, Wait):
                 asked = trio.current_time()
                 await self._progress(sent)
+                await turns.next()
                 if trio.current_time() - asked > _RESIDENT_SECONDS:
                     await self._residency.make_resident(descriptor, offset, resident - offset)
                 continue
@@ -203,7 +206,7 @@ class PacedTransport(abc.ABC):
             if offset == end:
                 return
             if offset == resident:
-                await trio.lowlevel.checkpoint()
+                await turns.next()
                 resident = min(offset + KERNEL_CHUNK, end)
                 await self._residency.make_resident(descriptor, offset, resident - offset)
 

@@ -1,8 +1,8 @@
 """Keeping a disk's slowness off the event loop: is a part of a file in the page cache, and how to get it there.
 
 Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk;
-when one does, a thread reads the part for real, and only then is it sent. User-space reads use RWF_NOWAIT for the bytes
-themselves.
+when one does, a thread reads the part for real, and only then is it sent. What is encrypted in user space is read with
+RWF_NOWAIT itself, into memory that all share.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ STRIDE: Final = 65536
 """Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel
 reads ahead and evicts in longer runs than this."""
 
+PIECE: Final = 262144
+"""Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
+
 _SCRATCH_SIZE: Final = 262144
 # Files of these live in memory: nothing to wait for, and tmpfs had no RWF_NOWAIT before Linux 6.6 (magic.h).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
@@ -36,6 +39,9 @@ class Residency:
         self._row = row
         self._lanes = trio.CapacityLimiter(_LANES)
         self._probe = bytearray(1)
+        self._memory = memoryview(bytearray(PIECE))
+        self.loads = 0
+        """How often load() has used its memory."""
 
     def is_resident(self, descriptor: int, offset: int, count: int) -> bool:
         """Whether sending this part would not wait for a disk, by sample. Raises OSError."""
@@ -68,19 +74,41 @@ class Residency:
             self._row[COLD_READS] += 1
             await trio.to_thread.run_sync(_read_through, descriptor, offset, count, limiter=self._lanes)
 
-    async def read_into(self, descriptor: int, buffer: memoryview, offset: int) -> int:
-        """Fill `buffer` from the file; the number of bytes, 0 at its end. Raises OSError."""
+    def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
+        """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
+        uses again; None where that is nothing. Together they are up to PIECE bytes. Raises OSError.
+        """
+        self.loads += 1
+        begin = len(head)
+        memory = self._memory
+        memory[:begin] = head
+        target = [memory[begin : min(begin + count, PIECE)]]
         try:
-            count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-            if count:
-                return count
+            got = os.preadv(descriptor, target, offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            if error.errno != errno.EOPNOTSUPP:
                 raise
-            if error.errno == errno.EOPNOTSUPP and self._file_system_type(descriptor) in _IN_MEMORY:
-                return os.preadv(descriptor, [buffer], offset)
+            if self._file_system_type(descriptor) not in _IN_MEMORY:
+                return None
+            got = os.preadv(descriptor, target, offset)
+        return memory[: begin + got] if got else None
+
+    async def read(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview:
+        """`head` and a part of a file, up to its end, in memory of their own. Raises OSError."""
         self._row[COLD_READS] += 1
-        return await trio.to_thread.run_sync(os.preadv, descriptor, [buffer], offset, limiter=self._lanes)
+        memory = memoryview(bytearray(len(head) + count))
+        memory[: len(head)] = head
+        got = await trio.to_thread.run_sync(_read_all, descriptor, memory[len(head) :], offset, limiter=self._lanes)
+        return memory[: len(head) + got]
+
+
+def _read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
+    filled = 0
+    while filled < len(buffer) and (got := os.preadv(descriptor, [buffer[filled:]], offset + filled)):
+        filled += got
+    return filled
 
 
 def _read_through(descriptor: int, offset: int, count: int) -> None:

@@ -11,20 +11,23 @@ import contextlib
 import socket
 from typing import Final
 
-import trio
-
 from ktlsd.client_hello import host_name
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.options import LimitOptions
 from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, FileShrank, PacedTransport
-from ktlsd.residency import Residency
+from ktlsd.residency import PIECE, Residency
 from ktlsd.ssl_ffi import Connection, Context, Handshake, TLSError, Wait
+from ktlsd.turns import of_this_loop
 
 __all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
 
 USER_SPACE_CHUNK: Final = 131072
-"""Bytes read and encrypted in one turn without kTLS."""
+"""Bytes read and encrypted at once without kTLS, at first."""
+_LONGEST_HEAD: Final = 65536
+"""Bytes before a file that go out with its first ones."""
+_AFTER_WAIT: Final = 65536
+"""The same where the socket had to be waited for: what it did not take is read a second time."""
 
 
 class Transport(PacedTransport):
@@ -107,21 +110,48 @@ class Transport(PacedTransport):
         if (data := self.gathered(head, descriptor, offset, count)) is not None:
             await self._write(data)
             return
-        buffer = bytearray(max(len(head) + 1, min(len(head) + count, USER_SPACE_CHUNK)))
-        view = memoryview(buffer)
-        filled = len(head)
-        view[:filled] = head
-        end = offset + count
+        if len(head) > _LONGEST_HEAD:
+            await self._write(head)
+            head = b""
+        residency, turns = self._residency, of_this_loop()
+        most = USER_SPACE_CHUNK
+        self._fill_segments(True)
         while True:
-            got = await self._residency.read_into(descriptor, view[filled : filled + end - offset], offset)
-            if got == 0:
+            piece = residency.load(head, descriptor, offset, min(count, most))
+            loads: int | None = residency.loads
+            if piece is None:
+                # What is in an open segment would otherwise wait for the disk, too.
+                self._fill_segments(False)
+                piece, loads = await residency.read(head, descriptor, offset, min(count, USER_SPACE_CHUNK)), None
+                self._fill_segments(True)
+            size = len(piece)
+            taken = size - len(head)
+            if taken == 0:
                 raise FileShrank
-            offset += got
-            await self._write(view[: filled + got])
-            if offset == end:
-                return
-            filled = 0
-            await trio.lowlevel.checkpoint()
+            most = min(2 * most, PIECE)
+            while (wait := self._tls.write(piece)) is not None:
+                most = _AFTER_WAIT
+                await self._progress(wait)
+                await turns.next()
+                if loads is not None and loads != residency.loads:
+                    # Others have used the memory. SSL_write skips what it has sent and encrypts the rest.
+                    piece, loads = residency.load(head, descriptor, offset, taken), residency.loads
+                    if piece is None or len(piece) < size:
+                        piece, loads = await residency.read(head, descriptor, offset, taken), None
+                    if len(piece) < size:
+                        raise FileShrank
+            self._note_written(size)
+            offset += taken
+            count -= taken
+            if count == 0:
+                break
+            head = b""
+            await turns.next()
+        self._fill_segments(False)
+
+    def _fill_segments(self, on: bool) -> None:
+        """Whether TCP keeps a segment that is not full for what follows: each record is a write(2) of OpenSSL's."""
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     async def finish(self, *, unread: bool = False) -> None:
         while (wait := self._tls.shutdown()) is not None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from ktlsd.metrics import COLD_READS, SLOTS
-from ktlsd.residency import Residency
+from ktlsd.residency import PIECE, Residency
 from ktlsd.ssl_ffi import Library
 from tests.test_cold_files import drop_page_cache
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
@@ -54,6 +54,11 @@ def warm(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, count: int) -> bytes | None:
+    piece = residency.load(head, descriptor, offset, count)
+    return None if piece is None else bytes(piece)
+
+
 @pytest.mark.ktls
 async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
     row = [0] * SLOTS
@@ -78,21 +83,35 @@ async def test_a_cold_part_is_read_in_a_thread(cold: int, library: Library) -> N
             await trio.lowlevel.checkpoint()
 
     # Far from what is read ahead for another test: drop_page_cache() leaves what is still on its way.
-    buffer = memoryview(bytearray(100_000))
+    offset, count = 5_000_000, 100_000
+    assert residency.load(b"", cold, offset, count) is None
+    assert row[COLD_READS] == 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count_turns)
-        got = await residency.read_into(cold, buffer, 5_000_000)
+        got = await residency.read(b"head", cold, offset, count)
         nursery.cancel_scope.cancel()
-    assert buffer[:got] == os.pread(cold, got, 5_000_000)
+    assert bytes(got) == b"head" + os.pread(cold, count, offset)
     assert row[COLD_READS] == 1
     assert turns > 0
-    assert await residency.read_into(cold, buffer, 5_000_000) > 0
+    assert loaded(residency, b"head", cold, offset, count) == bytes(got)
     assert row[COLD_READS] == 1
 
 
 async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None:
     residency = Residency(library.file_system_type)
-    buffer = memoryview(bytearray(1000))
-    assert await residency.read_into(warm, buffer, PART - 10) == 10
-    assert await residency.read_into(warm, buffer, PART) == 0
+    assert loaded(residency, b"", warm, PART - 10, 1000) == bytes(10)
+    assert residency.load(b"head", warm, PART, 1000) is None
+    assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
+    assert bytes(await residency.read(b"head", warm, PART, 1000)) == b"head"
     await residency.make_resident(warm, PART - 10, 100_000)
+
+
+def test_all_use_the_same_memory_and_can_tell(warm: int, library: Library) -> None:
+    residency = Residency(library.file_system_type)
+    first = residency.load(b"head", warm, 0, 2 * PIECE)
+    assert first is not None
+    assert bytes(first) == b"head" + bytes(PIECE - 4)
+    loads = residency.loads
+    assert loaded(residency, b"other", warm, 0, 10) == b"other" + bytes(10)
+    assert residency.loads > loads
+    assert bytes(first[:5]) == b"other"

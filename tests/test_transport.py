@@ -131,6 +131,38 @@ async def send_parts(context: Context, folder: Path) -> Handshake:
     return facts
 
 
+async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path) -> None:
+    """All pieces go through the same memory, and sockets that take little at a time have others come between."""
+    contents = [os.urandom(1_500_000 + number) for number in range(6)]
+    residency = Residency(Library().file_system_type)
+    with contextlib.closing(Context(Library(), ktls=False)) as context, contextlib.ExitStack() as stack:
+        certificate = str(localhost_certificate(tmp_path))
+        context.use_certificate(certificate, certificate)
+
+        async def send(content: bytes, far: socket.socket, descriptor: int) -> None:
+            with contextlib.closing(Transport(context, far, residency)) as transport:
+                await transport.handshake()
+                await transport.send_file(b"head of %d" % len(content), descriptor, 0, len(content))
+                assert transport.sent == len(b"head of %d" % len(content)) + len(content)
+                await transport.finish()
+
+        collected = []
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number, content in enumerate(contents):
+                    path = tmp_path / f"{number}.bin"
+                    path.write_bytes(content)
+                    near, far = stack.enter_context(loopback_pair())
+                    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+                    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+                    collected.append(stack.enter_context(collector(near)))
+                    nursery.start_soon(send, content, far, stack.enter_context(path.open("rb")).fileno())
+        # More than there are pieces of the least size: others came between, and pieces were read again.
+        assert residency.loads > 4 / 3 * sum(map(len, contents)) / 65536
+        stack.close()
+        assert collected == [b"head of %d" % len(content) + content for content in contents]
+
+
 async def test_parts_of_a_file_arrive_one_by_one(tmp_path: Path) -> None:
     with contextlib.closing(Context(Library(), ktls=False)) as context:
         certificate = str(localhost_certificate(tmp_path))

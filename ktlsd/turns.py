@@ -1,0 +1,71 @@
+"""Turns of those who send much, so that a small request waits for few of them.
+
+Strategy: in one pass of the event loop all big sends together take about PASS_SECONDS; who comes later stands in line,
+and each pass lets the first one in. A pass that has time left costs its sender no way through the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Final
+
+import trio
+
+PASS_SECONDS: Final = 0.0005
+"""How long big sends may hold up everyone else."""
+
+
+class Turns:
+    """The line of one event loop."""
+
+    def __init__(self) -> None:
+        self._line: deque[trio.lowlevel.Task] = deque()
+        self._until = 0.0
+        """When the time of this pass is over."""
+
+    async def next(self) -> None:
+        """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
+        if time.perf_counter() < self._until:
+            return
+        if self._line:
+            await self._wait()
+        else:
+            self._line.append(trio.lowlevel.current_task())
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                self._leave()
+                raise
+        self._leave()
+        self._until = time.perf_counter() + PASS_SECONDS
+
+    async def _wait(self) -> None:
+        """Stand in line behind others, until the one before leaves it."""
+        task = trio.lowlevel.current_task()
+        self._line.append(task)
+
+        def give_up(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._line.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+
+    def _leave(self) -> None:
+        """Leave the head of the line; who is behind runs in the next pass."""
+        self._line.popleft()
+        if self._line:
+            trio.lowlevel.reschedule(self._line[0])
+
+
+_turns: trio.lowlevel.RunVar[Turns] = trio.lowlevel.RunVar("ktlsd.turns")
+
+
+def of_this_loop() -> Turns:
+    """The one line of the event loop that runs."""
+    try:
+        return _turns.get()
+    except LookupError:
+        turns = Turns()
+        _turns.set(turns)
+        return turns
