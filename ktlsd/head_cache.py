@@ -69,6 +69,9 @@ class HeadCache:
         self.most_bytes = most_bytes
         self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
+        self._looks: dict[tuple[int, bytes], Identity] = {}
+        """What folders and rules were at the last look, by root and path; it holds for all that is remembered."""
+        self._looks_until = 0.0
         self.uses = 0
         """Responses that were given from memory."""
 
@@ -100,15 +103,31 @@ class HeadCache:
                 return None
         now = time.monotonic()
         if remembered.until < now:
+            if now > self._looks_until:
+                self._looks.clear()
+                self._looks_until = now + LASTING_SECONDS
             # The names on the way to an open file are in memory: no disk is asked.
-            if not (remembered.folders and _are_as_they_were(remembered.folders)):
+            if not (remembered.folders and self._are_as_they_were(remembered.folders)):
                 os.close(descriptor)
                 self._forget(key, remembered)
                 return None
-            remembered.until = now + LASTING_SECONDS
+            remembered.until = self._looks_until
             self._known.move_to_end(key)
         self.uses += 1
         return descriptor
+
+    def _are_as_they_were(self, folders: Iterable[tuple[int, bytes, Identity]]) -> bool:
+        looks = self._looks
+        try:
+            for root, path, identity in folders:
+                seen = looks.get((root, path))
+                if seen is None:
+                    seen = looks[root, path] = identify(os.stat(path, dir_fd=root))
+                if seen != identity:
+                    return False
+        except OSError:
+            return False
+        return True
 
     def _forget(self, key: Key, remembered: Remembered) -> None:
         del self._known[key]
@@ -178,13 +197,6 @@ def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[t
             return ()
         found.append((opened.root, path, identify(status)))
     return tuple(found)
-
-
-def _are_as_they_were(folders: Iterable[tuple[int, bytes, Identity]]) -> bool:
-    try:
-        return all(identify(os.stat(path, dir_fd=root)) == identity for root, path, identity in folders)
-    except OSError:
-        return False
 
 
 def _is(descriptor: int, identity: Identity) -> bool:
