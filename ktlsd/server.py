@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 import trio
 
+from ktlsd import light
 from ktlsd.access_log import Channel
 from ktlsd.client_hello import NOTHING
 from ktlsd.door import EXHAUSTED, Door
@@ -24,6 +25,7 @@ from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
+from ktlsd.light import Lights
 from ktlsd.limits import Limit
 from ktlsd.listeners import Kind, Listener
 from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
@@ -93,14 +95,17 @@ class Server:
                 )
             async with trio.open_nursery() as connections:
                 self._connections = connections
+                self._lights = Lights(self._shared.idle.sockets, connections)
+                nursery.start_soon(self._lights.watch_terms)
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
-                            acceptors.start_soon(self._accept, listener, connections)
+                            acceptors.start_soon(self._accept, listener)
                         ready()
                 # From here on new clients are refused instead of waiting in a queue that nobody serves.
                 for listener in listeners:
                     listener.socket.close()
+                await self._lights.until_none()
             nursery.cancel_scope.cancel()
         self._offloads.close()
         self._shared.idle.close()
@@ -122,9 +127,8 @@ class Server:
         """Give up on what is still in flight when draining has taken long enough."""
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
-        log.warning(
-            "connections cut off: %d, not done %d s after the signal", len(self._connections.child_tasks), seconds
-        )
+        count = len(self._connections.child_tasks) + len(self._lights)
+        log.warning("connections cut off: %d, not done %d s after the signal", count, seconds)
         everything.cancel()
 
     async def _watch_signals(
@@ -144,7 +148,7 @@ class Server:
             await anext(signals)
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
+    async def _accept(self, listener: Listener) -> None:
         while True:
             try:
                 await trio.lowlevel.wait_readable(listener.socket)
@@ -167,7 +171,7 @@ class Server:
                         await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
                         break
                     continue
-                connections.start_soon(self._serve_connection, sock, peer_of(peer), listener.kind)
+                self._lights.start(sock, self._serve_connection(sock, peer_of(peer), listener.kind))
 
     def _make_room(self) -> None:
         self._row[LIMITED[Limit.CROWDED]] += self._shared.idle.end_oldest()
@@ -182,16 +186,17 @@ class Server:
                 if sock.family != socket.AF_UNIX:
                     # Heads and files share records by MSG_MORE; nothing else is worth holding back.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                deadline = trio.current_time() + limits.handshake_seconds
+                began = trio.current_time()
                 with self._door.gate.visit() as visit:
                     if self._door.gate.crowded:
                         self._make_room()
                     if visit.refused is None:
-                        peer = await self._named(sock, peer, deadline)
+                        peer = await self._named(sock, peer, began)
                     refused = self._door.refuses(visit, peer, shakes=kind is Kind.HTTPS)
                     if refused is None:
-                        await self._serve_visitor(sock, peer, kind, deadline)
+                        await self._serve_visitor(sock, peer, kind, began)
                 if refused is not None:
+                    await light.become_task()
                     response = b"" if kind is Kind.HTTPS else self._last_words(*_BUSY)
                     await self._door.turn_away(sock, peer, refused, response)
         except FileShrank:
@@ -215,7 +220,7 @@ class Server:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
 
-    async def _named(self, sock: socket.socket, peer: Peer, deadline: float) -> Peer:
+    async def _named(self, sock: socket.socket, peer: Peer, began: float) -> Peer:
         """The client that a proxy speaks for, where that is to begin with a PROXY header; else the peer itself.
 
         Raises BadHeader, ConnectionLost, trio.TooSlowError.
@@ -223,36 +228,37 @@ class Server:
         speak_proxy = self._shared.service.speak_proxy
         if not speak_proxy or not speak_proxy.holds(peer.address):
             return peer
-        with trio.fail_at(deadline):
+        await light.become_task()
+        with light.within(self._shared.service.settings.limits.handshake_seconds, began):
             return await client_of(sock, peer)
 
-    async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, deadline: float) -> None:
-        """Serve a client that was let in; what begins with a handshake has it by the deadline."""
+    async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, began: float) -> None:
+        """Serve a client that was let in, whose time for a handshake began then."""
         if kind is Kind.HTTPS:
-            await self._serve_tls(sock, peer, deadline)
+            await self._serve_tls(sock, peer, began)
             return
         limits = self._shared.service.settings.limits
         with contextlib.closing(PlainTransport(sock, self._residency, self._row, limits)) as transport:
             await Http1(self._shared, transport, self._client(peer, redirected=kind is Kind.REDIRECT)).serve()
 
-    async def _serve_tls(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
+    async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
-        row, began = self._row, trio.current_time()
+        row, seconds = self._row, self._shared.service.settings.limits.handshake_seconds
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-        with trio.move_on_at(deadline), self._shared.idle.silent(sock):
+        with contextlib.suppress(trio.TooSlowError), light.within(seconds, began), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         context = service.sites.of_name(asked.server_name).context
         limits = service.settings.limits
         with contextlib.closing(Transport(context, sock, self._residency, row, limits)) as transport:
             try:
-                with trio.fail_at(deadline):
+                with light.within(seconds, began):
                     handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
                 row[LIMITED[Limit.HANDSHAKE]] += 1
-                log.info("%s handshake failed: none within %g s", peer, limits.handshake_seconds)
+                log.info("%s handshake failed: none within %g s", peer, seconds)
                 return
             except PlainHTTP:
                 row[FAILED[Failure.PLAIN_HTTP]] += 1

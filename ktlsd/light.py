@@ -1,0 +1,239 @@
+"""Connections that have no task of trio's until they need one: handshakes, and all that is answered from memory.
+
+Strategy: a light connection is a coroutine that whoever watches its socket (watch.py) begins and goes on with, for as
+long as it awaits nothing but what is here; a task, with a wait and a cancel scope of trio's for each step, would cost
+as much as the handshake. become_task() gives it to trio, and from then on the same functions are trio's own.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import outcome
+import trio
+
+from ktlsd.ssl_ffi import Wait
+from ktlsd.watch import Turn, Watch
+
+_EVENTS: Final = {Wait.READABLE: select.EPOLLIN, Wait.WRITABLE: select.EPOLLOUT}
+_PARKED: Final = object()
+_TO_TRIO: Final = object()
+
+
+class _Now:
+    """Which light connection runs at this moment; none while a task does."""
+
+    light: _Light | None = None
+
+
+_now: Final = _Now()
+
+
+class Lights:
+    """One process's light connections."""
+
+    def __init__(self, watch: Watch, nursery: trio.Nursery) -> None:
+        """Those that need a task become one of the nursery's."""
+        self.watch = watch
+        self.nursery = nursery
+        self._all: dict[_Light, None] = {}
+        self._terms: dict[float, dict[_Light, float]] = {}
+        """When each connection is to be done, by how long it had at first: in each of these the first is the next."""
+        self._next_look = math.inf
+        self._sooner = trio.Event()
+        self._ended = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def start(self, sock: socket.socket, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Begin a connection, which closes its socket when it ends."""
+        light = _Light(self, sock.fileno(), coroutine)
+        self._all[light] = None
+        light.go_on(coroutine.send, None)
+
+    async def until_none(self) -> None:
+        """Wait until none is left; when that is cancelled, they are ended on the spot."""
+        try:
+            while self._all:
+                self._ended = trio.Event()
+                await self._ended.wait()
+        finally:
+            for light in list(self._all):
+                light.close()
+
+    async def watch_terms(self) -> None:
+        """End what takes too long, for ever."""
+        while True:
+            now = trio.current_time()
+            soonest = math.inf
+            for seconds, terms in list(self._terms.items()):
+                while terms and (due := next(iter(terms.items())))[1] <= now:
+                    del terms[due[0]]
+                    due[0].go_on(due[0].throw, trio.TooSlowError())
+                if terms:
+                    soonest = min(soonest, next(iter(terms.values())))
+                else:
+                    del self._terms[seconds]
+            self._next_look = soonest
+            self._sooner = trio.Event()
+            with trio.move_on_at(soonest):
+                await self._sooner.wait()
+
+    def set_term(self, light: _Light, seconds: float, deadline: float) -> None:
+        self._terms.setdefault(seconds, {})[light] = deadline
+        if deadline < self._next_look:
+            self._next_look = deadline
+            self._sooner.set()
+
+    def end_term(self, light: _Light, seconds: float) -> None:
+        if terms := self._terms.get(seconds):
+            terms.pop(light, None)
+
+    def leave(self, light: _Light) -> None:
+        del self._all[light]
+        if not self._all:
+            self._ended.set()
+
+
+class _Light:
+    __slots__ = ("_coroutine", "_lights", "_number", "send", "throw")
+
+    def __init__(self, lights: Lights, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._lights = lights
+        self._number = number
+        self._coroutine = coroutine
+        self.send, self.throw = coroutine.send, coroutine.throw
+
+    def ready(self, turn: Turn) -> None:
+        self.go_on(self.send, None)
+
+    def go_on(self, step: Callable[[Any], object], argument: object) -> None:
+        """Run it until it awaits something."""
+        _now.light = self
+        try:
+            awaited = step(argument)
+        except StopIteration:
+            self._end()
+        except BaseException:
+            self._end()
+            raise
+        else:
+            if awaited is _TO_TRIO:
+                lights = self._lights
+                lights.watch.remove(self._number)
+                lights.leave(self)
+                lights.nursery.start_soon(_as_task, self._coroutine)
+            elif awaited is not _PARKED:
+                self.go_on(self.throw, RuntimeError("a light connection awaited what only tasks can"))
+        finally:
+            _now.light = None
+
+    def close(self) -> None:
+        try:
+            self._coroutine.close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._lights.watch.forget(self._number)
+        self._lights.leave(self)
+
+    async def until(self, events: int) -> None:
+        self._lights.watch.set(self._number, self, events)
+        await _yield(_PARKED)
+
+    def within(self, seconds: float, since: float) -> _Term:
+        return _Term(self._lights, self, seconds, since + seconds)
+
+
+class _Term:
+    __slots__ = ("_deadline", "_light", "_lights", "_seconds")
+
+    def __init__(self, lights: Lights, light: _Light, seconds: float, deadline: float) -> None:
+        self._lights = lights
+        self._light = light
+        self._seconds = seconds
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._lights.set_term(self._light, self._seconds, self._deadline)
+
+    def __exit__(self, *_: object) -> None:
+        self._lights.end_term(self._light, self._seconds)
+
+
+@types.coroutine
+def _yield(what: object) -> Generator[object, Any, Any]:
+    return (yield what)
+
+
+@types.coroutine
+def _rest(coroutine: Any) -> Generator[Any, Any, None]:
+    yield from coroutine
+
+
+async def _as_task(coroutine: Coroutine[Any, Any, None]) -> None:
+    # A coroutine that has begun cannot be awaited by a statement.
+    await _rest(coroutine)
+
+
+async def become_task() -> None:
+    """From here on, everything of trio's may be awaited. Not within within()."""
+    if _now.light is not None:
+        await _yield(_TO_TRIO)
+
+
+async def ready(sock: socket.socket, wait: Wait) -> None:
+    """Wait for this connection's own socket."""
+    light = _now.light
+    if light is not None:
+        await light.until(_EVENTS[wait])
+    elif wait is Wait.READABLE:
+        await trio.lowlevel.wait_readable(sock)
+    else:
+        await trio.lowlevel.wait_writable(sock)
+
+
+def within(seconds: float, since: float) -> AbstractContextManager[object]:
+    """Raise trio.TooSlowError where ready() takes longer; times are trio's."""
+    light = _now.light
+    return trio.fail_at(since + seconds) if light is None else light.within(seconds, since)
+
+
+class Sleeper:
+    """A wait that somebody else ends."""
+
+    __slots__ = ("_of", "light")
+
+    def __init__(self) -> None:
+        self._of = _now.light or trio.lowlevel.current_task()
+        self.light = _now.light is not None
+        """Whether the socket stays watched, for whoever waits for it next."""
+
+    async def sleep(self, abort: Callable[[], None]) -> Any:
+        """Until wake(); `abort` is called when a task is cancelled meanwhile."""
+        if self.light:
+            return await _yield(_PARKED)
+
+        def stop(_: object) -> trio.lowlevel.Abort:
+            abort()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(stop)
+
+    def wake(self, result: outcome.Value[Any] | outcome.Error) -> None:
+        """Have sleep() return that, or raise it. A light connection runs at once."""
+        sleeping = self._of
+        if not isinstance(sleeping, _Light):
+            trio.lowlevel.reschedule(sleeping, result)
+        elif isinstance(result, outcome.Value):
+            sleeping.go_on(sleeping.send, result.value)
+        else:
+            sleeping.go_on(sleeping.throw, result.error)
