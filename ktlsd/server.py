@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import h11
+import outcome
 import trio
 
 from ktlsd import light
@@ -25,10 +26,11 @@ from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
-from ktlsd.light import Lights
+from ktlsd.light import Lights, Sleeper
 from ktlsd.limits import Limit
 from ktlsd.listeners import Kind, Listener
 from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
+from ktlsd.networks import UNIX
 from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
@@ -40,6 +42,7 @@ from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
+from ktlsd.watch import Turn, Watch
 
 if TYPE_CHECKING:
     # It brings prometheus_client along, which takes long to import.
@@ -69,6 +72,8 @@ class Server:
         self._metrics = metrics
         self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
+        self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
+        """The paths of connections without kTLS, by what decides about them."""
         self._accepting = trio.CancelScope()
         self.draining = trio.Event()
         """Set once drain() is called."""
@@ -119,6 +124,7 @@ class Server:
     def replace(self, service: Service) -> None:
         """Serve another service from the next handshake and the next request on; the old one is closed after use."""
         old, self._shared.service = self._shared.service, service
+        self._not_offloaded.clear()
         self._shared.idle.seconds = service.settings.limits.idle_seconds
         self._door.use(service)
         old.retire()
@@ -151,27 +157,29 @@ class Server:
     async def _accept(self, listener: Listener) -> None:
         while True:
             try:
-                await trio.lowlevel.wait_readable(listener.socket)
+                await _Entrance(self, listener, self._shared.idle.sockets).open()
             except OSError as error:
                 # The kernel had no memory for the wait (epoll_ctl(2)): no reason to accept nobody ever after.
                 log.error("accepting pauses: %s", error.strerror)
-                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+            await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+
+    def accept_some(self, listener: Listener) -> bool:
+        """Take in who queues; False when there is no room for more."""
+        for _ in range(_ACCEPTS_IN_A_ROW):
+            try:
+                sock, peer = listener.socket.accept()
+            except BlockingIOError:
+                break
+            except (OSError, MemoryError) as error:
+                lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
+                # Anything else is the fate of one connection that ended while it was queued (accept(2)).
+                if lacking is not None:
+                    self._door.reached(lacking, "accepting pauses: %s", error)
+                    self._make_room()
+                    return False
                 continue
-            for _ in range(_ACCEPTS_IN_A_ROW):
-                try:
-                    sock, peer = listener.socket.accept()
-                except BlockingIOError:
-                    break
-                except (OSError, MemoryError) as error:
-                    lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
-                    # Anything else is the fate of one connection that ended while it was queued (accept(2)).
-                    if lacking is not None:
-                        self._door.reached(lacking, "accepting pauses: %s", error)
-                        self._make_room()
-                        await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
-                        break
-                    continue
-                self._lights.start(sock, self._serve_connection(sock, peer_of(peer), listener.kind))
+            self._lights.start(sock, self._serve_connection(sock, peer_of(peer), listener.kind))
+        return True
 
     def _make_room(self) -> None:
         self._row[LIMITED[Limit.CROWDED]] += self._shared.idle.end_oldest()
@@ -183,7 +191,7 @@ class Server:
         try:
             with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
-                if sock.family != socket.AF_UNIX:
+                if peer.host != UNIX:
                     # Heads and files share records by MSG_MORE; nothing else is worth holding back.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 began = trio.current_time()
@@ -276,11 +284,13 @@ class Server:
                 return
             paths = self._paths(sock, handshake)
             count_handshake(row, trio.current_time() - began, handshake, *paths)
-            if await self._may_go_on(transport, peer, context, handshake, *paths):
+            if self._may_go_on(peer, context, handshake, *paths):
                 client = self._client(peer, handshake, paths, asked.server_name, context.clients)
                 tx = paths[0]
                 with counted(row, OPEN_TLS[tx.offload]):
                     await Http1(self._shared, transport, client).serve()
+            else:
+                await transport.finish()
 
     def _client(
         self,
@@ -307,11 +317,12 @@ class Server:
                     ktls_rx=paths[1],
                 )
         trusted = self._shared.service.trusted
+        name = peer.name
         return Client(
-            address=peer.name,
+            address=name,
             secure=handshake is not None,
             server_name=server_name,
-            origin=Origin(peer.name, https=handshake is not None or peer.https),
+            origin=Origin(name, https=handshake is not None or peer.https),
             via=peer.via,
             trusted=trusted if trusted and trusted.holds(peer.address) else None,
             clients=clients,
@@ -321,6 +332,14 @@ class Server:
 
     def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         """The path of what is sent and of what is received."""
+        if handshake.ktls_tx or handshake.ktls_rx:
+            return self._explained(sock, handshake)
+        key = handshake.protocol, handshake.cipher, handshake.max_fragment_length
+        if (paths := self._not_offloaded.get(key)) is None:
+            paths = self._not_offloaded[key] = self._explained(sock, handshake)
+        return paths
+
+    def _explained(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
@@ -328,13 +347,12 @@ class Server:
         )
         return tx, rx
 
-    async def _may_go_on(
-        self, transport: Transport, peer: Peer, context: Context, handshake: Handshake, tx: Path, rx: Path
-    ) -> bool:
+    def _may_go_on(self, peer: Peer, context: Context, handshake: Handshake, tx: Path, rx: Path) -> bool:
         """Log which path the connection takes, and whose it is; whether both are allowed."""
-        cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
-        whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
-        log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
+        if log.isEnabledFor(logging.INFO):
+            cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
+            whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
+            log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
         if context.clients and handshake.client is None:
             self._row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
             log.warning("%s closed: its session has no verified client certificate", peer)
@@ -343,7 +361,6 @@ class Server:
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
         else:
             return True
-        await transport.finish()
         return False
 
     def _last_words(self, status: HTTPStatus, reason: str, *fields: tuple[str, str]) -> bytes:
@@ -360,3 +377,28 @@ class Server:
         ]
         response = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
         return b"".join(http.send(event) or b"" for event in (response, h11.Data(data=text)))
+
+
+class _Entrance(Sleeper):
+    """A listening socket, until there is no room for more."""
+
+    __slots__ = ("_listener", "_server", "_sockets")
+
+    def __init__(self, server: Server, listener: Listener, sockets: Watch) -> None:
+        super().__init__()
+        self._server = server
+        self._listener = listener
+        self._sockets = sockets
+
+    async def open(self) -> None:
+        """Let clients in for as long as there is room. Raises OSError."""
+        self._sockets.set(self._listener.socket.fileno(), self)
+        await self.sleep(self._close)
+
+    def ready(self, turn: Turn) -> None:
+        if not self._server.accept_some(self._listener):
+            self._close()
+            self.wake(outcome.Value(None))
+
+    def _close(self) -> None:
+        self._sockets.remove(self._listener.socket.fileno())

@@ -61,7 +61,7 @@ class Transport(PacedTransport):
         facts = self._tls.facts()
         self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
         self.wakes_early = facts.ktls_rx
-        return facts._replace(server_name=host_name(facts.server_name or ""))
+        return facts if facts.server_name is None else facts._replace(server_name=host_name(facts.server_name))
 
     def key_update_owed(self) -> bool:
         """Whether this connection must end after what is being sent: the client asked for new sending keys.

@@ -85,7 +85,8 @@ class Watch:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                while ready := self._epoll.poll(0, _AT_ONCE):
+                left = _AT_ONCE
+                while ready := self._epoll.poll(0, left):
                     turn: Turn = {}
                     for number, _ in ready:
                         watched = self._watched.get(number)
@@ -93,10 +94,10 @@ class Watch:
                             self._unregister(number)
                         else:
                             watched.ready(turn)
-                    if len(ready) < _AT_ONCE and not self._epoll.poll(0, 1):
-                        # The next wait gives the others their turn too.
-                        break
-                    await trio.lowlevel.checkpoint()
+                    left -= len(ready)
+                    if left <= 0:
+                        await trio.lowlevel.checkpoint()
+                        left = _AT_ONCE
             except (OSError, MemoryError) as error:
                 # There was no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
                 log.error("idle connections have to wait: %s", error)
