@@ -231,6 +231,8 @@ class Http1:
                 self._shared.service.heads.uses += 1
             data, head_size = made
             self._begin_again(remembered, head_size)
+            if remembered.closes:
+                transport.hold_back()
             try:
                 unsent = transport.send_at_once(data)
             except BaseException:

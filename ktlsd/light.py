@@ -21,7 +21,6 @@ import trio
 from ktlsd.ssl_ffi import Wait
 from ktlsd.watch import Turn, Watch
 
-_EVENTS: Final = {Wait.READABLE: select.EPOLLIN, Wait.WRITABLE: select.EPOLLOUT}
 _PARKED: Final = object()
 _TO_TRIO: Final = object()
 
@@ -87,26 +86,31 @@ class Lights:
                 await self._sooner.wait()
 
     def set_term(self, light: _Light, seconds: float, deadline: float) -> None:
-        self._terms.setdefault(seconds, {})[light] = deadline
+        """Have a connection fail at a time, so many seconds after another."""
+        if (terms := self._terms.get(seconds)) is None:
+            terms = self._terms[seconds] = {}
+        terms[light] = deadline
         if deadline < self._next_look:
             self._next_look = deadline
             self._sooner.set()
 
     def end_term(self, light: _Light, seconds: float) -> None:
+        """It need not fail any more."""
         if terms := self._terms.get(seconds):
             terms.pop(light, None)
 
     def leave(self, light: _Light) -> None:
+        """It has ended, or become a task."""
         del self._all[light]
         if not self._all:
             self._ended.set()
 
 
 class _Light:
-    __slots__ = ("_coroutine", "_lights", "_number", "send", "throw")
+    __slots__ = ("_coroutine", "_number", "lights", "send", "throw")
 
     def __init__(self, lights: Lights, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._lights = lights
+        self.lights = lights
         self._number = number
         self._coroutine = coroutine
         self.send, self.throw = coroutine.send, coroutine.throw
@@ -126,7 +130,7 @@ class _Light:
             raise
         else:
             if awaited is _TO_TRIO:
-                lights = self._lights
+                lights = self.lights
                 lights.watch.remove(self._number)
                 lights.leave(self)
                 lights.nursery.start_soon(_as_task, self._coroutine)
@@ -142,31 +146,27 @@ class _Light:
             self._end()
 
     def _end(self) -> None:
-        self._lights.watch.forget(self._number)
-        self._lights.leave(self)
+        self.lights.watch.forget(self._number)
+        self.lights.leave(self)
 
-    async def until(self, events: int) -> None:
-        self._lights.watch.set(self._number, self, events)
-        await _yield(_PARKED)
-
-    def within(self, seconds: float, since: float) -> _Term:
-        return _Term(self._lights, self, seconds, since + seconds)
+    def look_for(self, events: int) -> None:
+        """Go on when its socket shows any of these."""
+        self.lights.watch.set(self._number, self, events)
 
 
 class _Term:
-    __slots__ = ("_deadline", "_light", "_lights", "_seconds")
+    __slots__ = ("_light", "_seconds", "_since")
 
-    def __init__(self, lights: Lights, light: _Light, seconds: float, deadline: float) -> None:
-        self._lights = lights
+    def __init__(self, light: _Light, seconds: float, since: float) -> None:
         self._light = light
         self._seconds = seconds
-        self._deadline = deadline
+        self._since = since
 
     def __enter__(self) -> None:
-        self._lights.set_term(self._light, self._seconds, self._deadline)
+        self._light.lights.set_term(self._light, self._seconds, self._since + self._seconds)
 
     def __exit__(self, *_: object) -> None:
-        self._lights.end_term(self._light, self._seconds)
+        self._light.lights.end_term(self._light, self._seconds)
 
 
 @types.coroutine
@@ -194,7 +194,8 @@ async def ready(sock: socket.socket, wait: Wait) -> None:
     """Wait for this connection's own socket."""
     light = _now.light
     if light is not None:
-        await light.until(_EVENTS[wait])
+        light.look_for(select.EPOLLIN if wait is Wait.READABLE else select.EPOLLOUT)
+        await _yield(_PARKED)
     elif wait is Wait.READABLE:
         await trio.lowlevel.wait_readable(sock)
     else:
@@ -204,7 +205,7 @@ async def ready(sock: socket.socket, wait: Wait) -> None:
 def within(seconds: float, since: float) -> AbstractContextManager[object]:
     """Raise trio.TooSlowError where ready() takes longer; times are trio's."""
     light = _now.light
-    return trio.fail_at(since + seconds) if light is None else light.within(seconds, since)
+    return trio.fail_at(since + seconds) if light is None else _Term(light, seconds, since)
 
 
 class Sleeper:

@@ -122,6 +122,12 @@ class PacedTransport(abc.ABC):
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         """Send bytes from memory without waiting; what is left of them, for send_text(). Raises TLSError."""
 
+    def hold_back(self) -> None:
+        """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
+        if self._socket.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
     @abc.abstractmethod
     async def send_text(self, data: bytes | bytearray) -> None:
         """Send bytes from memory. Raises TLSError, or TooSlow when the client does not keep pace."""

@@ -30,7 +30,6 @@ from ktlsd.light import Lights, Sleeper
 from ktlsd.limits import Limit
 from ktlsd.listeners import Kind, Listener
 from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
-from ktlsd.networks import UNIX
 from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
@@ -191,9 +190,6 @@ class Server:
         try:
             with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
-                if peer.host != UNIX:
-                    # Heads and files share records by MSG_MORE; nothing else is worth holding back.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 began = trio.current_time()
                 with self._door.gate.visit() as visit:
                     if self._door.gate.crowded:
@@ -392,6 +388,10 @@ class _Entrance(Sleeper):
 
     async def open(self) -> None:
         """Let clients in for as long as there is room. Raises OSError."""
+        if self._listener.socket.family != socket.AF_UNIX:
+            # Heads and files share records by MSG_MORE; nothing else is worth holding back. Linux has the sockets that
+            # are accepted inherit it.
+            self._listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sockets.set(self._listener.socket.fileno(), self)
         await self.sleep(self._close)
 

@@ -72,6 +72,11 @@ class Transport(PacedTransport):
         """
         return self._kernel_sends and self._tls.key_update_owed()
 
+    def hold_back(self) -> None:
+        # finish() leaves the end of one whose records the kernel makes to close(2).
+        if not self._kernel_sends:
+            super().hold_back()
+
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         if self._kernel_sends:
             return self._send_at_once_by_kernel(data)
