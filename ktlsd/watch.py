@@ -99,8 +99,8 @@ class Watch:
                         await trio.lowlevel.checkpoint()
                         left = _AT_ONCE
             except (OSError, MemoryError) as error:
-                # There was no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
-                log.error("idle connections have to wait: %s", error)
+                # There was no memory for the wait (epoll_ctl(2)): no reason to accept and answer nobody ever after.
+                log.error("connections have to wait: %s", error)
                 await trio.sleep(_PAUSE_SECONDS)
 
     async def _end_pauses(self) -> None:
