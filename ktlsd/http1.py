@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from http import HTTPStatus
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import h11
 import trio
@@ -23,7 +23,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ktlsd import forwarded, light
-from ktlsd.access_log import Channel
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.forwarded import Origin
@@ -35,7 +34,6 @@ from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import SMALL, PacedTransport
-from ktlsd.request_log import AccessLog, Noted
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
@@ -43,6 +41,11 @@ from ktlsd.sites import host_of
 from ktlsd.ssl_ffi import ConnectionLost, Wait
 from ktlsd.validators import http_date
 from ktlsd.watch import Turn
+
+if TYPE_CHECKING:
+    # What is not asked for is not imported.
+    from ktlsd.access_log import Channel
+    from ktlsd.request_log import AccessLog, Noted
 
 log = logging.getLogger("ktlsd")
 
@@ -316,7 +319,7 @@ class Http1:
         row[REQUESTS[remembered.status]] += 1
         self._requests_left -= 1
         if self._log is not None:
-            self._log.begin_again(cast(Noted, remembered.noted), head_size)
+            self._log.begin_again(cast("Noted", remembered.noted), head_size)
 
     def _end_again(self, *, complete: bool) -> None:
         self._shared.row[IN_FLIGHT] -= 1

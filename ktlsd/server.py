@@ -19,7 +19,6 @@ import outcome
 import trio
 
 from ktlsd import light
-from ktlsd.access_log import Channel
 from ktlsd.client_hello import NOTHING
 from ktlsd.door import EXHAUSTED, Door
 from ktlsd.forwarded import Origin
@@ -34,7 +33,6 @@ from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.proxy_protocol import BadHeader
-from ktlsd.request_log import AccessLog
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_client_hello
@@ -46,6 +44,7 @@ from ktlsd.watch import Turn, Watch
 if TYPE_CHECKING:
     # It brings prometheus_client along, which takes long to import.
     from ktlsd.metrics_listener import MetricsListener
+    from ktlsd.request_log import AccessLog
 
 log = logging.getLogger("ktlsd")
 
@@ -301,6 +300,8 @@ class Server:
         """Without a handshake, a client of plain HTTP."""
         channel = None
         if self._shared.access_log is not None:
+            from ktlsd.access_log import Channel
+
             channel = Channel(peer.host, peer.port or None, peer.via or None)
             if handshake is not None:
                 channel = channel._replace(
