@@ -7,6 +7,8 @@ as much as the handshake. become_task() gives it to trio, and from then on the s
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import select
 import socket
@@ -21,6 +23,7 @@ import trio
 from ktlsd.ssl_ffi import Wait
 from ktlsd.watch import Turn, Watch
 
+_FEW_TERMS: Final = 1024
 _PARKED: Final = object()
 _TO_TRIO: Final = object()
 
@@ -42,8 +45,10 @@ class Lights:
         self.watch = watch
         self.nursery = nursery
         self._all: dict[_Light, None] = {}
-        self._terms: dict[float, dict[_Light, float]] = {}
-        """When each connection is to be done, by how long it had at first: in each of these the first is the next."""
+        self._terms: list[tuple[float, int, _Term]] = []
+        """A heap of all that may still be running, the next deadline first."""
+        self._count = itertools.count()
+        self._most_terms = _FEW_TERMS
         self._next_look = math.inf
         self._sooner = trio.Event()
         self._ended = trio.Event()
@@ -71,33 +76,28 @@ class Lights:
         """End what takes too long, for ever."""
         while True:
             now = trio.current_time()
-            soonest = math.inf
-            for seconds, terms in list(self._terms.items()):
-                while terms and (due := next(iter(terms.items())))[1] <= now:
-                    del terms[due[0]]
-                    due[0].go_on(due[0].throw, trio.TooSlowError())
-                if terms:
-                    soonest = min(soonest, next(iter(terms.values())))
-                else:
-                    del self._terms[seconds]
-            self._next_look = soonest
+            terms = self._terms
+            while terms and (terms[0][0] <= now or terms[0][2].over):
+                _, _, term = heapq.heappop(terms)
+                if not term.over and term.light in self._all:
+                    term.light.go_on(term.light.throw, trio.TooSlowError())
+            self._next_look = terms[0][0] if terms else math.inf
             self._sooner = trio.Event()
-            with trio.move_on_at(soonest):
+            with trio.move_on_at(self._next_look):
                 await self._sooner.wait()
 
-    def set_term(self, light: _Light, seconds: float, deadline: float) -> None:
-        """Have a connection fail at a time, so many seconds after another."""
-        if (terms := self._terms.get(seconds)) is None:
-            terms = self._terms[seconds] = {}
-        terms[light] = deadline
+    def begin_term(self, term: _Term, deadline: float) -> None:
+        """Have a connection fail at a time."""
+        terms = self._terms
+        if len(terms) >= self._most_terms:
+            # Most ends come long before their deadlines.
+            terms[:] = [entry for entry in terms if not entry[2].over]
+            heapq.heapify(terms)
+            self._most_terms = max(_FEW_TERMS, 2 * len(terms))
+        heapq.heappush(terms, (deadline, next(self._count), term))
         if deadline < self._next_look:
             self._next_look = deadline
             self._sooner.set()
-
-    def end_term(self, light: _Light, seconds: float) -> None:
-        """It need not fail any more."""
-        if terms := self._terms.get(seconds):
-            terms.pop(light, None)
 
     def leave(self, light: _Light) -> None:
         """It has ended, or become a task."""
@@ -155,18 +155,18 @@ class _Light:
 
 
 class _Term:
-    __slots__ = ("_light", "_seconds", "_since")
+    __slots__ = ("_deadline", "light", "over")
 
-    def __init__(self, light: _Light, seconds: float, since: float) -> None:
-        self._light = light
-        self._seconds = seconds
-        self._since = since
+    def __init__(self, light: _Light, deadline: float) -> None:
+        self.light = light
+        self._deadline = deadline
+        self.over = False
 
     def __enter__(self) -> None:
-        self._light.lights.set_term(self._light, self._seconds, self._since + self._seconds)
+        self.light.lights.begin_term(self, self._deadline)
 
     def __exit__(self, *_: object) -> None:
-        self._light.lights.end_term(self._light, self._seconds)
+        self.over = True
 
 
 @types.coroutine
@@ -205,7 +205,7 @@ async def ready(sock: socket.socket, wait: Wait) -> None:
 def within(seconds: float, since: float) -> AbstractContextManager[object]:
     """Raise trio.TooSlowError where ready() takes longer; times are trio's."""
     light = _now.light
-    return trio.fail_at(since + seconds) if light is None else _Term(light, seconds, since)
+    return trio.fail_at(since + seconds) if light is None else _Term(light, since + seconds)
 
 
 class Sleeper:

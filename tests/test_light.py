@@ -144,6 +144,50 @@ async def test_the_sooner_term_ends_first(
     assert [seconds for _, seconds in ended] == pytest.approx([2, 10, 10])
 
 
+async def test_a_second_term_with_the_same_deadline_does_not_queue_behind_newer_ones(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    _, far = ends
+    ended: list[tuple[str, float]] = []
+    first = trio.current_time()
+
+    async def connection(name: str, sock: socket.socket, began: float, terms: int) -> None:
+        with sock:
+            for _ in range(terms):
+                with contextlib.suppress(trio.TooSlowError), light.within(10, began):
+                    await light.ready(sock, Wait.READABLE)
+        ended.append((name, trio.current_time() - first))
+
+    async with lit() as (lights, _):
+        with contextlib.ExitStack() as stack:
+            for name, terms in (("twice", 2), ("once", 1)):
+                sock = stack.enter_context(far.dup())
+                lights.start(sock, connection(name, sock, trio.current_time(), terms))
+                await trio.sleep(5)
+            await lights.until_none()
+    assert [name for name, _ in ended] == ["twice", "once"]
+    assert [seconds for _, seconds in ended] == pytest.approx([10, 15])
+
+
+async def test_terms_that_are_over_are_forgotten(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    near, far = ends
+
+    async def connection() -> None:
+        with far:
+            for _ in range(5000):
+                with light.within(10, trio.current_time()):
+                    pass
+            with contextlib.suppress(trio.TooSlowError), light.within(10, trio.current_time()):
+                await light.ready(far, Wait.READABLE)
+
+    async with lit() as (lights, _):
+        lights.start(far, connection())
+        assert len(lights._terms) <= 1024
+    assert near.recv(1) == b""
+
+
 async def test_a_term_that_is_kept_ends_nothing(
     ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
 ) -> None:
