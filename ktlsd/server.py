@@ -1,7 +1,8 @@
-"""The server: accept -> handshake -> serve, one trio task per connection.
+"""The server: accept -> handshake -> serve, one coroutine per connection, which becomes a trio task when it needs to.
 
 Strategy: the site that a client names in its handshake gives the certificate, then the connection belongs to its
-protocol (http1.py). Cancel scopes hold every time-out; draining is the cancellation of accepting and of idle waiting.
+protocol (http1.py). Until become_task(), nothing of trio's may be awaited, nor a cancel scope entered (light.py).
+Draining is the cancellation of accepting and of idle waiting.
 """
 
 from __future__ import annotations
