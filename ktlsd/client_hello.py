@@ -61,27 +61,17 @@ class _Malformed(Exception):
     """A field ends before its length."""
 
 
-class _Fields:
-    """The fields of a TLS structure (RFC 8446 section 3), one after the other. Each call raises _Malformed."""
+def _vector(data: bytes, position: int, width: int) -> bytes:
+    """A variable-length field of a TLS structure (RFC 8446 section 3.4): its length, in so many bytes, and that many.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    def left(self) -> bool:
-        return self._position < len(self._data)
-
-    def take(self, count: int) -> bytes:
-        start, self._position = self._position, self._position + count
-        if self._position > len(self._data):
-            raise _Malformed
-        return self._data[start : self._position]
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width))
-
-    def vector(self, width: int) -> bytes:
-        return self.take(self.number(width))
+    Raises _Malformed.
+    """
+    start = position + width
+    # Beyond the end there is nothing to slice, and the length of a field that is cut short is 0 or as good as any.
+    end = start + int.from_bytes(data[position:start])
+    if end > len(data):
+        raise _Malformed
+    return data[start:end]
 
 
 def asked(data: bytes) -> Asked | Incomplete:
@@ -93,7 +83,7 @@ def asked(data: bytes) -> Asked | Incomplete:
     if isinstance(message, Incomplete):
         return message
     try:
-        return NOTHING if message is None else _asked(_Fields(message))
+        return NOTHING if message is None else _asked(message)
     except _Malformed:
         return NOTHING
 
@@ -139,24 +129,24 @@ def _incomplete(needed: int) -> Incomplete | None:
     return Incomplete(needed) if needed <= LONGEST_HELLO else None
 
 
-def _asked(hello: _Fields) -> Asked:
-    hello.take(_VERSION_AND_RANDOM)
+def _asked(hello: bytes) -> Asked:
+    position = _VERSION_AND_RANDOM
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
-        hello.vector(width)
-    if not hello.left():
+        position += width + int.from_bytes(hello[position : position + width])
+    if position == len(hello):
         return NOTHING
-    found = _extensions(hello.vector(2))
+    found = _extensions(_vector(hello, position, 2))
     name = None
     if (body := found.get(_SERVER_NAME)) is not None:
-        names = _Fields(_Fields(body).vector(2))
+        names = _vector(body, 0, 2)
         # One name at most of each type, and no other type was ever defined.
-        if names.number(1) == _HOST_NAME_TYPE:
-            name = host_name(names.vector(2).decode("latin-1"))
+        if int.from_bytes(names[:1]) == _HOST_NAME_TYPE:
+            name = host_name(_vector(names, 1, 2).decode("latin-1"))
     ticket = found.get(_SESSION_TICKET)
     if (body := found.get(_PRE_SHARED_KEY)) is not None:
         try:
             # The first of its identities, before the binders.
-            ticket = _Fields(_Fields(body).vector(2)).vector(2)
+            ticket = _vector(_vector(body, 0, 2), 0, 2)
         except _Malformed:
             # Nobody reads it in TLS 1.2, where the name still counts.
             ticket = None

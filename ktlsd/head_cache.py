@@ -12,14 +12,16 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.lookup import Identity, OpenFile, identify
-from ktlsd.request_log import Noted
 from ktlsd.ssl_ffi import Library
+
+if TYPE_CHECKING:
+    from ktlsd.request_log import Noted
 
 LASTING_SECONDS: Final = 1.0
 """How long a decision holds without another look at folders and rules."""

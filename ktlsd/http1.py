@@ -8,39 +8,44 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import logging
 import os
 import re
 import sys
 import time
 from http import HTTPStatus
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import h11
 import trio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ktlsd import forwarded
-from ktlsd.access_log import Channel
+from ktlsd import forwarded, light
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Key, Remembered
-from ktlsd.idle import Idle, Left, Turn
+from ktlsd.idle import Idle, Left
 from ktlsd.limits import Limit
 from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import SMALL, PacedTransport
-from ktlsd.request_log import AccessLog, Noted
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
 from ktlsd.sites import host_of
 from ktlsd.ssl_ffi import ConnectionLost, Wait
 from ktlsd.validators import http_date
+from ktlsd.watch import Turn
+
+if TYPE_CHECKING:
+    # What is not asked for is not imported.
+    from ktlsd.access_log import Channel
+    from ktlsd.request_log import AccessLog, Noted
 
 log = logging.getLogger("ktlsd")
 
@@ -131,7 +136,6 @@ class Http1:
         self._limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection came."""
         self._requests_left = limits.requests_per_connection or sys.maxsize
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._head = b""
         """The bytes of the request that h11 gave last."""
         self._looked_at = 0
@@ -145,6 +149,11 @@ class Http1:
         self._log = None
         if shared.access_log is not None and client.channel is not None:
             self._log = shared.access_log.of_connection(client.channel, transport)
+
+    @functools.cached_property
+    def _http(self) -> h11.Connection:
+        # Many connections never need it.
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
 
     async def serve(self) -> None:
         """Answer requests until the client is done, idle for too long or told to close, or the server drains.
@@ -165,6 +174,7 @@ class Http1:
             if not received:
                 await self.transport.finish()
                 return
+            await light.become_task()
             self.origin = self._client.origin
             if not self._client.redirected:
                 rest = await self._repeat(received)
@@ -186,6 +196,7 @@ class Http1:
 
     async def _read_idle(self) -> bytes:
         """What the client sent, where that is known to have come; b"" also when the wait for it was ended."""
+        await light.become_task()
         with trio.move_on_after(self._shared.idle.seconds):
             try:
                 return await self.transport.read()
@@ -223,6 +234,8 @@ class Http1:
                 self._shared.service.heads.uses += 1
             data, head_size = made
             self._begin_again(remembered, head_size)
+            if remembered.closes:
+                transport.hold_back()
             try:
                 unsent = transport.send_at_once(data)
             except BaseException:
@@ -256,6 +269,7 @@ class Http1:
 
     async def _finish_repeating(self, unsent: bytes | bytearray) -> None:
         """Send the rest of what answer_known() has begun."""
+        await light.become_task()
         complete = False
         try:
             await self.transport.send_text(unsent)
@@ -305,7 +319,7 @@ class Http1:
         row[REQUESTS[remembered.status]] += 1
         self._requests_left -= 1
         if self._log is not None:
-            self._log.begin_again(cast(Noted, remembered.noted), head_size)
+            self._log.begin_again(cast("Noted", remembered.noted), head_size)
 
     def _end_again(self, *, complete: bool) -> None:
         self._shared.row[IN_FLIGHT] -= 1

@@ -1,41 +1,31 @@
 """Connections that wait for a request, or for the first byte: the only ones that may be ended at any moment.
 
-Strategy: one task watches the sockets of all of them by an epoll of its own, and has each answer at once what it can
-answer without waiting; a connection's own task is woken only for the rest, since waking it costs more than such an
-answer. To end a wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). The oldest come first.
+Strategy: what watches the sockets of all of them (watch.py) has each answer at once what it can answer without waiting;
+a connection itself is woken only for the rest, since waking a task costs more than such an answer. To end a wait, its
+socket is told that nothing more will come (shutdown(2), SHUT_RD). The oldest come first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import select
 import socket
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import outcome
 import trio
 
+from ktlsd.light import Sleeper
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
-from ktlsd.pacing import PART_SECONDS, PacedTransport
-
-log = logging.getLogger("ktlsd")
+from ktlsd.pacing import PacedTransport
+from ktlsd.watch import Turn, Watch
 
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
-_PAUSE_SECONDS: Final = 0.1
-_EACH_PART_SECONDS: Final = 0.0005
-_AT_ONCE: Final = 32
-"""Connections that are looked at before other tasks get their turn."""
-
-
-Turn = dict[Any, Any]
-"""What one answer was made of, for others of the same turn: all of them were asked for before the first one is made."""
 
 
 class Left(NamedTuple):
@@ -62,22 +52,36 @@ class Answering(Protocol):
         """
 
 
-class _Waiting:
-    __slots__ = ("connection", "since", "task")
+class _Waiting(Sleeper):
+    __slots__ = ("_idle", "connection", "number", "since")
 
-    def __init__(self, connection: Answering, task: trio.lowlevel.Task) -> None:
+    def __init__(self, idle: Idle, connection: Answering, number: int) -> None:
+        super().__init__()
+        self._idle = idle
         self.connection = connection
-        self.task = task
+        self.number = number
         self.since = time.monotonic()
+
+    def ready(self, turn: Turn) -> None:
+        self._idle.look_after(self, turn)
 
 
 class _Silent:
-    """A connection that nothing has come over yet."""
+    """A connection that nothing has come over yet, for as long as this lasts."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    __slots__ = ("_all", "_socket", "since", "stopped")
+
+    def __init__(self, all_of_them: dict[_Silent, None], sock: socket.socket) -> None:
+        self._all = all_of_them
         self._socket = sock
         self.stopped = False
         self.since = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._all[self] = None
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self]
 
     def stop_reading(self) -> None:
         self.stopped = True
@@ -93,19 +97,15 @@ class Idle:
         self.seconds = seconds
         """How long a connection may wait, and a quarter more at most."""
         self._row = row
-        self._epoll = select.epoll()
+        self.sockets = Watch()
         self._waiting: dict[int, _Waiting] = {}
-        self._parts: list[int] = []
-        """Those that are not watched for a while, since what came may be a part of a TLS record that the socket shows
-        until the rest is there (PacedTransport.wakes_early)."""
-        self._part_came = trio.Event()
         self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
         self._drains = trio.Event()
 
     def close(self) -> None:
-        self._epoll.close()
+        self.sockets.close()
 
     async def wait(self, connection: Answering) -> Left:
         """What is left to do when the client has sent something, is done, sent nothing for too long, or the server
@@ -119,25 +119,18 @@ class Idle:
         if transport.holds():
             return Left(None)
         number = transport.fileno()
-        self._epoll.register(number, select.EPOLLIN)
-        self._waiting[number] = _Waiting(connection, trio.lowlevel.current_task())
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._forget(number)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        left: Left = await trio.lowlevel.wait_task_rescheduled(abort)
+        waiting = _Waiting(self, connection, number)
+        self.sockets.set(number, waiting)
+        self._waiting[number] = waiting
+        try:
+            left: Left = await waiting.sleep(lambda: self._forget(waiting))
+        finally:
+            self._waiting.pop(number, None)
         return left
 
-    @contextlib.contextmanager
-    def silent(self, sock: socket.socket) -> Iterator[None]:
+    def silent(self, sock: socket.socket) -> AbstractContextManager[None]:
         """A connection waits for the first byte of its client, for as long as this lasts."""
-        silent = _Silent(sock)
-        self._silent[silent] = None
-        try:
-            yield
-        finally:
-            del self._silent[silent]
+        return _Silent(self._silent, sock)
 
     def drain(self) -> None:
         """End all waits but for a first request, and let none but such begin."""
@@ -163,72 +156,33 @@ class Idle:
     async def watch(self) -> None:
         """Answer those that send something, and end the waits that take too long, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_sockets)
-            nursery.start_soon(self._watch_parts)
+            nursery.start_soon(self.sockets.run)
             nursery.start_soon(self._watch_clock)
 
-    async def _watch_sockets(self) -> None:
-        while True:
-            try:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                while ready := self._epoll.poll(0, _AT_ONCE):
-                    now = time.monotonic()
-                    turn: Turn = {}
-                    for number, _ in ready:
-                        self._look_after(number, now, turn)
-                    if len(ready) < _AT_ONCE and not self._epoll.poll(0, 1):
-                        # The next wait gives the others their turn too.
-                        break
-                    await trio.lowlevel.checkpoint()
-            except (OSError, MemoryError) as error:
-                # There was no memory for the wait (epoll_ctl(2)): no reason to answer nobody ever after.
-                log.error("idle connections have to wait: %s", error)
-                await trio.sleep(_PAUSE_SECONDS)
-
-    async def _watch_parts(self) -> None:
-        while True:
-            await self._part_came.wait()
-            self._part_came = trio.Event()
-            parts, self._parts = self._parts, []
-            # The more there are the longer, so that a great many are not much work.
-            await trio.sleep(PART_SECONDS + len(parts) * _EACH_PART_SECONDS)
-            for number in parts:
-                if number in self._waiting:
-                    with contextlib.suppress(OSError):
-                        self._epoll.modify(number, select.EPOLLIN)
-
-    def _look_after(self, number: int, now: float, turn: Turn) -> None:
-        waiting = self._waiting.get(number)
-        if waiting is None:
-            self._unregister(number)
-            return
-        sent = waiting.connection.transport.sent
+    def look_after(self, waiting: _Waiting, turn: Turn) -> None:
+        """Have it answer what came."""
+        transport = waiting.connection.transport
+        sent = transport.sent
         try:
             left = waiting.connection.answer_known(turn)
         except Exception as error:
-            self._forget(number)
-            trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+            self._forget(waiting)
+            waiting.wake(outcome.Error(error))
             return
         if left is not None:
-            self._forget(number)
-            trio.lowlevel.reschedule(waiting.task, outcome.Value(left))
-        elif waiting.connection.transport.sent != sent:
+            self._forget(waiting)
+            waiting.wake(outcome.Value(left))
+        elif transport.sent != sent:
             # It was answered, and waits anew.
-            waiting.since = now
-            self._waiting[number] = self._waiting.pop(number)
-        elif waiting.connection.transport.wakes_early:
-            self._epoll.modify(number, 0)
-            self._parts.append(number)
-            self._part_came.set()
+            waiting.since = time.monotonic()
+            self._waiting[waiting.number] = self._waiting.pop(waiting.number)
+        elif transport.wakes_early:
+            self.sockets.pause(waiting.number)
 
-    def _forget(self, number: int) -> None:
-        del self._waiting[number]
-        self._unregister(number)
-
-    def _unregister(self, number: int) -> None:
-        # What fails is tried again when the socket shows something, and close(2) does it too (epoll(7)).
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(number)
+    def _forget(self, waiting: _Waiting) -> None:
+        del self._waiting[waiting.number]
+        if not waiting.light:
+            self.sockets.remove(waiting.number)
 
     async def _watch_clock(self) -> None:
         while not self.draining:

@@ -6,10 +6,8 @@ one number (GCRA, ITU-T I.371), and the oldest buckets are forgotten. Times are 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import math
-from collections.abc import Iterator
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -89,20 +87,9 @@ class Gate:
         """Networks of which anything is known."""
         return len(self._by_network) + len(self._full_at)
 
-    @contextlib.contextmanager
-    def visit(self) -> Iterator[Visit]:
+    def visit(self) -> Visit:
         """One more connection, for as long as this lasts; one that is refused does not count."""
-        if self.open >= self.most:
-            yield Visit(self, Limit.CONNECTIONS)
-            return
-        visit = Visit(self)
-        self.open += 1
-        try:
-            yield visit
-        finally:
-            self.open -= 1
-            if visit.network is not None:
-                self._leave(visit.network)
+        return Visit(self)
 
     def enter(self, network: int, now: float, *, shakes: bool) -> Limit | None:
         """Count one more connection of a network, which `shakes` hands or not; the limit that forbids it."""
@@ -130,7 +117,7 @@ class Gate:
             del self._full_at[oldest]
         return True
 
-    def _leave(self, network: int) -> None:
+    def leave(self, network: int) -> None:
         left = self._by_network[network] - 1
         if left:
             self._by_network[network] = left
@@ -143,11 +130,22 @@ class Visit:
 
     __slots__ = ("_gate", "network", "refused")
 
-    def __init__(self, gate: Gate, refused: Limit | None = None) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self.refused = refused
+        self.refused = Limit.CONNECTIONS if gate.open >= gate.most else None
         """The limit that forbids it in all."""
         self.network: int | None = None
+
+    def __enter__(self) -> Visit:
+        if self.refused is None:
+            self._gate.open += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.refused is None:
+            self._gate.open -= 1
+            if self.network is not None:
+                self._gate.leave(self.network)
 
     def is_of(self, address: Address, now: float, *, shakes: bool) -> Limit | None:
         """Count it for its client's network; the limit that forbids it. Call it once."""

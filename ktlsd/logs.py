@@ -11,13 +11,16 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from ktlsd import error_log
 from ktlsd.log_files import LogFile
 from ktlsd.options import LogPlace
 from ktlsd.reload_signals import REOPEN_SIGNAL, unblock_reopen_signal
-from ktlsd.request_log import AccessLog
 from ktlsd.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from ktlsd.request_log import AccessLog
 
 log = logging.getLogger("ktlsd")
 
@@ -65,6 +68,7 @@ class Logs:
             yield None
             return
         from ktlsd.access_log import FORMATS
+        from ktlsd.request_log import AccessLog
 
         access_log = AccessLog(FORMATS[self._format], self._accesses)
         async with access_log.lines.written():

@@ -6,14 +6,14 @@ Strategy: the memory is made before workers are forked, and each writes to its o
 
 from __future__ import annotations
 
-import contextlib
 import enum
+import functools
 import itertools
 import mmap
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
@@ -227,27 +227,39 @@ _GAUGES: Final = tuple(
 
 def count_handshake(row: Row, seconds: float, handshake: Handshake, tx: Path, rx: Path) -> None:
     """Count a completed handshake that took `seconds`."""
-    paths = tx.offload.name.lower(), rx.offload.name.lower()
-    for known in ((handshake.protocol, handshake.cipher), (handshake.protocol, OTHER), (OTHER, OTHER)):
-        place = _SLOTS.get(("ktlsd_tls_connections_total", *known, *paths))
-        if place is not None:
-            row[place] += 1
-            break
-    for direction, path in ((Direction.TX, tx), (Direction.RX, rx)):
-        if path.reason is not None:
-            row[_FALLBACKS[direction, path.reason]] += 1
+    for place in _places(handshake.protocol, handshake.cipher, tx, rx):
+        row[place] += 1
     row[_HANDSHAKES + bisect_left(BUCKETS, seconds)] += 1
     row[_HANDSHAKE_SUM] += round(seconds * _NS)
 
 
-@contextlib.contextmanager
-def counted(row: Row, gauge: int) -> Iterator[None]:
+@functools.lru_cache(256)
+def _places(protocol: str, cipher: str, tx: Path, rx: Path) -> tuple[int, ...]:
+    paths = tx.offload.name.lower(), rx.offload.name.lower()
+    names = (("ktlsd_tls_connections_total", *known, *paths) for known in _known(protocol, cipher))
+    found = next(_SLOTS[name] for name in names if name in _SLOTS)
+    fallbacks = ((Direction.TX, tx.reason), (Direction.RX, rx.reason))
+    return (found, *(_FALLBACKS[direction, reason] for direction, reason in fallbacks if reason is not None))
+
+
+def _known(protocol: str, cipher: str) -> tuple[tuple[str, str], ...]:
+    return (protocol, cipher), (protocol, OTHER), (OTHER, OTHER)
+
+
+class counted:  # noqa: N801  a context manager
     """One more in a gauge, for as long as this lasts."""
-    row[gauge] += 1
-    try:
-        yield
-    finally:
-        row[gauge] -= 1
+
+    __slots__ = ("_gauge", "_row")
+
+    def __init__(self, row: Row, gauge: int) -> None:
+        self._row = row
+        self._gauge = gauge
+
+    def __enter__(self) -> None:
+        self._row[self._gauge] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._row[self._gauge] -= 1
 
 
 class Board:

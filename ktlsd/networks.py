@@ -5,6 +5,7 @@ Strategy: CIDR blocks by Python's ipaddress, and one word for all peers on Unix 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -47,6 +48,7 @@ def parse_address(text: str) -> Address | None:
         return None
 
 
+@functools.lru_cache(1024)
 def address_of(text: str) -> Address:
     """Read an address as the kernel writes it. Raises ValueError.
 

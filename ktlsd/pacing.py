@@ -17,12 +17,14 @@ from typing import Final
 
 import trio
 
+from ktlsd import light
 from ktlsd.limits import Limit, Pace
 from ktlsd.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.options import LimitOptions
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
 from ktlsd.turns import of_this_loop
+from ktlsd.watch import PART_SECONDS
 
 DEFAULTS: Final = LimitOptions()
 
@@ -32,8 +34,6 @@ KERNEL_CHUNK: Final = 524288
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
 
-PART_SECONDS: Final = 0.02
-"""How long the rest of a TLS record is waited for where the socket does not tell that it came."""
 _MOST_PART_SECONDS: Final = 0.5
 
 # Longer than this between two sends, and the pages that were in the page cache may have left it.
@@ -122,6 +122,12 @@ class PacedTransport(abc.ABC):
     @abc.abstractmethod
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         """Send bytes from memory without waiting; what is left of them, for send_text(). Raises TLSError."""
+
+    def hold_back(self) -> None:
+        """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
+        if self._socket.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     @abc.abstractmethod
     async def send_text(self, data: bytes | bytearray) -> None:
@@ -212,20 +218,18 @@ class PacedTransport(abc.ABC):
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""
-        with contextlib.suppress(OSError), trio.move_on_after(_LINGER_SECONDS):
+        with contextlib.suppress(OSError, trio.TooSlowError), light.within(_LINGER_SECONDS, trio.current_time()):
             data = b"unread"
             while data:
-                await trio.lowlevel.wait_readable(self._socket)
+                await light.ready(self._socket, Wait.READABLE)
                 data = self._socket.recv(_LINGER_READ)
 
     async def _ready(self, wait: Wait) -> None:
-        if wait is Wait.READABLE:
-            await trio.lowlevel.wait_readable(self._socket)
-        else:
-            await trio.lowlevel.wait_writable(self._socket)
+        await light.ready(self._socket, wait)
 
     async def _progress(self, wait: Wait) -> None:
         """Wait for the socket as long as the client keeps pace; writability alone would need it to take much."""
+        await light.become_task()
         pace = self._pace
         if pace.begins:
             pace.begin(self._taken())

@@ -11,7 +11,6 @@ import socket
 from typing import NamedTuple
 
 from ktlsd.networks import UNIX, Address, address_of
-from ktlsd.options import Listen
 from ktlsd.proxy_header import take_proxy_header
 
 log = logging.getLogger("ktlsd")
@@ -34,7 +33,9 @@ class Peer(NamedTuple):
     @property
     def name(self) -> str:
         """Address and port."""
-        return self.host if self.host == UNIX else str(Listen(self.host, self.port))
+        if self.host == UNIX:
+            return UNIX
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def address(self) -> Address | None:
@@ -44,7 +45,7 @@ class Peer(NamedTuple):
 
 def peer_of(sockname: tuple[str, int] | str | bytes) -> Peer:
     """The peer that accept(2) named."""
-    return Peer(UNIX, 0) if isinstance(sockname, str | bytes) else Peer(*sockname[:2])
+    return Peer(sockname[0], sockname[1]) if isinstance(sockname, tuple) else Peer(UNIX, 0)
 
 
 async def client_of(sock: socket.socket, peer: Peer) -> Peer:

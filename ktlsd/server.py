@@ -1,7 +1,8 @@
-"""The server: accept -> handshake -> serve, one trio task per connection.
+"""The server: accept -> handshake -> serve, one coroutine per connection, which becomes a trio task when it needs to.
 
 Strategy: the site that a client names in its handshake gives the certificate, then the connection belongs to its
-protocol (http1.py). Cancel scopes hold every time-out; draining is the cancellation of accepting and of idle waiting.
+protocol (http1.py). Until become_task(), nothing of trio's may be awaited, nor a cancel scope entered (light.py).
+Draining is the cancellation of accepting and of idle waiting.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import h11
+import outcome
 import trio
 
-from ktlsd.access_log import Channel
+from ktlsd import light
 from ktlsd.client_hello import NOTHING
 from ktlsd.door import EXHAUSTED, Door
 from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
 from ktlsd.ktls import Direction, Mode, Offload, Path, explain
+from ktlsd.light import Lights, Sleeper
 from ktlsd.limits import Limit
 from ktlsd.listeners import Kind, Listener
 from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
@@ -31,17 +34,18 @@ from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.proxy_protocol import BadHeader
-from ktlsd.request_log import AccessLog
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_client_hello
 from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
 from ktlsd.tls_stat import Offloads
 from ktlsd.transport import Transport
+from ktlsd.watch import Turn, Watch
 
 if TYPE_CHECKING:
     # It brings prometheus_client along, which takes long to import.
     from ktlsd.metrics_listener import MetricsListener
+    from ktlsd.request_log import AccessLog
 
 log = logging.getLogger("ktlsd")
 
@@ -67,6 +71,8 @@ class Server:
         self._metrics = metrics
         self._residency = Residency(service.library.file_system_type, row)
         self._offloads = Offloads()
+        self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
+        """The paths of connections without kTLS, by what decides about them."""
         self._accepting = trio.CancelScope()
         self.draining = trio.Event()
         """Set once drain() is called."""
@@ -93,14 +99,17 @@ class Server:
                 )
             async with trio.open_nursery() as connections:
                 self._connections = connections
+                self._lights = Lights(self._shared.idle.sockets, connections)
+                nursery.start_soon(self._lights.watch_terms)
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
-                            acceptors.start_soon(self._accept, listener, connections)
+                            acceptors.start_soon(self._accept, listener)
                         ready()
                 # From here on new clients are refused instead of waiting in a queue that nobody serves.
                 for listener in listeners:
                     listener.socket.close()
+                await self._lights.until_none()
             nursery.cancel_scope.cancel()
         self._offloads.close()
         self._shared.idle.close()
@@ -114,6 +123,7 @@ class Server:
     def replace(self, service: Service) -> None:
         """Serve another service from the next handshake and the next request on; the old one is closed after use."""
         old, self._shared.service = self._shared.service, service
+        self._not_offloaded.clear()
         self._shared.idle.seconds = service.settings.limits.idle_seconds
         self._door.use(service)
         old.retire()
@@ -122,9 +132,8 @@ class Server:
         """Give up on what is still in flight when draining has taken long enough."""
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
-        log.warning(
-            "connections cut off: %d, not done %d s after the signal", len(self._connections.child_tasks), seconds
-        )
+        count = len(self._connections.child_tasks) + len(self._lights)
+        log.warning("connections cut off: %d, not done %d s after the signal", count, seconds)
         everything.cancel()
 
     async def _watch_signals(
@@ -144,30 +153,32 @@ class Server:
             await anext(signals)
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
+    async def _accept(self, listener: Listener) -> None:
         while True:
             try:
-                await trio.lowlevel.wait_readable(listener.socket)
+                await _Entrance(self, listener, self._shared.idle.sockets).open()
             except OSError as error:
                 # The kernel had no memory for the wait (epoll_ctl(2)): no reason to accept nobody ever after.
                 log.error("accepting pauses: %s", error.strerror)
-                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+            await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+
+    def accept_some(self, listener: Listener) -> bool:
+        """Take in who queues; False when there is no room for more."""
+        for _ in range(_ACCEPTS_IN_A_ROW):
+            try:
+                sock, peer = listener.socket.accept()
+            except BlockingIOError:
+                break
+            except (OSError, MemoryError) as error:
+                lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
+                # Anything else is the fate of one connection that ended while it was queued (accept(2)).
+                if lacking is not None:
+                    self._door.reached(lacking, "accepting pauses: %s", error)
+                    self._make_room()
+                    return False
                 continue
-            for _ in range(_ACCEPTS_IN_A_ROW):
-                try:
-                    sock, peer = listener.socket.accept()
-                except BlockingIOError:
-                    break
-                except (OSError, MemoryError) as error:
-                    lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
-                    # Anything else is the fate of one connection that ended while it was queued (accept(2)).
-                    if lacking is not None:
-                        self._door.reached(lacking, "accepting pauses: %s", error)
-                        self._make_room()
-                        await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
-                        break
-                    continue
-                connections.start_soon(self._serve_connection, sock, peer_of(peer), listener.kind)
+            self._lights.start(sock, self._serve_connection(sock, peer_of(peer), listener.kind))
+        return True
 
     def _make_room(self) -> None:
         self._row[LIMITED[Limit.CROWDED]] += self._shared.idle.end_oldest()
@@ -179,19 +190,17 @@ class Server:
         try:
             with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
-                if sock.family != socket.AF_UNIX:
-                    # Heads and files share records by MSG_MORE; nothing else is worth holding back.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                deadline = trio.current_time() + limits.handshake_seconds
+                began = trio.current_time()
                 with self._door.gate.visit() as visit:
                     if self._door.gate.crowded:
                         self._make_room()
                     if visit.refused is None:
-                        peer = await self._named(sock, peer, deadline)
+                        peer = await self._named(sock, peer, began)
                     refused = self._door.refuses(visit, peer, shakes=kind is Kind.HTTPS)
                     if refused is None:
-                        await self._serve_visitor(sock, peer, kind, deadline)
+                        await self._serve_visitor(sock, peer, kind, began)
                 if refused is not None:
+                    await light.become_task()
                     response = b"" if kind is Kind.HTTPS else self._last_words(*_BUSY)
                     await self._door.turn_away(sock, peer, refused, response)
         except FileShrank:
@@ -215,7 +224,7 @@ class Server:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
 
-    async def _named(self, sock: socket.socket, peer: Peer, deadline: float) -> Peer:
+    async def _named(self, sock: socket.socket, peer: Peer, began: float) -> Peer:
         """The client that a proxy speaks for, where that is to begin with a PROXY header; else the peer itself.
 
         Raises BadHeader, ConnectionLost, trio.TooSlowError.
@@ -223,36 +232,37 @@ class Server:
         speak_proxy = self._shared.service.speak_proxy
         if not speak_proxy or not speak_proxy.holds(peer.address):
             return peer
-        with trio.fail_at(deadline):
+        await light.become_task()
+        with light.within(self._shared.service.settings.limits.handshake_seconds, began):
             return await client_of(sock, peer)
 
-    async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, deadline: float) -> None:
-        """Serve a client that was let in; what begins with a handshake has it by the deadline."""
+    async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, began: float) -> None:
+        """Serve a client that was let in, whose time for a handshake began then."""
         if kind is Kind.HTTPS:
-            await self._serve_tls(sock, peer, deadline)
+            await self._serve_tls(sock, peer, began)
             return
         limits = self._shared.service.settings.limits
         with contextlib.closing(PlainTransport(sock, self._residency, self._row, limits)) as transport:
             await Http1(self._shared, transport, self._client(peer, redirected=kind is Kind.REDIRECT)).serve()
 
-    async def _serve_tls(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
+    async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
         """Handshake, with the certificate of the site that the client names, and serve."""
-        row, began = self._row, trio.current_time()
+        row, seconds = self._row, self._shared.service.settings.limits.handshake_seconds
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-        with trio.move_on_at(deadline), self._shared.idle.silent(sock):
+        with contextlib.suppress(trio.TooSlowError), light.within(seconds, began), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         context = service.sites.of_name(asked.server_name).context
         limits = service.settings.limits
         with contextlib.closing(Transport(context, sock, self._residency, row, limits)) as transport:
             try:
-                with trio.fail_at(deadline):
+                with light.within(seconds, began):
                     handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
                 row[LIMITED[Limit.HANDSHAKE]] += 1
-                log.info("%s handshake failed: none within %g s", peer, limits.handshake_seconds)
+                log.info("%s handshake failed: none within %g s", peer, seconds)
                 return
             except PlainHTTP:
                 row[FAILED[Failure.PLAIN_HTTP]] += 1
@@ -270,11 +280,13 @@ class Server:
                 return
             paths = self._paths(sock, handshake)
             count_handshake(row, trio.current_time() - began, handshake, *paths)
-            if await self._may_go_on(transport, peer, context, handshake, *paths):
+            if self._may_go_on(peer, context, handshake, *paths):
                 client = self._client(peer, handshake, paths, asked.server_name, context.clients)
                 tx = paths[0]
                 with counted(row, OPEN_TLS[tx.offload]):
                     await Http1(self._shared, transport, client).serve()
+            else:
+                await transport.finish()
 
     def _client(
         self,
@@ -289,6 +301,8 @@ class Server:
         """Without a handshake, a client of plain HTTP."""
         channel = None
         if self._shared.access_log is not None:
+            from ktlsd.access_log import Channel
+
             channel = Channel(peer.host, peer.port or None, peer.via or None)
             if handshake is not None:
                 channel = channel._replace(
@@ -301,11 +315,12 @@ class Server:
                     ktls_rx=paths[1],
                 )
         trusted = self._shared.service.trusted
+        name = peer.name
         return Client(
-            address=peer.name,
+            address=name,
             secure=handshake is not None,
             server_name=server_name,
-            origin=Origin(peer.name, https=handshake is not None or peer.https),
+            origin=Origin(name, https=handshake is not None or peer.https),
             via=peer.via,
             trusted=trusted if trusted and trusted.holds(peer.address) else None,
             clients=clients,
@@ -315,6 +330,14 @@ class Server:
 
     def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         """The path of what is sent and of what is received."""
+        if handshake.ktls_tx or handshake.ktls_rx:
+            return self._explained(sock, handshake)
+        key = handshake.protocol, handshake.cipher, handshake.max_fragment_length
+        if (paths := self._not_offloaded.get(key)) is None:
+            paths = self._not_offloaded[key] = self._explained(sock, handshake)
+        return paths
+
+    def _explained(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
@@ -322,13 +345,12 @@ class Server:
         )
         return tx, rx
 
-    async def _may_go_on(
-        self, transport: Transport, peer: Peer, context: Context, handshake: Handshake, tx: Path, rx: Path
-    ) -> bool:
+    def _may_go_on(self, peer: Peer, context: Context, handshake: Handshake, tx: Path, rx: Path) -> bool:
         """Log which path the connection takes, and whose it is; whether both are allowed."""
-        cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
-        whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
-        log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
+        if log.isEnabledFor(logging.INFO):
+            cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
+            whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
+            log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, rx, whose)
         if context.clients and handshake.client is None:
             self._row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
             log.warning("%s closed: its session has no verified client certificate", peer)
@@ -337,7 +359,6 @@ class Server:
             log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
         else:
             return True
-        await transport.finish()
         return False
 
     def _last_words(self, status: HTTPStatus, reason: str, *fields: tuple[str, str]) -> bytes:
@@ -354,3 +375,32 @@ class Server:
         ]
         response = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
         return b"".join(http.send(event) or b"" for event in (response, h11.Data(data=text)))
+
+
+class _Entrance(Sleeper):
+    """A listening socket, until there is no room for more."""
+
+    __slots__ = ("_listener", "_server", "_sockets")
+
+    def __init__(self, server: Server, listener: Listener, sockets: Watch) -> None:
+        super().__init__()
+        self._server = server
+        self._listener = listener
+        self._sockets = sockets
+
+    async def open(self) -> None:
+        """Let clients in for as long as there is room. Raises OSError."""
+        if self._listener.socket.family != socket.AF_UNIX:
+            # Heads and files share records by MSG_MORE; nothing else is worth holding back. Linux has the sockets that
+            # are accepted inherit it.
+            self._listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sockets.set(self._listener.socket.fileno(), self)
+        await self.sleep(self._close)
+
+    def ready(self, turn: Turn) -> None:
+        if not self._server.accept_some(self._listener):
+            self._close()
+            self.wake(outcome.Value(None))
+
+    def _close(self) -> None:
+        self._sockets.remove(self._listener.socket.fileno())

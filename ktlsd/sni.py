@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import socket
 
-import trio
-
+from ktlsd import light
 from ktlsd.client_hello import LONGEST_HELLO, NOTHING, Asked, Incomplete, asked
+from ktlsd.ssl_ffi import Wait
 
 _NO_BOUND = 1
 
@@ -24,7 +24,7 @@ async def peek_client_hello(sock: socket.socket) -> Asked:
     needed = _NO_BOUND
     try:
         while True:
-            await trio.lowlevel.wait_readable(sock)
+            await light.ready(sock, Wait.READABLE)
             data = sock.recv(LONGEST_HELLO, socket.MSG_PEEK)
             found = asked(data)
             if not isinstance(found, Incomplete):

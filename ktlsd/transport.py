@@ -64,7 +64,7 @@ class Transport(PacedTransport):
         facts = self._tls.facts()
         self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
         self.wakes_early = facts.ktls_rx
-        return facts._replace(server_name=host_name(facts.server_name or ""))
+        return facts if facts.server_name is None else facts._replace(server_name=host_name(facts.server_name))
 
     def key_update_owed(self) -> bool:
         """Whether this connection must end after what is being sent: the client asked for new sending keys.
@@ -74,6 +74,11 @@ class Transport(PacedTransport):
         itself.
         """
         return self._kernel_sends and self._tls.key_update_owed()
+
+    def hold_back(self) -> None:
+        # finish() leaves the end of one whose records the kernel makes to close(2).
+        if not self._kernel_sends:
+            super().hold_back()
 
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         if self._kernel_sends:

@@ -215,6 +215,7 @@ def test_a_reader_that_is_dead_is_cut_off_over_plain_http_too(folder: Path) -> N
     path = folder / "http.sock"
     top = (f'backend_listen = ["127.0.0.1:0", "unix:{path}"]',)
     with limited(folder, "send_seconds = 0.5", top=top) as server:
+        server.wait_for_line(r"^backend on .*http\.sock")
         places = [place.rpartition(":")[2] for line in told(server, "^backend on ") for place in line.split()[-1:]]
         for place in (int(places[0]), str(path)):
             lines = len(server.log)

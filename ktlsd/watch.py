@@ -1,0 +1,122 @@
+"""One epoll for the sockets of all connections that wait without trio.
+
+Strategy: trio waits for the epoll itself, and every socket that shows something is looked after at once, many in a row:
+for each of them a wait of trio's own would cost more than most of what is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+from typing import Any, Final, Protocol
+
+import trio
+
+log = logging.getLogger("ktlsd")
+
+PART_SECONDS: Final = 0.02
+"""How long the rest of a TLS record is waited for where the socket does not tell that it came."""
+_PAUSE_SECONDS: Final = 0.1
+_EACH_PART_SECONDS: Final = 0.0005
+_AT_ONCE: Final = 32
+"""Sockets that are looked at before other tasks get their turn."""
+
+Turn = dict[Any, Any]
+"""What one answer was made of, for others of the same turn: all of them were asked for before the first one is made."""
+
+
+class Watched(Protocol):
+    """Whoever waits for a socket."""
+
+    def ready(self, turn: Turn) -> None:
+        """The socket shows something. It is watched until remove()."""
+
+
+class Watch:
+    """One process's watched sockets. Whoever makes one closes it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, Watched] = {}
+        self._events: dict[int, int] = {}
+        """What the epoll looks for."""
+        self._paused: list[int] = []
+        self._pause_begins = trio.Event()
+
+    def close(self) -> None:
+        self._epoll.close()
+
+    def set(self, number: int, watched: Watched, events: int = select.EPOLLIN) -> None:
+        """Watch a socket, in the place of whoever did before. Raises OSError."""
+        before = self._events.get(number)
+        if before is None:
+            self._epoll.register(number, events)
+        elif before != events:
+            self._epoll.modify(number, events)
+        self._events[number] = events
+        self._watched[number] = watched
+
+    def remove(self, number: int) -> None:
+        """Watch a socket no longer."""
+        self.forget(number)
+        self._unregister(number)
+
+    def forget(self, number: int) -> None:
+        """A watched socket was closed."""
+        self._watched.pop(number, None)
+        self._events.pop(number, None)
+
+    def pause(self, number: int) -> None:
+        """Look away from a socket for a while: it may show a part of a TLS record until the rest is there
+        (PacedTransport.wakes_early)."""
+        self._epoll.modify(number, 0)
+        self._events[number] = 0
+        self._paused.append(number)
+        self._pause_begins.set()
+
+    async def run(self) -> None:
+        """Look after the sockets, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_sockets)
+            nursery.start_soon(self._end_pauses)
+
+    async def _watch_sockets(self) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                left = _AT_ONCE
+                while ready := self._epoll.poll(0, left):
+                    turn: Turn = {}
+                    for number, _ in ready:
+                        watched = self._watched.get(number)
+                        if watched is None:
+                            self._unregister(number)
+                        else:
+                            watched.ready(turn)
+                    left -= len(ready)
+                    if left <= 0:
+                        await trio.lowlevel.checkpoint()
+                        left = _AT_ONCE
+            except (OSError, MemoryError) as error:
+                # There was no memory for the wait (epoll_ctl(2)): no reason to accept and answer nobody ever after.
+                log.error("connections have to wait: %s", error)
+                await trio.sleep(_PAUSE_SECONDS)
+
+    async def _end_pauses(self) -> None:
+        while True:
+            await self._pause_begins.wait()
+            self._pause_begins = trio.Event()
+            paused, self._paused = self._paused, []
+            # The more there are the longer, so that a great many are not much work.
+            await trio.sleep(PART_SECONDS + len(paused) * _EACH_PART_SECONDS)
+            for number in paused:
+                if self._events.get(number) == 0:
+                    with contextlib.suppress(OSError):
+                        self._epoll.modify(number, select.EPOLLIN)
+                        self._events[number] = select.EPOLLIN
+
+    def _unregister(self, number: int) -> None:
+        # What fails is tried again when the socket shows something, and close(2) does it too (epoll(7)).
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(number)
