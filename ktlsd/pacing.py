@@ -192,7 +192,7 @@ class PacedTransport(abc.ABC):
         turns = of_this_loop()
         end = offset + count
         resident = min(offset + KERNEL_CHUNK, end)
-        await self._residency.make_resident(descriptor, offset, resident - offset)
+        can_be_cold = await self._residency.make_resident(descriptor, offset, resident - offset)
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
@@ -201,7 +201,7 @@ class PacedTransport(abc.ABC):
                 asked = trio.current_time()
                 await self._progress(sent)
                 await turns.next()
-                if trio.current_time() - asked > _RESIDENT_SECONDS:
+                if can_be_cold and trio.current_time() - asked > _RESIDENT_SECONDS:
                     await self._residency.make_resident(descriptor, offset, resident - offset)
                 continue
             if sent == 0:
@@ -214,7 +214,8 @@ class PacedTransport(abc.ABC):
             if offset == resident:
                 await turns.next()
                 resident = min(offset + KERNEL_CHUNK, end)
-                await self._residency.make_resident(descriptor, offset, resident - offset)
+                if can_be_cold:
+                    await self._residency.make_resident(descriptor, offset, resident - offset)
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""

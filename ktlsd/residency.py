@@ -7,6 +7,7 @@ RWF_NOWAIT itself, into memory that all share.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 from collections.abc import Callable
@@ -30,6 +31,13 @@ _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MA
 _LANES: Final = 16
 
 
+class _Found(enum.Enum):
+    RESIDENT = enum.auto()
+    COLD = enum.auto()
+    IN_MEMORY = enum.auto()
+    """All of its file system is."""
+
+
 class Residency:
     """One process's knowledge of which files are warm."""
 
@@ -43,20 +51,20 @@ class Residency:
         self.loads = 0
         """How often load() has used its memory."""
 
-    def is_resident(self, descriptor: int, offset: int, count: int) -> bool:
-        """Whether sending this part would not wait for a disk, by sample. Raises OSError."""
+    def _look(self, descriptor: int, offset: int, count: int) -> _Found:
+        """Whether sending this part would wait for a disk, by sample. Raises OSError."""
         end = offset + count
         probes = [self._probe]
         try:
             for position in (*range(offset, end, STRIDE), end - 1):
                 os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
         except BlockingIOError:
-            return False
+            return _Found.COLD
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                return self._file_system_type(descriptor) in _IN_MEMORY
-            raise
-        return True
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return _Found.IN_MEMORY if self._file_system_type(descriptor) in _IN_MEMORY else _Found.COLD
+        return _Found.RESIDENT
 
     def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
         """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""
@@ -68,11 +76,15 @@ class Residency:
             return None
         return data if got == count else None
 
-    async def make_resident(self, descriptor: int, offset: int, count: int) -> None:
-        """Return once this part of the file can be sent without waiting for a disk. Raises OSError."""
-        if not self.is_resident(descriptor, offset, count):
+    async def make_resident(self, descriptor: int, offset: int, count: int) -> bool:
+        """Return once this part of the file can be sent without waiting for a disk: whether that has to be asked for
+        other parts, too. Raises OSError.
+        """
+        found = self._look(descriptor, offset, count)
+        if found is _Found.COLD:
             self._row[COLD_READS] += 1
             await trio.to_thread.run_sync(_read_through, descriptor, offset, count, limiter=self._lanes)
+        return found is not _Found.IN_MEMORY
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
