@@ -25,7 +25,7 @@ PIECE: Final = 262144
 """Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
 
 _SCRATCH_SIZE: Final = 262144
-# Files of these live in memory: nothing to wait for, and tmpfs had no RWF_NOWAIT before Linux 6.6 (magic.h).
+# Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
 # How many threads may wait for disks at once; more would only queue in the disk.
 _LANES: Final = 16

@@ -126,6 +126,8 @@ class Visitor:
                 answer, rest = parse(connection.recv(65536))
                 assert (answer.body, rest) == (b"small", b"")
                 self.turns.append((began, time.monotonic()))
+                # Not more than a connection may ask for in all (requests_per_connection).
+                self._enough.wait(0.001)
 
     def waits(self, since: float, until: float) -> list[float]:
         """Seconds that each request took that was under way between these moments."""
