@@ -7,8 +7,10 @@ RWF_NOWAIT itself, into memory that all share.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +26,7 @@ reads ahead and evicts in longer runs than this."""
 PIECE: Final = 262144
 """Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
 
+_HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
 # Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
@@ -47,7 +50,7 @@ class Residency:
         self._row = row
         self._lanes = trio.CapacityLimiter(_LANES)
         self._probe = bytearray(1)
-        self._memory = memoryview(bytearray(PIECE))
+        self._memory = _memory()
         self.loads = 0
         """How often load() has used its memory."""
 
@@ -114,6 +117,15 @@ class Residency:
         memory[: len(head)] = head
         got = await trio.to_thread.run_sync(_read_all, descriptor, memory[len(head) :], offset, limiter=self._lanes)
         return memory[: len(head) + got]
+
+
+def _memory() -> memoryview:
+    """PIECE bytes whose places in the processor's caches do not coincide, as they do in pages from anywhere."""
+    memory = mmap.mmap(-1, 3 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    # Wherever it begins, the huge pages that this is in are in it, too.
+    return memoryview(memory)[_HUGE_PAGE : _HUGE_PAGE + PIECE]
 
 
 def _read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
