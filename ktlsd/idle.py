@@ -29,7 +29,7 @@ FIRST_REQUEST_SECONDS: Final = 2.0
 
 
 class Left(NamedTuple):
-    """What is left for a connection's own task to do."""
+    """What is left for a connection's own coroutine to do."""
 
     received: bytes | None
     """What the client sent, b"" after its end; None where that has to be read first."""
