@@ -19,9 +19,9 @@ from tests.vm.machine import SLOW_BYTES_PER_SECOND
 from tests.vm.plugin import SlowDisk
 
 PART = 300_000
-# Bytes that the slow disk needs a second for, in a part of the file that no test looks at.
-DEBT = SLOW_BYTES_PER_SECOND
-DEBT_OFFSET = 2 * DEBT
+# Bytes that the slow disk needs two seconds for, in a part of the file that no test looks at.
+DEBT = 2 * SLOW_BYTES_PER_SECOND
+DEBT_OFFSET = 3 * DEBT
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def library() -> Library:
 
 @pytest.fixture
 def cold(slow_disk: SlowDisk) -> Iterator[int]:
-    """A file that is not in the page cache, on a disk that will not answer for the next second."""
+    """A file that is not in the page cache, on a disk that will not answer for the next two seconds."""
     descriptor = os.open(slow_disk.path / "cold.bin", os.O_RDONLY)
     other = os.open(slow_disk.path / "cold.bin", os.O_RDONLY | os.O_DIRECT)
     try:
