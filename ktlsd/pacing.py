@@ -125,9 +125,12 @@ class PacedTransport(abc.ABC):
 
     def hold_back(self) -> None:
         """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
-        if self._socket.family != socket.AF_UNIX:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        self._fill_segments(True)
+
+    def _fill_segments(self, on: bool) -> None:
+        """Whether TCP keeps a segment that is not full for what follows (TCP_CORK, tcp(7)); a Unix socket has none."""
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     @abc.abstractmethod
     async def send_text(self, data: bytes | bytearray) -> None:

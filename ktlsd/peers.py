@@ -11,6 +11,7 @@ import socket
 from typing import NamedTuple
 
 from ktlsd.networks import UNIX, Address, address_of
+from ktlsd.options import Listen
 from ktlsd.proxy_header import take_proxy_header
 
 log = logging.getLogger("ktlsd")
@@ -33,9 +34,7 @@ class Peer(NamedTuple):
     @property
     def name(self) -> str:
         """Address and port."""
-        if self.host == UNIX:
-            return UNIX
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self.host if self.host == UNIX else str(Listen(self.host, self.port))
 
     @property
     def address(self) -> Address | None:

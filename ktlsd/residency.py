@@ -61,13 +61,17 @@ class Residency:
         try:
             for position in (*range(offset, end, STRIDE), end - 1):
                 os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return _Found.COLD
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            return _Found.IN_MEMORY if self._file_system_type(descriptor) in _IN_MEMORY else _Found.COLD
+            return self._told_by(error, descriptor)
         return _Found.RESIDENT
+
+    def _told_by(self, error: OSError, descriptor: int) -> _Found:
+        """What a read with RWF_NOWAIT that failed says of a file. Raises what says something else."""
+        if isinstance(error, BlockingIOError):
+            return _Found.COLD
+        if error.errno != errno.EOPNOTSUPP:
+            raise error
+        return _Found.IN_MEMORY if self._file_system_type(descriptor) in _IN_MEMORY else _Found.COLD
 
     def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
         """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""
@@ -100,12 +104,8 @@ class Residency:
         target = [memory[begin : min(begin + count, PIECE)]]
         try:
             got = os.preadv(descriptor, target, offset, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return None
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            if self._file_system_type(descriptor) not in _IN_MEMORY:
+            if self._told_by(error, descriptor) is _Found.COLD:
                 return None
             got = os.preadv(descriptor, target, offset)
         return memory[: begin + got] if got else None

@@ -24,10 +24,10 @@ __all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
 
 USER_SPACE_CHUNK: Final = 131072
 """Bytes read and encrypted at once without kTLS, at first."""
-_LONGEST_HEAD: Final = 65536
-"""Bytes before a file that go out with its first ones."""
 _AFTER_WAIT: Final = 65536
 """The same where the socket had to be waited for: what it did not take is read a second time."""
+_LONGEST_HEAD: Final = 65536
+"""Bytes before a file that go out with its first ones."""
 
 
 class Transport(PacedTransport):
@@ -120,6 +120,7 @@ class Transport(PacedTransport):
             head = b""
         residency, turns = self._residency, of_this_loop()
         most = USER_SPACE_CHUNK
+        # Each record is a write(2) of OpenSSL's.
         self._fill_segments(True)
         while True:
             piece = residency.load(head, descriptor, offset, min(count, most))
@@ -153,10 +154,6 @@ class Transport(PacedTransport):
             head = b""
             await turns.next()
         self._fill_segments(False)
-
-    def _fill_segments(self, on: bool) -> None:
-        """Whether TCP keeps a segment that is not full for what follows: each record is a write(2) of OpenSSL's."""
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     async def finish(self, *, unread: bool = False) -> None:
         while (wait := self._tls.shutdown()) is not None:

@@ -38,9 +38,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, Watched] = {}
-        self._events: dict[int, int] = {}
-        """What the epoll looks for."""
+        self._watched: dict[int, tuple[Watched, int]] = {}
+        """Who waits, and what the epoll looks for."""
         self._paused: list[int] = []
         self._pause_begins = trio.Event()
 
@@ -49,13 +48,12 @@ class Watch:
 
     def set(self, number: int, watched: Watched, events: int = select.EPOLLIN) -> None:
         """Watch a socket, in the place of whoever did before. Raises OSError."""
-        before = self._events.get(number)
+        before = self._watched.get(number)
         if before is None:
             self._epoll.register(number, events)
-        elif before != events:
+        elif before[1] != events:
             self._epoll.modify(number, events)
-        self._events[number] = events
-        self._watched[number] = watched
+        self._watched[number] = watched, events
 
     def remove(self, number: int) -> None:
         """Watch a socket no longer."""
@@ -65,13 +63,11 @@ class Watch:
     def forget(self, number: int) -> None:
         """A watched socket was closed."""
         self._watched.pop(number, None)
-        self._events.pop(number, None)
 
     def pause(self, number: int) -> None:
         """Look away from a socket for a while: it may show a part of a TLS record until the rest is there
         (PacedTransport.wakes_early)."""
-        self._epoll.modify(number, 0)
-        self._events[number] = 0
+        self.set(number, self._watched[number][0], 0)
         self._paused.append(number)
         self._pause_begins.set()
 
@@ -89,11 +85,11 @@ class Watch:
                 while ready := self._epoll.poll(0, left):
                     turn: Turn = {}
                     for number, _ in ready:
-                        watched = self._watched.get(number)
-                        if watched is None:
+                        found = self._watched.get(number)
+                        if found is None:
                             self._unregister(number)
                         else:
-                            watched.ready(turn)
+                            found[0].ready(turn)
                     left -= len(ready)
                     if left <= 0:
                         await trio.lowlevel.checkpoint()
@@ -111,10 +107,10 @@ class Watch:
             # The more there are the longer, so that a great many are not much work.
             await trio.sleep(PART_SECONDS + len(paused) * _EACH_PART_SECONDS)
             for number in paused:
-                if self._events.get(number) == 0:
+                found = self._watched.get(number)
+                if found is not None and found[1] == 0:
                     with contextlib.suppress(OSError):
-                        self._epoll.modify(number, select.EPOLLIN)
-                        self._events[number] = select.EPOLLIN
+                        self.set(number, found[0])
 
     def _unregister(self, number: int) -> None:
         # What fails is tried again when the socket shows something, and close(2) does it too (epoll(7)).

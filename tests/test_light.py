@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any
 
 import outcome
 import pytest
@@ -122,6 +123,22 @@ async def test_one_that_becomes_a_task_may_await_all_of_trio(ends: tuple[socket.
     assert steps == [nursery, b"again"]
 
 
+async def start_each(
+    far: socket.socket,
+    connection: Callable[[str, socket.socket, int], Coroutine[Any, Any, None]],
+    each: Mapping[str, int],
+    pause: float = 0,
+) -> None:
+    """Connections over copies of a socket, one after the other, until all have ended."""
+    async with lit() as (lights, _):
+        with contextlib.ExitStack() as stack:
+            for name, number in each.items():
+                sock = stack.enter_context(far.dup())
+                lights.start(sock, connection(name, sock, number))
+                await trio.sleep(pause)
+            await lights.until_none()
+
+
 async def test_the_sooner_term_ends_first(
     ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -129,17 +146,12 @@ async def test_the_sooner_term_ends_first(
     ended: list[tuple[str, float]] = []
     began = trio.current_time()
 
-    async def connection(name: str, sock: socket.socket, seconds: float) -> None:
+    async def connection(name: str, sock: socket.socket, seconds: int) -> None:
         with sock, contextlib.suppress(trio.TooSlowError), light.within(seconds, began):
             await light.ready(sock, Wait.READABLE)
         ended.append((name, trio.current_time() - began))
 
-    async with lit() as (lights, _):
-        with contextlib.ExitStack() as stack:
-            for name, seconds in (("slow", 10.0), ("quick", 2.0), ("other", 10.0)):
-                sock = stack.enter_context(far.dup())
-                lights.start(sock, connection(name, sock, seconds))
-            await lights.until_none()
+    await start_each(far, connection, {"slow": 10, "quick": 2, "other": 10})
     assert [name for name, _ in ended] == ["quick", "slow", "other"]
     assert [seconds for _, seconds in ended] == pytest.approx([2, 10, 10])
 
@@ -151,20 +163,15 @@ async def test_a_second_term_with_the_same_deadline_does_not_queue_behind_newer_
     ended: list[tuple[str, float]] = []
     first = trio.current_time()
 
-    async def connection(name: str, sock: socket.socket, began: float, terms: int) -> None:
+    async def connection(name: str, sock: socket.socket, terms: int) -> None:
+        began = trio.current_time()
         with sock:
             for _ in range(terms):
                 with contextlib.suppress(trio.TooSlowError), light.within(10, began):
                     await light.ready(sock, Wait.READABLE)
         ended.append((name, trio.current_time() - first))
 
-    async with lit() as (lights, _):
-        with contextlib.ExitStack() as stack:
-            for name, terms in (("twice", 2), ("once", 1)):
-                sock = stack.enter_context(far.dup())
-                lights.start(sock, connection(name, sock, trio.current_time(), terms))
-                await trio.sleep(5)
-            await lights.until_none()
+    await start_each(far, connection, {"twice": 2, "once": 1}, pause=5)
     assert [name for name, _ in ended] == ["twice", "once"]
     assert [seconds for _, seconds in ended] == pytest.approx([10, 15])
 
