@@ -17,7 +17,7 @@ from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.options import LimitOptions
 from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, FileShrank, PacedTransport
 from ktlsd.residency import PIECE, Residency
-from ktlsd.ssl_ffi import Connection, Context, Handshake, TLSError, Wait
+from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
 from ktlsd.turns import of_this_loop
 
 __all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
@@ -28,6 +28,8 @@ _AFTER_WAIT: Final = 65536
 """The same where the socket had to be waited for: what it did not take is read a second time."""
 _LONGEST_HEAD: Final = 65536
 """Bytes before a file that go out with its first ones."""
+_TCP_CLOSE: Final = 7
+"""The state of a connection that is no more (tcp_info's first byte, net/tcp_states.h)."""
 
 
 class Transport(PacedTransport):
@@ -200,4 +202,9 @@ class Transport(PacedTransport):
         return received
 
     def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
-        return self._tls.sendfile(descriptor, offset, count)
+        sent = self._tls.sendfile(descriptor, offset, count)
+        # Linux (6.1, 6.12) goes on taking a file for a client that ended its side and then reset the connection, and
+        # keeps all of its records in memory, until the machine has none for TCP.
+        if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            raise ConnectionLost("the connection was reset")
+        return sent

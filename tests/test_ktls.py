@@ -22,6 +22,7 @@ from ktlsd.residency import STRIDE
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls_stat import ask_kernel, counters
 from tests.serving import Running, client_context, connect, exchange, get, parse, run_to_end, serving
+from tests.test_limits_wire import counts
 from tests.vm.plugin import EVERY_MACHINE
 
 pytestmark = pytest.mark.ktls
@@ -223,6 +224,22 @@ def test_head_and_file_share_the_first_record(root: Path, tmp_path: Path, count:
     headers = re.findall(r"<<< TLS 1\.\d, RecordHeader.*\n\s+17 03 03 (\w\w) (\w\w)", shown)
     lengths = [int(high + low, 16) for high, low in headers]
     assert len([length for length in lengths if length > count + 200]) == 1, lengths
+
+
+def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
+    """Linux takes records of a file for ever when the client has reset the connection, and keeps them in memory."""
+    (tmp_path / "root").mkdir()
+    with open(tmp_path / "root/large.bin", "wb") as file:
+        file.truncate(8 * PART)
+    options = ("--metrics-listen", "127.0.0.1:0", "--log-level", "debug")
+    with serving(tmp_path / "root", *options, state=tmp_path) as server:
+        with connect(server.port) as connection:
+            connection.sendall(b"GET /large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(65536)
+            # FIN, and a reset when more comes.
+            connection.shutdown(socket.SHUT_RDWR)
+        assert server.wait_for_line(r" left: ")
+        assert counts(server, "ktlsd_sent_bytes_total").get("sendfile", 0) < PART
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
