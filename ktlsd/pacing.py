@@ -13,6 +13,7 @@ import fcntl
 import socket
 import sys
 import termios
+import time
 from typing import Final
 
 import trio
@@ -28,8 +29,8 @@ from ktlsd.watch import PART_SECONDS
 
 DEFAULTS: Final = LimitOptions()
 
-KERNEL_CHUNK: Final = 524288
-"""Bytes that one sendfile may take before others may get their turn; a multiple of the TLS record size."""
+KERNEL_CHUNK: Final = 2 << 20
+"""Bytes that one sendfile may take where nobody else waits for a turn; a multiple of the TLS record size."""
 
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
@@ -192,33 +193,33 @@ class PacedTransport(abc.ABC):
             await self._send_by_kernel(data, 0)
             return
         # Residency first: a head left in an open record would reach the client only after the disk.
-        turns = of_this_loop()
+        turns, residency = of_this_loop(), self._residency
         end = offset + count
-        resident = min(offset + KERNEL_CHUNK, end)
-        can_be_cold = await self._residency.make_resident(descriptor, offset, resident - offset)
+        resident = await residency.make_resident(descriptor, offset, end)
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
-            sent = self._sendfile(descriptor, offset, resident - offset)
+            share = turns.share(KERNEL_CHUNK)
+            began = time.perf_counter()
+            sent = self._sendfile(descriptor, offset, min(share, resident - offset))
             if isinstance(sent, Wait):
-                asked = trio.current_time()
                 await self._progress(sent)
                 await turns.next()
-                if can_be_cold and trio.current_time() - asked > _RESIDENT_SECONDS:
-                    await self._residency.make_resident(descriptor, offset, resident - offset)
+                if time.perf_counter() - began > _RESIDENT_SECONDS:
+                    resident = await residency.make_resident(descriptor, offset, resident)
                 continue
             if sent == 0:
                 raise FileShrank
+            turns.took(sent, time.perf_counter() - began)
             self.sent += sent
             self._row[SENDFILE] += sent
             offset += sent
             if offset == end:
                 return
-            if offset == resident:
+            if sent >= share or offset == resident:
                 await turns.next()
-                resident = min(offset + KERNEL_CHUNK, end)
-                if can_be_cold:
-                    await self._residency.make_resident(descriptor, offset, resident - offset)
+            if offset == resident:
+                resident = await residency.make_resident(descriptor, offset, end)
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""

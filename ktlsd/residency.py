@@ -8,7 +8,6 @@ RWF_NOWAIT itself, into memory that all share.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import mmap
 import os
@@ -23,22 +22,19 @@ STRIDE: Final = 65536
 """Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel
 reads ahead and evicts in longer runs than this."""
 
+FROM_DISK: Final = 524288
+"""Bytes that are waited for before the first of them is sent."""
+
 PIECE: Final = 262144
 """Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
 
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
+_LOOKED_AT: Final = 2 << 20
 # Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
 # How many threads may wait for disks at once; more would only queue in the disk.
 _LANES: Final = 16
-
-
-class _Found(enum.Enum):
-    RESIDENT = enum.auto()
-    COLD = enum.auto()
-    IN_MEMORY = enum.auto()
-    """All of its file system is."""
 
 
 class Residency:
@@ -54,24 +50,27 @@ class Residency:
         self.loads = 0
         """How often load() has used its memory."""
 
-    def _look(self, descriptor: int, offset: int, count: int) -> _Found:
-        """Whether sending this part would wait for a disk, by sample. Raises OSError."""
-        end = offset + count
+    def _warm_until(self, descriptor: int, offset: int, end: int) -> int:
+        """Up to where sending this part would not wait for a disk, by sample. Raises OSError."""
+        stop = min(offset + _LOOKED_AT, end)
         probes = [self._probe]
+        position = offset
         try:
-            for position in (*range(offset, end, STRIDE), end - 1):
+            for position in (*range(offset, stop, STRIDE), stop - 1):
                 os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
         except OSError as error:
-            return self._told_by(error, descriptor)
-        return _Found.RESIDENT
+            return end if self._is_in_memory(error, descriptor) else position
+        return stop
 
-    def _told_by(self, error: OSError, descriptor: int) -> _Found:
-        """What a read with RWF_NOWAIT that failed says of a file. Raises what says something else."""
+    def _is_in_memory(self, error: OSError, descriptor: int) -> bool:
+        """Whether a read with RWF_NOWAIT failed because all of the file system is in memory, and not because it would
+        wait for a disk. Raises what says something else.
+        """
         if isinstance(error, BlockingIOError):
-            return _Found.COLD
+            return False
         if error.errno != errno.EOPNOTSUPP:
             raise error
-        return _Found.IN_MEMORY if self._file_system_type(descriptor) in _IN_MEMORY else _Found.COLD
+        return self._file_system_type(descriptor) in _IN_MEMORY
 
     def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
         """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""
@@ -83,15 +82,17 @@ class Residency:
             return None
         return data if got == count else None
 
-    async def make_resident(self, descriptor: int, offset: int, count: int) -> bool:
-        """Return once this part of the file can be sent without waiting for a disk: whether that has to be asked for
-        other parts, too. Raises OSError.
+    async def make_resident(self, descriptor: int, offset: int, end: int) -> int:
+        """Up to where a part of the file that is not empty can be sent without waiting for a disk; where that is
+        nothing, return once it is something. Raises OSError.
         """
-        found = self._look(descriptor, offset, count)
-        if found is _Found.COLD:
-            self._row[COLD_READS] += 1
-            await trio.to_thread.run_sync(_read_through, descriptor, offset, count, limiter=self._lanes)
-        return found is not _Found.IN_MEMORY
+        warm = self._warm_until(descriptor, offset, end)
+        if warm > offset:
+            return warm
+        self._row[COLD_READS] += 1
+        stop = min(offset + FROM_DISK, end)
+        await trio.to_thread.run_sync(_read_through, descriptor, offset, stop - offset, limiter=self._lanes)
+        return stop
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
@@ -105,7 +106,7 @@ class Residency:
         try:
             got = os.preadv(descriptor, target, offset, os.RWF_NOWAIT)
         except OSError as error:
-            if self._told_by(error, descriptor) is _Found.COLD:
+            if not self._is_in_memory(error, descriptor):
                 return None
             got = os.preadv(descriptor, target, offset)
         return memory[: begin + got] if got else None

@@ -15,12 +15,12 @@ from ktlsd.client_hello import host_name
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.options import LimitOptions
-from ktlsd.pacing import DEFAULTS, KERNEL_CHUNK, FileShrank, PacedTransport
+from ktlsd.pacing import DEFAULTS, FileShrank, PacedTransport
 from ktlsd.residency import PIECE, Residency
 from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
 from ktlsd.turns import of_this_loop
 
-__all__ = ["KERNEL_CHUNK", "USER_SPACE_CHUNK", "FileShrank", "Transport"]
+__all__ = ["USER_SPACE_CHUNK", "FileShrank", "Transport"]
 
 USER_SPACE_CHUNK: Final = 131072
 """Bytes read and encrypted at once without kTLS, at first."""

@@ -1,7 +1,8 @@
 """Turns of those who send much, so that a small request waits for few of them.
 
 Strategy: in one pass of the event loop all big sends together take about PASS_SECONDS; who comes later stands in line,
-and each pass lets the first one in. A pass that has time left costs its sender no way through the event loop.
+and each pass lets the first one in. A pass that has time left costs its sender no way through the event loop. What the
+kernel is given at once is as much as takes that time, by what it took before, unless nobody else asks for anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import trio
 
 PASS_SECONDS: Final = 0.0005
 """How long big sends may hold up everyone else."""
+ALONE_SECONDS: Final = 0.2
+"""How long after the last request those who send are alone."""
+_LEAST: Final = 65536
+"""Bytes that are always worth a turn."""
 
 
 class Turns:
@@ -23,6 +28,25 @@ class Turns:
         self._line: deque[trio.lowlevel.Task] = deque()
         self._until = 0.0
         """When the time of this pass is over."""
+        self._asked = -ALONE_SECONDS
+        """When somebody asked for something."""
+        self._rate = 0.0
+        """Bytes a second that the kernel takes of files."""
+
+    def asked(self) -> None:
+        """Somebody who is not in the line asks for something."""
+        self._asked = time.perf_counter()
+
+    def share(self, most: int) -> int:
+        """How many bytes of a file the kernel may be given at once, up to `most`."""
+        if time.perf_counter() - self._asked > ALONE_SECONDS:
+            return most
+        return min(max(_LEAST, int(self._rate * PASS_SECONDS)), most)
+
+    def took(self, count: int, seconds: float) -> None:
+        """The kernel took that many bytes of a file in that time."""
+        if count >= _LEAST:
+            self._rate += (count / seconds - self._rate) / 4
 
     async def next(self) -> None:
         """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""

@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from ktlsd.turns import of_this_loop
+
 log = logging.getLogger("ktlsd")
 
 PART_SECONDS: Final = 0.02
@@ -78,11 +80,13 @@ class Watch:
             nursery.start_soon(self._end_pauses)
 
     async def _watch_sockets(self) -> None:
+        turns = of_this_loop()
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 left = _AT_ONCE
                 while ready := self._epoll.poll(0, left):
+                    turns.asked()
                     turn: Turn = {}
                     for number, _ in ready:
                         found = self._watched.get(number)

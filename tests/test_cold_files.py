@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.transport import KERNEL_CHUNK, USER_SPACE_CHUNK
+from ktlsd.residency import FROM_DISK
+from ktlsd.transport import USER_SPACE_CHUNK
 from tests.serving import connect, get, parse, serving
 from tests.vm.plugin import SlowDisk
 
@@ -23,7 +24,7 @@ def drop_page_cache() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-@pytest.mark.parametrize(("mode", "chunk"), [("auto", KERNEL_CHUNK), ("off", USER_SPACE_CHUNK)])
+@pytest.mark.parametrize(("mode", "chunk"), [("auto", FROM_DISK), ("off", USER_SPACE_CHUNK)])
 def test_a_cold_file_does_not_stop_the_others(slow_disk: SlowDisk, tmp_path: Path, mode: str, chunk: int) -> None:
     with serving(slow_disk.path, "--ktls", mode, state=tmp_path / "state") as server:
         drop_page_cache()

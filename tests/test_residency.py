@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from ktlsd.metrics import COLD_READS, SLOTS
-from ktlsd.residency import PIECE, Residency
+from ktlsd.residency import FROM_DISK, PIECE, Residency
 from ktlsd.ssl_ffi import Library
 from tests.test_cold_files import drop_page_cache
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
@@ -64,9 +64,11 @@ def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, coun
 async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
-    for _ in range(2):
-        assert await residency.make_resident(cold, 0, PART)
-        assert row[COLD_READS] == 1
+    assert await residency.make_resident(cold, 0, 4 * FROM_DISK) == FROM_DISK
+    assert row[COLD_READS] == 1
+    # Now it can be sent up to where it is cold, which nobody has to wait for yet.
+    assert FROM_DISK <= await residency.make_resident(cold, 0, 4 * FROM_DISK) < 4 * FROM_DISK
+    assert row[COLD_READS] == 1
 
 
 @pytest.mark.ktls
@@ -79,7 +81,8 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
         file.flush()
         with pytest.raises(OSError, match="not supported"):
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
-        assert not await residency.make_resident(file.fileno(), 0, PART)
+        # All of it at once, however much more that is than what is looked at.
+        assert await residency.make_resident(file.fileno(), 0, 1 << 40) == 1 << 40
         assert loaded(residency, b"", file.fileno(), 0, 1000) == bytes(1000)
     assert row[COLD_READS] == 0
 
@@ -117,7 +120,15 @@ async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None
     assert residency.load(b"head", warm, PART, 1000) is None
     assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
     assert bytes(await residency.read(b"head", warm, PART, 1000)) == b"head"
-    await residency.make_resident(warm, PART - 10, 100_000)
+    assert await residency.make_resident(warm, PART - 10, PART + 100_000) == PART + 100_000
+
+
+async def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
+    row = [0] * SLOTS
+    residency = Residency(library.file_system_type, row)
+    assert await residency.make_resident(warm, 0, PART) == PART
+    assert await residency.make_resident(warm, 5, 6) == 6
+    assert row[COLD_READS] == 0
 
 
 def test_all_use_the_same_memory_and_can_tell(warm: int, library: Library) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.testing
 
-from ktlsd.turns import PASS_SECONDS, Turns, of_this_loop
+from ktlsd.turns import ALONE_SECONDS, PASS_SECONDS, Turns, of_this_loop
+from ktlsd.watch import Turn, Watch
+
+MOST = 2 << 20
 
 
 class Passes(trio.abc.Instrument):
@@ -97,3 +103,46 @@ def test_each_event_loop_has_a_line_of_its_own() -> None:
         return of_this_loop()
 
     assert trio.run(line) is not trio.run(line)
+
+
+def test_the_kernel_gets_all_it_may_have_where_nobody_else_asks() -> None:
+    turns = Turns()
+    assert turns.share(MOST) == MOST
+    turns.asked()
+    assert turns.share(MOST) == 65536
+    for _ in range(30):
+        turns.took(1_000_000, 0.001)
+    assert turns.share(MOST) == pytest.approx(1e9 * PASS_SECONDS, rel=0.01)
+    for _ in range(30):
+        turns.took(100_000, 0.025)
+        # What is as short as that says more of the call than of the sending.
+        turns.took(1, 0.000_001)
+    assert turns.share(MOST) == 65536
+    for _ in range(30):
+        turns.took(MOST, 0.0001)
+    assert turns.share(MOST) == MOST
+    turns = Turns()
+    turns.asked()
+    time.sleep(1.1 * ALONE_SECONDS)
+    assert turns.share(MOST) == MOST
+
+
+async def test_who_asks_is_heard_of_by_those_who_send() -> None:
+    class Asking:
+        def ready(self, turn: Turn) -> None:
+            near.recv(1)
+            asked.set()
+
+    near, far = socket.socketpair()
+    asked = trio.Event()
+    watch = Watch()
+    with near, far, contextlib.closing(watch), trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run)
+            watch.set(near.fileno(), Asking())
+            await trio.testing.wait_all_tasks_blocked()
+            assert of_this_loop().share(MOST) == MOST
+            far.send(b"x")
+            await asked.wait()
+            assert of_this_loop().share(MOST) < MOST
+            nursery.cancel_scope.cancel()
