@@ -433,9 +433,10 @@ class Latency(_OneFile):
             drain = stack.enter_context(_drain(server.port, self.big, self.downloads, self.rate))
             loaded = self._p99(server, target.seconds)
             drain.send_signal(signal.SIGTERM)
-            lines = [line.split() for line in drain.communicate(timeout=GRACE_SECONDS)[0].splitlines()]
+            said, trouble = drain.communicate(timeout=GRACE_SECONDS)
+            lines = [line.split() for line in said.splitlines()]
         if len(lines) < 2:
-            raise ClientError("the downloads failed")
+            raise ClientError(f"the downloads failed: {trouble.strip()[-200:]}")
         (started, before), *_, (ended, after) = lines
         traffic = (int(after) - int(before)) / (float(ended) - float(started))
         if self.disk_rate and traffic > MOST_OF_DISK * self.disk_rate:

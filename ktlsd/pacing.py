@@ -195,7 +195,7 @@ class PacedTransport(abc.ABC):
         # Residency first: a head left in an open record would reach the client only after the disk.
         turns, residency = of_this_loop(), self._residency
         end = offset + count
-        resident = await residency.make_resident(descriptor, offset, end)
+        resident, stride = await residency.make_resident(descriptor, offset, end)
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
@@ -206,7 +206,7 @@ class PacedTransport(abc.ABC):
                 await self._progress(sent)
                 await turns.next()
                 if time.perf_counter() - began > _RESIDENT_SECONDS:
-                    resident = await residency.make_resident(descriptor, offset, resident)
+                    resident, stride = await residency.make_resident(descriptor, offset, resident)
                 continue
             if sent == 0:
                 raise FileShrank
@@ -219,7 +219,7 @@ class PacedTransport(abc.ABC):
             if sent >= share or offset == resident:
                 await turns.next()
             if offset == resident:
-                resident = await residency.make_resident(descriptor, offset, end)
+                resident, stride = await residency.make_resident(descriptor, offset, end, stride)
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""

@@ -1,8 +1,8 @@
 """Keeping a disk's slowness off the event loop: is a part of a file in the page cache, and how to get it there.
 
 Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk;
-when one does, a thread reads the part for real, and only then is it sent. What is encrypted in user space is read with
-RWF_NOWAIT itself, into memory that all share.
+what comes before such a byte is sent, and then a thread reads the next part for real. What is encrypted in user space
+is read with RWF_NOWAIT itself, into memory that all share.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import trio
 from ktlsd.metrics import COLD_READS, UNCOUNTED, Row
 
 STRIDE: Final = 65536
-"""Bytes between two probes. A hole in the page cache between them costs the event loop one read of a page; the kernel
-reads ahead and evicts in longer runs than this."""
+"""Bytes between two probes at first. A hole in the page cache between them costs the event loop one read of a page; the
+kernel reads ahead and evicts in longer runs than this."""
+_MOST_STRIDE: Final = 262144
+"""The same where all that was looked at before was there."""
 
 FROM_DISK: Final = 524288
 """Bytes that are waited for before the first of them is sent."""
@@ -50,18 +52,6 @@ class Residency:
         self.loads = 0
         """How often load() has used its memory."""
 
-    def _warm_until(self, descriptor: int, offset: int, end: int) -> int:
-        """Up to where sending this part would not wait for a disk, by sample. Raises OSError."""
-        stop = min(offset + _LOOKED_AT, end)
-        probes = [self._probe]
-        position = offset
-        try:
-            for position in (*range(offset, stop, STRIDE), stop - 1):
-                os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
-        except OSError as error:
-            return end if self._is_in_memory(error, descriptor) else position
-        return stop
-
     def _is_in_memory(self, error: OSError, descriptor: int) -> bool:
         """Whether a read with RWF_NOWAIT failed because all of the file system is in memory, and not because it would
         wait for a disk. Raises what says something else.
@@ -82,17 +72,28 @@ class Residency:
             return None
         return data if got == count else None
 
-    async def make_resident(self, descriptor: int, offset: int, end: int) -> int:
-        """Up to where a part of the file that is not empty can be sent without waiting for a disk; where that is
-        nothing, return once it is something. Raises OSError.
+    async def make_resident(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+        """Up to where a part of the file that is not empty can be sent without waiting for a disk, and the stride for
+        the next look; where that is nothing, return once it is something. Raises OSError.
         """
-        warm = self._warm_until(descriptor, offset, end)
-        if warm > offset:
-            return warm
-        self._row[COLD_READS] += 1
-        stop = min(offset + FROM_DISK, end)
-        await trio.to_thread.run_sync(_read_through, descriptor, offset, stop - offset, limiter=self._lanes)
-        return stop
+        stop = min(offset + _LOOKED_AT, end)
+        probes = [self._probe]
+        position = offset
+        try:
+            for position in (*range(offset, stop, stride), stop - 1):
+                os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
+        except OSError as error:
+            if self._is_in_memory(error, descriptor):
+                return end, stride
+            if stride > STRIDE:
+                return await self.make_resident(descriptor, offset, end)
+        else:
+            return stop, min(2 * stride, _MOST_STRIDE)
+        if position == offset:
+            self._row[COLD_READS] += 1
+            position = min(offset + FROM_DISK, end)
+            await trio.to_thread.run_sync(_read_through, descriptor, offset, position - offset, limiter=self._lanes)
+        return position, STRIDE
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()

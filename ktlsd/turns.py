@@ -1,14 +1,16 @@
 """Turns of those who send much, so that a small request waits for few of them.
 
 Strategy: in one pass of the event loop all big sends together take about PASS_SECONDS; who comes later stands in line,
-and each pass lets the first one in. A pass that has time left costs its sender no way through the event loop. What the
-kernel is given at once is as much as takes that time, by what it took before, unless nobody else asks for anything.
+and each pass lets the first one in. Between two pieces a sender looks after those who ask (watch.py). What the kernel
+is given at once is as much as takes that time, by what it took before, unless nobody asks for anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -32,6 +34,7 @@ class Turns:
         """When somebody asked for something."""
         self._rate = 0.0
         """Bytes a second that the kernel takes of files."""
+        self._look: Callable[[], bool] = bool
 
     def asked(self) -> None:
         """Somebody who is not in the line asks for something."""
@@ -48,10 +51,26 @@ class Turns:
         if count >= _LEAST:
             self._rate += (count / seconds - self._rate) / 4
 
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], bool]) -> Iterator[None]:
+        """For as long as this lasts, who asks meanwhile is looked after between two pieces; `look` does that without
+        waiting, and tells whether there was anybody.
+        """
+        self._look = look
+        try:
+            yield
+        finally:
+            if self._look == look:
+                self._look = bool
+
     async def next(self) -> None:
         """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
-        if time.perf_counter() < self._until:
-            return
+        if time.perf_counter() >= self._until:
+            await self._next_pass()
+        if self._look():
+            self.asked()
+
+    async def _next_pass(self) -> None:
         if self._line:
             await self._wait()
         else:

@@ -1,7 +1,8 @@
 """One epoll for the sockets of all connections that wait without trio.
 
 Strategy: trio waits for the epoll itself, and every socket that shows something is looked after at once, many in a row:
-for each of them a wait of trio's own would cost more than most of what is done.
+for each of them a wait of trio's own would cost more than most of what is done. Who sends much looks between two pieces
+(turns.py), which comes sooner than a pass of the event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ktlsd.turns import of_this_loop
+from ktlsd.turns import Turns, of_this_loop
 
 log = logging.getLogger("ktlsd")
 
@@ -75,26 +76,20 @@ class Watch:
 
     async def run(self) -> None:
         """Look after the sockets, for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_sockets)
-            nursery.start_soon(self._end_pauses)
-
-    async def _watch_sockets(self) -> None:
         turns = of_this_loop()
+        with turns.looking(self._look):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_sockets, turns)
+                nursery.start_soon(self._end_pauses)
+
+    async def _watch_sockets(self, turns: Turns) -> None:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 left = _AT_ONCE
-                while ready := self._epoll.poll(0, left):
+                while count := self._look_after(left):
                     turns.asked()
-                    turn: Turn = {}
-                    for number, _ in ready:
-                        found = self._watched.get(number)
-                        if found is None:
-                            self._unregister(number)
-                        else:
-                            found[0].ready(turn)
-                    left -= len(ready)
+                    left -= count
                     if left <= 0:
                         await trio.lowlevel.checkpoint()
                         left = _AT_ONCE
@@ -102,6 +97,25 @@ class Watch:
                 # There was no memory for the wait (epoll_ctl(2)): no reason to accept and answer nobody ever after.
                 log.error("connections have to wait: %s", error)
                 await trio.sleep(_PAUSE_SECONDS)
+
+    def _look(self) -> bool:
+        try:
+            return self._look_after(_AT_ONCE) > 0
+        except (OSError, MemoryError) as error:
+            log.error("connections have to wait: %s", error)
+            return True
+
+    def _look_after(self, most: int) -> int:
+        """How many sockets showed something, of up to that many. Raises OSError, MemoryError."""
+        ready = self._epoll.poll(0, most)
+        turn: Turn = {}
+        for number, _ in ready:
+            found = self._watched.get(number)
+            if found is None:
+                self._unregister(number)
+            else:
+                found[0].ready(turn)
+        return len(ready)
 
     async def _end_pauses(self) -> None:
         while True:

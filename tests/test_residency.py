@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from ktlsd.metrics import COLD_READS, SLOTS
-from ktlsd.residency import FROM_DISK, PIECE, Residency
+from ktlsd.residency import FROM_DISK, PIECE, STRIDE, Residency
 from ktlsd.ssl_ffi import Library
 from tests.test_cold_files import drop_page_cache
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
@@ -64,10 +64,12 @@ def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, coun
 async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
-    assert await residency.make_resident(cold, 0, 4 * FROM_DISK) == FROM_DISK
+    assert await residency.make_resident(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (FROM_DISK, STRIDE)
     assert row[COLD_READS] == 1
     # Now it can be sent up to where it is cold, which nobody has to wait for yet.
-    assert FROM_DISK <= await residency.make_resident(cold, 0, 4 * FROM_DISK) < 4 * FROM_DISK
+    until, stride = await residency.make_resident(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
+    assert FROM_DISK <= until < 4 * FROM_DISK
+    assert stride == STRIDE
     assert row[COLD_READS] == 1
 
 
@@ -82,7 +84,7 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
         with pytest.raises(OSError, match="not supported"):
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         # All of it at once, however much more that is than what is looked at.
-        assert await residency.make_resident(file.fileno(), 0, 1 << 40) == 1 << 40
+        assert await residency.make_resident(file.fileno(), 0, 1 << 40) == (1 << 40, STRIDE)
         assert loaded(residency, b"", file.fileno(), 0, 1000) == bytes(1000)
     assert row[COLD_READS] == 0
 
@@ -120,14 +122,18 @@ async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None
     assert residency.load(b"head", warm, PART, 1000) is None
     assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
     assert bytes(await residency.read(b"head", warm, PART, 1000)) == b"head"
-    assert await residency.make_resident(warm, PART - 10, PART + 100_000) == PART + 100_000
+    assert await residency.make_resident(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
 
 
 async def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
-    assert await residency.make_resident(warm, 0, PART) == PART
-    assert await residency.make_resident(warm, 5, 6) == 6
+    # What was there makes the next look a quicker one, up to some distance.
+    stride = STRIDE
+    for expected in (2 * STRIDE, 4 * STRIDE, 4 * STRIDE):
+        until, stride = await residency.make_resident(warm, 0, PART, stride)
+        assert (until, stride) == (PART, expected)
+    assert await residency.make_resident(warm, 5, 6) == (6, 2 * STRIDE)
     assert row[COLD_READS] == 0
 
 

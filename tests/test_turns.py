@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 import pytest
 import trio
@@ -127,22 +128,62 @@ def test_the_kernel_gets_all_it_may_have_where_nobody_else_asks() -> None:
     assert turns.share(MOST) == MOST
 
 
-async def test_who_asks_is_heard_of_by_those_who_send() -> None:
-    class Asking:
-        def ready(self, turn: Turn) -> None:
-            near.recv(1)
-            asked.set()
+@dataclass
+class Asking:
+    """A socket that shows something, and what comes of that."""
 
+    near: socket.socket
+    trouble: OSError | None = None
+    asked: trio.Event = field(default_factory=trio.Event)
+
+    def ready(self, turn: Turn) -> None:
+        self.near.recv(1)
+        self.asked.set()
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@contextlib.asynccontextmanager
+async def asking(trouble: OSError | None = None) -> AsyncIterator[tuple[Asking, socket.socket]]:
+    """Somebody whose socket is watched, and the other end of that."""
     near, far = socket.socketpair()
-    asked = trio.Event()
     watch = Watch()
     with near, far, contextlib.closing(watch), trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run)
-            watch.set(near.fileno(), Asking())
+            somebody = Asking(near, trouble)
+            watch.set(near.fileno(), somebody)
             await trio.testing.wait_all_tasks_blocked()
-            assert of_this_loop().share(MOST) == MOST
-            far.send(b"x")
-            await asked.wait()
-            assert of_this_loop().share(MOST) < MOST
+            yield somebody, far
             nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_is_heard_of_by_those_who_send() -> None:
+    async with asking() as (somebody, far):
+        assert of_this_loop().share(MOST) == MOST
+        far.send(b"x")
+        await somebody.asked.wait()
+        assert of_this_loop().share(MOST) < MOST
+
+
+@pytest.mark.parametrize("trouble", [None, OSError("no memory for that")])
+async def test_who_asks_is_looked_after_between_two_pieces(
+    passes: Passes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: OSError | None
+) -> None:
+    monkeypatch.setattr("ktlsd.turns.PASS_SECONDS", 60)
+    async with asking(trouble) as (somebody, far):
+        turns = of_this_loop()
+        await turns.next()
+        number = passes.number
+        await turns.next()
+        assert not somebody.asked.is_set()
+        far.send(b"x")
+        await turns.next()
+        assert somebody.asked.is_set()
+        assert turns.share(MOST) < MOST
+        assert passes.number == number
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if trouble is None else ["connections have to wait: no memory for that"]
+    )
+    # Nobody is watched any more.
+    await turns.next()
