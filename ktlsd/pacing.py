@@ -37,7 +37,7 @@ SMALL: Final = 15360
 
 _MOST_PART_SECONDS: Final = 0.5
 
-# Longer than this between two sends, and the pages that were in the page cache may have left it.
+# Longer than this after a look, and pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_READ: Final = 65536
@@ -196,30 +196,27 @@ class PacedTransport(abc.ABC):
         turns, residency = of_this_loop(), self._residency
         end = offset + count
         resident, stride = await residency.make_resident(descriptor, offset, end)
+        looked = time.perf_counter()
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
-            share = turns.share(KERNEL_CHUNK)
             began = time.perf_counter()
-            sent = self._sendfile(descriptor, offset, min(share, resident - offset))
+            if offset == resident or began - looked > _RESIDENT_SECONDS:
+                resident, stride = await residency.make_resident(descriptor, offset, end, stride)
+                began = looked = time.perf_counter()
+            sent = self._sendfile(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
             if isinstance(sent, Wait):
                 await self._progress(sent)
-                await turns.next()
-                if time.perf_counter() - began > _RESIDENT_SECONDS:
-                    resident, stride = await residency.make_resident(descriptor, offset, resident)
-                continue
-            if sent == 0:
+            elif sent == 0:
                 raise FileShrank
-            turns.took(sent, time.perf_counter() - began)
-            self.sent += sent
-            self._row[SENDFILE] += sent
-            offset += sent
-            if offset == end:
-                return
-            if sent >= share or offset == resident:
-                await turns.next()
-            if offset == resident:
-                resident, stride = await residency.make_resident(descriptor, offset, end, stride)
+            else:
+                turns.took(sent, time.perf_counter() - began)
+                self.sent += sent
+                self._row[SENDFILE] += sent
+                offset += sent
+                if offset == end:
+                    return
+            await turns.next()
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""
