@@ -231,7 +231,7 @@ class Wrk:
 
     def check(self, server: Server, site: Site) -> str:
         requests = self._requests(server, site)
-        if self.files:
+        if len(requests) > 1:
             try:
                 _ask_for_all(server, self.connections, requests)
             except (ClientError, subprocess.TimeoutExpired) as error:

@@ -116,7 +116,11 @@ _KINDS: Final[tuple[tuple[str, str, Client], ...]] = (
     ("100k", "100 KiB file, 32 connections", Wrk("/100k.html", 32)),
     ("1m", "1 MiB file, 32 connections", Wrk("/1m.bin", 32)),
     ("not-modified", "304 for a 10 KiB file, 32 connections", Wrk("/10k.html", 32, status=304, conditional=True)),
-    ("range", "10 KiB ranges of a 1 MiB file, 32 connections", Wrk("/1m.bin", 32, status=206, range_length=10240)),
+    (
+        "range",
+        "1,000 different ranges of 10 KiB of a 1 MiB file, each asked for before, 32 connections",
+        Wrk("/1m.bin", 32, status=206, range_length=10240),
+    ),
     (
         "many",
         "10,000 different files of 10 KiB, each asked for before, 32 connections",
