@@ -23,13 +23,14 @@ from pathlib import Path
 import pytest
 
 from ktlsd.gathered_lines import GATHER_SECONDS
+from ktlsd.pacing import KERNEL_CHUNK
 from tests.authority import Authority
 from tests.downloads import REQUEST, Outcome, download, judge, make_files, read_all
 from tests.serving import Running, children, client_context, connect, eventually, exchange, get, parse_all, serving
 
 MIB = 1024 * 1024
-SIZES = {"small.bin": 10_000, "medium.bin": MIB + 1, "large.bin": 16 * MIB}
-"""The large one is more than the sockets of both sides hold."""
+SIZES = {"small.bin": 10_000, "medium.bin": MIB + 1, "pieces.bin": 2 * KERNEL_CHUNK + 1, "large.bin": 16 * MIB}
+"""The large one is more than the sockets of both sides hold; the one before needs three calls of sendfile or more."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and namespaces need root")
 
@@ -315,7 +316,7 @@ def run_everything(server: Running, contents: dict[str, bytes], patience: float 
     """Requests that together make every call on the path of a request."""
     backend = int(server.backends[0].rpartition(":")[2])
     outcomes = []
-    for name in ("small.bin", "medium.bin"):
+    for name in ("small.bin", "pieces.bin"):
         for secure in (True, False, True):
             place = server.port if secure else backend
             outcomes.append(download(place, name, contents[name], secure=secure, patience=patience))
