@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from bench.clients import Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+from bench.clients import RANGES, Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
 
 MEGABYTE: Final = 1_000_000
 
@@ -118,7 +118,7 @@ _KINDS: Final[tuple[tuple[str, str, Client], ...]] = (
     ("not-modified", "304 for a 10 KiB file, 32 connections", Wrk("/10k.html", 32, status=304, conditional=True)),
     (
         "range",
-        "1,000 different ranges of 10 KiB of a 1 MiB file, each asked for before, 32 connections",
+        f"{RANGES:,} different ranges of 10 KiB of a 1 MiB file, each asked for before, 32 connections",
         Wrk("/1m.bin", 32, status=206, range_length=10240),
     ),
     (

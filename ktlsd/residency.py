@@ -78,7 +78,6 @@ class Residency:
         """
         stop = min(offset + _LOOKED_AT, end)
         probes = [self._probe]
-        position = offset
         try:
             for position in (*range(offset, stop, stride), stop - 1):
                 os.preadv(descriptor, probes, position, os.RWF_NOWAIT)

@@ -23,6 +23,10 @@ _LEAST: Final = 65536
 """Bytes that are always worth a turn."""
 
 
+def _look_at_nobody() -> None:
+    pass
+
+
 class Turns:
     """The line of one event loop."""
 
@@ -34,7 +38,7 @@ class Turns:
         """When somebody asked for something."""
         self._rate = 0.0
         """Bytes a second that the kernel takes of files."""
-        self._look: Callable[[], bool] = bool
+        self._look: Callable[[], None] = _look_at_nobody
 
     def asked(self) -> None:
         """Somebody who is not in the line asks for something."""
@@ -52,23 +56,20 @@ class Turns:
             self._rate += (count / seconds - self._rate) / 4
 
     @contextlib.contextmanager
-    def looking(self, look: Callable[[], bool]) -> Iterator[None]:
-        """For as long as this lasts, who asks meanwhile is looked after between two pieces; `look` does that without
-        waiting, and tells whether there was anybody.
-        """
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """For as long as this lasts, `look` is called between two pieces, to look after who asks without waiting."""
         self._look = look
         try:
             yield
         finally:
             if self._look == look:
-                self._look = bool
+                self._look = _look_at_nobody
 
     async def next(self) -> None:
         """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
         if time.perf_counter() >= self._until:
             await self._next_pass()
-        if self._look():
-            self.asked()
+        self._look()
 
     async def _next_pass(self) -> None:
         if self._line:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ktlsd.turns import Turns, of_this_loop
+from ktlsd.turns import of_this_loop
 
 log = logging.getLogger("ktlsd")
 
@@ -76,19 +76,17 @@ class Watch:
 
     async def run(self) -> None:
         """Look after the sockets, for ever."""
-        turns = of_this_loop()
-        with turns.looking(self._look):
+        with of_this_loop().looking(self._look):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_sockets, turns)
+                nursery.start_soon(self._watch_sockets)
                 nursery.start_soon(self._end_pauses)
 
-    async def _watch_sockets(self, turns: Turns) -> None:
+    async def _watch_sockets(self) -> None:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 left = _AT_ONCE
                 while count := self._look_after(left):
-                    turns.asked()
                     left -= count
                     if left <= 0:
                         await trio.lowlevel.checkpoint()
@@ -98,16 +96,17 @@ class Watch:
                 log.error("connections have to wait: %s", error)
                 await trio.sleep(_PAUSE_SECONDS)
 
-    def _look(self) -> bool:
+    def _look(self) -> None:
         try:
-            return self._look_after(_AT_ONCE) > 0
+            self._look_after(_AT_ONCE)
         except (OSError, MemoryError) as error:
             log.error("connections have to wait: %s", error)
-            return True
 
     def _look_after(self, most: int) -> int:
         """How many sockets showed something, of up to that many. Raises OSError, MemoryError."""
         ready = self._epoll.poll(0, most)
+        if ready:
+            of_this_loop().asked()
         turn: Turn = {}
         for number, _ in ready:
             found = self._watched.get(number)
