@@ -55,3 +55,9 @@ def wait_until(page: Page, expression: str) -> None:
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"never true: {expression}"
         page.wait_for_timeout(20)
+
+
+def follow(page: Page, link: str) -> None:
+    """Click a link and wait until all of where it leads is there: a click alone returns before that."""
+    with page.expect_navigation():
+        page.click(link)

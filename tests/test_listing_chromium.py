@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browsing import chromium, opened, wait_until
+from tests.browsing import chromium, follow, opened, wait_until
 from tests.serving import serving
 from tests.test_chromium import png
 
@@ -80,7 +80,7 @@ def names(page: Page) -> list[str]:
 
 
 def sort_by(page: Page, title: str) -> tuple[list[str], str | None]:
-    page.click(f"th a:has-text('{title}')")
+    follow(page, f"th a:has-text('{title}')")
     return names(page), page.get_attribute(f"th:has-text('{title}')", "aria-sort")
 
 
@@ -105,11 +105,11 @@ def test_every_name_leads_to_its_file(browser: Browser, site: str) -> None:
         assert set(links[2:]) >= {f"{site}a%20folder/{quote(name, safe='$!()*,:=@+;')}" for name in FILES}
         for link in links:
             assert page.request.get(link).status == 200
-        page.click("text=sub/")
+        follow(page, "text=sub/")
         assert page.url == site + "a%20folder/sub/"
         assert page.inner_text("main") == "This folder is empty."
-        page.click("nav a:has-text('a folder')")
-        page.click("text=Parent folder")
+        follow(page, "nav a:has-text('a folder')")
+        follow(page, "text=Parent folder")
         assert page.url == site
         assert names(page) == ["a folder/", "many/", "favicon.ico"]
 
