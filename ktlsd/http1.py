@@ -33,7 +33,7 @@ from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
-from ktlsd.pacing import SMALL, PacedTransport
+from ktlsd.pacing import AT_ONCE, SMALL, PacedTransport, Rest
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
@@ -163,12 +163,12 @@ class Http1:
         row = self._shared.row
         while True:
             left = await self._shared.idle.wait(self)
-            if left.unsent:
-                await self._finish_repeating(left.unsent)
+            if left.unsent is not None:
+                await self._finish_repeating(left.unsent, left.descriptor)
             if left.ends:
                 await self.transport.finish(unread=True)
                 return
-            if left.unsent and left.received == b"":
+            if left.unsent is not None and left.received == b"":
                 continue
             received = await self._read_idle() if left.received is None else left.received
             if not received:
@@ -224,6 +224,9 @@ class Http1:
             if found is None:
                 return Left(received)
             key, remembered = found
+            part = remembered.part
+            if part is not None and part.count > SMALL:
+                return self._begin_large(key, remembered, part, received)
             made = turn.get(key)
             if made is None:
                 made = self._make(key, remembered)
@@ -243,20 +246,51 @@ class Http1:
                 raise
             received = received[len(key[1]) :]
             if unsent:
-                return Left(received, unsent, ends=remembered.closes)
-            self._end_again(complete=True)
-            if remembered.closes:
-                return Left(b"", ends=True)
-            if not received:
-                return Left(None) if transport.holds() else None
+                return Left(received, Rest(unsent), ends=remembered.closes)
+            left = self._left_after(remembered, received)
+            if left is not None or not received:
+                return left
         return Left(received)
 
+    def _begin_large(self, key: Key, remembered: Remembered, part: ByteRange, received: bytes) -> Left | None:
+        """Answer the head at the beginning of `received`, as far as possible without waiting; None once nothing is left
+        of it."""
+        if part.count > AT_ONCE:
+            return Left(received)
+        descriptor = self._shared.service.heads.open(key, remembered)
+        if descriptor is None:
+            return Left(received)
+        rest = None
+        try:
+            head = remembered.before + self._shared.clock.date() + remembered.after
+            self._begin_again(remembered, len(head))
+            try:
+                rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
+            except BaseException:
+                self._end_again(complete=False)
+                raise
+        finally:
+            if rest is None:
+                os.close(descriptor)
+        received = received[len(key[1]) :]
+        if rest is not None:
+            return Left(received, rest, descriptor, ends=remembered.closes)
+        left = self._left_after(remembered, received)
+        # A client that asks for many at once lets others have their turn between them.
+        return Left(received) if left is None and received else left
+
+    def _left_after(self, remembered: Remembered, received: bytes) -> Left | None:
+        """What is left to do after a response that is all sent, of whose request `received` followed; None where that
+        is to go on with `received`, or to wait where there is none."""
+        self._end_again(complete=True)
+        if remembered.closes:
+            return Left(b"", ends=True)
+        return Left(None) if not received and self.transport.holds() else None
+
     def _make(self, key: Key, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
-        """A remembered response in one piece and the size of its head; None where it is too large for that, is no
-        longer what it was, or a disk is to be waited for."""
+        """A small remembered response in one piece and the size of its head; None where it is no longer what it was, or
+        a disk is to be waited for."""
         part = remembered.part
-        if part is not None and part.count > SMALL:
-            return None
         descriptor = self._shared.service.heads.open(key, remembered)
         if descriptor is None:
             return None
@@ -267,14 +301,19 @@ class Http1:
             os.close(descriptor)
         return None if data is None else (data, len(head))
 
-    async def _finish_repeating(self, unsent: bytes | bytearray) -> None:
+    async def _finish_repeating(self, rest: Rest, descriptor: int) -> None:
         """Send the rest of what answer_known() has begun."""
-        await light.become_task()
         complete = False
         try:
-            await self.transport.send_text(unsent)
+            await light.become_task()
+            if rest.size:
+                await self.transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+            else:
+                await self.transport.send_text(rest.data)
             complete = True
         finally:
+            if descriptor >= 0:
+                os.close(descriptor)
             self._end_again(complete=complete)
 
     async def _repeat(self, received: bytes) -> bytes | None:

@@ -21,7 +21,7 @@ import trio
 from ktlsd.light import Sleeper
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
-from ktlsd.pacing import PacedTransport
+from ktlsd.pacing import PacedTransport, Rest
 from ktlsd.watch import Turn, Watch
 
 FIRST_REQUEST_SECONDS: Final = 2.0
@@ -33,8 +33,10 @@ class Left(NamedTuple):
 
     received: bytes | None
     """What the client sent, b"" after its end; None where that has to be read first."""
-    unsent: bytes | bytearray = b""
+    unsent: Rest | None = None
     """The rest of a response that has begun, to be sent before."""
+    descriptor: int = -1
+    """Of the file that the rest has a part of, to be closed then; negative for none."""
     ends: bool = False
     """Whether that response, or one that is all sent, is the last, whatever else the client sends."""
 

@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -74,6 +75,19 @@ class Listener(NamedTuple):
             return f"unix:{self.socket.getsockname()}"
         host, port = self.socket.getsockname()[:2]
         return f"{'https' if self.kind is Kind.HTTPS else 'http'}://{Listen(host, port)}"
+
+    def prepare(self) -> None:
+        """Set what Linux has the sockets that are accepted inherit. Raises OSError."""
+        sock = self.socket
+        if sock.family == socket.AF_UNIX:
+            return
+        # Heads and files share records by MSG_MORE; nothing else is worth holding back.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if ip_address(sock.getsockname()[0]).is_loopback:
+            # Nothing is ever lost on the way to a proxy on this machine, and a timer for each segment, as bbr has it to
+            # spread them over time, costs as much as the sending. Every kernel has reno; a sandbox may forbid it.
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
     def announcement(self) -> str:
         """What the operator is told once connections are accepted."""

@@ -14,7 +14,7 @@ import socket
 import sys
 import termios
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -35,6 +35,9 @@ KERNEL_CHUNK: Final = 2 << 20
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
 
+AT_ONCE: Final = 131072
+"""Bytes of a file that may go out without a turn, as the answer to a request."""
+
 _MOST_PART_SECONDS: Final = 0.5
 
 # Longer than this after a look, and pages that were in the page cache may have left it.
@@ -47,6 +50,14 @@ _BYTES_ACKED: Final = slice(120, 128)
 
 class FileShrank(Exception):
     """The file ended before the promised length was sent."""
+
+
+class Rest(NamedTuple):
+    """What is left to send: bytes from memory, and then `size` bytes of a file, if any."""
+
+    data: bytes | bytearray
+    offset: int = 0
+    size: int = 0
 
 
 class TooSlow(TLSError):
@@ -145,6 +156,13 @@ class PacedTransport(abc.ABC):
         """
 
     @abc.abstractmethod
+    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+        """Send what goes without waiting of what send_file() would send; the rest, for send_file() or send_text().
+
+        At most AT_ONCE bytes of the file are sent. Raises as send_file() does, but for TooSlow.
+        """
+
+    @abc.abstractmethod
     async def finish(self, *, unread: bool = False) -> None:
         """End the connection in order, after all that was sent. Raises TLSError.
 
@@ -173,7 +191,7 @@ class PacedTransport(abc.ABC):
 
     async def _send_by_kernel(self, data: bytes | bytearray, flags: int) -> None:
         """Give bytes to the socket itself (send(2) flags)."""
-        while data := self._send_at_once_by_kernel(data, flags):
+        while data and (data := self._send_at_once_by_kernel(data, flags)):
             await self._progress(Wait.WRITABLE)
 
     def _send_at_once_by_kernel(self, data: bytes | bytearray, flags: int = 0) -> bytes | bytearray:
@@ -187,6 +205,16 @@ class PacedTransport(abc.ABC):
         self.sent += sent
         self._row[SEND] += sent
         return data[sent:]
+
+    def _begin_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+        end = offset + count
+        resident, _ = self._residency.look(descriptor, offset, min(offset + AT_ONCE, end))
+        unsent: bytes | bytearray = head
+        if resident > offset and not (unsent := self._send_at_once_by_kernel(head, socket.MSG_MORE)):
+            sent = self._send_part(descriptor, offset, resident - offset)
+            if not isinstance(sent, Wait):
+                offset += sent
+        return Rest(unsent, offset, end - offset) if offset < end else None
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         if (data := self.gathered(head, descriptor, offset, count)) is not None:
@@ -204,19 +232,25 @@ class PacedTransport(abc.ABC):
             if offset == resident or began - looked > _RESIDENT_SECONDS:
                 resident, stride = await residency.make_resident(descriptor, offset, end, stride)
                 began = looked = time.perf_counter()
-            sent = self._sendfile(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
+            sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
             if isinstance(sent, Wait):
                 await self._progress(sent)
-            elif sent == 0:
-                raise FileShrank
             else:
                 turns.took(sent, time.perf_counter() - began)
-                self.sent += sent
-                self._row[SENDFILE] += sent
                 offset += sent
                 if offset == end:
                     return
             await turns.next()
+
+    def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""
+        sent = self._sendfile(descriptor, offset, count)
+        if not isinstance(sent, Wait):
+            if sent == 0:
+                raise FileShrank
+            self.sent += sent
+            self._row[SENDFILE] += sent
+        return sent
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from ktlsd.metrics import UNCOUNTED, Row
 from ktlsd.options import LimitOptions
-from ktlsd.pacing import DEFAULTS, PacedTransport
+from ktlsd.pacing import DEFAULTS, PacedTransport, Rest
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import PEER_IS_GONE, READ_SIZE, ConnectionLost, Wait
 
@@ -43,6 +43,9 @@ class PlainTransport(PacedTransport):
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         await self._send_from_page_cache(head, descriptor, offset, count)
+
+    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+        return self._begin_from_page_cache(head, descriptor, offset, count)
 
     async def finish(self, *, unread: bool = False) -> None:
         self._must_reset = False

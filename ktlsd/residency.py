@@ -72,9 +72,9 @@ class Residency:
             return None
         return data if got == count else None
 
-    async def make_resident(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+    def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
         """Up to where a part of the file that is not empty can be sent without waiting for a disk, and the stride for
-        the next look; where that is nothing, return once it is something. Raises OSError.
+        the next look. Raises OSError.
         """
         stop = min(offset + _LOOKED_AT, end)
         probes = [self._probe]
@@ -84,15 +84,17 @@ class Residency:
         except OSError as error:
             if self._is_in_memory(error, descriptor):
                 return end, stride
-            if stride > STRIDE:
-                return await self.make_resident(descriptor, offset, end)
-        else:
-            return stop, min(2 * stride, _MOST_STRIDE)
-        if position == offset:
+            return self.look(descriptor, offset, end) if stride > STRIDE else (position, STRIDE)
+        return stop, min(2 * stride, _MOST_STRIDE)
+
+    async def make_resident(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+        """The same as look(), but where that is nothing, return once it is something. Raises OSError."""
+        resident, stride = self.look(descriptor, offset, end, stride)
+        if resident == offset:
             self._row[COLD_READS] += 1
-            position = min(offset + FROM_DISK, end)
-            await trio.to_thread.run_sync(_read_through, descriptor, offset, position - offset, limiter=self._lanes)
-        return position, STRIDE
+            resident = min(offset + FROM_DISK, end)
+            await trio.to_thread.run_sync(_read_through, descriptor, offset, resident - offset, limiter=self._lanes)
+        return resident, stride
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()

@@ -390,10 +390,7 @@ class _Entrance(Sleeper):
 
     async def open(self) -> None:
         """Let clients in for as long as there is room. Raises OSError."""
-        if self._listener.socket.family != socket.AF_UNIX:
-            # Heads and files share records by MSG_MORE; nothing else is worth holding back. Linux has the sockets that
-            # are accepted inherit it.
-            self._listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._listener.prepare()
         self._sockets.set(self._listener.socket.fileno(), self)
         await self.sleep(self._close)
 

@@ -15,7 +15,7 @@ from ktlsd.client_hello import host_name
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.options import LimitOptions
-from ktlsd.pacing import DEFAULTS, FileShrank, PacedTransport
+from ktlsd.pacing import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
 from ktlsd.residency import PIECE, Residency
 from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
 from ktlsd.turns import of_this_loop
@@ -103,6 +103,24 @@ class Transport(PacedTransport):
             await self._send_from_page_cache(head, descriptor, offset, count)
         else:
             await self._send_through_buffer(head, descriptor, offset, count)
+
+    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+        if self._kernel_sends:
+            return self._begin_from_page_cache(head, descriptor, offset, count)
+        piece = None
+        if len(head) <= _LONGEST_HEAD:
+            piece = self._residency.load(head, descriptor, offset, min(count, AT_ONCE))
+        if piece is None:
+            return Rest(head, offset, count)
+        taken = len(piece) - len(head)
+        self._fill_segments(True)
+        wait = self._tls.write(piece)
+        self._fill_segments(False)
+        if wait is not None:
+            # SSL_write will want the same bytes again, when others have used their memory.
+            return Rest(bytes(piece), offset + taken, count - taken)
+        self._note_written(len(piece))
+        return Rest(b"", offset + taken, count - taken) if count > taken else None
 
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         while (wait := self._tls.write(data)) is not None:

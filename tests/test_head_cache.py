@@ -56,7 +56,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     for name, data in (("index.html", b"<p>hello"), ("a.txt", b"a" * 5000), ("a.txt.gz", b"zz"), ("empty", b"")):
         (root / name).write_bytes(data)
         os.utime(root / name, ns=(LONG_AGO, LONG_AGO))
-    (root / "large.bin").write_bytes(os.urandom(200_000))
+    for name, size in (("medium.bin", 100_000), ("large.bin", 200_000)):
+        (root / name).write_bytes(os.urandom(size))
     state = tmp_path_factory.mktemp("state")
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_STATE_HOME", str(state))
@@ -94,7 +95,18 @@ def get(target: str, *lines: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: a", *lines, "", ""]).encode("latin-1")
 
 
-TARGETS = ["/", "/a.txt", "/empty", "/large.bin", "/nothing", "/%2e%2e/x", "/a.txt?q", "//a.txt", "/.hidden"]
+TARGETS = [
+    "/",
+    "/a.txt",
+    "/empty",
+    "/medium.bin",
+    "/large.bin",
+    "/nothing",
+    "/%2e%2e/x",
+    "/a.txt?q",
+    "//a.txt",
+    "/.hidden",
+]
 NAMES = [
     "Range",
     "If-Range",
@@ -136,6 +148,8 @@ VERSIONS = st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2.0"])
 @example("HEAD", "/a.txt", "HTTP/1.1", ["Accept-Encoding: gzip"])
 @example("GET", "/large.bin", "HTTP/1.1", ["Range: bytes=0-9"])
 @example("GET", "/large.bin", "HTTP/1.1", ["If-None-Match: *"])
+@example("GET", "/medium.bin", "HTTP/1.1", [])
+@example("GET", "/large.bin", "HTTP/1.1", ["Range: bytes=50000-149999"])
 def test_the_answer_from_memory_is_the_fresh_one(
     server: InProcess, method: str, target: str, version: str, lines: list[str]
 ) -> None:
@@ -212,7 +226,7 @@ def test_what_is_not_the_same_each_time_is_not_remembered(server: InProcess, hea
     assert server.heads.uses == before
 
 
-@pytest.mark.parametrize("name", ["/a.txt", "/large.bin", "/empty"])
+@pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin", "/empty"])
 @pytest.mark.parametrize("more", [b"", get("/a.txt")], ids=["alone", "with another after it"])
 @pytest.mark.parametrize(
     "form",
@@ -414,7 +428,7 @@ def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
-    heads = [get("/a.txt"), get("/empty"), get("/nothing"), get("/a.txt"), get("/")] * 10
+    heads = [get("/a.txt"), get("/medium.bin"), get("/nothing"), get("/a.txt"), get("/")] * 10
     with connect(server.port) as connection:
         fresh = [ask(connection, head) for head in heads[:5]]
         connection.sendall(b"".join(heads))

@@ -98,6 +98,17 @@ async def send_parts(transport: PlainTransport, descriptor: int) -> bytes:
     return expected + b"\r\n--end"
 
 
+async def begin_parts(transport: PlainTransport, descriptor: int) -> bytes:
+    expected = b""
+    for number in range(40):
+        head, offset, count = f"\r\n--part {number}\r\n".encode(), number * 1000, 1 + number * 5000
+        rest = transport.begin_file(head, descriptor, offset, count)
+        if rest is not None:
+            await transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+        expected += head + CONTENT[offset : offset + count]
+    return expected
+
+
 async def send_text(transport: PlainTransport, descriptor: int) -> bytes:
     await transport.send_text(CONTENT)
     await transport.send_text(b"")
@@ -112,7 +123,7 @@ async def send_for_ever(transport: PlainTransport, descriptor: int) -> None:
 Send = Callable[[PlainTransport, int], Awaitable[bytes]]
 
 
-@pytest.mark.parametrize("send", [send_whole, send_range, send_parts, send_text])
+@pytest.mark.parametrize("send", [send_whole, send_range, send_parts, begin_parts, send_text])
 @pytest.mark.parametrize("send_buffer", [None, 50_000])
 async def test_what_is_sent_arrives_whole(
     pair: Pair, ends: Ends, descriptor: int, send: Send, send_buffer: int | None

@@ -64,6 +64,8 @@ def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, coun
 async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
+    assert residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
+    assert row[COLD_READS] == 0
     assert await residency.make_resident(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (FROM_DISK, STRIDE)
     assert row[COLD_READS] == 1
     # Now it can be sent up to where it is cold, which nobody has to wait for yet.

@@ -172,6 +172,54 @@ async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path
         assert collected == [b"head of %d" % len(content) + content for content in contents]
 
 
+async def begin_parts(context: Context, folder: Path) -> Handshake:
+    """Parts of a file of which as much is sent as the socket takes, and then the rest, when others have used the memory
+    and the client reads."""
+    content, size = os.urandom(3_000_000), 100_000
+    (folder / "file.bin").write_bytes(content)
+    residency, begin = Residency(Library().file_system_type), threading.Event()
+    blocked, expected = 0, b""
+    with contextlib.ExitStack() as stack:
+        descriptor = stack.enter_context((folder / "file.bin").open("rb")).fileno()
+        near, far = stack.enter_context(loopback_pair())
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+        received = stack.enter_context(collector(near, begin=begin))
+        transport = stack.enter_context(contextlib.closing(Transport(context, far, residency)))
+        stack.callback(begin.set)
+        with trio.fail_after(60):
+            facts = await transport.handshake()
+            for offset in range(0, len(content), size):
+                head = b"part at %d" % offset
+                rest = transport.begin_file(head, descriptor, offset, size)
+                if rest is not None:
+                    blocked += 1
+                    residency.load(b"", descriptor, 0, size)
+                    begin.set()
+                    if rest.size:
+                        await transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+                    else:
+                        await transport.send_text(rest.data)
+                expected += head + content[offset : offset + size]
+            await transport.finish()
+        assert transport.sent == len(expected)
+    assert received == expected
+    assert blocked
+    return facts
+
+
+async def test_what_is_begun_without_waiting_arrives_whole(tmp_path: Path) -> None:
+    with contextlib.closing(Context(Library(), ktls=False)) as context:
+        certificate = str(localhost_certificate(tmp_path))
+        context.use_certificate(certificate, certificate)
+        assert not (await begin_parts(context, tmp_path)).ktls_tx
+
+
+@pytest.mark.ktls
+async def test_what_the_kernel_begins_without_waiting_arrives_whole(context: Context, tmp_path: Path) -> None:
+    assert (await begin_parts(context, tmp_path)).ktls_tx
+
+
 async def test_parts_of_a_file_arrive_one_by_one(tmp_path: Path) -> None:
     with contextlib.closing(Context(Library(), ktls=False)) as context:
         certificate = str(localhost_certificate(tmp_path))
