@@ -29,7 +29,7 @@ from ktlsd.watch import PART_SECONDS
 
 DEFAULTS: Final = LimitOptions()
 
-KERNEL_CHUNK: Final = 2 << 20
+KERNEL_CHUNK: Final = 4 << 20
 """Bytes that one sendfile may take where nobody else waits for a turn; a multiple of the TLS record size."""
 
 SMALL: Final = 15360
@@ -229,18 +229,20 @@ class PacedTransport(abc.ABC):
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
             began = time.perf_counter()
-            if offset == resident or began - looked > _RESIDENT_SECONDS:
+            if offset == resident or (stride and began - looked > _RESIDENT_SECONDS):
                 resident, stride = await residency.make_resident(descriptor, offset, end, stride)
                 began = looked = time.perf_counter()
-            sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
-            if isinstance(sent, Wait):
-                await self._progress(sent)
-            else:
+            wanted = min(turns.share(KERNEL_CHUNK), resident - offset)
+            sent = self._send_part(descriptor, offset, wanted)
+            if not isinstance(sent, Wait):
                 turns.took(sent, time.perf_counter() - began)
                 offset += sent
                 if offset == end:
                     return
-            await turns.next()
+            full = sent != wanted
+            if full:
+                await self._progress(Wait.WRITABLE)
+            await turns.next(waited=full)
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""

@@ -32,7 +32,7 @@ PIECE: Final = 262144
 
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
-_LOOKED_AT: Final = 2 << 20
+_LOOKED_AT: Final = 4 << 20
 # Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
 # How many threads may wait for disks at once; more would only queue in the disk.
@@ -74,7 +74,7 @@ class Residency:
 
     def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
         """Up to where a part of the file that is not empty can be sent without waiting for a disk, and the stride for
-        the next look. Raises OSError.
+        the next look, 0 where none is needed because there is no disk. Raises OSError.
         """
         stop = min(offset + _LOOKED_AT, end)
         probes = [self._probe]
@@ -83,7 +83,7 @@ class Residency:
                 os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
         except OSError as error:
             if self._is_in_memory(error, descriptor):
-                return end, stride
+                return end, 0
             return self.look(descriptor, offset, end) if stride > STRIDE else (position, STRIDE)
         return stop, min(2 * stride, _MOST_STRIDE)
 

@@ -19,8 +19,10 @@ PASS_SECONDS: Final = 0.0005
 """How long big sends may hold up everyone else."""
 ALONE_SECONDS: Final = 0.2
 """How long after the last request those who send are alone."""
-_LEAST: Final = 65536
+_LEAST: Final = 131072
 """Bytes that are always worth a turn."""
+_TELLING: Final = 65536
+"""Bytes that take longer than the call itself."""
 
 
 def _look_at_nobody() -> None:
@@ -46,13 +48,13 @@ class Turns:
 
     def share(self, most: int) -> int:
         """How many bytes of a file the kernel may be given at once, up to `most`."""
-        if time.perf_counter() - self._asked > ALONE_SECONDS:
+        if self._is_alone(time.perf_counter()):
             return most
         return min(max(_LEAST, int(self._rate * PASS_SECONDS)), most)
 
     def took(self, count: int, seconds: float) -> None:
         """The kernel took that many bytes of a file in that time."""
-        if count >= _LEAST:
+        if count >= _TELLING:
             self._rate += (count / seconds - self._rate) / 4
 
     @contextlib.contextmanager
@@ -65,11 +67,18 @@ class Turns:
             if self._look == look:
                 self._look = _look_at_nobody
 
-    async def next(self) -> None:
-        """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
-        if time.perf_counter() >= self._until:
+    async def next(self, *, waited: bool = False) -> None:
+        """Return when some more may be sent: at once, or in a later pass. `waited` says that this one has just waited
+        for its socket, and so let all others run. Raises trio.Cancelled.
+        """
+        now = time.perf_counter()
+        if now >= self._until and (self._line or not waited or not self._is_alone(now)):
             await self._next_pass()
         self._look()
+
+    def _is_alone(self, now: float) -> bool:
+        """Whether nobody asks for anything, so that only those who send wait for each other."""
+        return now - self._asked > ALONE_SECONDS
 
     async def _next_pass(self) -> None:
         if self._line:

@@ -71,6 +71,23 @@ async def test_what_is_quick_goes_on_in_the_same_pass(passes: Passes) -> None:
     assert 0 < passes.number - began < count / 2
 
 
+async def test_who_has_waited_goes_on_at_once_where_nobody_else_is(passes: Passes) -> None:
+    turns = Turns()
+
+    async def passes_of_a_turn() -> int:
+        work()
+        before = passes.number
+        await turns.next(waited=True)
+        return passes.number - before
+
+    await turns.next()
+    assert await passes_of_a_turn() == 0
+    turns.asked()
+    assert await passes_of_a_turn() == 1
+    await trio.sleep(1.1 * ALONE_SECONDS)
+    assert await passes_of_a_turn() == 0
+
+
 @pytest.mark.parametrize("which", range(4))
 async def test_who_gives_up_leaves_the_line(which: int) -> None:
     turns, done = Turns(), []
@@ -110,7 +127,7 @@ def test_the_kernel_gets_all_it_may_have_where_nobody_else_asks() -> None:
     turns = Turns()
     assert turns.share(MOST) == MOST
     turns.asked()
-    assert turns.share(MOST) == 65536
+    assert turns.share(MOST) == 131072
     for _ in range(30):
         turns.took(1_000_000, 0.001)
     assert turns.share(MOST) == pytest.approx(1e9 * PASS_SECONDS, rel=0.01)
@@ -118,7 +135,7 @@ def test_the_kernel_gets_all_it_may_have_where_nobody_else_asks() -> None:
         turns.took(100_000, 0.025)
         # What is as short as that says more of the call than of the sending.
         turns.took(1, 0.000_001)
-    assert turns.share(MOST) == 65536
+    assert turns.share(MOST) == 131072
     for _ in range(30):
         turns.took(MOST, 0.0001)
     assert turns.share(MOST) == MOST
