@@ -66,6 +66,7 @@ def describe() -> dict[str, str]:
         "memory": f"{int(memory[1]) // 1024} MiB" if memory else "unknown",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         "kernel": platform.release(),
+        "TCP congestion control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "kTLS": "yes" if has_ktls() else "no",
         "OpenSSL": ssl.OPENSSL_VERSION,
         "Python": platform.python_version(),

@@ -1,8 +1,8 @@
 """What connections with and without TLS have in common: how a client is waited for, and a file sent by the kernel.
 
-Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes less than a
-pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on the event
-loop.
+Strategy: try each call first and wait for the socket only when it takes no more; give up on a client that takes less
+than a pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on
+the event loop.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ async def test_what_is_quick_goes_on_in_the_same_pass(passes: Passes) -> None:
     assert 0 < passes.number - began < count / 2
 
 
-async def test_who_has_waited_goes_on_at_once_where_nobody_else_is(passes: Passes) -> None:
+async def test_who_has_waited_goes_on_at_once_where_nobody_asks(
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = Turns()
 
     async def passes_of_a_turn() -> int:
@@ -83,8 +85,9 @@ async def test_who_has_waited_goes_on_at_once_where_nobody_else_is(passes: Passe
     await turns.next()
     assert await passes_of_a_turn() == 0
     turns.asked()
+    monkeypatch.setattr("ktlsd.turns.ALONE_SECONDS", 60)
     assert await passes_of_a_turn() == 1
-    await trio.sleep(1.1 * ALONE_SECONDS)
+    monkeypatch.setattr("ktlsd.turns.ALONE_SECONDS", 0)
     assert await passes_of_a_turn() == 0
 
 
