@@ -12,6 +12,7 @@ import itertools
 import math
 import select
 import socket
+import threading
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
@@ -28,8 +29,8 @@ _PARKED: Final = object()
 _TO_TRIO: Final = object()
 
 
-class _Now:
-    """Which light connection runs at this moment; none while a task does."""
+class _Now(threading.local):
+    """Which light connection of this thread's event loop runs at this moment; none while a task does."""
 
     light: _Light | None = None
 

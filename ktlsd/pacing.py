@@ -1,8 +1,8 @@
 """What connections with and without TLS have in common: how a client is waited for, and a file sent by the kernel.
 
-Strategy: try each call first and wait for the socket only when it takes no more; give up on a client that takes less
-than a pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on
-the event loop.
+Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes less than a
+pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on the event
+loop.
 """
 
 from __future__ import annotations
@@ -232,17 +232,15 @@ class PacedTransport(abc.ABC):
             if offset == resident or (stride and began - looked > _RESIDENT_SECONDS):
                 resident, stride = await residency.make_resident(descriptor, offset, end, stride)
                 began = looked = time.perf_counter()
-            wanted = min(turns.share(KERNEL_CHUNK), resident - offset)
-            sent = self._send_part(descriptor, offset, wanted)
-            if not isinstance(sent, Wait):
+            sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
+            if isinstance(sent, Wait):
+                await self._progress(sent)
+            else:
                 turns.took(sent, time.perf_counter() - began)
                 offset += sent
                 if offset == end:
                     return
-            full = sent != wanted
-            if full:
-                await self._progress(Wait.WRITABLE)
-            await turns.next(waited=full)
+            await turns.next(waited=isinstance(sent, Wait))
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""

@@ -172,7 +172,7 @@ async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path
         assert collected == [b"head of %d" % len(content) + content for content in contents]
 
 
-async def begin_parts(context: Context, folder: Path) -> Handshake:
+async def begin_parts(context: Context, folder: Path, send_buffer: int) -> Handshake:
     """Parts of a file of which as much is sent as the socket takes, and then the rest and some more, when others have
     used the memory and the client reads."""
     content, size, more = os.urandom(3_000_000), 50_000, 20_000
@@ -182,7 +182,7 @@ async def begin_parts(context: Context, folder: Path) -> Handshake:
     with contextlib.ExitStack() as stack:
         descriptor = stack.enter_context((folder / "file.bin").open("rb")).fileno()
         near, far = stack.enter_context(loopback_pair())
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
         received = stack.enter_context(collector(near, begin=begin))
         transport = stack.enter_context(contextlib.closing(Transport(context, far, residency)))
@@ -211,12 +211,13 @@ async def test_what_is_begun_without_waiting_arrives_whole(tmp_path: Path) -> No
     with contextlib.closing(Context(Library(), ktls=False)) as context:
         certificate = str(localhost_certificate(tmp_path))
         context.use_certificate(certificate, certificate)
-        assert not (await begin_parts(context, tmp_path)).ktls_tx
+        assert not (await begin_parts(context, tmp_path, 20_000)).ktls_tx
 
 
 @pytest.mark.ktls
 async def test_what_the_kernel_begins_without_waiting_arrives_whole(context: Context, tmp_path: Path) -> None:
-    assert (await begin_parts(context, tmp_path)).ktls_tx
+    # With much less than this, Linux 6.1 keeps an open record that it never finds the room to send.
+    assert (await begin_parts(context, tmp_path, 100_000)).ktls_tx
 
 
 async def test_parts_of_a_file_arrive_one_by_one(tmp_path: Path) -> None:
