@@ -260,21 +260,18 @@ class Http1:
         descriptor = self._shared.service.heads.open(key, remembered)
         if descriptor is None:
             return Left(received)
-        rest = None
+        head = remembered.before + self._shared.clock.date() + remembered.after
+        self._begin_again(remembered, len(head))
         try:
-            head = remembered.before + self._shared.clock.date() + remembered.after
-            self._begin_again(remembered, len(head))
-            try:
-                rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
-            except BaseException:
-                self._end_again(complete=False)
-                raise
-        finally:
-            if rest is None:
-                os.close(descriptor)
+            rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
+        except BaseException:
+            os.close(descriptor)
+            self._end_again(complete=False)
+            raise
         received = received[len(key[1]) :]
         if rest is not None:
             return Left(received, rest, descriptor, ends=remembered.closes)
+        os.close(descriptor)
         left = self._left_after(remembered, received)
         # A client that asks for many at once lets others have their turn between them.
         return Left(received) if left is None and received else left

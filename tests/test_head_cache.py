@@ -428,9 +428,9 @@ def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
-    heads = [get("/a.txt"), get("/medium.bin"), get("/nothing"), get("/a.txt"), get("/")] * 10
+    heads = [get(target) for target in ("/a.txt", "/empty", "/medium.bin", "/nothing", "/a.txt", "/")] * 10
     with connect(server.port) as connection:
-        fresh = [ask(connection, head) for head in heads[:5]]
+        fresh = [ask(connection, head) for head in heads[:6]]
         connection.sendall(b"".join(heads))
         expected = b"".join(fresh) * 10
         data = b""
