@@ -44,7 +44,6 @@ def pair() -> Iterator[Pair]:
     """The client's socket and the server's."""
     with loopback_pair() as (near, far):
         near.settimeout(30)
-        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield near, far
 
 

@@ -278,7 +278,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
             yield near, far
     else:
         with loopback_pair() as (near, far):
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield near, far
 
 

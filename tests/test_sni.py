@@ -22,7 +22,6 @@ PAUSE_SECONDS = 0.003
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     with loopback_pair() as (near, far):
-        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield near, far
 
 

@@ -113,7 +113,6 @@ async def send_parts(context: Context, folder: Path) -> Handshake:
     descriptor = os.open(folder / "file.bin", os.O_RDONLY)
     try:
         with loopback_pair() as (near, far), collector(near) as received:
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             transport = Transport(context, far, Residency(Library().file_system_type))
             try:
                 with trio.fail_after(60):
