@@ -41,6 +41,14 @@ MEGA: Final = 1e6
 MICRO: Final = 1e-6
 HANDSHAKE_CLIENTS: Final = 3
 """s_time waits for each handshake, so several at a time keep the server busy."""
+BROWSER: Final = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142 Safari/537",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Accept-Language": "en-US,en;q=0.9",
+    "Cookie": "visit={number}",
+}
+"""What Chromium says; wrk.lua puts another number into each request."""
 WARM_CONNECTIONS: Final = 50
 RANGES: Final = 1000
 PASS_SECONDS: Final = 20
@@ -204,6 +212,8 @@ class Wrk:
     """Whether the requests carry the validators of an answer before them."""
     range_length: int = 0
     """The length of the ranges that are asked for, at random places."""
+    new_heads: bool = False
+    """Whether each request is another one by a cookie, and says what a browser says."""
 
     serial = False
     warms_up = True
@@ -227,7 +237,7 @@ class Wrk:
             source = random.Random(self.path)
             starts = [source.randrange(SIZES[self.path] - self.range_length) for _ in range(RANGES)]
             return [(self.path, {"Range": f"bytes={start}-{start + self.range_length - 1}"}) for start in starts]
-        return [(target, {}) for target in targets]
+        return [(target, BROWSER if self.new_heads else {}) for target in targets]
 
     def check(self, server: Server, site: Site) -> str:
         requests = self._requests(server, site)

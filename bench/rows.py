@@ -115,6 +115,11 @@ _KINDS: Final[tuple[tuple[str, str, Client], ...]] = (
     ("1k", "1 KiB file, 32 connections", Wrk("/1k.html", 32)),
     ("100k", "100 KiB file, 32 connections", Wrk("/100k.html", 32)),
     ("1m", "1 MiB file, 32 connections", Wrk("/1m.bin", 32)),
+    (
+        "new-heads",
+        "10 KiB file, 32 connections, a browser's fields and in each request another cookie",
+        Wrk("/10k.html", 32, new_heads=True),
+    ),
     ("not-modified", "304 for a 10 KiB file, 32 connections", Wrk("/10k.html", 32, status=304, conditional=True)),
     (
         "range",

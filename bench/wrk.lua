@@ -1,7 +1,8 @@
 -- Arguments: the first and the last second (since 1970) of what counts, and a file with one request a line: target, then
--- TAB and a field for each field. At the end one line of JSON on standard output.
+-- TAB and a field for each field; in a field, {number} stands for the number of the request. At the end one line of JSON
+-- on standard output.
 -- What happens before the first second, such as handshakes, and after the last one is no part of the result.
-local requests, count, at, from, to = {}, 0, 0, 0, 0
+local requests, rests, count, at, from, to = {}, {}, 0, 0, 0, 0
 asked, first, last = 0, -1, -1 -- global: done() asks the thread for them
 
 function setup(thread)
@@ -21,7 +22,9 @@ function init(args)
          end
       end
       count = count + 1
-      requests[count] = wrk.format("GET", target, fields)
+      local whole = wrk.format("GET", target, fields)
+      local before, after = whole:match("^(.-){number}(.*)$")
+      requests[count], rests[count] = before or whole, after
    end
 end
 
@@ -33,7 +36,8 @@ function request()
    end
    asked = asked + 1
    at = at % count + 1
-   return requests[at]
+   local rest = rests[at]
+   return rest and requests[at] .. asked .. rest or requests[at]
 end
 
 function done(summary)

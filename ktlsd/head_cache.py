@@ -1,4 +1,5 @@
-"""Responses remembered by the bytes of their request head: the same bytes need no second parse and no second decision.
+"""Responses remembered by their request head: the same bytes need no second parse and no second decision, and heads
+that differ in what had no say need no second decision.
 
 Strategy: what h11 wrote is kept but for its Date, together with what the file was when it was decided. Each use opens
 the file anew and compares, so that no byte of an old version is sent after a rename. More than the file has a say
@@ -11,13 +12,15 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
+from ktlsd.known_lines import KnownLines
 from ktlsd.lookup import Identity, OpenFile, identify
+from ktlsd.request_fields import Field
 from ktlsd.ssl_ffi import Library
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ LONGEST_REMEMBERED: Final = 4096
 """Bytes of a request head."""
 
 _ENTRY_BYTES: Final = 1024
+_LINE_END: Final = b"\r\n"
+_HEAD_END: Final = b"\r\n\r\n"
 # A file that was changed this recently can be changed again without its times showing it: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
@@ -43,9 +48,28 @@ Key = tuple[str | None, bytes]
 """The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
 
 
-class Remembered(Struct):
+class Grounds(NamedTuple):
+    """What a response was decided by: requests that agree in all of it get the same one."""
+
+    line: bytes
+    """The request line without its end."""
+    names: tuple[bytes, ...]
+    """Of the fields that were asked for, whether they were there or not."""
+    values: tuple[str | bytes | None, ...]
+    """What sets the connection apart, as in a key, and the value of each of these fields (request_fields.joined)."""
+
+    @classmethod
+    def of(cls, name: str | None, line: bytes, names: tuple[bytes, ...], fields: Mapping[bytes, bytes]) -> Grounds:
+        """Where these of all fields of a request have a say."""
+        return cls(line, names, (name, *map(fields.get, names)))
+
+
+class Remembered(Struct, eq=False):
     """A response: its status, its head around the value of Date, and the part of a file that follows."""
 
+    key: Key
+    grounds: Grounds | None
+    """None where it is not known."""
     status: int
     before: bytes
     after: bytes
@@ -62,6 +86,10 @@ class Remembered(Struct):
     noted: Noted | None = None
     """For the access log, where there is one."""
 
+    def head(self, date: bytes) -> bytes:
+        """The head with this value of Date."""
+        return self.before + date + self.after
+
 
 class HeadCache:
     """One process's memory."""
@@ -71,6 +99,9 @@ class HeadCache:
         self.most_bytes = most_bytes
         self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
+        self._alike: dict[bytes, dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], Remembered]]] = {}
+        """What is remembered, by its grounds: by request line, names and values."""
+        self._lines = KnownLines()
         self._looks: dict[tuple[int, bytes], Identity] = {}
         """What folders and rules were at the last look, by root and path; it holds for all that is remembered."""
         self._looks_until = 0.0
@@ -83,12 +114,38 @@ class HeadCache:
     def get(self, key: Key) -> Remembered | None:
         """What was decided for this head, and may still hold."""
         found = self._known.get(key)
-        if found is not None and found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
-            self._forget(key, found)
+        if found is not None and found.until < time.monotonic():
+            return self._holding(found)
+        return found
+
+    def read(self, head: bytes, most_fields: int) -> tuple[bytes, list[Field]] | None:
+        """The request line and the fields of a whole head; None where it has more, or nothing can be alike.
+
+        Nobody has seen the fields together: h11 may refuse a head for what it has twice.
+        """
+        line, _, rest = head.removesuffix(_HEAD_END).partition(_LINE_END)
+        if line not in self._alike:
+            return None
+        lines = rest.split(_LINE_END) if rest else []
+        fields = self._lines.read(lines) if len(lines) <= most_fields else None
+        return None if fields is None else (line, fields)
+
+    def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> Remembered | None:
+        """What was decided for a request that agrees with this one in its grounds, and may still hold; the line is one
+        that was read."""
+        for names, by_values in self._alike[line].items():
+            found = by_values.get((name, *map(fields.get, names)))
+            if found is not None:
+                return self._holding(found)
+        return None
+
+    def _holding(self, found: Remembered) -> Remembered | None:
+        if found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
+            self._forget(found)
             return None
         return found
 
-    def open(self, key: Key, remembered: Remembered) -> int | None:
+    def open(self, remembered: Remembered) -> int | None:
         """A descriptor of the file, for the caller to close; None when it is not, or may not be, what it was."""
         descriptor = -1
         for root, path, identity in reversed(remembered.sources):
@@ -97,11 +154,11 @@ class HeadCache:
             try:
                 descriptor = self._library.openat2(root, path, _FLAGS, cached=True)
             except OSError:
-                self._forget(key, remembered)
+                self._forget(remembered)
                 return None
             if not _is(descriptor, identity):
                 os.close(descriptor)
-                self._forget(key, remembered)
+                self._forget(remembered)
                 return None
         now = time.monotonic()
         if remembered.until < now:
@@ -111,10 +168,10 @@ class HeadCache:
             # The names on the way to an open file are in memory: no disk is asked.
             if not (remembered.folders and self._are_as_they_were(remembered.folders)):
                 os.close(descriptor)
-                self._forget(key, remembered)
+                self._forget(remembered)
                 return None
             remembered.until = self._looks_until
-            self._known.move_to_end(key)
+            self._known.move_to_end(remembered.key)
         self.uses += 1
         return descriptor
 
@@ -131,9 +188,21 @@ class HeadCache:
             return False
         return True
 
-    def _forget(self, key: Key, remembered: Remembered) -> None:
-        del self._known[key]
-        self._bytes -= _size(key, remembered)
+    def _forget(self, remembered: Remembered) -> None:
+        del self._known[remembered.key]
+        self._bytes -= _size(remembered)
+        grounds = remembered.grounds
+        if grounds is None:
+            return
+        alike = self._alike.get(grounds.line, {})
+        by_values = alike.get(grounds.names, {})
+        # Another head may have come to stand for all that are alike.
+        if by_values.get(grounds.values) is remembered:
+            del by_values[grounds.values]
+            if not by_values:
+                del alike[grounds.names]
+            if not alike:
+                del self._alike[grounds.line]
 
     def remember(
         self,
@@ -145,6 +214,7 @@ class HeadCache:
         part: ByteRange | None,
         noted: Noted | None = None,
         *,
+        grounds: Grounds | None = None,
         closes: bool = False,
         rules: Iterable[bytes] | None = None,
         asked_ns: int | None = None,
@@ -170,16 +240,18 @@ class HeadCache:
         now = time.monotonic()
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         if (known := self._known.get(key)) is not None:
-            self._forget(key, known)
-        new = Remembered(status, before, after, part, tuple(sources), folders, until, last, closes, noted)
+            self._forget(known)
+        new = Remembered(key, grounds, status, before, after, part, tuple(sources), folders, until, last, closes, noted)
         self._known[key] = new
-        self._bytes += _size(key, new)
+        if grounds is not None:
+            self._alike.setdefault(grounds.line, {}).setdefault(grounds.names, {})[grounds.values] = new
+        self._bytes += _size(new)
         while self._bytes > self.most_bytes:
-            self._forget(*next(iter(self._known.items())))
+            self._forget(next(iter(self._known.values())))
 
 
-def _size(key: Key, remembered: Remembered) -> int:
-    return _ENTRY_BYTES + len(key[1]) + len(remembered.before) + len(remembered.after)
+def _size(remembered: Remembered) -> int:
+    return _ENTRY_BYTES + 2 * len(remembered.key[1]) + len(remembered.before) + len(remembered.after)
 
 
 def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[int, bytes, Identity], ...]:

@@ -26,7 +26,7 @@ from ktlsd import forwarded, light
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.forwarded import Origin
-from ktlsd.head_cache import Key, Remembered
+from ktlsd.head_cache import Grounds, Key, Remembered
 from ktlsd.idle import Idle, Left
 from ktlsd.limits import Limit
 from ktlsd.lookup import OpenFile
@@ -34,6 +34,7 @@ from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.request_fields import Consulted, joined
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
@@ -58,6 +59,7 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"\n(?:(?<!\r\n)|[ \t])")
 # Looked up now: a module that is imported when the first refusal is logged may find no descriptor left.
 _escaped: Final = codecs.getencoder("unicode_escape")
+_LINE_END: Final = b"\r\n"
 _BLANK_LINE: Final = b"\r\n\r\n"
 _KNOWN_AT_ONCE: Final = 4
 """Pipelined requests that are answered before other connections get their turn."""
@@ -123,6 +125,18 @@ class Shared(Struct):
     access_log: AccessLog | None = None
 
 
+class _Found(Struct, frozen=True, gc=False):
+    """What is remembered for a head."""
+
+    remembered: Remembered
+    size: int
+    """Bytes of the head."""
+    noted: Noted | None
+    """What the access log, where there is one, says of this request."""
+    origin: Origin | None = None
+    """Where the request came from, if a trusted proxy tells."""
+
+
 class Http1:
     """One connection that speaks HTTP/1.1."""
 
@@ -132,7 +146,7 @@ class Http1:
         self._client = client
         self.origin = client.origin
         """Of the request that is being answered."""
-        self._realm = _realm(client)
+        self._realm = _realm(client, https=client.origin.https)
         self._limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection came."""
         self._requests_left = limits.requests_per_connection or sys.maxsize
@@ -223,20 +237,20 @@ class Http1:
             found = self._find(received)
             if found is None:
                 return Left(received)
-            key, remembered = found
+            remembered = found.remembered
             part = remembered.part
             if part is not None and part.count > SMALL:
-                return self._begin_large(key, remembered, part, received)
-            made = turn.get(key)
+                return self._begin_large(found, part, received)
+            made = turn.get(remembered)
             if made is None:
-                made = self._make(key, remembered)
+                made = self._make(remembered)
                 if made is None:
                     return Left(received)
-                turn[key] = made
+                turn[remembered] = made
             else:
                 self._shared.service.heads.uses += 1
             data, head_size = made
-            self._begin_again(remembered, head_size)
+            self._begin_again(found, head_size)
             if remembered.closes:
                 transport.hold_back()
             try:
@@ -244,7 +258,7 @@ class Http1:
             except BaseException:
                 self._end_again(complete=False)
                 raise
-            received = received[len(key[1]) :]
+            received = received[found.size :]
             if unsent:
                 return Left(received, Rest(unsent), ends=remembered.closes)
             left = self._left_after(remembered, received)
@@ -252,23 +266,24 @@ class Http1:
                 return left
         return Left(received)
 
-    def _begin_large(self, key: Key, remembered: Remembered, part: ByteRange, received: bytes) -> Left | None:
+    def _begin_large(self, found: _Found, part: ByteRange, received: bytes) -> Left | None:
         """Answer the head at the beginning of `received`, as far as possible without waiting; None once nothing is left
         of it."""
         if part.count > AT_ONCE:
             return Left(received)
-        descriptor = self._shared.service.heads.open(key, remembered)
+        remembered = found.remembered
+        descriptor = self._shared.service.heads.open(remembered)
         if descriptor is None:
             return Left(received)
-        head = remembered.before + self._shared.clock.date() + remembered.after
-        self._begin_again(remembered, len(head))
+        head = remembered.head(self._shared.clock.date())
+        self._begin_again(found, len(head))
         try:
             rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
         except BaseException:
             os.close(descriptor)
             self._end_again(complete=False)
             raise
-        received = received[len(key[1]) :]
+        received = received[found.size :]
         if rest is not None:
             return Left(received, rest, descriptor, ends=remembered.closes)
         os.close(descriptor)
@@ -284,14 +299,14 @@ class Http1:
             return Left(b"", ends=True)
         return Left(None) if not received and self.transport.holds() else None
 
-    def _make(self, key: Key, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
+    def _make(self, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
         """A small remembered response in one piece and the size of its head; None where it is no longer what it was, or
         a disk is to be waited for."""
         part = remembered.part
-        descriptor = self._shared.service.heads.open(key, remembered)
+        descriptor = self._shared.service.heads.open(remembered)
         if descriptor is None:
             return None
-        head = remembered.before + self._shared.clock.date() + remembered.after
+        head = remembered.head(self._shared.clock.date())
         try:
             data = head if part is None else self.transport.gathered(head, descriptor, part.offset, part.count)
         finally:
@@ -317,13 +332,13 @@ class Http1:
         """Answer the heads at the beginning of `received` that are remembered; what follows them, or None when the last
         of them ends the connection."""
         while received and (found := self._find(received)) is not None:
-            key, remembered = found
-            descriptor = self._shared.service.heads.open(key, remembered)
+            remembered = found.remembered
+            descriptor = self._shared.service.heads.open(remembered)
             if descriptor is None:
                 break
-            head = remembered.before + self._shared.clock.date() + remembered.after
+            head = remembered.head(self._shared.clock.date())
             part = remembered.part
-            self._begin_again(remembered, len(head))
+            self._begin_again(found, len(head))
             complete = False
             try:
                 if part is None:
@@ -336,26 +351,54 @@ class Http1:
                 self._end_again(complete=complete)
             if remembered.closes:
                 return None
-            received = received[len(key[1]) :]
+            received = received[found.size :]
             if received:
                 await trio.lowlevel.checkpoint()
         return received
 
-    def _find(self, received: bytes) -> tuple[Key, Remembered] | None:
+    def _find(self, received: bytes) -> _Found | None:
         """What is remembered for the head at the beginning of `received`."""
         if self._requests_left <= 1 or self._shared.idle.draining or self.transport.key_update_owed():
             return None
-        key = (self._realm, received[: received.find(_BLANK_LINE) + len(_BLANK_LINE)])
-        remembered = self._shared.service.heads.get(key)
-        return None if remembered is None else (key, remembered)
+        size = received.find(_BLANK_LINE) + len(_BLANK_LINE)
+        head = received[:size]
+        if self._client.trusted is None:
+            remembered = self._shared.service.heads.get((self._realm, head))
+            if remembered is not None:
+                return _Found(remembered, size, remembered.noted)
+        return None if size < len(_BLANK_LINE) else self._find_alike(head)
 
-    def _begin_again(self, remembered: Remembered, head_size: int) -> None:
+    def _find_alike(self, head: bytes) -> _Found | None:
+        """What is remembered for a head that says the same to whoever decides."""
+        client, limits, service = self._client, self._limits, self._shared.service
+        read = service.heads.read(head, limits.header_fields) if len(head) <= limits.head_bytes else None
+        if read is None:
+            return None
+        line, fields = read
+        values = joined(fields)
+        origin = None
+        if client.trusted is not None:
+            told = Consulted(values)
+            origin = forwarded.origin(told, client.origin, client.trusted, service.forwarded)
+        remembered = service.heads.get_alike(self._realm_of(origin or client.origin), line, values)
+        if remembered is None:
+            return None
+        noted = self._log.note_alike(cast("Noted", remembered.noted), line, fields) if self._log is not None else None
+        return _Found(remembered, len(head), noted, origin)
+
+    def _realm_of(self, origin: Origin) -> str | None:
+        client = self._client
+        return self._realm if origin.https is client.origin.https else _realm(client, https=origin.https)
+
+    def _begin_again(self, found: _Found, head_size: int) -> None:
         row = self._shared.row
         row[IN_FLIGHT] += 1
-        row[REQUESTS[remembered.status]] += 1
+        row[REQUESTS[found.remembered.status]] += 1
         self._requests_left -= 1
         if self._log is not None:
-            self._log.begin_again(cast("Noted", remembered.noted), head_size)
+            self._log.begin_again(cast("Noted", found.noted), head_size)
+            if found.origin is not None:
+                self._log.came_from(found.origin)
 
     def _end_again(self, *, complete: bool) -> None:
         self._shared.row[IN_FLIGHT] -= 1
@@ -369,7 +412,7 @@ class Http1:
 
         `date` is the value of Date in `head`.
         """
-        fields = request.fields
+        fields = cast(Consulted, request.fields)
         body = response.body
         part = body if isinstance(body, ByteRange) and body.count else None
         connection = fields.get("connection", "keep-alive").lower()
@@ -379,15 +422,17 @@ class Http1:
             and (isinstance(body, ByteRange) or body == b"")
             and not response.close
             and connection in ("keep-alive", "close")
-            and _UNREPEATABLE.isdisjoint(fields)
-            # What a proxy says differs from one client, or request, to the next.
-            and (self._client.trusted is None or forwarded.FIELDS.isdisjoint(fields))
+            and not any(name in fields for name in _UNREPEATABLE)
         ):
-            key: Key = (self._realm, self._head)
+            realm, names = self._realm_of(self.origin), fields.asked_for()
+            key: Key = (realm, self._head)
+            line = self._head[: self._head.find(_LINE_END)]
+            grounds = None if names is None else Grounds.of(realm, line, names, fields.sent)
             noted = self._log.noted if self._log is not None else None
             closes = version == b"1.0" or connection == "close"
             self._heads.remember(
                 *(key, response.status.value, head, date, opened, part, noted),
+                grounds=grounds,
                 closes=closes,
                 rules=self._rules,
                 asked_ns=self._asked_ns,
@@ -509,7 +554,9 @@ class Http1:
         client, target = self._client, event.target
         head = request.method == "HEAD"
         if client.trusted is not None:
-            self.origin = forwarded.origin(request.fields, client.origin, client.trusted, service.forwarded)
+            # What it tells has a say in the realm alone.
+            told = Consulted(cast(Consulted, request.fields).sent)
+            self.origin = forwarded.origin(told, client.origin, client.trusted, service.forwarded)
             if self._log is not None:
                 self._log.came_from(self.origin)
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)
@@ -591,12 +638,12 @@ class Http1:
             self._log.end(complete=True)
 
 
-def _realm(client: Client) -> str | None:
+def _realm(client: Client, *, https: bool) -> str | None:
     """What a response depends on beside the request's head: no two realms share remembered responses."""
     if client.secure and client.trusted is None and not client.clients:
         return client.server_name
     # No host name has a colon.
-    scheme = "https" if client.origin.https else "http"
+    scheme = "https" if https else "http"
     return f"{client.server_name or ''}:{scheme}:{client.secure}:{client.trusted is not None}:{client.clients.hex()}"
 
 
@@ -635,11 +682,7 @@ def _is_ambiguous(chunked: bytes | bytearray) -> bool:
 
 
 def _request(event: h11.Request) -> Request:
-    fields: dict[str, str] = {}
-    for raw_name, raw_value in event.headers:
-        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return Request(event.method.decode("ascii"), fields)
+    return Request(event.method.decode("ascii"), Consulted(joined(event.headers)))
 
 
 def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection, event: h11.Request | None) -> Response:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import h11
@@ -21,6 +21,7 @@ from ktlsd.gathered_lines import GatheredLines
 from ktlsd.log_files import LogFile
 from ktlsd.options import Listen
 from ktlsd.pacing import PacedTransport
+from ktlsd.request_fields import Field
 
 LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
@@ -105,8 +106,17 @@ class RequestLog:
 
     def asked(self, request: h11.Request) -> None:
         """This is the request."""
-        fields = {_FIELDS[name]: value for name, value in request.headers if name in _FIELDS}
-        self.noted = self._log.note(Asked(request.method, request.target, request.http_version, **fields))
+        self.noted = self._note(request.method, request.target, request.http_version, request.headers)
+
+    def note_alike(self, noted: Noted, line: bytes, fields: Iterable[Field]) -> Noted:
+        """What is logged of a request with this request line and these fields that gets the same response as the one
+        that was `noted`."""
+        method, target, version = line.split(b" ")
+        return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=noted.status)
+
+    def _note(self, method: bytes, target: bytes, version: bytes, fields: Iterable[Field]) -> Noted:
+        told = {_FIELDS[name]: value for name, value in fields if name in _FIELDS}
+        return self._log.note(Asked(method, target, version, **told))
 
     def came_from(self, origin: Origin) -> None:
         """A trusted proxy says whence this request came."""

@@ -387,21 +387,27 @@ async def in_process(
             server.drain()
 
 
-async def test_what_differs_from_request_to_request_is_not_remembered(
+async def test_what_differs_from_request_to_request_has_a_say_in_nothing_but_the_scheme(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with in_process(folder, monkeypatch) as (service, port):
-        for field in (
-            "X-Forwarded-For: 198.51.100.1",
-            "X-Forwarded-Proto: https",
-            "X-Request-ID: 1",
-            "Forwarded: for=a",
-        ):
-            await trio.to_thread.run_sync(ask_twice, port, field)
         heads = service.heads
-        assert (len(heads), heads.uses) == (0, 0)
-        await trio.to_thread.run_sync(ask_twice, port)
-        assert (len(heads), heads.uses) == (1, 1)
+        for number, field in enumerate(
+            (
+                "X-Forwarded-For: 198.51.100.1",
+                "X-Forwarded-For: 198.51.100.2\r\nX-Request-ID: 1",
+                "X-Request-ID: 2\r\nCookie: a",
+                "Forwarded: for=a",
+            )
+        ):
+            answers = await trio.to_thread.run_sync(ask_twice, port, field)
+            assert not any(HSTS in answer.fields for answer in answers)
+            assert (len(heads), heads.uses) == (1, 1 + 2 * number)
+        uses = heads.uses
+        for field in ("X-Forwarded-Proto: https", "X-Forwarded-Proto: https\r\nX-Forwarded-For: 198.51.100.1"):
+            answers = await trio.to_thread.run_sync(ask_twice, port, field)
+            assert all(HSTS in answer.fields for answer in answers)
+        assert (len(heads), heads.uses) == (2, uses + 3)
 
 
 async def test_a_header_that_does_not_end_is_waited_for_as_long_as_a_handshake(

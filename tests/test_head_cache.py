@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, HeadCache
+from ktlsd.head_cache import LASTING_SECONDS, LONGEST_REMEMBERED, Grounds, HeadCache
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all
@@ -50,10 +51,17 @@ def settle(path: Path) -> None:
         time.sleep(0.05)
 
 
+@dataclass
+class Compared(InProcess):
+    """The same, and beside it a server of the same files that remembers nothing."""
+
+    fresh: InProcess
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     root = tmp_path_factory.mktemp("root")
-    for name, data in (("index.html", b"<p>hello"), ("a.txt", b"a" * 5000), ("a.txt.gz", b"zz"), ("empty", b"")):
+    for name, data in (("index.html", b"<p>hello"), ("a.txt", b"x" * 5000), ("a.txt.gz", b"zz"), ("empty", b"")):
         (root / name).write_bytes(data)
         os.utime(root / name, ns=(LONG_AGO, LONG_AGO))
     for name, size in (("medium.bin", 100_000), ("large.bin", 200_000)):
@@ -62,13 +70,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_STATE_HOME", str(state))
     library = Library()
-    service = Service(library, Settings(root=root), support(library, Mode.OFF))
-    patch.undo()
-    listeners = bind_all([Listen("127.0.0.1", 0)])
-    with in_a_thread(Server(service), listeners):
+    made = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            service = Service(library, Settings(root=root), support(library, Mode.OFF))
+            stack.callback(service.close)
+            listeners = bind_all([Listen("127.0.0.1", 0)])
+            stack.enter_context(in_a_thread(Server(service), listeners))
+            made.append(InProcess(listeners[0].socket.getsockname()[1], service.heads, root))
+        patch.undo()
+        remembering, fresh = made
+        fresh.heads.most_bytes = 0
         settle(root / "large.bin")
-        yield InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
-    service.close()
+        yield Compared(remembering.port, remembering.heads, root, fresh)
 
 
 def ask(connection: socket.socket, head: bytes) -> bytes:
@@ -150,13 +164,30 @@ VERSIONS = st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2.0"])
 @example("GET", "/large.bin", "HTTP/1.1", ["If-None-Match: *"])
 @example("GET", "/medium.bin", "HTTP/1.1", [])
 @example("GET", "/large.bin", "HTTP/1.1", ["Range: bytes=50000-149999"])
+@example("GET", "/a.txt", "HTTP/1.1", ["Host: a"])
+@example("GET", "/a.txt", "HTTP/1.1", [" folded"])
+@example("GET", "/a.txt", "HTTP/1.1", ["Content-Length: 0", "Content-Length: 0"])
 def test_the_answer_from_memory_is_the_fresh_one(
-    server: InProcess, method: str, target: str, version: str, lines: list[str]
+    server: Compared, method: str, target: str, version: str, lines: list[str]
 ) -> None:
-    head = "\r\n".join([f"{method} {target} {version}", "Host: a", *lines, "", ""]).encode("latin-1")
+    start = "\r\n".join([f"{method} {target} {version}", "Host: a", *lines])
+    # Another cookie makes it another head, which may be answered like one that was seen before.
+    others = [f"\r\nCookie: {next(COOKIES)}" for _ in range(2)]
+    heads = [f"{start}{other}\r\n\r\n".encode("latin-1") for other in ("", "", *others, "")]
+    fresh = answers_to(server.fresh.port, heads)
+    assert fresh
+    assert answers_to(server.port, heads) == fresh
+    assert server.fresh.heads.uses == 0
+
+
+COOKIES = itertools.count()
+
+
+def answers_to(port: int, heads: Iterable[bytes]) -> list[bytes]:
+    """The answers to heads on one connection, as far as it lasts, without what differs from one time to another."""
     answers = []
-    with connect(server.port) as connection:
-        for _ in range(3):
+    with connect(port) as connection:
+        for head in heads:
             try:
                 connection.sendall(head)
             except OSError:
@@ -168,8 +199,7 @@ def test_the_answer_from_memory_is_the_fresh_one(
             answers.append(re.sub(rb"[0-9a-f]{32}", b"boundary", DATE.sub(b"", data)))
             if b"connection: close" in data.lower():
                 break
-    assert answers
-    assert all(answer == answers[0] for answer in answers)
+    return answers
 
 
 def read_response(connection: ssl.SSLSocket, head: bytes) -> bytes:
@@ -205,6 +235,97 @@ def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
     assert server.heads.uses >= before + 4
 
 
+@pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin"])
+@pytest.mark.parametrize("said", [(), ("Range: bytes=2-9",), ("If-None-Match: *",), ("Connection: close",)])
+def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
+    server: InProcess, name: str, said: tuple[str, ...]
+) -> None:
+    target = f"{name}?{next(COOKIES)}"
+    first, *others = (get(target, *said, f"Cookie: {next(COOKIES)}", f"X: {number}") for number in range(5))
+    known = answers_to(server.port, [first])
+    before, heads = server.heads.uses, len(server.heads)
+    for other in others:
+        assert answers_to(server.port, [other]) == known
+    assert server.heads.uses == before + len(others)
+    # Such heads need no memory of their own.
+    assert len(server.heads) == heads
+
+
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ((), ("Range: bytes=0-1",)),
+        (("Range: bytes=0-1",), ("Range: bytes=0-2",)),
+        (("Range: bytes=0-1",), ("Range: bytes=0-1", 'If-Range: "x"')),
+        (("Range: bytes=0-1",), ("Range: bytes=0-1", "Range: bytes=5-6")),
+        ((), ("If-None-Match: *",)),
+        ((), ("If-Match: x",)),
+        ((), ("If-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT",)),
+        ((), ("If-Modified-Since: Sun, 06 Nov 2033 08:49:37 GMT",)),
+        ((), ("Accept-Encoding: gzip",)),
+        (("Accept-Encoding: gzip",), ("Accept-Encoding: gzip;q=0",)),
+        ((), ("Host: b",)),
+        ((), ("Connection: close",)),
+        ((), ("Connection: Upgrade", "Upgrade: h2c")),
+        ((), ("Content-Length: 0",)),
+        ((), ("Transfer-Encoding: chunked\r\n\r\n0",)),
+        ((), ("Expect: 100-continue",)),
+        ((), ("Expect: nothing",)),
+        ((), (" folded",)),
+        ((), ("X: a\nY: b",)),
+        ((), tuple(f"X: {number}" for number in range(101))),
+        ((), tuple(f"X: {'x' * 1000}" for _ in range(17))),
+    ],
+)
+def test_whatever_has_a_say_makes_another_request(
+    server: Compared, said: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    target = f"/a.txt?{next(COOKIES)}"
+    known, asked = get(target, *said), get(target, *other)
+    for number in range(2):
+        answers_to(server.port, [get(target, *said, f"Cookie: {number}")])
+    before = server.heads.uses
+    fresh = answers_to(server.fresh.port, [known, asked])
+    unlike = other[0].startswith(("Content-Length", "Connection: Upg", "Transfer", "X: x"))
+    assert (fresh[0] != fresh[1]) is not unlike
+    assert answers_to(server.port, [known, asked]) == fresh
+    assert server.heads.uses == before + 1
+
+
+def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a")
+    settle(tmp_path / "a.txt")
+    library = Library()
+    root = Root(library, str(tmp_path))
+    heads = HeadCache(library)
+    opened = trio.run(root.open_file, b"a.txt")
+    assert isinstance(opened, OpenFile)
+    keys = [(None, get("/a.txt", f"X: {number}")) for number in range(3)]
+    line, fields = b"GET /a.txt HTTP/1.1", {b"host": b"a", b"x": b"2"}
+    assert heads.read(keys[2][1], 2) is None
+    for key in keys[:2]:
+        grounds = Grounds.of(None, line, (b"host", b"range"), fields)
+        heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None, grounds=grounds)
+    opened.close()
+    assert heads.read(keys[2][1], 2) == (line, list(fields.items()))
+    assert heads.read(keys[2][1], 1) is None
+    assert heads.get_alike(None, line, fields) is heads.get(keys[1])
+    assert heads.get_alike("other", line, fields) is None
+    assert heads.get_alike(None, line, {**fields, b"range": b""}) is None
+    # The first gives way without the second.
+    (tmp_path / "b.txt").write_bytes(b"b")
+    first, second = (heads.get(key) for key in keys[:2])
+    assert first is not None
+    assert second is not None
+    os.replace(tmp_path / "b.txt", tmp_path / "a.txt")
+    assert heads.open(first) is None
+    assert heads.get_alike(None, line, fields) is second
+    assert heads.open(second) is None
+    assert heads.read(keys[2][1], 2) is None
+    assert len(heads) == 0
+    root.close()
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -212,7 +333,7 @@ def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
         get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
         get("/a.txt", "Content-Length: 0"),
         get("/a.txt", "Expect: 100-continue"),
-        get("/a.txt", "X: " + "x" * LONGEST_REMEMBERED),
+        get("/a.txt?long", "X: " + "x" * LONGEST_REMEMBERED),
         b"GET /a.txt HTTP/1.1\r\nHost: a\r\nConnection: close, keep-alive\r\n\r\n",
         b"OPTIONS /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
@@ -406,17 +527,17 @@ def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> 
     opened.close()
     found = heads.get(key)
     assert found is not None
-    descriptor = heads.open(key, found)
+    descriptor = heads.open(found)
     assert descriptor is not None
     os.close(descriptor)
     time.sleep(LASTING_SECONDS + 0.05)
-    assert heads.open(key, found) is None
+    assert heads.open(found) is None
     root.close()
 
 
 def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.heads, "most_bytes", 300_000)
-    requests = [get("/empty", f"X: {index}") for index in range(500)]
+    requests = [get(f"/empty?{index}") for index in range(500)]
     with connect(server.port) as connection:
         for start in range(0, len(requests), 100):
             batch = requests[start : start + 100]

@@ -12,10 +12,11 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -24,7 +25,7 @@ from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
 from ktlsd.listeners import bind_all
 from ktlsd.log_files import LogFile
-from ktlsd.options import Listen, LogPlace, Settings
+from ktlsd.options import Listen, LogPlace, Network, Settings
 from ktlsd.request_log import LONGEST_RECEIVED, AccessLog
 from ktlsd.server import Server
 from ktlsd.service import Service
@@ -225,28 +226,29 @@ def test_a_chunked_response_counts_what_was_sent(server: Running, log: Log) -> N
     assert record["bytes"] == len(received.partition(b"\r\n\r\n")[2])
 
 
-def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this process's own event loop, so that its memory can be looked into."""
+def from_memory(
+    tmp_path: Path, patch: pytest.MonkeyPatch, fields: Sequence[bytes], **keys: object
+) -> tuple[int, list[Record]]:
+    """How many requests for one file, each with one of these, were answered from memory, and what was logged: on this
+    process's own event loop, so that its memory can be looked into."""
     root = tmp_path / "root"
     root.mkdir()
     file = root / "a.txt"
     file.write_bytes(b"a" * 5000)
     os.utime(file, (0, 0))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    patch.setenv("XDG_STATE_HOME", str(tmp_path))
     library = Library()
-    service = Service(library, Settings(root=root), support(library, Mode.OFF))
+    service = Service(library, msgspec.structs.replace(Settings(root=root), **keys), support(library, Mode.OFF))
     output = LogFile(LogPlace(tmp_path / "access.log"))
     listeners = bind_all([Listen("127.0.0.1", 0)])
     port = listeners[0].socket.getsockname()[1]
-    request = b"GET /a.txt HTTP/1.1\r\nHost: a\r\n%b\r\n"
-    range_ = b"Range: bytes=1-9\r\n"
 
     def ask() -> None:
         # Until the file's ctime, which cannot be set, is no longer of now.
         time.sleep(max(0.0, 2.1 - (time.time() - file.stat().st_ctime)))
         with connect(port) as connection:
-            for more in (b"", b"", range_, range_, b"If-None-Match: *\r\n", b"If-None-Match: *\r\n"):
-                connection.sendall(request % more)
+            for more in fields:
+                connection.sendall(b"GET /a.txt HTTP/1.1\r\nHost: a\r\n%b\r\n" % more)
                 assert connection.recv(65536)
 
     async def serve() -> int:
@@ -258,10 +260,16 @@ def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch:
             server.drain()
         return service.heads.uses
 
-    assert trio.run(serve) == 3
+    uses = trio.run(serve)
     output.close()
     service.close()
-    found = records(tmp_path / "access.log")
+    return uses, records(tmp_path / "access.log")
+
+
+def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [field for field in (b"", b"Range: bytes=1-9\r\n", b"If-None-Match: *\r\n") for _ in range(2)]
+    uses, found = from_memory(tmp_path, monkeypatch, fields)
+    assert uses == 3
     expected = [(200, 5000)] * 2 + [(206, 9)] * 2 + [(304, 0)] * 2
     assert [(record["status"], record["bytes"]) for record in found] == expected
     of_one = {"time", "request_id", "duration_ms"}
@@ -270,6 +278,28 @@ def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch:
         assert {name: fresh[name] for name in fresh.keys() - of_one} == {
             name: again[name] for name in again.keys() - of_one
         }
+
+
+def test_what_differs_from_a_remembered_request_is_logged_as_it_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that has no say in the response, but stands in the log."""
+    fields = [
+        b"User-Agent: one\r\n",
+        b"User-Agent: two\r\nReferer: https://a/\r\nX-Request-ID: 17\r\n",
+        b"X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n",
+        b"",
+    ]
+    uses, found = from_memory(tmp_path, monkeypatch, fields, trusted_proxies=(Network("127.0.0.0/8"),))
+    assert uses == 3
+    assert [(record["status"], record["bytes"]) for record in found] == [(200, 5000)] * 4
+    assert [record["user_agent"] for record in found] == ["one", "two", None, None]
+    assert [record["referer"] for record in found] == [None, "https://a/", None, None]
+    assert [record["client"] for record in found] == ["127.0.0.1", "127.0.0.1", "192.0.2.7", "127.0.0.1"]
+    assert [record["request_id"] == "17" for record in found] == [False, True, False, False]
+    assert {(record["method"], record["target"], record["protocol"], record["host"]) for record in found} == {
+        ("GET", "/a.txt", "HTTP/1.1", "a")
+    }
 
 
 # --- files

@@ -83,6 +83,8 @@ _BOUNDARY: Final = re.compile(rb"\b[0-9a-f]{32}\b")
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[^\0\s]+(?:[ \t]+[^\0\s]+)*)?)[ \t]*")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]*(?:;[^\r\n]*)?\r\n")
+_OTHER_FIELD: Final = re.compile(rb"(?<=[^\r\n])\r\n\r\n")
+_OTHERS: Final = (rb"\r\nCookie: a\r\n\r\n", rb"\r\nRange: bytes=0-1\r\n\r\n", rb"\r\nIf-None-Match: *\r\n\r\n")
 _REFUSALS: Final = (400, 408, 414, 431, 501, 505)
 
 
@@ -107,9 +109,13 @@ def check(data: bytes) -> None:
         return
     step = max(size[0] & 0x7F, len(stream) // _MOST_PIECES, 1)
     pieces = [stream[start : start + step] for start in range(0, len(stream), step)]
-    fresh, again, in_pieces = trio.run(_server().answers, _CLIENTS[size[0] >> 7], ([stream], [stream], pieces))
+    client, server = _CLIENTS[size[0] >> 7], _server()
+    fresh, again, in_pieces = trio.run(server.answers, client, ([stream], [stream], pieces))
     assert _same(fresh) == _same(again)
     assert _same(fresh) == _same(in_pieces)
+    # Once more where what is remembered came with other heads, which differ from these in one field.
+    *_, beside = trio.run(server.answers, client, [[_OTHER_FIELD.sub(other, stream)] for other in _OTHERS] + [[stream]])
+    assert _same(fresh) == _same(beside)
     _check_answers(list(_requests(stream)), fresh)
 
 

@@ -1,0 +1,47 @@
+"""The fields of a request by name, with a note of those that somebody asked for.
+
+Strategy: whoever decides a response reads fields through a Mapping that keeps the names. Requests that agree in all
+that was asked for, there or not, get the same response whatever else they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+Field = tuple[bytes, bytes]
+"""A name in lower case and a value, as h11 gives them."""
+
+
+def joined(fields: Iterable[Field]) -> dict[bytes, bytes]:
+    """One value for each name, those of a repeated field joined with ", " (RFC 9110 section 5.3)."""
+    values: dict[bytes, bytes] = {}
+    for name, value in fields:
+        values[name] = b"%b, %b" % (values[name], value) if name in values else value
+    return values
+
+
+class Consulted(Mapping[str, str]):
+    """Fields by lower-case name, read as Latin-1."""
+
+    def __init__(self, values: Mapping[bytes, bytes]) -> None:
+        self.sent = values
+        """As joined() gives them."""
+        self._texts = {name.decode("ascii"): value.decode("latin-1") for name, value in values.items()}
+        self._names: set[str] = set()
+        self._all = False
+
+    def asked_for(self) -> tuple[bytes, ...] | None:
+        """The names that were asked for until now, sorted; None where somebody went through all there are."""
+        return None if self._all else tuple(sorted(name.encode("ascii") for name in self._names))
+
+    def __getitem__(self, name: str) -> str:
+        self._names.add(name)
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._all = True
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        self._all = True
+        return len(self._texts)
