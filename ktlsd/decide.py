@@ -97,6 +97,9 @@ def refuse_head(version: bytes, request: Request) -> Response | None:
     if not version.startswith(b"1."):
         reason = f"HTTP/{version.decode('ascii')}"
         return short(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, reason, head=head, close=True)
+    # h11 asks for it in HTTP/1.1 alone, which later minor versions are too (RFC 9110 section 6.2).
+    if version != b"1.0" and "host" not in fields:
+        return short(HTTPStatus.BAD_REQUEST, "no Host", head=head, close=True)
     if not _HOST.fullmatch(fields.get("host", "")):
         return short(HTTPStatus.BAD_REQUEST, "a Host that names no host", head=head, close=True)
     # Whoever sends such a body may want it to be read in two ways (RFC 9112 sections 6.1 and 11.2).

@@ -390,6 +390,8 @@ def test_preconditions_do_not_matter_without_a_file(name: str, found: Moved | Mi
         # A minor version that is not known is taken as the highest that is (section 2.5).
         (b"1.2", {"host": "a"}, None),
         (b"1.9", {"host": "a"}, None),
+        (b"1.1", {}, 400),
+        (b"1.2", {}, 400),
         (b"0.9", {"host": "a"}, 505),
         (b"2.0", {"host": "a"}, 505),
         (b"3.0", {}, 505),
