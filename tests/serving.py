@@ -244,6 +244,15 @@ def exchange_plain(place: int | str, request: bytes) -> bytes:
         return read_to_end(connection)
 
 
+def counts(server: Running, metric: str) -> dict[str, int]:
+    """A metric's numbers by the one label that it has, without those that are 0."""
+    line = server.wait_for_line("^metrics on ")
+    data = exchange_plain(int(line.rpartition(":")[2]), b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    found = re.findall(rf'^{metric}{{\w+="(\w+)"}} ([\d.e+]+)$', data.decode(), re.MULTILINE)
+    assert found
+    return {name: int(float(value)) for name, value in found if float(value)}
+
+
 @dataclass
 class Answer:
     """A parsed response; field names in lower case."""

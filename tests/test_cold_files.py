@@ -12,16 +12,11 @@ import pytest
 from ktlsd.residency import FROM_DISK
 from ktlsd.transport import USER_SPACE_CHUNK
 from tests.serving import connect, get, parse, serving
-from tests.vm.plugin import SlowDisk
+from tests.vm.plugin import SlowDisk, drop_page_cache
 
 pytestmark = pytest.mark.ktls
 
 REQUEST = b"GET /small.bin HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-def drop_page_cache() -> None:
-    subprocess.run(["sync"], check=True)
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 @pytest.mark.parametrize(("mode", "chunk"), [("auto", FROM_DISK), ("off", USER_SPACE_CHUNK)])

@@ -21,8 +21,7 @@ from ktlsd.pacing import SMALL
 from ktlsd.residency import STRIDE
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls_stat import ask_kernel, counters
-from tests.serving import Running, client_context, connect, exchange, get, parse, run_to_end, serving
-from tests.test_limits_wire import counts
+from tests.serving import Running, client_context, connect, counts, exchange, get, parse, run_to_end, serving
 from tests.vm.plugin import EVERY_MACHINE
 
 pytestmark = pytest.mark.ktls

@@ -29,6 +29,7 @@ from tests.test_faults import (  # noqa: F401
     test_narrow_connections_get_every_byte,
 )
 from tests.test_ktls import without_tls_module
+from tests.vm.plugin import drop_page_cache
 
 pytestmark = [
     pytest.mark.ktls,
@@ -57,11 +58,6 @@ def test_a_call_that_fails(
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
-
-
-def drop_page_cache() -> None:
-    subprocess.run(["sync"], check=True)
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from tests.serving import (
     client_context,
     connect,
     connect_plain,
+    counts,
     eventually,
     exchange,
     exchange_plain,
@@ -73,15 +74,6 @@ def limited(
         wrapper=wrapper,
     ) as running:
         yield running
-
-
-def counts(server: Running, metric: str) -> dict[str, int]:
-    """A metric's numbers by the one label that it has, without those that are 0."""
-    line = server.wait_for_line("^metrics on ")
-    data = exchange_plain(int(line.rpartition(":")[2]), b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    found = re.findall(rf'^{metric}{{\w+="(\w+)"}} ([\d.e+]+)$', data.decode(), re.MULTILINE)
-    assert found
-    return {name: int(float(value)) for name, value in found if float(value)}
 
 
 def reached(server: Running) -> dict[str, int]:

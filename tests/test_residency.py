@@ -14,9 +14,8 @@ import trio
 from ktlsd.metrics import COLD_READS, SLOTS
 from ktlsd.residency import FROM_DISK, PIECE, STRIDE, Residency
 from ktlsd.ssl_ffi import Library
-from tests.test_cold_files import drop_page_cache
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
-from tests.vm.plugin import SlowDisk
+from tests.vm.plugin import SlowDisk, drop_page_cache
 
 PART = 300_000
 # Bytes that the slow disk needs two seconds for, in a part of the file that no test looks at.

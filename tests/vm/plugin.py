@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -78,6 +79,12 @@ class SlowDisk:
 
     path: Path
     manifest: dict[str, str]
+
+
+def drop_page_cache() -> None:
+    """Have whatever is read next come from its disk (proc_sys_vm(5))."""
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 @pytest.fixture
