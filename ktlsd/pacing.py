@@ -240,7 +240,7 @@ class PacedTransport(abc.ABC):
                 offset += sent
                 if offset == end:
                     return
-            await turns.next(waited=isinstance(sent, Wait))
+            await turns.next()
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""

@@ -158,7 +158,7 @@ class Transport(PacedTransport):
             while (wait := self._tls.write(piece)) is not None:
                 most = _AFTER_WAIT
                 await self._progress(wait)
-                await turns.next(waited=True)
+                await turns.next()
                 if loads is not None and loads != residency.loads:
                     # Others have used the memory. SSL_write skips what it has sent and encrypts the rest.
                     piece, loads = residency.load(head, descriptor, offset, taken), residency.loads

@@ -48,7 +48,7 @@ class Turns:
 
     def share(self, most: int) -> int:
         """How many bytes of a file the kernel may be given at once, up to `most`."""
-        if self._is_alone(time.perf_counter()):
+        if time.perf_counter() - self._asked > ALONE_SECONDS:
             return most
         return min(max(_LEAST, int(self._rate * PASS_SECONDS)), most)
 
@@ -67,18 +67,11 @@ class Turns:
             if self._look == look:
                 self._look = _look_at_nobody
 
-    async def next(self, *, waited: bool = False) -> None:
-        """Return when some more may be sent: at once, or in a later pass. `waited` says that this one has just waited
-        for its socket, and so let all others run. Raises trio.Cancelled.
-        """
-        now = time.perf_counter()
-        if now >= self._until and (self._line or not waited or not self._is_alone(now)):
+    async def next(self) -> None:
+        """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
+        if time.perf_counter() >= self._until:
             await self._next_pass()
         self._look()
-
-    def _is_alone(self, now: float) -> bool:
-        """Whether nobody asks for anything, so that only those who send wait for each other."""
-        return now - self._asked > ALONE_SECONDS
 
     async def _next_pass(self) -> None:
         if self._line:

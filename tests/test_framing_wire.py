@@ -190,6 +190,7 @@ def test_hosts_that_are_hosts_are_served(server: Running, host: str) -> None:
         GET_FIRST + b"Host: a\r\n",
         GET_FIRST + b"Host: b\r\n",
         GET_FIRST + b"hOST:\r\n",
+        b"GET /first.txt HTTP/1.2\r\n",
         b"GET /first.txt HTTP/1.1\r\nHost: a b\r\n",
         b"GET /first.txt HTTP/1.1\r\nHost: a, b\r\n",
         b"GET /first.txt HTTP/1.1\r\nHost: a/b\r\n",

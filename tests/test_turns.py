@@ -71,26 +71,6 @@ async def test_what_is_quick_goes_on_in_the_same_pass(passes: Passes) -> None:
     assert 0 < passes.number - began < count / 2
 
 
-async def test_who_has_waited_goes_on_at_once_where_nobody_asks(
-    passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns = Turns()
-
-    async def passes_of_a_turn() -> int:
-        work()
-        before = passes.number
-        await turns.next(waited=True)
-        return passes.number - before
-
-    await turns.next()
-    assert await passes_of_a_turn() == 0
-    turns.asked()
-    monkeypatch.setattr("ktlsd.turns.ALONE_SECONDS", 60)
-    assert await passes_of_a_turn() == 1
-    monkeypatch.setattr("ktlsd.turns.ALONE_SECONDS", 0)
-    assert await passes_of_a_turn() == 0
-
-
 @pytest.mark.parametrize("which", range(4))
 async def test_who_gives_up_leaves_the_line(which: int) -> None:
     turns, done = Turns(), []
