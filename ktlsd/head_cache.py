@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
-from ktlsd.known_lines import KnownLines
+from ktlsd.known_lines import KnownLines, takes_query, without_query
 from ktlsd.lookup import Identity, OpenFile, identify
 from ktlsd.request_fields import Field
 from ktlsd.ssl_ffi import Library
@@ -51,17 +51,29 @@ Key = tuple[str | None, bytes]
 class Grounds(NamedTuple):
     """What a response was decided by: requests that agree in all of it get the same one."""
 
-    line: bytes
-    """The request line without its end."""
+    line: tuple[bytes, bool]
+    """The request line without its end; and whether it is without its query too, which had no say."""
     names: tuple[bytes, ...]
     """Of the fields that were asked for, whether they were there or not."""
     values: tuple[str | bytes | None, ...]
     """What sets the connection apart, as in a key, and the value of each of these fields (request_fields.joined)."""
 
     @classmethod
-    def of(cls, name: str | None, line: bytes, names: tuple[bytes, ...], fields: Mapping[bytes, bytes]) -> Grounds:
+    def of(
+        cls,
+        name: str | None,
+        line: bytes,
+        names: tuple[bytes, ...],
+        fields: Mapping[bytes, bytes],
+        *,
+        any_query: bool = False,
+    ) -> Grounds:
         """Where these of all fields of a request have a say."""
-        return cls(line, names, (name, *map(fields.get, names)))
+        asked = (without_query(line), True) if any_query else (line, False)
+        return cls(asked, names, (name, *map(fields.get, names)))
+
+
+_ByFields = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], "Remembered"]]
 
 
 class Remembered(Struct, eq=False):
@@ -99,7 +111,7 @@ class HeadCache:
         self.most_bytes = most_bytes
         self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
-        self._alike: dict[bytes, dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], Remembered]]] = {}
+        self._alike: dict[tuple[bytes, bool], _ByFields] = {}
         """What is remembered, by its grounds: by request line, names and values."""
         self._lines = KnownLines()
         self._looks: dict[tuple[int, bytes], Identity] = {}
@@ -124,8 +136,11 @@ class HeadCache:
         Nobody has seen the fields together: h11 may refuse a head for what it has twice.
         """
         line, _, rest = head.removesuffix(_HEAD_END).partition(_LINE_END)
-        if line not in self._alike:
-            return None
+        if (line, False) not in self._alike:
+            bare = without_query(line)
+            # A fragment is no part of a target (request_target.py).
+            if (bare, True) not in self._alike or (line != bare and (b"#" in line or not takes_query(line))):
+                return None
         lines = rest.split(_LINE_END) if rest else []
         fields = self._lines.read(lines) if len(lines) <= most_fields else None
         return None if fields is None else (line, fields)
@@ -133,10 +148,11 @@ class HeadCache:
     def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> Remembered | None:
         """What was decided for a request that agrees with this one in its grounds, and may still hold; the line is one
         that was read."""
-        for names, by_values in self._alike[line].items():
-            found = by_values.get((name, *map(fields.get, names)))
-            if found is not None:
-                return self._holding(found)
+        for asked in ((line, False), (without_query(line), True)):
+            for names, by_values in self._alike.get(asked, {}).items():
+                found = by_values.get((name, *map(fields.get, names)))
+                if found is not None:
+                    return self._holding(found)
         return None
 
     def _holding(self, found: Remembered) -> Remembered | None:

@@ -158,6 +158,8 @@ class Http1:
         """Of the service that answered last."""
         self._rules: frozenset[bytes] | None = None
         """Of the answer that it gave (Answer.rules)."""
+        self._any_query = False
+        """The same (Answer.any_query)."""
         self._asked_ns = 0
         """When the last request was there, in ns since the epoch."""
         self._log = None
@@ -375,6 +377,8 @@ class Http1:
         if read is None:
             return None
         line, fields = read
+        if len(line) > limits.target_bytes:
+            return None
         values = joined(fields)
         origin = None
         if client.trusted is not None:
@@ -427,7 +431,9 @@ class Http1:
             realm, names = self._realm_of(self.origin), fields.asked_for()
             key: Key = (realm, self._head)
             line = self._head[: self._head.find(_LINE_END)]
-            grounds = None if names is None else Grounds.of(realm, line, names, fields.sent)
+            grounds = None
+            if names is not None:
+                grounds = Grounds.of(realm, line, names, fields.sent, any_query=self._any_query)
             noted = self._log.noted if self._log is not None else None
             closes = version == b"1.0" or connection == "close"
             self._heads.remember(
@@ -456,7 +462,7 @@ class Http1:
             body_skipped = await self._skip_body(event)
             self._asked_ns = time.time_ns()
             request = _request(event)
-            response, opened, _, self._rules = await self._answer(event, request)
+            response, opened, _, self._rules, self._any_query = await self._answer(event, request)
         except h11.RemoteProtocolError as error:
             response = _refuse_malformed(error, http, event)
         except trio.TooSlowError:

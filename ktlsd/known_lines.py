@@ -1,8 +1,8 @@
-"""Field lines that h11 has judged before: a head made of them needs no second parse.
+"""Lines of heads that h11 has judged one by one: a head made of them needs no second parse.
 
-Strategy: a line is split at its colon, h11 is asked once whether name and value are a field's, and its answer is kept.
-What a line means does not depend on those around it, but for folded lines, which are no fields here. What has to be
-there once (Host, the length of a body) is the caller's to see to.
+Strategy: a field line is split at its colon, h11 is asked once whether name and value are a field's, and its answer is
+kept. What a line means does not depend on those around it, but for folded lines, which are no fields here. What has to
+be there once (Host, the length of a body) is the caller's to see to.
 """
 
 from __future__ import annotations
@@ -54,3 +54,19 @@ class KnownLines:
                 self._fields.clear()
             self._fields[line] = field
         return field
+
+
+def without_query(line: bytes) -> bytes:
+    """A request line without the query of its target and the question mark before it."""
+    begin, end = line.find(b"?"), line.rfind(b" ")
+    return line[:begin] + line[end:] if 0 <= begin < end else line
+
+
+def takes_query(line: bytes) -> bool:
+    """Whether h11 takes a request line with this query, if it does so without_query()."""
+    query = line[line.find(b"?") : line.rfind(b" ")]
+    try:
+        h11.Request(method=b"GET", target=query, http_version=b"1.0", headers=[])
+    except h11.LocalProtocolError:
+        return False
+    return True

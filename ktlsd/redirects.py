@@ -97,6 +97,10 @@ class Redirects:
                 return result if rule.force or not exists else None
         return None
 
+    def concern(self, path: str) -> bool:
+        """Whether there is a rule that may ask for the query of a request for `path` (decoded)."""
+        return any(True for _ in self._candidates(path))
+
     def _candidates(self, path: str) -> Iterator[_Compiled]:
         fixed = self._fixed.get(path.rstrip("/"), ())
         by_first_segment = self._by_first_segment.get(path[1:].partition("/")[0], ())

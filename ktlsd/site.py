@@ -51,6 +51,8 @@ class Answer(NamedTuple):
     rules: frozenset[bytes] | None = None
     """Paths below the root of the files that had a say, beside the file's own and its folders; None where even more
     had."""
+    any_query: bool = False
+    """Whether the target's query had no say."""
 
 
 class Site:
@@ -94,7 +96,10 @@ class Site:
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
             rules = self._rules.files if self._is_its_own_folders(target, answer.opened) else None
-            return Answer(replace(response, fields=fields, signed=True), answer.opened, rules=rules)
+            any_query = not self._rules.redirects.concern(path)
+            return Answer(
+                replace(response, fields=fields, signed=True), answer.opened, rules=rules, any_query=any_query
+            )
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()

@@ -105,8 +105,12 @@ def ask(connection: socket.socket, head: bytes) -> bytes:
     return DATE.sub(b"", bytes(data))
 
 
-def get(target: str, *lines: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: a", *lines, "", ""]).encode("latin-1")
+def get(target: str, *lines: str, host: str = "a") -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode("latin-1")
+
+
+NUMBERS = itertools.count()
+"""For what nobody has asked for before."""
 
 
 TARGETS = [
@@ -170,17 +174,16 @@ VERSIONS = st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2.0"])
 def test_the_answer_from_memory_is_the_fresh_one(
     server: Compared, method: str, target: str, version: str, lines: list[str]
 ) -> None:
-    start = "\r\n".join([f"{method} {target} {version}", "Host: a", *lines])
-    # Another cookie makes it another head, which may be answered like one that was seen before.
-    others = [f"\r\nCookie: {next(COOKIES)}" for _ in range(2)]
-    heads = [f"{start}{other}\r\n\r\n".encode("latin-1") for other in ("", "", *others, "")]
+    def head(other_target: str = target, *more: str) -> bytes:
+        return "\r\n".join([f"{method} {other_target} {version}", "Host: a", *lines, *more, "", ""]).encode("latin-1")
+
+    # Another cookie or query makes it another head, which may be answered like one that was seen before.
+    others = [head(target, f"Cookie: {next(NUMBERS)}"), head(f"{target}{'&' if '?' in target else '?'}{next(NUMBERS)}")]
+    heads = [head(), head(), *others, head()]
     fresh = answers_to(server.fresh.port, heads)
     assert fresh
     assert answers_to(server.port, heads) == fresh
     assert server.fresh.heads.uses == 0
-
-
-COOKIES = itertools.count()
 
 
 def answers_to(port: int, heads: Iterable[bytes]) -> list[bytes]:
@@ -235,13 +238,49 @@ def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
     assert server.heads.uses >= before + 4
 
 
+def test_a_query_that_no_rule_asks_for_has_no_say(server: Compared) -> None:
+    heads = [get(f"/a.txt{query}") for query in ("", "?", "?a", "?b=c&d", "?e?f", f"?{next(NUMBERS)}")]
+    fresh = answers_to(server.fresh.port, heads)
+    assert len(set(fresh)) == 1
+    answers_to(server.port, heads[:1])
+    before, known = server.heads.uses, len(server.heads)
+    assert answers_to(server.port, heads) == fresh
+    assert (server.heads.uses, len(server.heads)) == (before + len(heads), known)
+    refused = [get(f"/a.txt?{query}") for query in ("a#b", "a b", "\xe9", "a\tb", "x" * 9000)]
+    for head in refused:
+        answers = answers_to(server.port, [head])
+        assert answers == answers_to(server.fresh.port, [head])
+        assert answers[0].startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 414 "))
+
+
+def test_a_query_that_a_rule_asks_for_has_a_say(sites: dict[str, InProcess]) -> None:
+    server = sites["queries"]
+    with connect(server.port) as connection:
+        for target, known in (
+            ("/sub/page", True),
+            ("/sub/page?id=1", True),
+            ("/asked", False),
+            ("/asked?other", False),
+        ):
+            before = server.heads.uses
+            assert ask(connection, get(target)).endswith(b"\r\n\r\npage")
+            assert ask(connection, get(target)).endswith(b"\r\n\r\npage")
+            assert server.heads.uses > before
+            moved = ask(connection, get("/asked?id=7"))
+            assert moved.startswith(b"HTTP/1.1 301 ")
+            assert b"\r\nLocation: /to/7?id=7\r\n" in moved
+            before = server.heads.uses
+            ask(connection, get(f"{target}{'&' if '?' in target else '?'}{next(NUMBERS)}"))
+            assert (server.heads.uses == before + 1) is known
+
+
 @pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin"])
 @pytest.mark.parametrize("said", [(), ("Range: bytes=2-9",), ("If-None-Match: *",), ("Connection: close",)])
 def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
     server: InProcess, name: str, said: tuple[str, ...]
 ) -> None:
-    target = f"{name}?{next(COOKIES)}"
-    first, *others = (get(target, *said, f"Cookie: {next(COOKIES)}", f"X: {number}") for number in range(5))
+    host = f"h{next(NUMBERS)}"
+    first, *others = (get(name, *said, f"Cookie: {next(NUMBERS)}", f"X: {number}", host=host) for number in range(5))
     known = answers_to(server.port, [first])
     before, heads = server.heads.uses, len(server.heads)
     for other in others:
@@ -280,10 +319,10 @@ def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
 def test_whatever_has_a_say_makes_another_request(
     server: Compared, said: tuple[str, ...], other: tuple[str, ...]
 ) -> None:
-    target = f"/a.txt?{next(COOKIES)}"
-    known, asked = get(target, *said), get(target, *other)
+    host = f"h{next(NUMBERS)}"
+    known, asked = get("/a.txt", *said, host=host), get("/a.txt", *other, host=host)
     for number in range(2):
-        answers_to(server.port, [get(target, *said, f"Cookie: {number}")])
+        answers_to(server.port, [get("/a.txt", *said, f"Cookie: {number}", host=host)])
     before = server.heads.uses
     fresh = answers_to(server.fresh.port, [known, asked])
     unlike = other[0].startswith(("Content-Length", "Connection: Upg", "Transfer", "X: x"))
@@ -333,7 +372,7 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
         get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
         get("/a.txt", "Content-Length: 0"),
         get("/a.txt", "Expect: 100-continue"),
-        get("/a.txt?long", "X: " + "x" * LONGEST_REMEMBERED),
+        get("/a.txt", "X: " + "x" * LONGEST_REMEMBERED, host="long"),
         b"GET /a.txt HTTP/1.1\r\nHost: a\r\nConnection: close, keep-alive\r\n\r\n",
         b"OPTIONS /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
@@ -453,7 +492,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def overwrite(path: Path, data: bytes) -> None:
     """In place, and in the same length."""
     with path.open("r+b") as file:
-        assert file.write(data) == path.stat().st_size - 1
+        file.write(data.ljust(path.stat().st_size - 1))
 
 
 @pytest.fixture(scope="module")
@@ -466,11 +505,12 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, InProc
         patch.setenv("XDG_STATE_HOME", str(state))
         patch.setattr("ktlsd.head_cache._RULES_SETTLED_NS", 2_000_000_000)
         made = {}
-        for change in (*CHANGES, "none"):
+        for change in (*CHANGES, "none", "queries"):
             root = tmp_path_factory.mktemp("site")
             (root / "sub").mkdir()
             (root / "sub/page.html").write_bytes(b"page")
-            (root / "_redirects").write_text("/other /elsewhere 301!\n")
+            (root / "asked.html").write_bytes(b"page")
+            (root / "_redirects").write_text("/other /elsewhere 301!\n/asked id=:id /to/:id 301!\n")
             settings = Settings(root=root, clean_urls=True, headers_file=True, redirects_file=True)
             service = Service(library, settings, support(library, Mode.OFF))
             stack.callback(service.close)
@@ -537,7 +577,7 @@ def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> 
 
 def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.heads, "most_bytes", 300_000)
-    requests = [get(f"/empty?{index}") for index in range(500)]
+    requests = [get("/empty", host=f"h{index}") for index in range(500)]
     with connect(server.port) as connection:
         for start in range(0, len(requests), 100):
             batch = requests[start : start + 100]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ktlsd.known_lines import LONGEST_LINE, MOST_LINES, KnownLines
+from ktlsd.known_lines import LONGEST_LINE, MOST_LINES, KnownLines, takes_query, without_query
 from ktlsd.request_fields import Consulted, joined
 
 NAMES = st.sampled_from([b"Host", b"hOst", b"X", b"Content-Length", b"Transfer-Encoding", b"", b"\xe9", b"a b"])
@@ -68,6 +68,54 @@ def test_lines_that_are_known_are_not_asked_about_again(monkeypatch: pytest.Monk
     assert known.read([b"A: 1", b"B:2 "]) == [(b"a", b"1"), (b"b", b"2")]
     assert known.read([b"B:2 ", b"C: 3", b"A: 1"]) == [(b"b", b"2"), (b"c", b"3"), (b"a", b"1")]
     assert asked == [[(b"A", b"1")], [(b"B", b"2")], [(b"C", b"3")]]
+
+
+TARGETS = [
+    "/",
+    "/a",
+    "/a?",
+    "/a?b",
+    "/a?b?c",
+    "/a?b c",
+    "/a? ",
+    "?",
+    "/a?\xe9",
+    "/a?\t",
+    "/a?b\n",
+    "*",
+    "http://a/b?c",
+    "http://a?c",
+]
+
+
+@given(
+    st.sampled_from(["GET", "HEAD", "G?T", "G T", "", "GET "]),
+    st.sampled_from(TARGETS) | st.text(st.characters(max_codepoint=255), max_size=4).map("/?{}".format),
+    st.sampled_from(["HTTP/1.1", "HTTP/1.?1", "HTTP/1.1 ", "?HTTP/1.1", "HTTP/1.1?", "?"]),
+)
+@example("GET", "/a", "HTTP/1.?1")
+def test_a_request_line_with_another_query_is_judged_as_h11_does(method: str, target: str, version: str) -> None:
+    line = f"{method} {target} {version}".encode("latin-1")
+    bare = without_query(line)
+    known, expected = request_of(bare), request_of(line)
+    if known is None:
+        return  # It is never known.
+    assert (line == bare or takes_query(line)) is (expected is not None)
+    if expected is not None:
+        assert (expected.method, expected.http_version) == (known.method, known.http_version)
+        assert expected.target.partition(b"?")[0] == known.target
+
+
+def request_of(line: bytes) -> h11.Request | None:
+    """What h11 makes of a head with this request line; None where it refuses it."""
+    http = h11.Connection(h11.SERVER)
+    http.receive_data(line + b"\r\nHost: a\r\n\r\n")
+    try:
+        event = http.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    assert isinstance(event, h11.Request)
+    return event
 
 
 def test_memory_is_bounded() -> None:

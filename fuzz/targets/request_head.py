@@ -83,8 +83,14 @@ _BOUNDARY: Final = re.compile(rb"\b[0-9a-f]{32}\b")
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[^\0\s]+(?:[ \t]+[^\0\s]+)*)?)[ \t]*")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]*(?:;[^\r\n]*)?\r\n")
-_OTHER_FIELD: Final = re.compile(rb"(?<=[^\r\n])\r\n\r\n")
-_OTHERS: Final = (rb"\r\nCookie: a\r\n\r\n", rb"\r\nRange: bytes=0-1\r\n\r\n", rb"\r\nIf-None-Match: *\r\n\r\n")
+_END_OF_HEAD: Final = re.compile(rb"(?<=[^\r\n])\r\n\r\n")
+_END_OF_TARGET: Final = re.compile(rb"(?<=[!-~])(?= HTTP/1\.)")
+_OTHERS: Final = (
+    (_END_OF_HEAD, rb"\r\nCookie: a\r\n\r\n"),
+    (_END_OF_HEAD, rb"\r\nRange: bytes=0-1\r\n\r\n"),
+    (_END_OF_HEAD, rb"\r\nIf-None-Match: *\r\n\r\n"),
+    (_END_OF_TARGET, rb"?query"),
+)
 _REFUSALS: Final = (400, 408, 414, 431, 501, 505)
 
 
@@ -113,8 +119,9 @@ def check(data: bytes) -> None:
     fresh, again, in_pieces = trio.run(server.answers, client, ([stream], [stream], pieces))
     assert _same(fresh) == _same(again)
     assert _same(fresh) == _same(in_pieces)
-    # Once more where what is remembered came with other heads, which differ from these in one field.
-    *_, beside = trio.run(server.answers, client, [[_OTHER_FIELD.sub(other, stream)] for other in _OTHERS] + [[stream]])
+    # Once more where what is remembered came with other heads, which differ from these in one field or the query.
+    others = [[pattern.sub(other, stream)] for pattern, other in _OTHERS]
+    *_, beside = trio.run(server.answers, client, [*others, [stream]])
     assert _same(fresh) == _same(beside)
     _check_answers(list(_requests(stream)), fresh)
 
