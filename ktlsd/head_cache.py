@@ -35,7 +35,7 @@ MOST_BYTES: Final = 33_554_432
 LONGEST_REMEMBERED: Final = 4096
 """Bytes of a request head."""
 
-_ENTRY_BYTES: Final = 1024
+_ENTRY_BYTES: Final = 2048
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 # A file that was changed this recently can be changed again without its times showing it: their clock has ticks.

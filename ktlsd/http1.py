@@ -1,7 +1,8 @@
 """HTTP/1.1 on one connection: read head -> decide -> send, again and again.
 
-Strategy: a head that is known byte for byte is answered from memory; any other goes through h11, which parses requests
-and writes response heads, and the site that it names says what to answer.
+Strategy: a head that is known byte for byte, or agrees with a known one in all that had a say, is answered from memory;
+any other goes through h11, which parses requests and writes response heads, and the site that it names says what to
+answer.
 """
 
 from __future__ import annotations
@@ -378,6 +379,7 @@ class Http1:
             return None
         line, fields = read
         if len(line) > limits.target_bytes:
+            # Its target may be, too.
             return None
         values = joined(fields)
         origin = None

@@ -6,6 +6,7 @@ that was asked for, there or not, get the same response whatever else they say.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 
 Field = tuple[bytes, bytes]
@@ -20,6 +21,12 @@ def joined(fields: Iterable[Field]) -> dict[bytes, bytes]:
     return values
 
 
+# What is asked for depends on few things: there are not many such sets, and many requests have the same.
+@functools.lru_cache(maxsize=1024)
+def _sorted(names: frozenset[str]) -> tuple[bytes, ...]:
+    return tuple(sorted(name.encode("ascii") for name in names))
+
+
 class Consulted(Mapping[str, str]):
     """Fields by lower-case name, read as Latin-1."""
 
@@ -32,7 +39,7 @@ class Consulted(Mapping[str, str]):
 
     def asked_for(self) -> tuple[bytes, ...] | None:
         """The names that were asked for until now, sorted; None where somebody went through all there are."""
-        return None if self._all else tuple(sorted(name.encode("ascii") for name in self._names))
+        return None if self._all else _sorted(frozenset(self._names))
 
     def __getitem__(self, name: str) -> str:
         self._names.add(name)
