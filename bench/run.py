@@ -191,6 +191,8 @@ def _run_row(
                 fail(name, f"{type(error).__name__}: {error}")
                 outcome.samples.pop(name, None)
                 continue
+            finally:
+                target.server.wait_until_still()
             if not is_warm_up:
                 outcome.samples.setdefault(name, []).append(sample)
             figures = ", ".join(f"{metric} {value:.4g}" for metric, value in sample.items())

@@ -22,6 +22,9 @@ START_SECONDS: Final = 120.0
 """An emulated machine needs half a minute for Python's imports alone."""
 STOP_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.001
+STILL_SECONDS: Final = 20.0
+STILL_LOOK_SECONDS: Final = 0.25
+MOST_STILL_TICKS: Final = 1
 HIDDEN: Final = ("OPENSSL_CONF", "PYTHONDONTWRITEBYTECODE")
 """The clients' cipher is no server's business; and Python servers may keep their compiled modules as usual."""
 SESSION, USER_TICKS, SYSTEM_TICKS = 3, 11, 12
@@ -71,6 +74,15 @@ class Server:
         """User and system time of all its processes, in steps of a clock tick."""
         ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for fields in self.processes().values())
         return ticks / TICKS
+
+    def wait_until_still(self) -> None:
+        """Wait until it does nothing, for a while: Linux (6.1, 6.12) goes on taking a file over kTLS for clients that
+        are gone, where the server does not look, and another server's sample would share its memory and core."""
+        deadline = time.monotonic() + STILL_SECONDS
+        before, now = 0.0, self.cpu_seconds()
+        while now - before > MOST_STILL_TICKS / TICKS and time.monotonic() < deadline:
+            time.sleep(STILL_LOOK_SECONDS)
+            before, now = now, self.cpu_seconds()
 
     def resident_kib(self) -> int:
         """Resident memory of all its processes (VmRSS, proc(5))."""
