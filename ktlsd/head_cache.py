@@ -37,7 +37,7 @@ LONGEST_REMEMBERED: Final = 4096
 
 _ENTRY_BYTES: Final = 2048
 _LINE_END: Final = b"\r\n"
-_HEAD_END: Final = b"\r\n\r\n"
+_BLANK_LINE: Final = b"\r\n\r\n"
 # A file that was changed this recently can be changed again without its times showing it: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
@@ -60,15 +60,11 @@ class Grounds(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        name: str | None,
-        line: bytes,
-        names: tuple[bytes, ...],
-        fields: Mapping[bytes, bytes],
-        *,
-        any_query: bool = False,
+        cls, key: Key, names: tuple[bytes, ...], fields: Mapping[bytes, bytes], *, any_query: bool = False
     ) -> Grounds:
         """Where these of all fields of a request have a say."""
+        name, head = key
+        line = head.partition(_LINE_END)[0]
         asked = (without_query(line), True) if any_query else (line, False)
         return cls(asked, names, (name, *map(fields.get, names)))
 
@@ -135,7 +131,7 @@ class HeadCache:
 
         Nobody has seen the fields together: h11 may refuse a head for what it has twice.
         """
-        line, _, rest = head.removesuffix(_HEAD_END).partition(_LINE_END)
+        line, _, rest = head.removesuffix(_BLANK_LINE).partition(_LINE_END)
         if (line, False) not in self._alike:
             bare = without_query(line)
             # A fragment is no part of a target (request_target.py).

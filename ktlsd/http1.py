@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
@@ -60,7 +61,6 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _AMBIGUOUS: Final = re.compile(rb"\n(?:(?<!\r\n)|[ \t])")
 # Looked up now: a module that is imported when the first refusal is logged may find no descriptor left.
 _escaped: Final = codecs.getencoder("unicode_escape")
-_LINE_END: Final = b"\r\n"
 _BLANK_LINE: Final = b"\r\n\r\n"
 _KNOWN_AT_ONCE: Final = 4
 """Pipelined requests that are answered before other connections get their turn."""
@@ -384,13 +384,16 @@ class Http1:
         values = joined(fields)
         origin = None
         if client.trusted is not None:
-            told = Consulted(values)
-            origin = forwarded.origin(told, client.origin, client.trusted, service.forwarded)
+            origin = self._told(client.trusted, values, service)
         remembered = service.heads.get_alike(self._realm_of(origin or client.origin), line, values)
         if remembered is None:
             return None
-        noted = self._log.note_alike(cast("Noted", remembered.noted), line, fields) if self._log is not None else None
+        noted = self._log.note_alike(remembered.status, line, fields) if self._log is not None else None
         return _Found(remembered, len(head), noted, origin)
+
+    def _told(self, trusted: Networks, values: Mapping[bytes, bytes], service: Service) -> Origin:
+        """Where a trusted proxy says that a request with these fields came from; it has a say in the realm alone."""
+        return forwarded.origin(Consulted(values), self._client.origin, trusted, service.forwarded)
 
     def _realm_of(self, origin: Origin) -> str | None:
         client = self._client
@@ -430,12 +433,9 @@ class Http1:
             and connection in ("keep-alive", "close")
             and not any(name in fields for name in _UNREPEATABLE)
         ):
-            realm, names = self._realm_of(self.origin), fields.asked_for()
-            key: Key = (realm, self._head)
-            line = self._head[: self._head.find(_LINE_END)]
-            grounds = None
-            if names is not None:
-                grounds = Grounds.of(realm, line, names, fields.sent, any_query=self._any_query)
+            key: Key = (self._realm_of(self.origin), self._head)
+            names = fields.asked_for()
+            grounds = None if names is None else Grounds.of(key, names, fields.sent, any_query=self._any_query)
             noted = self._log.noted if self._log is not None else None
             closes = version == b"1.0" or connection == "close"
             self._heads.remember(
@@ -562,9 +562,7 @@ class Http1:
         client, target = self._client, event.target
         head = request.method == "HEAD"
         if client.trusted is not None:
-            # What it tells has a say in the realm alone.
-            told = Consulted(cast(Consulted, request.fields).sent)
-            self.origin = forwarded.origin(told, client.origin, client.trusted, service.forwarded)
+            self.origin = self._told(client.trusted, cast(Consulted, request.fields).sent, service)
             if self._log is not None:
                 self._log.came_from(self.origin)
         refused = refuse_head(event.http_version, request) or refuse_method(request.method)

@@ -33,7 +33,6 @@ class Consulted(Mapping[str, str]):
     def __init__(self, values: Mapping[bytes, bytes]) -> None:
         self.sent = values
         """As joined() gives them."""
-        self._texts = {name.decode("ascii"): value.decode("latin-1") for name, value in values.items()}
         self._names: set[str] = set()
         self._all = False
 
@@ -43,12 +42,12 @@ class Consulted(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         self._names.add(name)
-        return self._texts[name]
+        return self.sent[name.encode("ascii")].decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
         self._all = True
-        return iter(self._texts)
+        return (name.decode("ascii") for name in self.sent)
 
     def __len__(self) -> int:
         self._all = True
-        return len(self._texts)
+        return len(self.sent)

@@ -108,11 +108,10 @@ class RequestLog:
         """This is the request."""
         self.noted = self._note(request.method, request.target, request.http_version, request.headers)
 
-    def note_alike(self, noted: Noted, line: bytes, fields: Iterable[Field]) -> Noted:
-        """What is logged of a request with this request line and these fields that gets the same response as the one
-        that was `noted`."""
+    def note_alike(self, status: int, line: bytes, fields: Iterable[Field]) -> Noted:
+        """What is logged of a request with this request line and these fields that gets a remembered response."""
         method, target, version = line.split(b" ")
-        return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=noted.status)
+        return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=status)
 
     def _note(self, method: bytes, target: bytes, version: bytes, fields: Iterable[Field]) -> Noted:
         told = {_FIELDS[name]: value for name, value in fields if name in _FIELDS}

@@ -343,7 +343,7 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     line, fields = b"GET /a.txt HTTP/1.1", {b"host": b"a", b"x": b"2"}
     assert heads.read(keys[2][1], 2) is None
     for key in keys[:2]:
-        grounds = Grounds.of(None, line, (b"host", b"range"), fields)
+        grounds = Grounds.of(key, (b"host", b"range"), fields)
         heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None, grounds=grounds)
     opened.close()
     assert heads.read(keys[2][1], 2) == (line, list(fields.items()))
