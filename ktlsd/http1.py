@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
@@ -224,8 +224,11 @@ class Http1:
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
-    def answer_known(self, turn: Turn) -> Left | None:
-        """Answer the heads that have come and are remembered, where that takes one write each and no wait."""
+    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+        """Answer the heads that have come and are remembered, where that takes one write each and no wait.
+
+        The steps are to receive, and then for each head to make and to send its answer.
+        """
         transport = self.transport
         if transport.stopped:
             return Left(None)
@@ -236,6 +239,7 @@ class Http1:
             return Left(None)
         if not received or self._client.redirected:
             return Left(received)
+        yield
         for _ in range(_KNOWN_AT_ONCE):
             found = self._find(received)
             if found is None:
@@ -243,6 +247,7 @@ class Http1:
             remembered = found.remembered
             part = remembered.part
             if part is not None and part.count > SMALL:
+                yield
                 return self._begin_large(found, part, received)
             made = turn.get(remembered)
             if made is None:
@@ -253,6 +258,7 @@ class Http1:
             else:
                 self._shared.service.heads.uses += 1
             data, head_size = made
+            yield
             self._begin_again(found, head_size)
             if remembered.closes:
                 transport.hold_back()

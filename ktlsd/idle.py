@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from itertools import islice
 from operator import itemgetter
@@ -22,7 +23,7 @@ from ktlsd.light import Sleeper
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport, Rest
-from ktlsd.watch import Turn, Watch
+from ktlsd.watch import Steps, Turn, Watch
 
 FIRST_REQUEST_SECONDS: Final = 2.0
 """How long a connection that had no request yet may wait for one while the server drains."""
@@ -47,8 +48,8 @@ class Answering(Protocol):
     @property
     def transport(self) -> PacedTransport: ...
 
-    def answer_known(self, turn: Turn) -> Left | None:
-        """Answer what has come, without waiting, as far as possible; None once nothing is left of it.
+    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+        """Answer what has come, step by step without waiting, as far as possible; None once nothing is left of it.
 
         Raises TLSError.
         """
@@ -64,8 +65,8 @@ class _Waiting(Sleeper):
         self.number = number
         self.since = time.monotonic()
 
-    def ready(self, turn: Turn) -> None:
-        self._idle.look_after(self, turn)
+    def ready(self, turn: Turn) -> Steps:
+        return self._idle.look_after(self, turn)
 
 
 class _Silent:
@@ -161,12 +162,12 @@ class Idle:
             nursery.start_soon(self.sockets.run)
             nursery.start_soon(self._watch_clock)
 
-    def look_after(self, waiting: _Waiting, turn: Turn) -> None:
+    def look_after(self, waiting: _Waiting, turn: Turn) -> Steps:
         """Have it answer what came."""
         transport = waiting.connection.transport
         sent = transport.sent
         try:
-            left = waiting.connection.answer_known(turn)
+            left = yield from waiting.connection.answer_known(turn)
         except Exception as error:
             self._forget(waiting)
             waiting.wake(outcome.Error(error))
