@@ -57,6 +57,7 @@ class Answering(Protocol):
 
 class _Waiting(Sleeper):
     __slots__ = ("_idle", "connection", "number", "since")
+    patient = False
 
     def __init__(self, idle: Idle, connection: Answering, number: int) -> None:
         super().__init__()

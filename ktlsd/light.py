@@ -109,6 +109,7 @@ class Lights:
 
 class _Light:
     __slots__ = ("_coroutine", "_number", "lights", "send", "throw")
+    patient = True  # most of them have their handshake before them
 
     def __init__(self, lights: Lights, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
         self.lights = lights

@@ -381,6 +381,7 @@ class _Entrance(Sleeper):
     """A listening socket, until there is no room for more."""
 
     __slots__ = ("_listener", "_server", "_sockets")
+    patient = True
 
     def __init__(self, server: Server, listener: Listener, sockets: Watch) -> None:
         super().__init__()

@@ -38,6 +38,9 @@ Steps = Iterator[None]
 class Watched(Protocol):
     """Whoever waits for a socket."""
 
+    patient: bool
+    """Whether others of the same turn come first, since this one may take long."""
+
     def ready(self, turn: Turn) -> Steps | None:
         """The socket shows something: what is to be done, or None where that is done. It is watched until remove().
 
@@ -117,15 +120,25 @@ class Watch:
         if ready:
             of_this_loop().asked()
         turn: Turn = {}
-        everyone: deque[Steps] = deque()
+        prompt: list[int] = []
+        patient: list[int] = []
         for number, _ in ready:
+            found = self._watched.get(number)
+            (patient if found is not None and found[0].patient else prompt).append(number)
+        self._go_through(prompt, turn)
+        if patient:
+            self._go_through(patient, turn)
+        return len(ready)
+
+    def _go_through(self, numbers: list[int], turn: Turn) -> None:
+        everyone: deque[Steps] = deque()
+        for number in numbers:
             found = self._watched.get(number)
             if found is None:
                 self._unregister(number)
             elif (steps := found[0].ready(turn)) is not None:
                 everyone.append(steps)
-        _go_through(everyone)
-        return len(ready)
+        _go_on(everyone)
 
     async def _end_pauses(self) -> None:
         while True:
@@ -146,7 +159,7 @@ class Watch:
             self._epoll.unregister(number)
 
 
-def _go_through(everyone: deque[Steps]) -> None:
+def _go_on(everyone: deque[Steps]) -> None:
     """Have each of them take its next step, again and again until none is left. Raises what one of them raises."""
     try:
         while everyone:
@@ -155,5 +168,5 @@ def _go_through(everyone: deque[Steps]) -> None:
                 everyone.append(steps)
     except BaseException:
         # The others may have received requests that nothing would show again.
-        _go_through(everyone)
+        _go_on(everyone)
         raise

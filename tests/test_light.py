@@ -251,6 +251,7 @@ class _Word(Sleeper):
     """Sleeps until its socket has a word, or an error."""
 
     __slots__ = ("sock", "watch")
+    patient = False
 
     def __init__(self, watch: Watch, sock: socket.socket) -> None:
         super().__init__()
@@ -294,6 +295,8 @@ async def test_a_socket_that_is_paused_is_looked_at_again(ends: tuple[socket.soc
     watch = Watch()
 
     class Pausing:
+        patient = False
+
         def ready(self, turn: Turn) -> None:
             looks.append(trio.current_time())
             watch.pause(far.fileno())

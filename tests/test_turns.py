@@ -135,6 +135,7 @@ class Asking:
     near: socket.socket
     trouble: OSError | None = None
     asked: trio.Event = field(default_factory=trio.Event)
+    patient = False
 
     def ready(self, turn: Turn) -> None:
         self.near.recv(1)

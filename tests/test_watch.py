@@ -18,8 +18,11 @@ SOME = 5
 class Stepping:
     """Receives, makes an answer and sends it, each in a step of its own."""
 
-    def __init__(self, number: int, sock: socket.socket, seen: list[tuple[str, int]], trouble: str = "") -> None:
+    def __init__(
+        self, number: int, sock: socket.socket, seen: list[tuple[str, int]], trouble: str, *, patient: bool
+    ) -> None:
         self._number, self._socket, self._seen, self._trouble = number, sock, seen, trouble
+        self.patient = patient
 
     def _see(self, step: str) -> None:
         self._seen.append((step, self._number))
@@ -38,8 +41,10 @@ class Stepping:
 
 
 @contextlib.asynccontextmanager
-async def watched(trouble: str = "") -> AsyncIterator[tuple[list[socket.socket], list[tuple[str, int]]]]:
-    """SOME clients' ends, the second of which has trouble with a step, and what was done for all of them."""
+async def watched(
+    trouble: str = "", *, patient: int | None = None
+) -> AsyncIterator[tuple[list[socket.socket], list[tuple[str, int]]]]:
+    """SOME clients' ends, and what was done for all of them: the second one has trouble with a step, one is patient."""
     seen: list[tuple[str, int]] = []
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(contextlib.closing(Watch()))
@@ -47,7 +52,8 @@ async def watched(trouble: str = "") -> AsyncIterator[tuple[list[socket.socket],
         for number in range(SOME):
             near, far = (stack.enter_context(end) for end in socket.socketpair())
             far.setblocking(False)
-            watch.set(far.fileno(), Stepping(number, far, seen, trouble if number == 1 else ""))
+            stepping = Stepping(number, far, seen, trouble if number == 1 else "", patient=number == patient)
+            watch.set(far.fileno(), stepping)
             clients.append(near)
         for client in clients:
             client.send(b"word")
@@ -63,6 +69,13 @@ async def test_all_receive_before_one_makes_and_all_make_before_one_sends() -> N
         assert [client.recv(16, socket.MSG_DONTWAIT) for client in clients] == SOME * [b"WORD"]
     everybody = range(SOME)
     assert seen == [(step, number) for step in ("receive", "make", "send") for number in everybody]
+
+
+async def test_who_may_take_long_begins_after_all_others_have_sent() -> None:
+    async with watched(patient=0) as (clients, seen):
+        assert [client.recv(16, socket.MSG_DONTWAIT) for client in clients] == SOME * [b"WORD"]
+    assert [step for step, number in seen if number == 0] == ["receive", "make", "send"]
+    assert [number for _, number in seen[-3:]] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("trouble", ["receive", "make", "send"])
