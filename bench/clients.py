@@ -443,10 +443,12 @@ class Latency(_OneFile):
             drain = stack.enter_context(_drain(server.port, self.big, self.downloads, self.rate))
             loaded = self._p99(server, target.seconds)
             drain.send_signal(signal.SIGTERM)
-            said, trouble = drain.communicate(timeout=GRACE_SECONDS)
-            lines = [line.split() for line in said.splitlines()]
+            assert drain.stdout is not None
+            assert drain.stderr is not None
+            # communicate() would lose what came together with the line that was read before.
+            lines, trouble = [line.split() for line in drain.stdout], drain.stderr.read()
         if len(lines) < 2:
-            raise ClientError(f"the downloads failed: {trouble.strip()[-200:]}")
+            raise ClientError(f"the downloads failed: {len(lines)} lines, {trouble.strip()[-200:]}")
         (started, before), *_, (ended, after) = lines
         traffic = (int(after) - int(before)) / (float(ended) - float(started))
         if self.disk_rate and traffic > MOST_OF_DISK * self.disk_rate:
