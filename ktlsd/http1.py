@@ -233,10 +233,8 @@ class Http1:
         if transport.stopped:
             return Left(None)
         received = transport.receive()
-        if received is Wait.READABLE:
-            return None
-        if isinstance(received, Wait):
-            return Left(None)
+        if not isinstance(received, bytes):
+            return None if received is Wait.READABLE else Left(None)
         if not received or self._client.redirected:
             return Left(received)
         yield
@@ -325,6 +323,7 @@ class Http1:
     async def _finish_repeating(self, rest: Rest, descriptor: int) -> None:
         """Send the rest of what answer_known() has begun."""
         complete = False
+        self._shared.row[IN_FLIGHT] += 1
         try:
             await light.become_task()
             if rest.size:
@@ -335,6 +334,7 @@ class Http1:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+            self._shared.row[IN_FLIGHT] -= 1
             self._end_again(complete=complete)
 
     async def _repeat(self, received: bytes) -> bytes | None:
@@ -348,6 +348,7 @@ class Http1:
             head = remembered.head(self._shared.clock.date())
             part = remembered.part
             self._begin_again(found, len(head))
+            self._shared.row[IN_FLIGHT] += 1
             complete = False
             try:
                 if part is None:
@@ -357,6 +358,7 @@ class Http1:
                 complete = True
             finally:
                 os.close(descriptor)
+                self._shared.row[IN_FLIGHT] -= 1
                 self._end_again(complete=complete)
             if remembered.closes:
                 return None
@@ -406,9 +408,7 @@ class Http1:
         return self._realm if origin.https is client.origin.https else _realm(client, https=origin.https)
 
     def _begin_again(self, found: _Found, head_size: int) -> None:
-        row = self._shared.row
-        row[IN_FLIGHT] += 1
-        row[REQUESTS[found.remembered.status]] += 1
+        self._shared.row[REQUESTS[found.remembered.status]] += 1
         self._requests_left -= 1
         if self._log is not None:
             self._log.begin_again(cast("Noted", found.noted), head_size)
@@ -416,7 +416,6 @@ class Http1:
                 self._log.came_from(found.origin)
 
     def _end_again(self, *, complete: bool) -> None:
-        self._shared.row[IN_FLIGHT] -= 1
         if self._log is not None:
             self._log.end(complete=complete)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -102,7 +103,7 @@ class Idle:
         """How long a connection may wait, and a quarter more at most."""
         self._row = row
         self.sockets = Watch()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
         self._silent: dict[_Silent, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
@@ -179,7 +180,7 @@ class Idle:
         elif transport.sent != sent:
             # It was answered, and waits anew.
             waiting.since = time.monotonic()
-            self._waiting[waiting.number] = self._waiting.pop(waiting.number)
+            self._waiting.move_to_end(waiting.number)
         elif transport.wakes_early:
             self.sockets.pause(waiting.number)
 

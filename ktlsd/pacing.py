@@ -99,7 +99,7 @@ class PacedTransport(abc.ABC):
         pause = PART_SECONDS
         while not (self.stopped and self._at_end()):
             data = self.receive()
-            if not isinstance(data, Wait):
+            if isinstance(data, bytes):
                 return data
             if self.wakes_early:
                 await trio.sleep(pause)
@@ -212,7 +212,7 @@ class PacedTransport(abc.ABC):
         unsent: bytes | bytearray = head
         if resident > offset and not (unsent := self._send_at_once_by_kernel(head, socket.MSG_MORE)):
             sent = self._send_part(descriptor, offset, resident - offset)
-            if not isinstance(sent, Wait):
+            if isinstance(sent, int):
                 offset += sent
         return Rest(unsent, offset, end - offset) if offset < end else None
 
@@ -233,19 +233,19 @@ class PacedTransport(abc.ABC):
                 resident, stride = await residency.make_resident(descriptor, offset, end, stride)
                 began = looked = time.perf_counter()
             sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
-            if isinstance(sent, Wait):
-                await self._progress(sent)
-            else:
+            if isinstance(sent, int):
                 turns.took(sent, time.perf_counter() - began)
                 offset += sent
                 if offset == end:
                     return
+            else:
+                await self._progress(sent)
             await turns.next()
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""
         sent = self._sendfile(descriptor, offset, count)
-        if not isinstance(sent, Wait):
+        if isinstance(sent, int):
             if sent == 0:
                 raise FileShrank
             self.sent += sent

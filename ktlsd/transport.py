@@ -212,7 +212,7 @@ class Transport(PacedTransport):
         received = self._tls.read()
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
-        if isinstance(received, Wait) and not self._kernel_receives and self._tls.between_records():
+        if not isinstance(received, bytes) and not self._kernel_receives and self._tls.between_records():
             self._key_updates += 1
             if self._key_updates > self._limits.key_updates_per_connection:
                 self._row[LIMITED[Limit.KEY_UPDATES]] += 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -131,7 +130,7 @@ class Watch:
         return len(ready)
 
     def _go_through(self, numbers: list[int], turn: Turn) -> None:
-        everyone: deque[Steps] = deque()
+        everyone: list[Steps] = []
         for number in numbers:
             found = self._watched.get(number)
             if found is None:
@@ -159,14 +158,17 @@ class Watch:
             self._epoll.unregister(number)
 
 
-def _go_on(everyone: deque[Steps]) -> None:
+def _go_on(everyone: list[Steps]) -> None:
     """Have each of them take its next step, again and again until none is left. Raises what one of them raises."""
-    try:
-        while everyone:
-            steps = everyone.popleft()
-            if next(steps, _LAST) is None:
-                everyone.append(steps)
-    except BaseException:
-        # The others may have received requests that nothing would show again.
-        _go_on(everyone)
-        raise
+    while everyone:
+        left: list[Steps] = []
+        rest = iter(everyone)
+        try:
+            for steps in rest:
+                if next(steps, _LAST) is None:
+                    left.append(steps)
+        except BaseException:
+            # The others may have received requests that nothing would show again.
+            _go_on([*rest, *left])
+            raise
+        everyone = left
