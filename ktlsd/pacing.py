@@ -225,18 +225,26 @@ class PacedTransport(abc.ABC):
         end = offset + count
         resident, stride = await residency.make_resident(descriptor, offset, end)
         looked = time.perf_counter()
+        # sendfile(2) has TCP make segments of half the size that they could have.
+        self._fill_segments(True)
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         while True:
             began = time.perf_counter()
             if offset == resident or (stride and began - looked > _RESIDENT_SECONDS):
-                resident, stride = await residency.make_resident(descriptor, offset, end, stride)
+                resident, stride = residency.look(descriptor, offset, end, stride)
+                if resident == offset:
+                    # What is in an open segment would otherwise wait for the disk, too.
+                    self._fill_segments(False)
+                    resident, stride = await residency.make_resident(descriptor, offset, end)
+                    self._fill_segments(True)
                 began = looked = time.perf_counter()
             sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
             if isinstance(sent, int):
                 turns.took(sent, time.perf_counter() - began)
                 offset += sent
                 if offset == end:
+                    self._fill_segments(False)
                     return
             else:
                 await self._progress(sent)
