@@ -32,7 +32,7 @@ from ktlsd.head_cache import Grounds, Key, Remembered
 from ktlsd.idle import Idle, Left
 from ktlsd.limits import Limit
 from ktlsd.lookup import OpenFile
-from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row
+from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row, counted
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import AT_ONCE, SMALL, PacedTransport, Rest
@@ -202,12 +202,8 @@ class Http1:
             if received:
                 self._http.receive_data(received)
                 while self._http.trailing_data[0]:
-                    row[IN_FLIGHT] += 1
-                    try:
-                        with self._log.exchange() if self._log is not None else _UNLOGGED:
-                            reusable = await self._cycle()
-                    finally:
-                        row[IN_FLIGHT] -= 1
+                    with counted(row, IN_FLIGHT), self._log.exchange() if self._log is not None else _UNLOGGED:
+                        reusable = await self._cycle()
                     if not reusable:
                         return
 
@@ -323,18 +319,17 @@ class Http1:
     async def _finish_repeating(self, rest: Rest, descriptor: int) -> None:
         """Send the rest of what answer_known() has begun."""
         complete = False
-        self._shared.row[IN_FLIGHT] += 1
         try:
-            await light.become_task()
-            if rest.size:
-                await self.transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
-            else:
-                await self.transport.send_text(rest.data)
+            with counted(self._shared.row, IN_FLIGHT):
+                await light.become_task()
+                if rest.size:
+                    await self.transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+                else:
+                    await self.transport.send_text(rest.data)
             complete = True
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-            self._shared.row[IN_FLIGHT] -= 1
             self._end_again(complete=complete)
 
     async def _repeat(self, received: bytes) -> bytes | None:
@@ -348,17 +343,16 @@ class Http1:
             head = remembered.head(self._shared.clock.date())
             part = remembered.part
             self._begin_again(found, len(head))
-            self._shared.row[IN_FLIGHT] += 1
             complete = False
             try:
-                if part is None:
-                    await self.transport.send_text(head)
-                else:
-                    await self.transport.send_file(head, descriptor, part.offset, part.count)
+                with counted(self._shared.row, IN_FLIGHT):
+                    if part is None:
+                        await self.transport.send_text(head)
+                    else:
+                        await self.transport.send_file(head, descriptor, part.offset, part.count)
                 complete = True
             finally:
                 os.close(descriptor)
-                self._shared.row[IN_FLIGHT] -= 1
                 self._end_again(complete=complete)
             if remembered.closes:
                 return None
