@@ -24,6 +24,7 @@ from ktlsd.light import Sleeper
 from ktlsd.limits import Limit
 from ktlsd.metrics import LIMITED, UNCOUNTED, Row
 from ktlsd.pacing import PacedTransport, Rest
+from ktlsd.turns import of_this_loop
 from ktlsd.watch import Steps, Turn, Watch
 
 FIRST_REQUEST_SECONDS: Final = 2.0
@@ -127,9 +128,13 @@ class Idle:
         waiting = _Waiting(self, connection, number)
         self.sockets.set(number, waiting)
         self._waiting[number] = waiting
+        # A light one is no task, and has no say.
+        turns, tasks = of_this_loop(), int(not waiting.light)
+        turns.tasks -= tasks
         try:
             left: Left = await waiting.sleep(lambda: self._forget(waiting))
         finally:
+            turns.tasks += tasks
             self._waiting.pop(number, None)
         return left
 

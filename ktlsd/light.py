@@ -22,6 +22,7 @@ import outcome
 import trio
 
 from ktlsd.ssl_ffi import Wait
+from ktlsd.turns import of_this_loop
 from ktlsd.watch import Turn, Watch
 
 _FEW_TERMS: Final = 1024
@@ -182,8 +183,13 @@ def _rest(coroutine: Any) -> Generator[Any, Any, None]:
 
 
 async def _as_task(coroutine: Coroutine[Any, Any, None]) -> None:
-    # A coroutine that has begun cannot be awaited by a statement.
-    await _rest(coroutine)
+    turns = of_this_loop()
+    turns.tasks += 1
+    try:
+        # A coroutine that has begun cannot be awaited by a statement.
+        await _rest(coroutine)
+    finally:
+        turns.tasks -= 1
 
 
 async def become_task() -> None:

@@ -24,13 +24,10 @@ from ktlsd.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.options import LimitOptions
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
-from ktlsd.turns import of_this_loop
+from ktlsd.turns import ALONE_BYTES, of_this_loop
 from ktlsd.watch import PART_SECONDS
 
 DEFAULTS: Final = LimitOptions()
-
-KERNEL_CHUNK: Final = 4 << 20
-"""Bytes that one sendfile may take where nobody else waits for a turn; a multiple of the TLS record size."""
 
 SMALL: Final = 15360
 """Bytes of a file for which one write, head and body in one record, costs less than two calls that copy less."""
@@ -239,16 +236,17 @@ class PacedTransport(abc.ABC):
                     resident, stride = await residency.make_resident(descriptor, offset, end)
                     self._fill_segments(True)
                 began = looked = time.perf_counter()
-            sent = self._send_part(descriptor, offset, min(turns.share(KERNEL_CHUNK), resident - offset))
+            sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), resident - offset))
             if isinstance(sent, int):
                 turns.took(sent, time.perf_counter() - began)
                 offset += sent
                 if offset == end:
                     self._fill_segments(False)
                     return
-            else:
+            elif not turns.writable_alone(self._socket.fileno()):
                 await self._progress(sent)
-            await turns.next()
+            if not turns.alone():
+                await turns.next()
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""

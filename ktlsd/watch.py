@@ -87,7 +87,7 @@ class Watch:
 
     async def run(self) -> None:
         """Look after the sockets, for ever."""
-        with of_this_loop().looking(self._look):
+        with of_this_loop().looking(self._look, self._epoll.fileno()):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_sockets)
                 nursery.start_soon(self._end_pauses)
@@ -116,8 +116,9 @@ class Watch:
     def _look_after(self, most: int) -> int:
         """How many sockets showed something, of up to that many. Raises OSError, MemoryError."""
         ready = self._epoll.poll(0, most)
-        if ready:
-            of_this_loop().asked()
+        if not ready:
+            return 0
+        of_this_loop().asked()
         turn: Turn = {}
         prompt: list[int] = []
         patient: list[int] = []

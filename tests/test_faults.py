@@ -23,13 +23,13 @@ from pathlib import Path
 import pytest
 
 from ktlsd.gathered_lines import GATHER_SECONDS
-from ktlsd.pacing import KERNEL_CHUNK
+from ktlsd.turns import ALONE_BYTES
 from tests.authority import Authority
 from tests.downloads import REQUEST, Outcome, download, judge, make_files, read_all
 from tests.serving import Running, children, client_context, connect, eventually, exchange, get, parse_all, serving
 
 MIB = 1024 * 1024
-SIZES = {"small.bin": 10_000, "medium.bin": MIB + 1, "pieces.bin": 2 * KERNEL_CHUNK + 1, "large.bin": 16 * MIB}
+SIZES = {"small.bin": 10_000, "medium.bin": MIB + 1, "pieces.bin": 2 * ALONE_BYTES + 1, "large.bin": 16 * MIB}
 """The large one is more than the sockets of both sides hold; the one before needs three calls of sendfile or more."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and namespaces need root")

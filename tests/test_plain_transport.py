@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from ktlsd import pacing
 from ktlsd.ktls_probe import loopback_pair
 from ktlsd.options import LimitOptions
 from ktlsd.pacing import FileShrank, TooSlow
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.residency import Residency
 from ktlsd.ssl_ffi import ConnectionLost, Library
+from ktlsd.turns import ALONE_BYTES
 
-SIZE = 3 * pacing.KERNEL_CHUNK + 12345
+SIZE = 3 * ALONE_BYTES + 12345
 CONTENT = os.urandom(SIZE)
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 Pair = tuple[socket.socket, socket.socket]

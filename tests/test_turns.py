@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from ktlsd.turns import ALONE_SECONDS, PASS_SECONDS, Turns, of_this_loop
+from ktlsd.ktls_probe import loopback_pair
+from ktlsd.plain_transport import PlainTransport
+from ktlsd.residency import Residency
+from ktlsd.ssl_ffi import Library
+from ktlsd.turns import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, Turns, of_this_loop
 from ktlsd.watch import Turn, Watch
 
 MOST = 2 << 20
@@ -188,3 +195,106 @@ async def test_who_asks_is_looked_after_between_two_pieces(
     )
     # Nobody is watched any more.
     await turns.next()
+
+
+async def test_who_sends_alone_needs_no_pass_for_a_while(passes: Passes) -> None:
+    turns = of_this_loop()
+    await turns.next()
+    assert not turns.alone()
+    turns.tasks = 1
+    number = passes.number
+    assert turns.alone()
+    turns.took(ALONE_BYTES, 1.0)
+    assert not turns.alone()
+    work()
+    await turns.next()
+    assert passes.number > number
+    assert turns.alone()
+    await trio.sleep(0.15)
+    assert not turns.alone()
+    await turns.next()
+    assert turns.alone()
+    turns.tasks = 2
+    assert not turns.alone()
+    turns.tasks = 1
+    turns.asked()
+    assert not turns.alone()
+
+
+def filled(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(65536))
+
+
+async def test_who_sends_alone_waits_for_a_socket_and_for_those_who_ask(passes: Passes) -> None:
+    server, client = socket.socketpair()
+    with server, client:
+        async with asking() as (somebody, far):
+            turns = of_this_loop()
+            await turns.next()
+            turns.tasks = 1
+            number = passes.number
+            assert turns.writable_alone(server.fileno())
+            filled(server)
+            assert not turns.writable_alone(server.fileno())
+            reader = threading.Timer(0.002, client.recv, [1 << 20])
+            reader.start()
+            # One wait is shorter than what this machine may take to begin a thread.
+            assert any(turns.alone() and turns.writable_alone(server.fileno()) for _ in range(9))
+            reader.join()
+            assert passes.number == number
+            far.send(b"x")
+            assert not turns.writable_alone(server.fileno())
+            await somebody.asked.wait()
+            assert not turns.alone()
+            turns.tasks = 0
+            assert not turns.writable_alone(server.fileno())
+
+
+async def sent_to_a_slow_reader(path: Path, content: bytes, far: socket.socket) -> bytes:
+    """What arrives of a file, of which the socket takes little at once; after a part of it somebody asks."""
+    received = bytearray()
+    descriptor = os.open(path, os.O_RDONLY)
+    with loopback_pair() as (near, server):
+        near.settimeout(30)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+
+        def read() -> None:
+            while len(received) < len(content) and (data := near.recv(65536)):
+                if len(received) < len(content) // 2 <= len(received) + len(data):
+                    far.send(b"x")
+                received.extend(data)
+                time.sleep(0.0005)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        transport = PlainTransport(server, Residency(Library().file_system_type))
+        try:
+            await transport.send_file(b"", descriptor, 0, len(content))
+            await trio.to_thread.run_sync(reader.join)
+        finally:
+            transport.close()
+            os.close(descriptor)
+    return bytes(received)
+
+
+async def test_who_sends_alone_sends_the_same_in_fewer_passes(passes: Passes, tmp_path: Path) -> None:
+    content = os.urandom(6 << 20)
+    (tmp_path / "file").write_bytes(content)
+    numbers = []
+    for tasks in (1, 2):
+        async with asking() as (somebody, far):
+            turns = of_this_loop()
+            await trio.sleep(1.1 * ALONE_SECONDS)
+            await turns.next()
+            turns.tasks = tasks
+            number = passes.number
+            received = await sent_to_a_slow_reader(tmp_path / "file", content, far)
+            numbers.append(passes.number - number)
+            assert received == content
+            assert somebody.asked.is_set()
+            assert not turns.alone()
+    # The first half of the file needs a few where nobody asked before.
+    assert numbers[0] < 0.8 * numbers[1]
