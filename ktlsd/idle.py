@@ -128,13 +128,10 @@ class Idle:
         waiting = _Waiting(self, connection, number)
         self.sockets.set(number, waiting)
         self._waiting[number] = waiting
-        # A light one is no task, and has no say.
-        turns, tasks = of_this_loop(), int(not waiting.light)
-        turns.tasks -= tasks
         try:
-            left: Left = await waiting.sleep(lambda: self._forget(waiting))
+            with contextlib.nullcontext() if waiting.light else of_this_loop().busy(-1):
+                left: Left = await waiting.sleep(lambda: self._forget(waiting))
         finally:
-            turns.tasks += tasks
             self._waiting.pop(number, None)
         return left
 

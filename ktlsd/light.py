@@ -183,13 +183,9 @@ def _rest(coroutine: Any) -> Generator[Any, Any, None]:
 
 
 async def _as_task(coroutine: Coroutine[Any, Any, None]) -> None:
-    turns = of_this_loop()
-    turns.tasks += 1
-    try:
+    with of_this_loop().busy():
         # A coroutine that has begun cannot be awaited by a statement.
         await _rest(coroutine)
-    finally:
-        turns.tasks -= 1
 
 
 async def become_task() -> None:

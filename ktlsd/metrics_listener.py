@@ -23,6 +23,7 @@ from ktlsd.metrics_page import Asked, Reply, answer, short
 from ktlsd.options import Listen
 from ktlsd.service import Service
 from ktlsd.status_page import View
+from ktlsd.turns import of_this_loop
 from ktlsd.validators import http_date
 
 log = logging.getLogger("ktlsd")
@@ -72,7 +73,7 @@ class MetricsListener:
         try:
             async with stream:
                 if self._open <= MOST_CONNECTIONS:
-                    with trio.move_on_after(EXCHANGE_SECONDS):
+                    with of_this_loop().busy(), trio.move_on_after(EXCHANGE_SECONDS):
                         await self._exchange(stream, own_name, view)
         except (trio.BrokenResourceError, OSError) as error:
             log.debug("a client of the metrics left: %s", error)

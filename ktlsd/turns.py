@@ -50,7 +50,7 @@ class Turns:
         """Bytes a second that the kernel takes of files."""
         self._given = 0
         """Bytes that it took since this pass began."""
-        self.tasks = 0
+        self._tasks = 0
         """Connections that are tasks of trio's and have something to do; all others are looked after by `_look`."""
         self._look: Callable[[], None] = _look_at_nobody
         self._poll = select.poll()
@@ -87,6 +87,15 @@ class Turns:
             if self._look == look:
                 self._look = _look_at_nobody
 
+    @contextlib.contextmanager
+    def busy(self, tasks: int = 1) -> Iterator[None]:
+        """For as long as this lasts, that many more connections that are tasks have something to do."""
+        self._tasks += tasks
+        try:
+            yield
+        finally:
+            self._tasks -= tasks
+
     def alone(self) -> bool:
         """Whether who sends by the kernel may give it more without next(), as nobody else has anything to do.
 
@@ -94,7 +103,7 @@ class Turns:
         """
         now = time.perf_counter()
         return (
-            self.tasks == 1
+            self._tasks == 1
             and self._given < ALONE_BYTES
             and now - self._asked > ALONE_SECONDS
             and now - self._until < _ALONE_PASS_SECONDS

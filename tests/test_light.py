@@ -16,7 +16,7 @@ import trio.testing
 from ktlsd import light
 from ktlsd.light import Lights, Sleeper
 from ktlsd.ssl_ffi import Wait
-from ktlsd.turns import of_this_loop
+from ktlsd.turns import ALONE_SECONDS, of_this_loop
 from ktlsd.watch import Turn, Watch
 
 
@@ -108,24 +108,29 @@ async def test_one_that_becomes_a_task_may_await_all_of_trio(ends: tuple[socket.
             await light.become_task()
             steps.append(trio.lowlevel.current_task().parent_nursery)
             await light.become_task()
-            assert of_this_loop().tasks == 1
             with trio.move_on_after(0.01):
                 await trio.sleep_forever()
             far.recv(16)
             await light.ready(far, Wait.READABLE)
             steps.append(far.recv(16))
+            await trio.sleep(1.1 * ALONE_SECONDS)
+            await turns.next()
+            steps.append(turns.alone())
 
     async with lit() as (lights, nursery):
         lights.start(far, connection())
-        assert of_this_loop().tasks == 0
+        turns = of_this_loop()
+        await turns.next()
+        assert not turns.alone()
         near.send(b"begin")
         await trio.sleep(0.1)
         assert len(lights) == 0
         assert steps == [nursery]
         near.send(b"again")
-        await trio.sleep(0.1)
-        assert of_this_loop().tasks == 0
-    assert steps == [nursery, b"again"]
+        await trio.sleep(2 * ALONE_SECONDS)
+        await turns.next()
+        assert not turns.alone()
+    assert steps == [nursery, b"again", True]
 
 
 async def start_each(

@@ -201,24 +201,24 @@ async def test_who_sends_alone_needs_no_pass_for_a_while(passes: Passes) -> None
     turns = of_this_loop()
     await turns.next()
     assert not turns.alone()
-    turns.tasks = 1
-    number = passes.number
-    assert turns.alone()
-    turns.took(ALONE_BYTES, 1.0)
-    assert not turns.alone()
-    work()
-    await turns.next()
-    assert passes.number > number
-    assert turns.alone()
-    await trio.sleep(0.15)
-    assert not turns.alone()
-    await turns.next()
-    assert turns.alone()
-    turns.tasks = 2
-    assert not turns.alone()
-    turns.tasks = 1
-    turns.asked()
-    assert not turns.alone()
+    with turns.busy():
+        number = passes.number
+        assert turns.alone()
+        turns.took(ALONE_BYTES, 1.0)
+        assert not turns.alone()
+        work()
+        await turns.next()
+        assert passes.number > number
+        assert turns.alone()
+        await trio.sleep(0.15)
+        assert not turns.alone()
+        await turns.next()
+        with turns.busy():
+            assert not turns.alone()
+            with turns.busy(-1):
+                assert turns.alone()
+        turns.asked()
+        assert not turns.alone()
 
 
 def filled(sock: socket.socket) -> None:
@@ -230,11 +230,10 @@ def filled(sock: socket.socket) -> None:
 
 async def test_who_sends_alone_waits_for_a_socket_and_for_those_who_ask(passes: Passes) -> None:
     server, client = socket.socketpair()
-    with server, client:
+    turns = of_this_loop()
+    with server, client, turns.busy():
         async with asking() as (somebody, far):
-            turns = of_this_loop()
             await turns.next()
-            turns.tasks = 1
             number = passes.number
             assert turns.writable_alone(server.fileno())
             filled(server)
@@ -249,7 +248,6 @@ async def test_who_sends_alone_waits_for_a_socket_and_for_those_who_ask(passes: 
             assert not turns.writable_alone(server.fileno())
             await somebody.asked.wait()
             assert not turns.alone()
-            turns.tasks = 0
             assert not turns.writable_alone(server.fileno())
 
 
@@ -289,9 +287,9 @@ async def test_who_sends_alone_sends_the_same_in_fewer_passes(passes: Passes, tm
             turns = of_this_loop()
             await trio.sleep(1.1 * ALONE_SECONDS)
             await turns.next()
-            turns.tasks = tasks
             number = passes.number
-            received = await sent_to_a_slow_reader(tmp_path / "file", content, far)
+            with turns.busy(tasks):
+                received = await sent_to_a_slow_reader(tmp_path / "file", content, far)
             numbers.append(passes.number - number)
             assert received == content
             assert somebody.asked.is_set()
