@@ -233,7 +233,7 @@ class PacedTransport(abc.ABC):
                 if resident == offset:
                     # What is in an open segment would otherwise wait for the disk, too.
                     self._fill_segments(False)
-                    resident, stride = await residency.make_resident(descriptor, offset, end)
+                    resident = await residency.read_in(descriptor, offset, end)
                     self._fill_segments(True)
                 began = looked = time.perf_counter()
             sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), resident - offset))

@@ -91,10 +91,15 @@ class Residency:
         """The same as look(), but where that is nothing, return once it is something. Raises OSError."""
         resident, stride = self.look(descriptor, offset, end, stride)
         if resident == offset:
-            self._row[COLD_READS] += 1
-            resident = min(offset + FROM_DISK, end)
-            await trio.to_thread.run_sync(_read_through, descriptor, offset, resident - offset, limiter=self._lanes)
+            resident = await self.read_in(descriptor, offset, end)
         return resident, stride
+
+    async def read_in(self, descriptor: int, offset: int, end: int) -> int:
+        """Have a thread read the next part of a file that waits for a disk; up to where. Raises OSError."""
+        self._row[COLD_READS] += 1
+        resident = min(offset + FROM_DISK, end)
+        await trio.to_thread.run_sync(_read_through, descriptor, offset, resident - offset, limiter=self._lanes)
+        return resident
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
