@@ -11,9 +11,11 @@ import abc
 import contextlib
 import fcntl
 import socket
+import struct
 import sys
 import termios
 import time
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -22,9 +24,9 @@ from ktlsd import light
 from ktlsd.limits import Limit, Pace
 from ktlsd.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.options import LimitOptions
-from ktlsd.residency import Residency
+from ktlsd.residency import Residency, Window
 from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
-from ktlsd.turns import ALONE_BYTES, of_this_loop
+from ktlsd.turns import ALONE_BYTES, Turns, of_this_loop
 from ktlsd.watch import PART_SECONDS
 
 DEFAULTS: Final = LimitOptions()
@@ -37,8 +39,10 @@ AT_ONCE: Final = 131072
 
 _MOST_PART_SECONDS: Final = 0.5
 
-# Longer than this after a look, and pages that were in the page cache may have left it.
-_RESIDENT_SECONDS: Final = 0.1
+_STINT_SECONDS: Final = 1.0
+"""How long a thread may send for a connection, which cannot end before."""
+# A struct timeval: how long the kernel may wait for room in the socket at a time.
+_KERNEL_WAIT: Final = struct.pack("@ll", 0, 10_000)
 _LINGER_SECONDS: Final = 2.0
 _LINGER_READ: Final = 65536
 # tcpi_bytes_acked in struct tcp_info of linux/tcp.h (Linux 4.1).
@@ -217,46 +221,88 @@ class PacedTransport(abc.ABC):
         if (data := self.gathered(head, descriptor, offset, count)) is not None:
             await self._send_by_kernel(data, 0)
             return
+        turns, end = of_this_loop(), offset + count
+        window = Window(self._residency, descriptor, end)
         # Residency first: a head left in an open record would reach the client only after the disk.
-        turns, residency = of_this_loop(), self._residency
-        end = offset + count
-        resident, stride = await residency.make_resident(descriptor, offset, end)
-        looked = time.perf_counter()
+        if not window.size(offset):
+            await window.read_in(offset)
         # sendfile(2) has TCP make segments of half the size that they could have.
         self._fill_segments(True)
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
+        base = self.sent - offset
+        keeps_up, marked, since = True, offset, time.perf_counter()
         while True:
-            began = time.perf_counter()
-            if offset == resident or (stride and began - looked > _RESIDENT_SECONDS):
-                resident, stride = residency.look(descriptor, offset, end, stride)
-                if resident == offset:
-                    # What is in an open segment would otherwise wait for the disk, too.
-                    self._fill_segments(False)
-                    resident = await residency.read_in(descriptor, offset, end)
-                    self._fill_segments(True)
-                began = looked = time.perf_counter()
-            sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), resident - offset))
-            if isinstance(sent, int):
-                turns.took(sent, time.perf_counter() - began)
-                offset += sent
-                if offset == end:
-                    self._fill_segments(False)
-                    return
-            elif not turns.writable_alone(self._socket.fileno()):
-                await self._progress(sent)
-            if not turns.alone():
-                await turns.next()
+            offset = self.sent - base
+            if not (size := window.size(offset)):
+                # What is in an open segment would otherwise wait for the disk, too.
+                self._fill_segments(False)
+                await window.read_in(offset)
+                self._fill_segments(True)
+                continue
+            if keeps_up and end - offset >= ALONE_BYTES and turns.alone():
+                keeps_up = await self._send_in_thread(turns, descriptor, offset, end)
+                marked, since = self.sent - base, time.perf_counter()
+            else:
+                began = time.perf_counter()
+                sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), size))
+                now = time.perf_counter()
+                if isinstance(sent, int):
+                    turns.took(sent, now - began)
+                else:
+                    await self._progress(sent)
+                    now = time.perf_counter()
+                    keeps_up = turns.keeps_up(offset - marked, now - since)
+                    marked, since = offset, now
+            if self.sent - base == end:
+                break
+            await turns.next()
+        self._fill_segments(False)
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""
+        sent = self._send_uncounted(descriptor, offset, count)
+        if isinstance(sent, int):
+            self._row[SENDFILE] += sent
+        return sent
+
+    def _send_uncounted(self, descriptor: int, offset: int, count: int) -> int | Wait:
         sent = self._sendfile(descriptor, offset, count)
         if isinstance(sent, int):
             if sent == 0:
                 raise FileShrank
             self.sent += sent
-            self._row[SENDFILE] += sent
         return sent
+
+    async def _send_in_thread(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
+        """Send in a thread for as long as nobody else has anything to do; whether the client keeps up.
+
+        There the kernel waits for the client, and for a disk, which takes less than to hear of it and to give it the
+        next part; and the event loop is free for who asks. Raises as _send_part() does.
+        """
+        before = self.sent
+        try:
+            return await turns.in_thread(partial(self._send_alone, turns, descriptor, offset, end))
+        finally:
+            # Not in the thread: the event loop may be counting for another connection.
+            self._row[SENDFILE] += self.sent - before
+
+    def _send_alone(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_WAIT)
+        self._socket.setblocking(True)
+        try:
+            now = time.perf_counter()
+            until = now + _STINT_SECONDS
+            while offset < end and now < until and turns.alone():
+                began = now
+                sent = self._send_uncounted(descriptor, offset, min(ALONE_BYTES, end - offset))
+                now = time.perf_counter()
+                if not isinstance(sent, int) or not turns.keeps_up(sent, now - began):
+                    return False
+                offset += sent
+            return True
+        finally:
+            self._socket.setblocking(False)
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""

@@ -1,8 +1,8 @@
 """Keeping a disk's slowness off the event loop: is a part of a file in the page cache, and how to get it there.
 
-Strategy: read one byte in every STRIDE with RWF_NOWAIT, which fails where the kernel would have to wait for a disk;
-what comes before such a byte is sent, and then a thread reads the next part for real. What is encrypted in user space
-is read with RWF_NOWAIT itself, into memory that all share.
+Strategy: read one byte in every STRIDE, or fewer where much was found, with RWF_NOWAIT, which fails where the kernel
+would have to wait for a disk; what comes before such a byte is sent, and then a thread reads the next part for real.
+What is encrypted in user space is read with RWF_NOWAIT itself, into memory that all share.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import mmap
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -21,8 +22,9 @@ from ktlsd.metrics import COLD_READS, UNCOUNTED, Row
 STRIDE: Final = 65536
 """Bytes between two probes at first. A hole in the page cache between them costs the event loop one read of a page; the
 kernel reads ahead and evicts in longer runs than this."""
-_MOST_STRIDE: Final = 262144
-"""The same where all that was looked at before was there."""
+_MOST_STRIDE: Final = 1 << 20
+"""The same where all that was looked at before was there. Linux takes files out of the page cache in runs of megabytes,
+but for islands that were asked for by themselves, and a file of islands never gets here."""
 
 FROM_DISK: Final = 524288
 """Bytes that are waited for before the first of them is sent."""
@@ -33,6 +35,8 @@ PIECE: Final = 262144
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
 _LOOKED_AT: Final = 4 << 20
+# Longer than this after a look, and pages that were in the page cache may have left it.
+_RESIDENT_SECONDS: Final = 0.1
 # Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
 # How many threads may wait for disks at once; more would only queue in the disk.
@@ -87,13 +91,6 @@ class Residency:
             return self.look(descriptor, offset, end) if stride > STRIDE else (position, STRIDE)
         return stop, min(2 * stride, _MOST_STRIDE)
 
-    async def make_resident(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
-        """The same as look(), but where that is nothing, return once it is something. Raises OSError."""
-        resident, stride = self.look(descriptor, offset, end, stride)
-        if resident == offset:
-            resident = await self.read_in(descriptor, offset, end)
-        return resident, stride
-
     async def read_in(self, descriptor: int, offset: int, end: int) -> int:
         """Have a thread read the next part of a file that waits for a disk; up to where. Raises OSError."""
         self._row[COLD_READS] += 1
@@ -125,6 +122,30 @@ class Residency:
         memory[: len(head)] = head
         got = await trio.to_thread.run_sync(_read_all, descriptor, memory[len(head) :], offset, limiter=self._lanes)
         return memory[: len(head) + got]
+
+
+class Window:
+    """What is known of one file, up to some `end`: the part that was in the page cache at the last look."""
+
+    def __init__(self, residency: Residency, descriptor: int, end: int) -> None:
+        self._residency = residency
+        self._descriptor = descriptor
+        self._end = end
+        self._until = 0
+        self._stride = STRIDE
+        self._looked = 0.0
+
+    def size(self, offset: int) -> int:
+        """How many bytes, from before the end on, can be sent without waiting for a disk. Raises OSError."""
+        if offset >= self._until or (self._stride and time.perf_counter() - self._looked > _RESIDENT_SECONDS):
+            self._until, self._stride = self._residency.look(self._descriptor, offset, self._end, self._stride)
+            self._looked = time.perf_counter()
+        return self._until - offset
+
+    async def read_in(self, offset: int) -> None:
+        """Return once the size is not 0. Raises OSError."""
+        self._until = await self._residency.read_in(self._descriptor, offset, self._end)
+        self._looked = time.perf_counter()
 
 
 def _memory() -> memoryview:

@@ -2,14 +2,13 @@
 
 Strategy: in one pass of the event loop all big sends together take about PASS_SECONDS; who comes later stands in line,
 and each pass lets the first one in. Between two pieces a sender looks after those who ask (watch.py). What the kernel
-is given at once is as much as takes that time, by what it took before, unless nobody asks for anything. Then one that
-is the only task goes on without a pass, and waits for its socket and for those who ask by a poll(2) of its own.
+is given at once is as much as takes that time, by what it took before, unless nobody asks for anything. Then the only
+one with something to do may send from a thread, where the kernel itself waits for the client.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,12 +20,12 @@ PASS_SECONDS: Final = 0.0005
 """How long big sends may hold up everyone else."""
 ALONE_SECONDS: Final = 0.2
 """How long after the last request those who send are alone."""
+QUIET_SECONDS: Final = 0.02
+"""The same for the only one, which leaves the event loop to others."""
 ALONE_BYTES: Final = 4 << 20
-"""Bytes of a file that who sends alone may give the kernel in one pass; a multiple of the TLS record size."""
-_ALONE_PASS_SECONDS: Final = 0.1
-"""How long who sends alone may go on in one pass, since clocks and signals are heard of in the next."""
-_ALONE_WAIT_MS: Final = 10
-"""How long who sends alone may wait for a socket in one go."""
+"""Bytes of a file that who sends alone may give the kernel at once; a multiple of the TLS record size."""
+_MOST_WAITING: Final = 9
+"""How many times as long as for the kernel's work a client may be waited for in a thread."""
 _LEAST: Final = 131072
 """Bytes that are always worth a turn."""
 _TELLING: Final = 65536
@@ -48,13 +47,10 @@ class Turns:
         """When somebody asked for something."""
         self._rate = 0.0
         """Bytes a second that the kernel takes of files."""
-        self._given = 0
-        """Bytes that it took since this pass began."""
         self._tasks = 0
         """Connections that are tasks of trio's and have something to do; all others are looked after by `_look`."""
         self._look: Callable[[], None] = _look_at_nobody
-        self._poll = select.poll()
-        """Knows what shows that there is somebody to look after."""
+        self._thread = trio.CapacityLimiter(1)
 
     def asked(self) -> None:
         """Somebody who is not in the line asks for something."""
@@ -68,22 +64,20 @@ class Turns:
 
     def took(self, count: int, seconds: float) -> None:
         """The kernel took that many bytes of a file in that time."""
-        self._given += count
         if count >= _TELLING:
             self._rate += (count / seconds - self._rate) / 4
 
-    @contextlib.contextmanager
-    def looking(self, look: Callable[[], None], descriptor: int) -> Iterator[None]:
-        """For as long as this lasts, `look` is called between two pieces, to look after who asks without waiting.
+    def keeps_up(self, count: int, seconds: float) -> bool:
+        """Whether who took that many bytes of a file in that time takes not much less than the kernel could give."""
+        return (1 + _MOST_WAITING) * count > self._rate * seconds > 0
 
-        `descriptor` is readable where somebody does.
-        """
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """For as long as this lasts, `look` is called between two pieces, to look after who asks without waiting."""
         self._look = look
-        self._poll.register(descriptor, select.POLLIN)
         try:
             yield
         finally:
-            self._poll.unregister(descriptor)
             if self._look == look:
                 self._look = _look_at_nobody
 
@@ -97,30 +91,15 @@ class Turns:
             self._tasks -= tasks
 
     def alone(self) -> bool:
-        """Whether who sends by the kernel may give it more without next(), as nobody else has anything to do.
+        """Whether who sends is the only one that has had anything to do for a while. Any thread may ask."""
+        return self._tasks == 1 and time.perf_counter() - self._asked > QUIET_SECONDS
 
-        Who asks meanwhile ends the next wait for the socket, and there is one unless the kernel takes all of this fast.
-        """
-        now = time.perf_counter()
-        return (
-            self._tasks == 1
-            and self._given < ALONE_BYTES
-            and now - self._asked > ALONE_SECONDS
-            and now - self._until < _ALONE_PASS_SECONDS
-        )
-
-    def writable_alone(self, descriptor: int) -> bool:
-        """Whether a socket became writable in a short wait; False without one where others have something to do.
-
-        A pass of the event loop and a wait of trio's touch much code, which the kernel's encryption has driven out of
-        the processor's caches.
-        """
-        if not self.alone():
+    async def in_thread(self, send: Callable[[], bool]) -> bool:
+        """What `send` returns in a thread; False without that where the system has no more threads."""
+        try:
+            return await trio.to_thread.run_sync(send, limiter=self._thread)
+        except RuntimeError:
             return False
-        self._poll.register(descriptor, select.POLLOUT)
-        ready = self._poll.poll(_ALONE_WAIT_MS)
-        self._poll.unregister(descriptor)
-        return [number for number, _ in ready] == [descriptor]
 
     async def next(self) -> None:
         """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
@@ -140,7 +119,6 @@ class Turns:
                 raise
         self._leave()
         self._until = time.perf_counter() + PASS_SECONDS
-        self._given = 0
 
     async def _wait(self) -> None:
         """Stand in line behind others, until the one before leaves it."""

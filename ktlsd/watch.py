@@ -87,7 +87,7 @@ class Watch:
 
     async def run(self) -> None:
         """Look after the sockets, for ever."""
-        with of_this_loop().looking(self._look, self._epoll.fileno()):
+        with of_this_loop().looking(self._look):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_sockets)
                 nursery.start_soon(self._end_pauses)

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from ktlsd.metrics import COLD_READS, SLOTS
-from ktlsd.residency import FROM_DISK, PIECE, STRIDE, Residency
+from ktlsd.residency import FROM_DISK, PIECE, STRIDE, Residency, Window
 from ktlsd.ssl_ffi import Library
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
 from tests.vm.plugin import SlowDisk, drop_page_cache
@@ -60,17 +60,22 @@ def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, coun
 
 
 @pytest.mark.ktls
-async def test_a_cold_part_is_seen_and_made_resident(cold: int, library: Library) -> None:
+async def test_a_cold_part_is_seen_and_read_in(cold: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
     assert residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
+    window = Window(residency, cold, 4 * FROM_DISK)
+    assert window.size(0) == 0
     assert row[COLD_READS] == 0
-    assert await residency.make_resident(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (FROM_DISK, STRIDE)
+    await window.read_in(0)
+    assert window.size(0) == FROM_DISK
+    assert window.size(10) == FROM_DISK - 10
     assert row[COLD_READS] == 1
     # Now it can be sent up to where it is cold, which nobody has to wait for yet.
-    until, stride = await residency.make_resident(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
+    until, stride = residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
     assert FROM_DISK <= until < 4 * FROM_DISK
     assert stride == STRIDE
+    assert Window(residency, cold, 4 * FROM_DISK).size(0) == until
     assert row[COLD_READS] == 1
 
 
@@ -85,7 +90,9 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
         with pytest.raises(OSError, match="not supported"):
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         # All of it at once, however much more that is than what is looked at.
-        assert await residency.make_resident(file.fileno(), 0, 1 << 40) == (1 << 40, 0)
+        assert residency.look(file.fileno(), 0, 1 << 40) == (1 << 40, 0)
+        window = Window(residency, file.fileno(), 1 << 40)
+        assert [window.size(offset) for offset in (0, 1 << 30)] == [1 << 40, (1 << 40) - (1 << 30)]
         assert loaded(residency, b"", file.fileno(), 0, 1000) == bytes(1000)
     assert row[COLD_READS] == 0
 
@@ -123,19 +130,42 @@ async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None
     assert residency.load(b"head", warm, PART, 1000) is None
     assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
     assert bytes(await residency.read(b"head", warm, PART, 1000)) == b"head"
-    assert await residency.make_resident(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
+    assert residency.look(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
 
 
-async def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
+def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
     row = [0] * SLOTS
     residency = Residency(library.file_system_type, row)
     # What was there makes the next look a quicker one, up to some distance.
     stride = STRIDE
-    for expected in (2 * STRIDE, 4 * STRIDE, 4 * STRIDE):
-        until, stride = await residency.make_resident(warm, 0, PART, stride)
-        assert (until, stride) == (PART, expected)
-    assert await residency.make_resident(warm, 5, 6) == (6, 2 * STRIDE)
+    for factor in (2, 4, 8, 16, 16):
+        until, stride = residency.look(warm, 0, PART, stride)
+        assert (until, stride) == (PART, factor * STRIDE)
+    assert residency.look(warm, 5, 6) == (6, 2 * STRIDE)
     assert row[COLD_READS] == 0
+
+
+async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path, library: Library) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10 << 20))
+    calls = []
+
+    class Counting(Residency):
+        def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+            calls.append((offset, stride))
+            return super().look(descriptor, offset, end, stride)
+
+    with path.open("rb") as file:
+        window = Window(Counting(library.file_system_type), file.fileno(), 10 << 20)
+        assert window.size(0) == 4 << 20
+        assert window.size(1 << 20) == 3 << 20
+        assert calls == [(0, STRIDE)]
+        assert window.size(4 << 20) == 4 << 20
+        await trio.sleep(0.11)
+        # From where it is now.
+        assert window.size(5 << 20) == 4 << 20
+        assert window.size(9 << 20) == 1 << 20
+    assert calls == [(0, STRIDE), (4 << 20, 2 * STRIDE), (5 << 20, 4 * STRIDE), (9 << 20, 8 * STRIDE)]
 
 
 def test_all_use_the_same_memory_and_can_tell(warm: int, library: Library) -> None:

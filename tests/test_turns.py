@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from ktlsd.ktls_probe import loopback_pair
+from ktlsd.metrics import SENDFILE, SLOTS
+from ktlsd.pacing import FileShrank
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.residency import Residency
-from ktlsd.ssl_ffi import Library
-from ktlsd.turns import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, Turns, of_this_loop
+from ktlsd.ssl_ffi import ConnectionLost, Library, Wait
+from ktlsd.turns import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, QUIET_SECONDS, Turns, of_this_loop
 from ktlsd.watch import Turn, Watch
+from tests.test_plain_transport import reset
 
 MOST = 2 << 20
 
@@ -197,102 +204,193 @@ async def test_who_asks_is_looked_after_between_two_pieces(
     await turns.next()
 
 
-async def test_who_sends_alone_needs_no_pass_for_a_while(passes: Passes) -> None:
-    turns = of_this_loop()
-    await turns.next()
+async def test_who_is_alone_has_had_nobody_beside_it_for_a_while() -> None:
+    turns = Turns()
     assert not turns.alone()
     with turns.busy():
-        number = passes.number
         assert turns.alone()
-        turns.took(ALONE_BYTES, 1.0)
-        assert not turns.alone()
-        work()
-        await turns.next()
-        assert passes.number > number
-        assert turns.alone()
-        await trio.sleep(0.15)
-        assert not turns.alone()
-        await turns.next()
         with turns.busy():
             assert not turns.alone()
             with turns.busy(-1):
                 assert turns.alone()
         turns.asked()
         assert not turns.alone()
+        await trio.sleep(1.1 * QUIET_SECONDS)
+        assert turns.alone()
 
 
-def filled(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sock.send(bytes(65536))
+def test_who_keeps_up_takes_a_tenth_of_what_the_kernel_could_give() -> None:
+    turns = Turns()
+    # As long as nobody knows how fast the kernel is.
+    assert not turns.keeps_up(1_000_000, 0.001)
+    for _ in range(30):
+        turns.took(1_000_000, 0.001)
+    assert turns.keeps_up(1_000_000, 0.0099)
+    assert not turns.keeps_up(1_000_000, 0.0101)
+    assert not turns.keeps_up(0, 0.001)
 
 
-async def test_who_sends_alone_waits_for_a_socket_and_for_those_who_ask(passes: Passes) -> None:
-    server, client = socket.socketpair()
-    turns = of_this_loop()
-    with server, client, turns.busy():
-        async with asking() as (somebody, far):
-            await turns.next()
-            number = passes.number
-            assert turns.writable_alone(server.fileno())
-            filled(server)
-            assert not turns.writable_alone(server.fileno())
-            reader = threading.Timer(0.002, client.recv, [1 << 20])
-            reader.start()
-            # One wait is shorter than what this machine may take to begin a thread.
-            assert any(turns.alone() and turns.writable_alone(server.fileno()) for _ in range(9))
-            reader.join()
-            assert passes.number == number
-            far.send(b"x")
-            assert not turns.writable_alone(server.fileno())
-            await somebody.asked.wait()
-            assert not turns.alone()
-            assert not turns.writable_alone(server.fileno())
+async def test_a_thread_says_what_it_has_to_say() -> None:
+    turns = Turns()
+    main = threading.get_ident()
+    assert await turns.in_thread(lambda: threading.get_ident() != main)
+    assert not await turns.in_thread(lambda: threading.get_ident() == main)
+
+    def fail() -> bool:
+        raise OSError("a disk that fails")
+
+    with pytest.raises(OSError, match="a disk that fails"):
+        await turns.in_thread(fail)
 
 
-async def sent_to_a_slow_reader(path: Path, content: bytes, far: socket.socket) -> bytes:
-    """What arrives of a file, of which the socket takes little at once; after a part of it somebody asks."""
-    received = bytearray()
-    descriptor = os.open(path, os.O_RDONLY)
+def test_a_system_without_more_threads_is_no_trouble() -> None:
+    program = """
+import re, resource, trio
+from ktlsd.turns import Turns
+
+async def main():
+    size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+    # There is no room for the stack of a thread.
+    resource.setrlimit(resource.RLIMIT_AS, (size + 1_000_000, resource.RLIM_INFINITY))
+    print(await Turns().in_thread(lambda: True))
+
+trio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("False\n", "", 0)
+
+
+class Seen(PlainTransport):
+    """Knows where the kernel was given parts of files."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.in_loop = 0
+        self.in_thread = 0
+        self.was_in_thread = threading.Event()
+        self._loop = threading.get_ident()
+
+    def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        if threading.get_ident() == self._loop:
+            self.in_loop += 1
+        else:
+            self.in_thread += 1
+            self.was_in_thread.set()
+        return super()._sendfile(descriptor, offset, count)
+
+
+@dataclass
+class Download:
+    """A file on its way to a client that `read` is, in a thread of its own."""
+
+    transport: Seen
+    row: list[int]
+    near: socket.socket
+    descriptor: int
+    received: bytearray = field(default_factory=bytearray)
+
+    def read(self, until: int) -> None:
+        while len(self.received) < until and (data := self.near.recv(1 << 20)):
+            self.received.extend(data)
+
+    def blocks(self) -> bool:
+        return not fcntl.fcntl(self.transport.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    data = os.urandom(4 * ALONE_BYTES + 12345)
+    (tmp_path / "file").write_bytes(data)
+    return data
+
+
+@pytest.fixture
+def download(tmp_path: Path, content: bytes) -> Iterator[Download]:
+    row = [0] * SLOTS
+    descriptor = os.open(tmp_path / "file", os.O_RDWR)
     with loopback_pair() as (near, server):
         near.settimeout(30)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-
-        def read() -> None:
-            while len(received) < len(content) and (data := near.recv(65536)):
-                if len(received) < len(content) // 2 <= len(received) + len(data):
-                    far.send(b"x")
-                received.extend(data)
-                time.sleep(0.0005)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        transport = PlainTransport(server, Residency(Library().file_system_type))
+        transport = Seen(server, Residency(Library().file_system_type), row)
         try:
-            await transport.send_file(b"", descriptor, 0, len(content))
-            await trio.to_thread.run_sync(reader.join)
+            yield Download(transport, row, near, descriptor)
         finally:
             transport.close()
             os.close(descriptor)
-    return bytes(received)
 
 
-async def test_who_sends_alone_sends_the_same_in_fewer_passes(passes: Passes, tmp_path: Path) -> None:
-    content = os.urandom(6 << 20)
-    (tmp_path / "file").write_bytes(content)
-    numbers = []
-    for tasks in (1, 2):
-        async with asking() as (somebody, far):
-            turns = of_this_loop()
-            await trio.sleep(1.1 * ALONE_SECONDS)
-            await turns.next()
-            number = passes.number
-            with turns.busy(tasks):
-                received = await sent_to_a_slow_reader(tmp_path / "file", content, far)
-            numbers.append(passes.number - number)
-            assert received == content
-            assert somebody.asked.is_set()
-            assert not turns.alone()
-    # The first half of the file needs a few where nobody asked before.
-    assert numbers[0] < 0.8 * numbers[1]
+@contextlib.asynccontextmanager
+async def alone(tasks: int = 1) -> AsyncIterator[Turns]:
+    """Nobody else has anything to do, and the kernel was slow so far, so that every client keeps up."""
+    turns = of_this_loop()
+    with trio.fail_after(60), turns.busy(tasks):
+        await trio.sleep(1.1 * QUIET_SECONDS)
+        turns.took(1 << 20, 60.0)
+        yield turns
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+async def test_who_sends_alone_does_so_in_a_thread(download: Download, content: bytes, tasks: int) -> None:
+    reader = threading.Thread(target=download.read, args=[len(content) + 4])
+    async with alone(tasks):
+        reader.start()
+        await download.transport.send_file(b"head", download.descriptor, 0, len(content))
+        assert not download.blocks()
+        await trio.to_thread.run_sync(reader.join)
+    assert bytes(download.received) == b"head" + content
+    assert download.row[SENDFILE] == len(content)
+    assert download.transport.sent == len(content) + 4
+    assert (download.transport.in_thread > 0) == (tasks == 1)
+
+
+async def test_the_event_loop_goes_on_and_who_asks_ends_it(download: Download, content: bytes) -> None:
+    async with asking() as (somebody, far), alone() as turns, trio.open_nursery() as nursery:
+        nursery.start_soon(download.transport.send_file, b"", download.descriptor, 0, len(content))
+        await trio.to_thread.run_sync(download.transport.was_in_thread.wait, 30)
+        far.send(b"x")
+        await somebody.asked.wait()
+        assert not turns.alone()
+        await trio.to_thread.run_sync(download.read, len(content))
+    assert not download.blocks()
+    assert bytes(download.received) == content
+    assert download.row[SENDFILE] == len(content)
+
+
+async def test_a_client_that_falls_behind_is_waited_for_by_the_loop(download: Download, content: bytes) -> None:
+    async with alone() as turns:
+        # As fast as no client is.
+        turns.took(1 << 50, 1.0)
+        with trio.move_on_after(0.5) as scope:
+            await download.transport.send_file(b"", download.descriptor, 0, len(content))
+        assert scope.cancelled_caught
+        # Once, since it might have kept up, and then never.
+        assert download.transport.in_thread == 1
+        assert download.transport.in_loop > 0
+        assert download.row[SENDFILE] == download.transport.sent < len(content)
+
+
+@pytest.mark.parametrize("event", ["shrinks", "reset", "cancelled"])
+async def test_what_ends_a_download_ends_that_of_a_thread(download: Download, content: bytes, event: str) -> None:
+    async with alone():
+
+        async def intervene() -> None:
+            await trio.to_thread.run_sync(download.transport.was_in_thread.wait, 30)
+            if event == "shrinks":
+                os.ftruncate(download.descriptor, 2 * ALONE_BYTES)
+                await trio.to_thread.run_sync(download.read, 2 * ALONE_BYTES)
+            elif event == "reset":
+                reset(download.near)
+            else:
+                nursery.cancel_scope.cancel()
+
+        expected = {"shrinks": FileShrank, "reset": ConnectionLost}.get(event)
+        raised: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intervene)
+            try:
+                await download.transport.send_file(b"", download.descriptor, 0, len(content))
+            except (FileShrank, ConnectionLost) as error:
+                raised = error
+        assert type(raised) is (expected or type(None))
+        assert not download.blocks()
+        assert download.row[SENDFILE] == download.transport.sent < len(content)
+        assert content.startswith(download.received)
