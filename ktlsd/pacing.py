@@ -288,6 +288,7 @@ class PacedTransport(abc.ABC):
             self._row[SENDFILE] += self.sent - before
 
     def _send_alone(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
+        """What the thread does. The socket blocks meanwhile: nobody else has anything to do with it."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_WAIT)
         self._socket.setblocking(True)
         try:

@@ -276,10 +276,14 @@ WHEN = ("1+4", "2+3")
 def failing(process: int, call: str, error: str, when: str, trace: Path) -> Iterator[None]:
     """Have the calls of a process's event loop fail with an error, those that `when` counts (strace(1)).
 
+    Of sendfile those of the thread of an only download, too.
+
     Afterwards `trace` has a line for each call.
     """
     inject = f"inject={call}:error={error}:when={when}"
     options = ["-q", "-o", str(trace), "-e", f"trace={call}", "-e", inject, "-p", str(process)]
+    if call == "sendfile":
+        options.append("-f")
     with subprocess.Popen(["strace", *options], stderr=subprocess.PIPE, text=True) as tracer:
         try:
             assert eventually(lambda: tracer.poll() is not None or _is_traced(process, tracer.pid))
