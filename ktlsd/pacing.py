@@ -246,9 +246,8 @@ class PacedTransport(abc.ABC):
             else:
                 began = time.perf_counter()
                 sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), size))
-                now = time.perf_counter()
                 if isinstance(sent, int):
-                    turns.took(sent, now - began)
+                    turns.took(sent, time.perf_counter() - began)
                 else:
                     await self._progress(sent)
                     now = time.perf_counter()
