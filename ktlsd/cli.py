@@ -132,6 +132,7 @@ def _check_parser() -> argparse.ArgumentParser:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--config", metavar="FILE", help="the TOML file to check")
     task.add_argument("--schema", action="store_true", help="print the JSON Schema of such files, for editors")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if there are warnings")
     return parser
 
 
@@ -169,16 +170,9 @@ def _check(arguments: Sequence[str]) -> int:
 
         print(json.dumps(schema(), indent=2))
         return 0
-    settings = combine({"config": options.config})
-    library = Library(settings.libssl)
-    from ktlsd import ktls_state
-    from ktlsd.service import Service
+    from ktlsd import check
 
-    service = Service(library, settings, ktls_state.support(library, settings.ktls))
-    count = len(service.all)
-    service.close()
-    print(f"{options.config}: ok, {count} site{'' if count == 1 else 's'}")
-    return 0
+    return check.run(options.config, strict=options.strict)
 
 
 def _compress(arguments: Sequence[str]) -> int:

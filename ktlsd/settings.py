@@ -46,27 +46,36 @@ class SettingsError(Refusal):
     """A setting that cannot be used; the text is one line for the operator."""
 
 
-class _Document(NamedTuple):
+class Document(NamedTuple):
     """A configuration file; an empty one where there is none."""
 
     path: Path = Path()
     text: str = ""
     table: Mapping[str, Any] = {}
 
-    def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
-        """FILE:LINE: PLACE: what is wrong there, or with `key` of the table there."""
+    def locate(self, place: Steps) -> tuple[int, Steps]:
+        """The line, from 1 on, of the value at `place`, or of the nearest that is written around it; and the place of
+        that one: a single text that stands for a list has no positions, and a default is not written."""
         from ktlsd.toml_lines import line_of
 
-        nearest = place if key is None else (*place, key)
         while True:
             try:
-                line = line_of(self.text, nearest)
-                break
+                return line_of(self.text, place), place
             except KeyError:
-                # A single text that stands for a list has no positions.
-                nearest = nearest[:-1]
-        label = _label(place[: len(nearest)])
+                place = place[:-1]
+
+    def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
+        """FILE:LINE: PLACE: what is wrong there, or with `key` of the table there."""
+        line, nearest = self.locate(place if key is None else (*place, key))
+        label = label_of(place[: len(nearest)])
         return SettingsError(f"{self.path}:{line}: {label}{': ' if label else ''}{complaint}")
+
+
+class Loaded(NamedTuple):
+    """Settings, and the file that they come from."""
+
+    settings: Settings
+    document: Document
 
 
 def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -76,8 +85,13 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     the value of the top level, command line included; a table is taken as a whole, not merged, and `cert` and `key` go
     together. Names of sites come out in lower case. Raises SettingsError.
     """
+    return load(options, environment).settings
+
+
+def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Loaded:
+    """What combine() gives, with the file. Raises SettingsError."""
     config = options.get("config")
-    document = _Document() if config is None else _read_file(Path(config))
+    document = Document() if config is None else _read_file(Path(config))
     settings = _from_file(document)
     if libssl := environment.get("KTLSD_LIBSSL"):
         settings = msgspec.structs.replace(settings, libssl=libssl)
@@ -89,7 +103,7 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     _check_certificates(settings, document, given)
     _check_clients(settings, document)
     _check_roots(settings, document)
-    return settings
+    return Loaded(settings, document)
 
 
 def default_site(settings: Settings) -> SiteOptions:
@@ -97,13 +111,13 @@ def default_site(settings: Settings) -> SiteOptions:
     return settings if settings.root is not None or not settings.site else settings.site[0]
 
 
-def _read_file(path: Path) -> _Document:
+def _read_file(path: Path) -> Document:
     import tomllib
 
     try:
         # Not read_text(): to TOML a carriage return alone is no line end.
         text = path.read_bytes().decode("utf-8")
-        return _Document(path, text, tomllib.loads(text))
+        return Document(path, text, tomllib.loads(text))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -112,7 +126,7 @@ def _read_file(path: Path) -> _Document:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
 
 
-def _from_file(document: _Document) -> Settings:
+def _from_file(document: Document) -> Settings:
     table = _listed(document.table)
     if isinstance(sites := table.get("site"), list):
         table["site"] = [_listed(site) if isinstance(site, dict) else site for site in sites]
@@ -207,7 +221,7 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
         yield ("cors",), partial(cors.check, site.cors)
 
 
-def _check_names(settings: Settings, document: _Document) -> None:
+def _check_names(settings: Settings, document: Document) -> None:
     seen: dict[str, int] = {}
     for number, site in enumerate(settings.site):
         for name_number, name in enumerate(site.names):
@@ -217,7 +231,7 @@ def _check_names(settings: Settings, document: _Document) -> None:
             seen[lowered] = number
 
 
-def _check_certificates(settings: Settings, document: _Document, given: Mapping[str, Any]) -> None:
+def _check_certificates(settings: Settings, document: Document, given: Mapping[str, Any]) -> None:
     for place, site in _places(settings):
         fewer, more = sorted((len(site.cert), len(site.key)))
         if fewer == more:
@@ -233,7 +247,7 @@ def _check_certificates(settings: Settings, document: _Document, given: Mapping[
         raise SettingsError(complaint) if dashes else document.error(place, complaint, present)
 
 
-def _check_clients(settings: Settings, document: _Document) -> None:
+def _check_clients(settings: Settings, document: Document) -> None:
     for place, site in _places(settings):
         for key in ("client_names", "client_crl"):
             if getattr(site, key) and site.client_ca is None:
@@ -242,7 +256,7 @@ def _check_clients(settings: Settings, document: _Document) -> None:
                 )
 
 
-def _check_roots(settings: Settings, document: _Document) -> None:
+def _check_roots(settings: Settings, document: Document) -> None:
     if settings.root is None and not settings.site:
         raise SettingsError("no folder to serve: name one with --root DIR")
     for number, site in enumerate(settings.site):
@@ -250,7 +264,8 @@ def _check_roots(settings: Settings, document: _Document) -> None:
             raise document.error(("site", number), "'root' is missing, here and at the top level")
 
 
-def _label(place: Steps) -> str:
+def label_of(place: Steps) -> str:
+    """A place as messages name it: site[1].names[0]."""
     parts = (f"[{step}]" if isinstance(step, int) else f".{_key(step)}" for step in place)
     return "".join(parts).removeprefix(".")
 

@@ -86,6 +86,7 @@ complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a 
 complete -c ktlsd -n '_shtab_ktlsd_using check' -s h -l help -d 'show this help message and exit'
 complete -c ktlsd -n '_shtab_ktlsd_using check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the TOML file to check'
 complete -c ktlsd -n '_shtab_ktlsd_using check' -l schema -d 'print the JSON Schema of such files, for editors'
+complete -c ktlsd -n '_shtab_ktlsd_using check' -l strict -d 'exit with status 1 if there are warnings'
 complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a compress -d 'Make compressed siblings (name.zst, name.br, name.gz) of the files below a folder where they save bytes, and make those of changed files anew'
 complete -c ktlsd -n '_shtab_ktlsd_using compress' -s h -l help -d 'show this help message and exit'
 complete -c ktlsd -n '_shtab_ktlsd_using compress' -l codings -x -d 'which codings (default zstd,br,gzip)'
