@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ktlsd import standard_streams
 from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
 from ktlsd.reload_signals import block_early_signals
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        standard_streams.fill()
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
         if arguments[:1] == ["check"]:

@@ -1,0 +1,163 @@
+"""ktlsd starts with any of descriptors 0 to 2 closed: no file or socket of its own takes their numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import START_SECONDS, WAIT_SECONDS, children, command, eventually, get, is_refused
+
+NULL = "/dev/null"
+STDIN, STDOUT, STDERR = range(3)
+ALL = (STDIN, STDOUT, STDERR)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    (folder / "index.html").write_text("hello")
+    return folder
+
+
+def without(closed: Collection[int], arguments: list[str]) -> list[str]:
+    """A command that runs another with these descriptors closed."""
+    return ["sh", "-c", f'exec "$@" {" ".join(f"{descriptor}>&-" for descriptor in closed)}', "sh", *arguments]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}
+
+
+@contextlib.contextmanager
+def serving_without(
+    closed: Collection[int], root: Path, tmp_path: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server that was started so, and its port, which stderr cannot tell."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port: int = reserved.getsockname()[1]
+    arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", *options)
+    process = subprocess.Popen(without(closed, arguments), env=environment(tmp_path))
+    try:
+        assert eventually(lambda: process.poll() is not None or not is_refused(port))
+        assert process.poll() is None
+        yield process, port
+        process.terminate()
+        assert process.wait(WAIT_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    folder = f"/proc/{pid}/fd"
+    return {int(name): os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
+
+
+@pytest.mark.parametrize(
+    ("closed", "workers"), [((STDIN,), 1), ((STDOUT,), 1), ((STDERR,), 1), (ALL, 1), (ALL, 2)], ids=str
+)
+def test_closed_descriptors_are_dev_null_and_messages_go_to_the_log_only(
+    root: Path, tmp_path: Path, closed: tuple[int, ...], workers: int
+) -> None:
+    log = tmp_path / "error.log"
+    options = ("--error-log", str(log), "--workers", str(workers))
+    with serving_without(closed, root, tmp_path, *options) as (process, port):
+        for _ in range(2 * workers):
+            assert get(port, "/").body == b"hello"
+        everyone = {process.pid, *children(process.pid)}
+        assert len(everyone) == (1 if workers == 1 else 1 + workers)
+        for pid in everyone:
+            found = descriptors(pid)
+            assert {found[descriptor] for descriptor in closed} == {NULL}
+            kept = [place for number, place in found.items() if number not in ALL]
+            assert str(log) in kept
+            assert str(tmp_path / "state/ktlsd/ticket-keys.json") in kept
+        assert eventually(lambda: log.read_text().count("TLSv1.3") == 2 * workers)
+    keys = json.loads((tmp_path / "state/ktlsd/ticket-keys.json").read_bytes())
+    assert [set(key) for key in keys] == [{"start", "key"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["check", "--config", "ktlsd.toml"], 0),
+        (["check", "--schema"], 0),
+        (["doctor", "--json"], None),
+        (["--root", "absent"], 2),
+        (["check"], 2),
+        (["compress", "absent"], 2),
+    ],
+    ids=lambda found: " ".join(found) if isinstance(found, list) else "",
+)
+def test_commands_end_as_they_would_with_open_descriptors(
+    root: Path, tmp_path: Path, arguments: list[str], status: int | None
+) -> None:
+    (tmp_path / "ktlsd.toml").write_text("root = 'root'\n")
+    usual = command(*arguments)
+    ended = [
+        subprocess.run(
+            run,
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=START_SECONDS,
+            check=False,
+        ).returncode
+        for run in (usual, without(ALL, usual))
+    ]
+    assert ended[0] == ended[1]
+    assert status in (None, ended[0])
+
+
+def test_compress_writes_siblings_and_nothing_into_them(root: Path, tmp_path: Path) -> None:
+    text = b"text " * 2000
+    (root / "a.txt").write_bytes(text)
+    run = without(ALL, command("compress", str(root)))
+    assert subprocess.run(run, timeout=START_SECONDS, check=False).returncode == 0
+    assert gzip.decompress((root / "a.txt.gz").read_bytes()) == text
+    assert (root / "a.txt").read_bytes() == text
+
+
+def test_programs_that_are_started_inherit_dev_null(tmp_path: Path) -> None:
+    look = "import os, sys; open(sys.argv[1], 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)))"
+    code = (
+        "import subprocess, sys; from ktlsd import standard_streams; standard_streams.fill();"
+        "subprocess.run([sys.executable, '-c', *sys.argv[1:]], check=True)"
+    )
+    seen = tmp_path / "seen"
+    run = without(ALL, [sys.executable, "-c", code, look, str(seen)])
+    subprocess.run(run, check=True, timeout=START_SECONDS)
+    assert seen.read_text().split() == [NULL, NULL, NULL]
+
+
+@pytest.mark.parametrize("closed", [(), (STDERR,), ALL], ids=str)
+def test_open_descriptors_stay_what_they_are(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    """Also where there is no /dev/null to open: only a closed descriptor needs it."""
+    code = (
+        "import os; from ktlsd import standard_streams; standard_streams._NULL = '/no/null'\n"
+        "try: standard_streams.fill()\n"
+        "except standard_streams.Refusal as error: text = str(error)\n"
+        "else: text = 'filled'\n"
+        "open('seen', 'w').write(text)"
+    )
+    subprocess.run(without(closed, [sys.executable, "-c", code]), cwd=tmp_path, check=True, timeout=START_SECONDS)
+    if not closed:
+        assert (tmp_path / "seen").read_text() == "filled"
+    else:
+        assert (tmp_path / "seen").read_text() == (
+            f"descriptor {closed[0]} is closed, and /no/null cannot be opened in its place"
+            " (No such file or directory): start ktlsd with stdin, stdout and stderr"
+        )
