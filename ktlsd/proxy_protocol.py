@@ -28,10 +28,11 @@ _V2_PREFIX: Final = 16
 _MOST_PORT: Final = 65535
 
 _LOCAL, _PROXY = 0, 1
-_UNSPECIFIED: Final = 0x00
-_UNIX_STREAM: Final = 0x31
-_UNIX_PATH: Final = 108
-_ADDRESS_SIZES: Final = {0x11: 4, 0x21: 16}  # TCP over IPv4 and over IPv6
+_UNSPECIFIED, _STREAM, _DATAGRAM = 0, 1, 2  # transports; families have the same first number
+_INET, _INET6, _UNIX = 1, 2, 3
+_ADDRESS_SIZES: Final = {_INET: 4, _INET6: 16}
+_BLOCK_SIZES: Final = {_INET: 2 * 4 + 2 * 2, _INET6: 2 * 16 + 2 * 2, _UNIX: 2 * 108}
+"""Bytes of both addresses, with the ports that the streams and datagrams of IP have."""
 
 _ALPN, _AUTHORITY, _CRC32C, _NOOP, _UNIQUE_ID, _SSL = 0x01, 0x02, 0x03, 0x04, 0x05, 0x20
 _SSL_VERSION, _SSL_CN, _SSL_CIPHER = 0x21, 0x22, 0x23
@@ -75,7 +76,7 @@ class Header(Struct, frozen=True):
     local: bool = False
     """Whether the proxy speaks for itself, as in a health check: the socket has the true addresses."""
     source: Endpoint | None = None
-    """The client. None also where the proxy does not know, and for a client on a Unix socket."""
+    """The client. None also if the proxy does not know it, and for a client that did not come over TCP."""
     destination: Endpoint | None = None
     alpn: bytes | None = None
     authority: str | None = None
@@ -133,7 +134,7 @@ def _endpoint(address: Address, port: int) -> Endpoint:
 
 def _parse_v2(data: bytes) -> Header | Incomplete:
     version, command = divmod(data[12], 16)
-    family = data[13]
+    family, transport = divmod(data[13], 16)
     length = _V2_PREFIX + int.from_bytes(data[14:_V2_PREFIX])
     if version != 2:
         raise BadHeader(f"version {version} in a version 2 header")
@@ -146,21 +147,22 @@ def _parse_v2(data: bytes) -> Header | Incomplete:
     if command == _LOCAL:
         # Whatever such a header carries is to be thrown away (section 2.2).
         return Header(length, local=True)
+    if family not in (_UNSPECIFIED, _INET, _INET6, _UNIX):
+        raise BadHeader(f"the address family {family:#x}")
+    if transport not in (_UNSPECIFIED, _STREAM, _DATAGRAM):
+        raise BadHeader(f"the transport protocol {transport:#x}")
+    if _UNSPECIFIED in (family, transport):
+        # There is no telling where addresses end: nothing of it counts.
+        return Header(length)
     body = data[_V2_PREFIX:length]
+    if len(body) < _BLOCK_SIZES[family]:
+        raise BadHeader("a version 2 header shorter than its addresses")
     source: Endpoint | None = None
     destination: Endpoint | None = None
-    if size := _ADDRESS_SIZES.get(family):
-        source, destination = _endpoints(body, size)
-        rest = body[2 * size + 4 :]
-    elif family == _UNIX_STREAM:
-        if len(body) < 2 * _UNIX_PATH:
-            raise BadHeader("a version 2 header shorter than its addresses")
-        rest = body[2 * _UNIX_PATH :]
-    elif family == _UNSPECIFIED:
-        # Without a family there is no telling where addresses end: nothing of it counts.
-        return Header(length)
-    else:
-        raise BadHeader(f"the family {family:#04x}, which is no stream's")
+    # The addresses of anything but a TCP connection are passed over: the socket's own hold (section 2.2).
+    if transport == _STREAM and family in _ADDRESS_SIZES:
+        source, destination = _endpoints(body, _ADDRESS_SIZES[family])
+    rest = body[_BLOCK_SIZES[family] :]
     values: dict[int, bytes] = {}
     for kind, value, position in _vectors(rest):
         if kind == _CRC32C:
@@ -182,8 +184,6 @@ def _parse_v2(data: bytes) -> Header | Incomplete:
 
 
 def _endpoints(body: bytes, size: int) -> tuple[Endpoint, Endpoint]:
-    if len(body) < 2 * size + 4:
-        raise BadHeader("a version 2 header shorter than its addresses")
     kind = IPv4Address if size == IPv4Address(0).max_prefixlen // 8 else IPv6Address
     ports = body[2 * size :]
     return (

@@ -44,7 +44,18 @@ from tests.serving import (
     serving,
 )
 from tests.test_head_cache import settle
-from tests.test_proxy_protocol import ADDRESSES_4, LOCAL, SSL, UNSPEC, tlv, v2
+from tests.test_proxy_protocol import (
+    ADDRESSES_4,
+    ADDRESSES_6,
+    LOCAL,
+    SSL,
+    UDP4,
+    UDP6,
+    UNIX_DATAGRAM,
+    UNSPEC,
+    tlv,
+    v2,
+)
 
 LARGE = os.urandom(3_000_001)
 HSTS = "strict-transport-security"
@@ -289,6 +300,10 @@ def test_peers_are_what_accept_names(sockname: tuple[str, int] | str | bytes, te
         (b"PROXY TCP6 2001:db8::1 ::1 1 2\r\n", r"\[2001:db8::1\]:1 via 127\.0\.0\.1:\d+"),
         (b"PROXY UNKNOWN\r\n", r"127\.0\.0\.1:\d+"),
         (v2(b"", LOCAL, UNSPEC), r"127\.0\.0\.1:\d+"),
+        (v2(ADDRESSES_4, family=UDP4), r"127\.0\.0\.1:\d+"),
+        (v2(ADDRESSES_6, family=UDP6), r"127\.0\.0\.1:\d+"),
+        (v2(bytes(216), family=UNIX_DATAGRAM), r"127\.0\.0\.1:\d+"),
+        (v2(ADDRESSES_4, family=0x10), r"127\.0\.0\.1:\d+"),
     ],
 )
 def test_tls_follows_a_proxy_header(behind: Running, header: bytes, who: str) -> None:

@@ -31,7 +31,8 @@ from ktlsd.ssl_ffi import ConnectionLost
 
 START = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY, LOCAL = 0x21, 0x20
-TCP4, TCP6, UNIX, UNSPEC, UDP4 = 0x11, 0x21, 0x31, 0x00, 0x12
+TCP4, TCP6, UNIX, UNSPEC = 0x11, 0x21, 0x31, 0x00
+UDP4, UDP6, UNIX_DATAGRAM = 0x12, 0x22, 0x32
 ALPN, AUTHORITY, CRC32C, NOOP, UNIQUE_ID, SSL, NETNS = 1, 2, 3, 4, 5, 0x20, 0x30
 ADDRESSES_4 = IPv4Address("192.0.2.7").packed + IPv4Address("198.51.100.1").packed + struct.pack("!HH", 50312, 443)
 ADDRESSES_6 = IPv6Address("2001:db8::7").packed + IPv6Address("2001:db8::1").packed + struct.pack("!HH", 1, 65535)
@@ -48,9 +49,9 @@ def v2(body: bytes, command: int = PROXY, family: int = TCP4) -> bytes:
     return START + struct.pack("!BBH", command, family, len(body)) + body
 
 
-def with_checksum(body: bytes) -> bytes:
+def with_checksum(body: bytes, family: int = TCP4) -> bytes:
     """A header with the right checksum at its end."""
-    header = v2(body + tlv(CRC32C, bytes(4)))
+    header = v2(body + tlv(CRC32C, bytes(4)), family=family)
     return header[:-4] + struct.pack("!I", crc32c(header))
 
 
@@ -81,6 +82,19 @@ GOOD: dict[str, tuple[bytes, Header]] = {
     "v2 unix": (v2(bytes(216) + tlv(UNIQUE_ID, b"x"), family=UNIX), Header(16 + 216 + 4, unique_id=b"x")),
     "v2 local": (v2(b"", LOCAL, UNSPEC), Header(16, local=True)),
     "v2 local with anything": (v2(b"any", LOCAL, 0xFF), Header(19, local=True)),
+    "v2 udp4": (v2(ADDRESSES_4, family=UDP4), Header(28)),
+    "v2 udp6": (v2(ADDRESSES_6, family=UDP6), Header(52)),
+    "v2 unix datagram": (v2(bytes(216), family=UNIX_DATAGRAM), Header(16 + 216)),
+    "v2 udp4 with values": (
+        v2(ADDRESSES_4 + tlv(AUTHORITY, b"a.example") + tlv(UNIQUE_ID, b"x") + ssl_tlv(1, 0), family=UDP4),
+        Header(
+            28 + 12 + 4 + 8,
+            authority="a.example",
+            unique_id=b"x",
+            tls=ProxyTls("", "", verified=False, common_name=""),
+        ),
+    ),
+    "v2 udp6 checksum": (with_checksum(ADDRESSES_6, UDP6), Header(52 + 7)),
     "v2 unspecified": (v2(b"any", PROXY, UNSPEC), Header(19)),
     "v2 unspecified, nothing": (v2(b"", PROXY, UNSPEC), Header(16)),
     "v2 values": (
@@ -157,8 +171,13 @@ BAD = [
     (b"PROXY UNKNOWN " + b"f" * 92 + b"\r\n", "without its end in 107 bytes"),
     (START + b"\x11\x11\x00\x0c" + ADDRESSES_4, "version 1 "),
     (START + b"\x22\x11\x00\x0c" + ADDRESSES_4, "command 2"),
-    (v2(ADDRESSES_4, family=UDP4), "family 0x12"),
-    (v2(ADDRESSES_4, family=0x41), "family 0x41"),
+    (v2(ADDRESSES_4, family=0x41), "address family 0x4"),
+    (v2(ADDRESSES_4, family=0x13), "transport protocol 0x3"),
+    (v2(ADDRESSES_4[:-1], family=UDP4), "shorter than its addresses"),
+    (v2(ADDRESSES_6[:-1], family=UDP6), "shorter than its addresses"),
+    (v2(bytes(215), family=UNIX_DATAGRAM), "shorter than its addresses"),
+    (v2(ADDRESSES_4 + b"\x04\x00\x02a", family=UDP4), "ends after the header"),
+    (v2(ADDRESSES_4 + tlv(CRC32C, bytes(4)), family=UDP4), "does not fit"),
     (v2(ADDRESSES_4[:-1]), "shorter than its addresses"),
     (v2(ADDRESSES_6[:-1], family=TCP6), "shorter than its addresses"),
     (v2(bytes(215), family=UNIX), "shorter than its addresses"),
@@ -181,6 +200,30 @@ def test_a_header_says_what_it_has(name: str) -> None:
     assert expected.length == len(data)
     assert parse(data) == expected
     assert parse(data + HELLO) == expected
+
+
+@pytest.mark.parametrize("command", [LOCAL, PROXY])
+@pytest.mark.parametrize("family", range(256))
+def test_every_family_and_transport_that_the_specification_has_is_taken(command: int, family: int) -> None:
+    """Section 2.2: what is valid and not supported counts as unspecified, what is not defined is refused."""
+    data = v2(bytes(216), command, family)
+    if command == LOCAL:
+        assert parse(data) == Header(len(data), local=True)
+    elif family >> 4 > 3 or family & 0xF > 2:
+        with pytest.raises(BadHeader, match=r"the address family|the transport protocol"):
+            parse(data)
+    else:
+        found = parse(data)
+        assert isinstance(found, Header)
+        assert found.length == len(data)
+        assert not found.local
+        assert (found.source is not None) == (found.destination is not None) == (family in (TCP4, TCP6))
+
+
+@pytest.mark.parametrize("family", [0x00, 0x01, 0x02, 0x10, 0x20, 0x30], ids=hex)
+@pytest.mark.parametrize("body", [b"", b"any", bytes(300), ADDRESSES_4 + tlv(CRC32C, bytes(4))], ids=len)
+def test_nothing_counts_of_a_header_with_an_unspecified_part(family: int, body: bytes) -> None:
+    assert parse(v2(body, PROXY, family)) == Header(16 + len(body))
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -27,6 +27,9 @@ TOKENS: Final = (
     b"\x21\x11\x00\x0c",
     b"\x21\x21\x00\x24",
     b"\x21\x31\x00\xd8",
+    b"\x21\x12\x00\x0c",
+    b"\x21\x22\x00\x24",
+    b"\x21\x32\x00\xd8",
     b"\x20\x00\x00\x00",
     b"\x01\x00\x02h2",
     b"\x02\x00\x0bexample.org",
@@ -36,7 +39,8 @@ TOKENS: Final = (
     b"\x21\x00\x07TLSv1.3",
 )
 
-_SIZES: Final = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
+_SIZES: Final = {0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
+_WITHOUT_ADDRESSES: Final = (0x00, 0x01, 0x02, 0x10, 0x20, 0x30)
 _CRC: Final = 3
 
 
@@ -139,10 +143,10 @@ def _expected_v2(data: bytes) -> _Said | type[Incomplete | BadHeader]:
     nothing = (None, None, None, None, None)
     if version_command == 0x20:
         return 16 + length, True, *nothing
+    if family in _WITHOUT_ADDRESSES:
+        return 16 + length, False, *nothing
     if family not in _SIZES or length < _SIZES[family]:
         return BadHeader
-    if family == 0x00:
-        return 16 + length, False, *nothing
     source = destination = None
     if family == 0x11:
         first, second, *ports = struct.unpack_from("!4s4sHH", data, 16)
