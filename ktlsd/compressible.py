@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 _COMPRESSED_FAMILIES: Final = ("image/", "audio/", "video/", "font/woff")
-_PLAIN_IMAGES: Final = frozenset({"image/bmp", "image/x-ms-bmp", "image/vnd.microsoft.icon", "image/x-icon"})
+_PLAIN_IMAGES: Final = frozenset(
+    {"image/bmp", "image/x-ms-bmp", "image/vnd.microsoft.icon", "image/x-icon"}
+    | {"image/vnd.adobe.photoshop", "image/vnd.ms-dds"}
+)
 _PLAIN_STRUCTURES: Final = ("+xml", "+json")
 _COMPRESSED_STRUCTURES: Final = ("+zip", "+gzip", "+zstd")
 _COMPRESSED_PREFIXES: Final = (
@@ -17,14 +20,24 @@ _COMPRESSED_PREFIXES: Final = (
 )
 _COMPRESSED: Final = frozenset(
     {
+        "application/appx",
+        "application/appxbundle",
         "application/gzip",
         "application/java-archive",
         "application/mp4",
+        "application/msix",
+        "application/msixbundle",
         "application/ogg",
         "application/pdf",
         "application/vnd.android.package-archive",
+        "application/vnd.apple.keynote",
+        "application/vnd.apple.numbers",
+        "application/vnd.apple.pages",
+        "application/vnd.apple.pkpass",
         "application/vnd.debian.binary-package",
+        "application/vnd.google-earth.kmz",
         "application/vnd.ms-cab-compressed",
+        "application/vnd.ms-xpsdocument",
         "application/vnd.rar",
         "application/x-7z-compressed",
         "application/x-brotli",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
@@ -32,6 +33,13 @@ AccessLogFormat = Literal["combined", "json"]
 TlsPolicy = Literal["modern", "intermediate", "compatible"]
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 Coding = Literal["zstd", "br", "gzip"]
+ENCODED: Final[Mapping[str, Coding]] = {
+    ".svgz": "gzip",
+    # What Unity writes for the web, and other builds of WebAssembly.
+    **{f".{inner}.br": "br" for inner in ("data", "js", "symbols.json", "wasm")},
+    **{f".{inner}.gz": "gzip" for inner in ("data", "js", "symbols.json", "wasm")},
+}
+"""The default of SiteOptions.encoded."""
 EntityTagRecipe = Literal["strong", "size-mtime", "content"]
 RedirectStatus = Literal[200, 301, 302, 303, 307, 308, 404]
 Text = Annotated[str, Meta(pattern=rf"^[^\x00-\x1f\x7f]+{_END}", description="a text without control characters")]
@@ -315,6 +323,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The file that answers, with 200, for what is not found: a single-page application's."""
     precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
     """Codings of precompressed siblings (name.zst, name.br, name.gz) in the order of preference."""
+    encoded: dict[Suffix, Coding] = field(default_factory=lambda: dict(ENCODED))
+    """[encoded]: content codings of files that are stored in one and requested by their own names, by suffix."""
     etag: EntityTagRecipe = "strong"
     """What an entity tag is made of: nanosecond mtime, size and inode; the first two; or a hash of the content."""
     types: dict[Suffix, MediaType] = {}

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from ktlsd.accept_encoding import SUFFIXES, preferred
 from ktlsd.compressible import is_compressible
 from ktlsd.content_hash import ContentHashes
-from ktlsd.content_types import ContentTypes, suffixes_of
+from ktlsd.content_types import ContentTypes, Encoded, suffixes_of
 from ktlsd.cors import Cors
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.fields import Fields, merge, without
@@ -69,7 +69,7 @@ class Site:
         self.path = cast(Path, site.root).resolve()
         self._rules = SiteRules(site)
         self.root = Root(library, os.fspath(self.path), dotfiles=site.dotfiles, hidden=self._rules.files)
-        self._types = ContentTypes(site.types, site.charset)
+        self._types = ContentTypes(site.types, site.charset, site.encoded)
         self._index = tuple(os.fsencode(name) for name in site.index)
         self._hashes = ContentHashes()
         self._cors = Cors(site.cors) if site.cors is not None else None
@@ -205,6 +205,8 @@ class Site:
     async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation]:
         """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3)."""
         try:
+            if (encoded := self._types.encoded(opened.path)) is not None:
+                return opened, await self._encoded(request, opened, encoded)
             kind = self._type_of(opened.path)
             coding, varies = None, False
             codings = self.options.precompressed
@@ -235,6 +237,17 @@ class Site:
         except BaseException:
             opened.close()
             raise
+
+    async def _encoded(self, request: Request, opened: OpenFile, encoded: Encoded) -> Representation:
+        """A file that is stored in a content coding: what is in it, in that coding, or the packed file as it is.
+
+        A request without Accept-Encoding takes any coding (RFC 9110 section 12.5.3); the bytes are the same.
+        """
+        tag, accepted = await self._tag(opened), request.fields.get("accept-encoding")
+        if accepted is None or preferred(accepted, (encoded.coding,)).codings:
+            tag = coded_tag(tag, encoded.coding)
+            return Representation(opened.size, opened.mtime_ns, encoded.content_type, tag, encoded.coding, True)
+        return Representation(opened.size, opened.mtime_ns, self._type_of(opened.path), tag, varies=True)
 
     async def _tag(self, opened: OpenFile) -> str:
         match self.options.etag:

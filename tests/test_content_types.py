@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ktlsd
 from ktlsd.content_types import DEFAULT_TYPE, ContentTypes, suffixes_of
 
 PIECES = [b"a", b".", b".html", b".gz", b".txt", b":", b"?", b"#", b"/", b"[", b"\xff", b"\n"]
 
-MEDIA_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+_-]+(; charset=utf-8)?")
+MEDIA_TYPE = re.compile(r"[a-z-]+/[A-Za-z0-9.+_-]+(; charset=utf-8)?")
 """RFC 9110 section 8.3.1, as far as it is used here."""
 
 TYPES = ContentTypes()
@@ -55,6 +56,54 @@ KNOWN = sorted(suffix for table in mimetypes.MimeTypes().types_map for suffix in
         (b"a.mp4", "video/mp4"),
         (b"a.webm", "video/webm"),
         (b"a.woff2", "font/woff2"),
+        (b"a.markdown", "text/markdown; charset=utf-8"),
+        (b"a.rst", "text/x-rst; charset=utf-8"),
+        (b"a.rtf", "application/rtf"),
+        (b"a.xhtml", "application/xhtml+xml"),
+        (b"a.rss", "application/rss+xml"),
+        (b"a.atom", "application/atom+xml"),
+        (b"a.xsl", "application/xml"),
+        (b"a.m4v", "video/x-m4v"),
+        (b"a.m4s", "video/iso.segment"),
+        (b"a.mpd", "application/dash+xml"),
+        (b"a.m3u8", "application/vnd.apple.mpegurl"),
+        # MPEG transport streams, not TypeScript, as in nginx.
+        (b"a.ts", "video/mp2t"),
+        (b"a.mts", "video/mp2t"),
+        (b"a.mkv", "video/matroska"),
+        (b"a.opus", "audio/ogg"),
+        (b"a.flac", "audio/flac"),
+        (b"a.wav", "audio/wav"),
+        (b"a.m4a", "audio/mp4"),
+        (b"a.3gp", "video/3gpp"),
+        (b"a.vtt", "text/vtt; charset=utf-8"),
+        (b"a.srt", "text/plain; charset=utf-8"),
+        (b"a.ico", "image/vnd.microsoft.icon"),
+        (b"a.heic", "image/heic"),
+        (b"a.jxl", "image/jxl"),
+        (b"a.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        (b"a.xlsx", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        (b"a.pptx", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
+        (b"a.odt", "application/vnd.oasis.opendocument.text"),
+        (b"a.doc", "application/msword"),
+        (b"a.xls", "application/vnd.ms-excel"),
+        (b"a.ppt", "application/vnd.ms-powerpoint"),
+        (b"a.epub", "application/epub+zip"),
+        (b"a.ics", "text/calendar; charset=utf-8"),
+        (b"a.vcf", "text/vcard; charset=utf-8"),
+        (b"a.map", "application/json"),
+        (b"a.geojson", "application/geo+json"),
+        (b"a.glb", "model/gltf-binary"),
+        (b"a.log", "text/plain; charset=utf-8"),
+        (b"a.c", "text/plain; charset=utf-8"),
+        (b"a.py", "text/x-python; charset=utf-8"),
+        (b"a.apk", "application/vnd.android.package-archive"),
+        (b"a.deb", "application/vnd.debian.binary-package"),
+        (b"a.eot", "application/vnd.ms-fontobject"),
+        (b"a.otf", "font/otf"),
+        (b"a.ttf", "font/ttf"),
+        (b"a.unityweb", DEFAULT_TYPE),
+        (b"a.pub", DEFAULT_TYPE),
         # Packed files are what they are: no Content-Encoding that would unpack a download.
         (b"a.tar", "application/x-tar"),
         (b"a.gz", "application/gzip"),
@@ -64,6 +113,9 @@ KNOWN = sorted(suffix for table in mimetypes.MimeTypes().types_map for suffix in
         (b"a.svgz", "application/gzip"),
         (b"a.tar.bz2", "application/x-bzip2"),
         (b"a.tar.xz", "application/x-xz"),
+        (b"a.tar.zst", "application/zstd"),
+        (b"a.txz", "application/x-xz"),
+        (b"a.tbz2", "application/x-bzip2"),
         (b"a.js.br", DEFAULT_TYPE),
         (b"a.Z", DEFAULT_TYPE),
         (b"a.gz.html", "text/html; charset=utf-8"),
@@ -223,3 +275,27 @@ def test_the_table_of_the_machine_has_no_say_from_the_start(tmp_path: Path) -> N
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout == f"image/png text/html; charset=utf-8 {DEFAULT_TYPE}\n"
+
+
+def test_the_table_of_python_has_no_say() -> None:
+    """It differs between versions of Python, so it is not even imported."""
+    program = "import sys, ktlsd.content_types; print('mimetypes' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
+
+
+def rows() -> list[list[str]]:
+    lines = (Path(ktlsd.__file__).parent / "assets/media.types").read_text(encoding="ascii").splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
+
+
+def test_the_table_has_each_suffix_once_with_a_legal_type() -> None:
+    suffixes = [suffix for _, *suffixes in rows() for suffix in suffixes]
+    assert len(suffixes) > 1200
+    assert len(suffixes) == len(set(suffixes))
+    for kind, *names in rows():
+        for suffix in names:
+            assert suffix == suffix.lower()
+            found = TYPES.of_suffixes(f".{suffix}")
+            assert found == (f"{kind}; charset=utf-8" if kind.startswith("text/") else kind)
+            assert MEDIA_TYPE.fullmatch(found), suffix

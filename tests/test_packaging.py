@@ -70,6 +70,15 @@ def test_share_is_what_packaging_makes(tmp_path: Path) -> None:
     assert files_below(tmp_path) == files_below(SHARE), "run: python packaging/make_share.py"
 
 
+@needs("npm")
+def test_the_table_of_media_types_is_what_packaging_makes(tmp_path: Path) -> None:
+    run(sys.executable, REPOSITORY / "packaging/make_types.py", tmp_path)
+    made = files_below(tmp_path)
+    assert made.keys() == {"ktlsd/assets/media.types", "licenses/mime-db"}
+    for path, content in made.items():
+        assert content == (REPOSITORY / path).read_bytes(), "run: python packaging/make_types.py"
+
+
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_every_option_is_in_the_man_page(command: str, option: str) -> None:
     page = COMMAND_PAGE.read_text(encoding="utf-8").replace(r"\-", "-")
@@ -226,13 +235,15 @@ def test_the_wheel_has_all_that_is_installed(built: Path) -> None:
     name = f"ktlsd-{__version__}"
     with zipfile.ZipFile(built / f"{name}-py3-none-any.whl") as wheel:
         there = {path: wheel.read(path) for path in wheel.namelist() if ".dist-info/" not in path}
+        for path in ("LICENSE", "licenses/mime-db"):
+            assert wheel.read(f"{name}.dist-info/licenses/{path}") == (REPOSITORY / path).read_bytes()
     package = {f"ktlsd/{path}": content for path, content in files_below(REPOSITORY / "ktlsd").items()}
     share = {f"share/{path}": content for path, content in files_below(SHARE).items()}
     share |= {f"share/ktlsd/{path}": content for path, content in files_below(REPOSITORY / "config").items()}
     share |= {f"share/ktlsd/systemd/{path}": content for path, content in files_below(REPOSITORY / "systemd").items()}
     wanted = {path: content for path, content in package.items() if "__pycache__" not in path}
     wanted |= {f"{name}.data/data/{path}": content for path, content in share.items()}
-    assert "ktlsd/_openssl.py" in wanted
+    assert {"ktlsd/_openssl.py", "ktlsd/assets/media.types"} <= wanted.keys()
     assert there == wanted
 
 
@@ -278,6 +289,8 @@ def test_the_deb_runs_where_it_is_unpacked(wheels: Path, tmp_path: Path) -> None
     assert {path.name for path in (root / "usr/lib/systemd/system").iterdir()} == units
     # Neither the folder of the build nor that of the source may be named in anything but compiled libraries.
     assert [name for name, content in made.items() if str(tmp_path).encode() in content] == []
+    license_text = (REPOSITORY / "licenses/mime-db").read_bytes()
+    assert license_text in made["usr/share/doc/ktlsd/copyright"]
     assert os.readlink(root / "usr/bin/ktlsd") == "/opt/ktlsd/bin/ktlsd"
     assert made["opt/ktlsd/bin/ktlsd"].startswith(b"#!/opt/ktlsd/bin/python\n")
     (tmp_path / "www").mkdir()
