@@ -1,7 +1,8 @@
 """What a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
 
-Strategy: join the handshake message out of its records, then walk its fields to the extensions that count here. What is
-no ClientHello, or a broken one, asks for nothing: OpenSSL gets the same bytes and says what is wrong with them.
+Strategy: join the handshake message out of its records, then walk its fields to the extensions that count here. Bytes
+are waited for only while OpenSSL would wait for them too: what is no ClientHello, or a broken one, asks for nothing,
+and OpenSSL gets the same bytes at once and says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import Final
 
 from msgspec import Struct
 
-LONGEST_HELLO: Final = 32768
-"""Bytes that are looked at; a longer ClientHello counts as one without a name."""
+LONGEST_HELLO: Final = 147456
+"""Bytes that are looked at, with the headers of records: room for the longest ClientHello that OpenSSL takes, in
+records of 41 bytes or more. A longer one counts as one without a name."""
 
-MOST_RECORDS: Final = 256
-"""Records that are looked at: some clients split a ClientHello, none into single bytes, which would cost time here."""
-
+_LONGEST_BODY: Final = 131396  # CLIENT_HELLO_MAX_LENGTH in OpenSSL 3.0 to 3.5
 _RECORD_HEADER: Final = 5
 _LONGEST_RECORD: Final = 16384
 _HANDSHAKE_HEADER: Final = 4
@@ -74,18 +74,68 @@ def _vector(data: bytes, position: int, width: int) -> bytes:
     return data[start:end]
 
 
-def asked(data: bytes) -> Asked | Incomplete:
-    """What the ClientHello that `data` begins with asks for (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2).
+class HelloReader:
+    """Reads a ClientHello while it arrives. Records that were whole at one look are not looked at again."""
 
-    NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.
-    """
-    message = _client_hello(data[:LONGEST_HELLO])
-    if isinstance(message, Incomplete):
-        return message
-    try:
-        return NOTHING if message is None else _asked(message)
-    except _Malformed:
-        return NOTHING
+    __slots__ = ("_message", "_record")
+
+    def __init__(self) -> None:
+        self._message = bytearray()
+        self._record = 0
+        """Where the first record begins that is not in the message."""
+
+    def read(self, data: bytes) -> Asked | Incomplete:
+        """What the ClientHello asks for that `data`, all bytes so far, begins with (RFC 8446 section 4.1.2, RFC 5246
+        section 7.4.1.2). `data` must begin with what the last call was given.
+
+        NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.
+        """
+        message = self._client_hello(data[:LONGEST_HELLO])
+        if isinstance(message, Incomplete):
+            return message if message.needed <= LONGEST_HELLO else NOTHING
+        try:
+            return NOTHING if message is None else _asked(message)
+        except _Malformed:
+            return NOTHING
+
+    def _client_hello(self, data: bytes) -> bytes | Incomplete | None:
+        """The body of a ClientHello out of its records (RFC 8446 section 5.1); None when it cannot be one."""
+        message = self._message
+        while True:
+            start = self._record + _RECORD_HEADER
+            header = data[self._record : start]
+            if not header.startswith(_RECORD_START[: len(header)]):
+                return None
+            if len(header) < _RECORD_HEADER:
+                return Incomplete(start)
+            length = int.from_bytes(header[3:])
+            if not 0 < length <= _LONGEST_RECORD:
+                return None
+            end = start + length
+            here = data[start:end]
+            begin = message[:_HANDSHAKE_HEADER] + here[: max(0, _HANDSHAKE_HEADER - len(message))]
+            if begin and begin[0] != _CLIENT_HELLO:
+                return None
+            wanted = _HANDSHAKE_HEADER
+            known = len(begin) == _HANDSHAKE_HEADER
+            if known:
+                wanted += int.from_bytes(begin[1:])
+                if wanted > _HANDSHAKE_HEADER + _LONGEST_BODY:
+                    return None
+            missing = wanted - len(message)
+            if len(here) < length:
+                # OpenSSL reads records whole. If the message goes on after this one, the next record's header is waited
+                # for, and no more: a record of another type, which is an error, may have no more.
+                return Incomplete(end if missing <= length else end + _RECORD_HEADER)
+            if known and missing <= length:
+                return bytes(message + here)[_HANDSHAKE_HEADER:wanted]
+            message += here
+            self._record = end
+
+
+def asked(data: bytes) -> Asked | Incomplete:
+    """What HelloReader.read() finds in `data`."""
+    return HelloReader().read(data)
 
 
 def host_name(text: str) -> str | None:
@@ -95,38 +145,6 @@ def host_name(text: str) -> str | None:
     """
     name = text.removesuffix(".")
     return name.lower() if len(name) <= _LONGEST_NAME and _HOST_NAME.fullmatch(name) else None
-
-
-def _client_hello(data: bytes) -> bytes | Incomplete | None:
-    """The body of a ClientHello out of its records (RFC 8446 section 5.1); None when it cannot be one."""
-    message = bytearray()
-    wanted = _HANDSHAKE_HEADER
-    position = 0
-    for _ in range(MOST_RECORDS):
-        header = data[position : position + _RECORD_HEADER]
-        if not header.startswith(_RECORD_START[: len(header)]):
-            return None
-        if len(header) < _RECORD_HEADER:
-            return _incomplete(position + _RECORD_HEADER + wanted - len(message))
-        length = int.from_bytes(header[3:])
-        if not 0 < length <= _LONGEST_RECORD:
-            return None
-        start, position = position + _RECORD_HEADER, position + _RECORD_HEADER + length
-        message += data[start:position]
-        if message and message[0] != _CLIENT_HELLO:
-            return None
-        if len(message) >= _HANDSHAKE_HEADER:
-            wanted = _HANDSHAKE_HEADER + int.from_bytes(message[1:_HANDSHAKE_HEADER])
-        missing = wanted - len(message)
-        if missing <= 0:
-            return bytes(message[_HANDSHAKE_HEADER:wanted])
-        if position > len(data):
-            return _incomplete(len(data) + missing)
-    return None
-
-
-def _incomplete(needed: int) -> Incomplete | None:
-    return Incomplete(needed) if needed <= LONGEST_HELLO else None
 
 
 def _asked(hello: bytes) -> Asked:

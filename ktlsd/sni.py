@@ -9,24 +9,28 @@ from __future__ import annotations
 import socket
 
 from ktlsd import light
-from ktlsd.client_hello import LONGEST_HELLO, NOTHING, Asked, Incomplete, asked
+from ktlsd.client_hello import NOTHING, Asked, HelloReader, Incomplete
 from ktlsd.ssl_ffi import Wait
 
 _NO_BOUND = 1
+_FIRST_LOOK = 16384
+"""Bytes: a longer ClientHello is looked at again."""
 
 
 async def peek_client_hello(sock: socket.socket) -> Asked:
-    """What the ClientHello on this fresh, non-blocking TCP socket asks for, as client_hello.asked() gives it.
+    """What the ClientHello on this fresh, non-blocking TCP socket asks for, as HelloReader.read() gives it.
 
-    NOTHING also when the client ends the connection first. Waits for as long as the client sends no whole ClientHello:
-    the caller has the time-out. Nothing is consumed. Does not raise OSError: what is wrong shows in the handshake.
+    NOTHING also when the client ends the connection first. Waits for as long as OpenSSL would wait for more of a
+    ClientHello: the caller has the time-out. Nothing is consumed. Does not raise OSError: what is wrong shows in the
+    handshake.
     """
     needed = _NO_BOUND
+    reader = HelloReader()
     try:
         while True:
             await light.ready(sock, Wait.READABLE)
-            data = sock.recv(LONGEST_HELLO, socket.MSG_PEEK)
-            found = asked(data)
+            data = sock.recv(max(_FIRST_LOOK, needed), socket.MSG_PEEK)
+            found = reader.read(data)
             if not isinstance(found, Incomplete):
                 return found
             if len(data) < needed:

@@ -7,12 +7,13 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.client_hello import LONGEST_HELLO, MOST_RECORDS, Asked, Incomplete, asked, host_name
+from ktlsd.client_hello import LONGEST_HELLO, NOTHING, Asked, HelloReader, Incomplete, asked, host_name
 
 SERVER_NAME = 0
 PADDING = 21
@@ -39,9 +40,14 @@ def names(*entries: tuple[int, bytes]) -> bytes:
     return vector(2, b"".join(bytes([kind]) + vector(2, name) for kind, name in entries))
 
 
-def message(extensions: Sequence[tuple[int, bytes]] | None, kind: int = 1) -> bytes:
+def message(
+    extensions: Sequence[tuple[int, bytes]] | None,
+    kind: int = 1,
+    ciphers: bytes = b"\x13\x01",
+    compressions: bytes = b"\0",
+) -> bytes:
     """A ClientHello without its record."""
-    body = b"\x03\x03" + bytes(32) + vector(1, bytes(32)) + vector(2, b"\x13\x01\x13\x02") + vector(1, b"\0")
+    body = b"\x03\x03" + bytes(32) + vector(1, bytes(32)) + vector(2, ciphers) + vector(1, compressions)
     if extensions is not None:
         body += vector(2, b"".join(kind.to_bytes(2) + vector(2, data) for kind, data in extensions))
     return bytes([kind]) + vector(3, body)
@@ -96,14 +102,24 @@ def split(hello: bytes, sizes: Sequence[int]) -> bytes:
     return b"".join(pieces)
 
 
+def huge() -> bytes:
+    """The longest ClientHello that there can be, for example.org, without its record: 131,396 bytes and a header."""
+    name = (SERVER_NAME, names((0, b"example.org")))
+    padding = (PADDING, bytes(65535 - 8 - len(name[1])))
+    return message([padding, name], ciphers=b"\x13\x01" * 32767, compressions=bytes(255))
+
+
 def looks(data: bytes) -> tuple[int, str | None]:
     """How often one has to look when each time just as much is there as was said to be needed; what is found."""
     have = count = 0
+    reader = HelloReader()
     while True:
         count += 1
-        found = server_name(data[:have])
-        if not isinstance(found, Incomplete):
-            return count, found
+        found = reader.read(data[:have])
+        # What was read before makes no difference.
+        assert have > 10_000 or found == asked(data[:have])
+        if isinstance(found, Asked):
+            return count, found.server_name
         assert have < found.needed <= len(data)
         have = found.needed
 
@@ -160,22 +176,47 @@ def test_fragments_are_joined(sizes: list[int]) -> None:
     fragments = split(REAL, sizes)
     count, found = looks(fragments)
     assert found == "www.example.org"
-    assert count <= 40
+    assert count <= records_in(fragments) + 3
     end = len(fragments) - 1
     assert server_name(fragments[:end]) == Incomplete(len(fragments))
 
 
-def test_a_hello_of_records_of_one_byte_is_looked_at_a_few_times_only() -> None:
-    count, found = looks(split(record(message([(SERVER_NAME, names((0, b"example.org")))])), [1]))
+def records_in(data: bytes) -> int:
+    count = position = 0
+    while position < len(data):
+        position += 5 + int.from_bytes(data[position + 3 : position + 5])
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 10])
+def test_each_of_many_records_is_looked_at_once(size: int) -> None:
+    extensions = [(PADDING, bytes(450 * size)), (SERVER_NAME, names((0, b"example.org")))]
+    hello = split(record(message(extensions)), [size])
+    count, found = looks(hello)
     assert found == "example.org"
-    assert count < 30
+    # One look at nothing, one at the first header, one at the message's, and one for each record with the next header.
+    assert count <= records_in(hello) + 3
+    assert records_in(hello) > 400
 
 
-@pytest.mark.parametrize(("most", "found"), [(MOST_RECORDS, "example.org"), (MOST_RECORDS + 1, None)])
-def test_a_hello_of_more_records_than_the_limit_has_no_name(most: int, found: str | None) -> None:
-    overhead = len(message([(PADDING, b""), (SERVER_NAME, names((0, b"example.org")))]))
-    extensions = [(PADDING, bytes(10 * most - overhead)), (SERVER_NAME, names((0, b"example.org")))]
-    assert server_name(split(record(message(extensions)), [10])) == found
+def test_records_that_were_joined_are_not_joined_again() -> None:
+    """However often a client makes one look: it costs the same at the end as at the beginning."""
+
+    class Counted(bytes):
+        slices = 0
+
+        def __getitem__(self, place: SupportsIndex | slice) -> Any:
+            Counted.slices += 1
+            return super().__getitem__(place)
+
+    hello = split(record(message([(PADDING, bytes(4000))])), [1])
+    reader = HelloReader()
+    for end in range(6, len(hello), 6):
+        before = Counted.slices
+        assert isinstance(reader.read(Counted(hello[:end])), Incomplete)
+        assert Counted.slices - before < 8
+    assert reader.read(hello) == NOTHING
 
 
 @pytest.mark.parametrize("size", [100, 512, 16384])
@@ -185,14 +226,52 @@ def test_a_large_hello(size: int) -> None:
     assert looks(split(record(message(extensions)), [size]))[1] == "example.org"
 
 
-@pytest.mark.parametrize(("padding", "found"), [(32000, "example.org"), (33000, None)])
-def test_a_hello_longer_than_the_limit_has_no_name(padding: int, found: str | None) -> None:
-    whole = message([(SERVER_NAME, names((0, b"example.org"))), (PADDING, bytes(padding))])
-    hello = b"".join(record(whole[start : start + 16384]) for start in range(0, len(whole), 16384))
-    assert (len(hello) > LONGEST_HELLO) == (found is None)
-    # Said as soon as the length is known, without waiting for so many bytes.
-    assert server_name(hello) == found
-    assert (server_name(hello[:9]) is None) == (found is None)
+@pytest.mark.parametrize("size", [41, 1000, 16384])
+def test_the_longest_hello_has_a_name(size: int) -> None:
+    whole = huge()
+    assert len(whole) == 4 + 131396
+    hello = b"".join(record(whole[start : start + size]) for start in range(0, len(whole), size))
+    assert len(hello) <= LONGEST_HELLO
+    assert looks(hello)[1] == "example.org"
+
+
+@pytest.mark.parametrize(("length", "found"), [(131396, Incomplete(9 + 1000 + 5 - 4)), (131397, NOTHING)])
+def test_a_hello_longer_than_openssl_takes_is_not_waited_for(length: int, found: Asked | Incomplete) -> None:
+    hello = record(b"\1" + length.to_bytes(3) + bytes(996))
+    assert asked(hello[:9]) == found
+    assert asked(hello[:-1]) == found
+
+
+def test_a_hello_in_too_many_tiny_records_has_no_name() -> None:
+    whole = message([(PADDING, bytes(25000)), (SERVER_NAME, names((0, b"example.org")))])
+    hello = b"".join(record(whole[place : place + 1]) for place in range(len(whole)))
+    assert len(hello) > LONGEST_HELLO
+    assert asked(hello) == NOTHING
+    assert isinstance(asked(hello[: LONGEST_HELLO - 12]), Incomplete)
+
+
+@pytest.mark.parametrize("begin", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize(
+    "alien",
+    [
+        record(b"", 23),
+        record(b"a", 23),
+        record(b"\2\x28", 21),
+        record(b"\1", 20),
+        record(b"\1\0\0", 24),
+        record(b""),
+        b"\x16\x02\x00\x00\x01",
+        b"\x16\x03\x01\x40\x01",
+        b"GET /",
+    ],
+    ids=["empty data", "data", "alert", "ccs", "heartbeat", "empty", "version", "length", "HTTP"],
+)
+def test_no_more_is_waited_for_than_an_alien_record_has(begin: int, alien: bytes) -> None:
+    """Only a record of a handshake can go on with the message: OpenSSL has an alert for all others."""
+    first = record(message([])[:begin])
+    found = asked(first)
+    assert found == Incomplete(len(first) + 5)
+    assert asked(first + alien[:5]) == NOTHING
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import trio
 from ktlsd.client_hello import LONGEST_HELLO
 from ktlsd.ktls_probe import loopback_pair
 from ktlsd.sni import peek_client_hello
-from tests.test_client_hello import PADDING, REAL, SERVER_NAME, message, names, record, split
+from tests.test_client_hello import PADDING, REAL, SERVER_NAME, huge, message, names, record, split
 
-LARGE = split(record(message([(PADDING, bytes(4000)), (SERVER_NAME, names((0, b"www.example.org")))])), [20])
+LARGE = split(record(message([(PADDING, bytes(4000)), (SERVER_NAME, names((0, b"www.example.org")))])), [1000])
 PIECES = 100
 PAUSE_SECONDS = 0.003
 
@@ -79,7 +79,7 @@ async def test_pieces_are_waited_for_by_the_kernel(
                 await trio.sleep(PAUSE_SECONDS)
     trio.lowlevel.remove_instrument(steps)
     assert found == ["www.example.org"]
-    # One for each look and two around them; without the low-water mark there would be one for each piece at least.
+    # One for each look, of which a record has one or two; without the low-water mark each piece would have one.
     assert steps.of["finder"] < PIECES // 2
 
 
@@ -134,7 +134,7 @@ async def test_a_client_that_resets_has_no_name(pair: tuple[socket.socket, socke
         assert (await peek_client_hello(far)).server_name is None
 
 
-@pytest.mark.parametrize("data", [b"GET", REAL[:9].replace(REAL[6:9], b"\x01\0\0"), record(b"")])
+@pytest.mark.parametrize("data", [b"GET", REAL[:6] + b"\2\x01\x45", record(b"")])
 async def test_what_is_no_hello_is_not_waited_for(pair: tuple[socket.socket, socket.socket], data: bytes) -> None:
     near, far = pair
     near.send(data)
@@ -142,18 +142,36 @@ async def test_what_is_no_hello_is_not_waited_for(pair: tuple[socket.socket, soc
         assert (await peek_client_hello(far)).server_name is None
 
 
-async def test_the_longest_hello_fits_into_the_socket(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_record_of_another_type_ends_the_wait(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """With a few bytes, where the ClientHello said that hundreds are missing."""
     near, far = pair
-    padding = LONGEST_HELLO - len(record(message([(PADDING, b""), (SERVER_NAME, names((0, b"a.example")))]))) - 5
-    whole = message([(PADDING, bytes(padding)), (SERVER_NAME, names((0, b"a.example")))])
-    hello = record(whole[:16384]) + record(whole[16384:])
-    assert len(hello) == LONGEST_HELLO
+    near.send(record(REAL[5:55]))
     found: list[str | None] = []
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(find, far, found)
-            for start in range(0, len(hello), 1000):
+            await trio.sleep(0.1)
+            assert found == []
+            near.send(record(b"", kind=23))
+    assert found == [None]
+    assert low_water_mark(far) == 1
+
+
+@pytest.mark.parametrize("size", [41, 16384])
+async def test_the_longest_hello_fits_into_the_socket(pair: tuple[socket.socket, socket.socket], size: int) -> None:
+    near, far = pair
+    whole = huge()
+    hello = b"".join(record(whole[start : start + size]) for start in range(0, len(whole), size))
+    assert 131400 < len(hello) <= LONGEST_HELLO
+    found: list[str | None] = []
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find, far, found)
+            start = 0
+            while start < len(hello):
                 await trio.lowlevel.wait_writable(near)
-                near.send(hello[start : start + 1000])
-                await trio.sleep(PAUSE_SECONDS)
-    assert found == ["a.example"]
+                start += near.send(hello[start : start + 1000])
+    assert found == ["example.org"]
+    assert low_water_mark(far) == 1

@@ -1,17 +1,17 @@
 """ClientHellos: the server name is the one that OpenSSL finds, and the answer comes with the byte that decides it.
 
 Strategy: the same bytes go into an SSL object of Python's, whose callback tells the name and refuses the handshake.
+Nothing is waited for where OpenSSL has an alert already.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from functools import cache
 from typing import Final
 
 from fuzz.cuts import cuts
-from ktlsd.client_hello import LONGEST_HELLO, Asked, Incomplete, asked, host_name
+from ktlsd.client_hello import LONGEST_HELLO, Asked, HelloReader, Incomplete, asked, host_name
 
 TOKENS: Final = (
     b"\x16\x03\x01",
@@ -30,10 +30,13 @@ _REFUSED: Final = ssl.AlertDescription.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
 
 
 class _Seen:
-    """What OpenSSL's callback was given last."""
+    """What OpenSSL made of some bytes."""
 
     called = False
+    """Whether its callback was given a name, or none, and refused it."""
     name: str | None = None
+    ended = False
+    """Whether it waits for no more."""
 
 
 def check(data: bytes) -> None:
@@ -44,6 +47,8 @@ def check(data: bytes) -> None:
         assert found.ticket_key_name is None or 0 < len(found.ticket_key_name) <= 16
     _check_prefixes(data, found)
     seen = _openssl_sees(data)
+    if seen.ended and not _has_an_empty_record(data):
+        assert isinstance(found, Asked)
     if seen.called and len(data) <= LONGEST_HELLO and not _has_an_empty_record(data):
         assert isinstance(found, Asked)
         # A name that is none is no reason for OpenSSL to refuse.
@@ -54,8 +59,10 @@ def _check_prefixes(data: bytes, found: Asked | Incomplete) -> None:
     """Nothing is told too early, and what is told stays."""
     told = False
     needed = 0
+    reader = HelloReader()
     for end in cuts(len(data), len(data)):
-        now = asked(data[:end])
+        now = reader.read(data[:end])
+        assert now == asked(data[:end])
         if isinstance(now, Incomplete):
             assert not told
             assert now.needed >= needed
@@ -90,8 +97,12 @@ def _openssl_sees(data: bytes) -> _Seen:
     incoming = ssl.MemoryBIO()
     incoming.write(data)
     connection = context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
-    with contextlib.suppress(ssl.SSLError):
+    try:
         connection.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    except ssl.SSLError:
+        seen.ended = True
     return seen
 
 
