@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ktlsd.refusal import Refusal
@@ -91,6 +92,19 @@ def drop(identity: Identity, forbid_new_privileges: Callable[[], None]) -> None:
     with contextlib.suppress(PermissionError):
         os.setresuid(_ROOT, _ROOT, _ROOT)
         raise PrivilegeError(f"user {identity.user} can still become root")
+
+
+def barred(folder: Path, *, listed: bool = False) -> Path | None:
+    """The folder that keeps this process from opening files in `folder` by their names: that one, or one above it.
+
+    Their names are enough for what is opened by a path, so folders need search permission only (path_resolution(7));
+    with `listed`, `folder` itself read permission too. None: nothing does. By the real user and group (access(2)).
+    """
+    path = folder.absolute()
+    for above in (*reversed(path.parents), path):
+        if not os.access(above, os.X_OK):
+            return above
+    return path if listed and not os.access(path, os.R_OK) else None
 
 
 def _account(user: str) -> tuple[int, int | None]:

@@ -145,12 +145,22 @@ def _become(identity: privileges.Identity | None, library: Library, service: Ser
     if identity is None:
         return
     privileges.drop(identity, library.forbid_new_privileges)
-    # Modules are imported, and files opened, when they are needed first.
-    code = (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parent))
-    for what, folder in (*code, *(("root", hosted.site.path) for hosted in service.all)):
-        if not os.access(folder, os.R_OK | os.X_OK):
-            whom = f"user {identity.user}, group {identity.group}"
-            raise Refusal(f"{what} {folder}: {whom} may not read it: change its mode or owner, or have it elsewhere")
+    whom = f"user {identity.user}, group {identity.group}"
+    # Modules are imported, and files opened, when they are needed first. Python lists the folders that it imports from.
+    for what, folder in (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parent)):
+        if (place := privileges.barred(folder, listed=True)) is not None:
+            raise Refusal(
+                f"{what} {folder}: {whom} may not read {place}: change its mode or owner, or have it elsewhere"
+            )
+    served = [("root", hosted.site.path) for hosted in service.all]
+    if (challenges := service.settings.acme_challenges) is not None:
+        served.append(("acme_challenges", challenges))
+    for what, folder in served:
+        if (place := privileges.barred(folder)) is not None:
+            raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
+    for hosted in service.all:
+        if hosted.site.options.listing and privileges.barred(hosted.site.path, listed=True) is not None:
+            log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", hosted.site.path, whom)
 
 
 def _https_port(listeners: Sequence[Listener]) -> int:

@@ -79,10 +79,12 @@ def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
     return [*program, *arguments]
 
 
-def run_to_end(*arguments: str, state: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_to_end(
+    *arguments: str, state: Path, program: Sequence[str] = PROGRAM, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a ktlsd that is expected to end by itself."""
     return subprocess.run(
-        command(*arguments),
+        command(*arguments, program=program),
         env=os.environ | {"XDG_STATE_HOME": str(state)} | environment,
         capture_output=True,
         text=True,
