@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from ktlsd import open_files
-from ktlsd.limits import Gate, Hush, Limit, Visit, most_connections
+from ktlsd.limits import Gate, Hush, Limit, Visit, descriptors_for, most_connections
 from ktlsd.metrics import LIMITED, Row
 from ktlsd.options import LimitOptions
 from ktlsd.peers import Peer
@@ -28,6 +28,8 @@ log = logging.getLogger("ktlsd")
 
 MOST_TOLD: Final = 64
 """How many that are turned away are waited for at the same time."""
+_TOO_FEW: Final = 100
+"""Connections: a browser opens up to six to a site (HTTP/1.1), so some 16 visitors."""
 EXHAUSTED: Final = {
     errno.EMFILE: Limit.DESCRIPTORS,
     errno.ENFILE: Limit.DESCRIPTORS,
@@ -51,8 +53,10 @@ class Door:
 
     def use(self, service: Service) -> None:
         """Take another service's limits from now on."""
-        self._service = service
         limits = service.settings.limits
+        if limits.connections != self._service.settings.limits.connections:
+            tell_lowered(limits)
+        self._service = service
         self.gate.use(limits, _most(limits))
 
     def refuses(self, visit: Visit, peer: Peer, *, shakes: bool) -> Limit | None:
@@ -96,9 +100,20 @@ class Door:
         return limit.value if value is None else f"{limit.value} = {value}"
 
 
-def _most(limits: LimitOptions) -> int:
-    allowed = open_files.allowed()
-    most = most_connections(limits.connections, allowed)
+def tell_lowered(limits: LimitOptions) -> None:
+    """Log a limit of connections that this process may not have enough open files for.
+
+    An error if so few are left that a handful of clients takes all of them, else a warning.
+    """
+    most, allowed = _most(limits), open_files.allowed()
     if most < limits.connections:
-        log.info("%d connections at most, not %d: RLIMIT_NOFILE is %d", most, limits.connections, allowed)
-    return most
+        log.log(
+            logging.ERROR if most < _TOO_FEW else logging.WARNING,
+            "connection limit lowered from %d to %d: the limit of open files (RLIMIT_NOFILE) is %d; raise it to %d"
+            " (%s), or lower connections in [limits]",
+            *(limits.connections, most, allowed, descriptors_for(limits.connections), open_files.REMEDY),
+        )
+
+
+def _most(limits: LimitOptions) -> int:
+    return most_connections(limits.connections, open_files.allowed())

@@ -54,6 +54,11 @@ def most_connections(wanted: int, descriptors: int) -> int:
     return max(1, min(wanted, (descriptors - _RESERVED_DESCRIPTORS) // 2))
 
 
+def descriptors_for(connections: int) -> int:
+    """How many descriptors a process needs for so many connections."""
+    return 2 * connections + _RESERVED_DESCRIPTORS
+
+
 def network_of(address: Address, limits: LimitOptions) -> int:
     """The client network that an address belongs to, as a number that no other network has."""
     if isinstance(address, IPv6Address):

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -23,7 +24,10 @@ from ktlsd.options import BackendListen, Listen
 from ktlsd.privileges import Identity, acting_as
 from ktlsd.refusal import Refusal
 
+log = logging.getLogger("ktlsd")
+
 BACKLOG: Final = 1024
+_LONGEST_BACKLOG: Final = Path("/proc/sys/net/core/somaxconn")
 
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -134,6 +138,20 @@ def close_all(listeners: Iterable[Listener]) -> None:
         listener.socket.close()
         if listener.file is not None:
             listener.file.remove()
+
+
+def tell_backlog() -> None:
+    """Log a queue of new connections that the kernel makes shorter than it was asked to be (listen(2))."""
+    try:
+        most = int(_LONGEST_BACKLOG.read_text("ascii"))
+    except (OSError, ValueError):
+        return
+    if most < BACKLOG:
+        log.warning(
+            "listen backlog lowered from %d to %d: net.core.somaxconn is %d, and clients that find the queue full wait"
+            " for a second or more; raise it (sysctl -w net.core.somaxconn=4096)",
+            *(BACKLOG, most, most),
+        )
 
 
 def bind_metrics(listen: Listen) -> list[socket.socket]:

@@ -20,8 +20,9 @@ import trio
 from ktlsd import __version__, activation, ktls_state, open_files, privileges
 from ktlsd.configuration import Configuration
 from ktlsd.cores import usable_cores
+from ktlsd.door import tell_lowered
 from ktlsd.ktls import Support
-from ktlsd.listeners import Kind, Listener, bind_all, bind_metrics, close_all
+from ktlsd.listeners import Kind, Listener, bind_all, bind_metrics, close_all, tell_backlog
 from ktlsd.logs import Logs
 from ktlsd.metrics import Board
 from ktlsd.notify import Notifier
@@ -71,6 +72,8 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
         logs.follow_rotation()
         configuration.serve_https_on(_https_port(listeners))
         _introduce(service, listeners)
+        tell_lowered(settings.limits)
+        tell_backlog()
         pulse = Pulse(Notifier(), board)
         gc.freeze()
         gc.enable()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktlsd import limits
-from ktlsd.limits import BURST_SECONDS, QUIET_SECONDS, Gate, Hush, Limit, Pace, most_connections
+from ktlsd.limits import BURST_SECONDS, QUIET_SECONDS, Gate, Hush, Limit, Pace, descriptors_for, most_connections
 from ktlsd.networks import Address, address_of
 from ktlsd.options import LimitOptions
 
@@ -288,6 +288,13 @@ def test_a_line_now_and_then_for_each_limit() -> None:
 )
 def test_connections_leave_descriptors_for_files(wanted: int, descriptors: int, most: int) -> None:
     assert most_connections(wanted, descriptors) == most
+
+
+@given(st.integers(1, 1 << 20))
+def test_no_more_descriptors_are_asked_for_than_connections_need(connections: int) -> None:
+    needed = descriptors_for(connections)
+    assert most_connections(1 << 30, needed) == connections
+    assert most_connections(connections, needed - 1) == max(1, connections - 1)
 
 
 def test_limits_are_named_as_their_keys() -> None:

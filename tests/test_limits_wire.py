@@ -22,9 +22,11 @@ import pytest
 
 from ktlsd.limits import BURST_SECONDS
 from tests.serving import (
+    START_SECONDS,
     WAIT_SECONDS,
     Running,
     client_context,
+    command,
     connect,
     connect_plain,
     counts,
@@ -502,7 +504,9 @@ def cpu_seconds(pid: int) -> float:
 def test_out_of_descriptors_accepting_pauses_and_recovers(folder: Path) -> None:
     wrapper = ("prlimit", "--nofile=200:200")
     with limited(folder, wrapper=wrapper) as server:
-        server.wait_for_line("connections at most, not 16384: RLIMIT_NOFILE is 200")
+        server.wait_for_line(
+            r"connection limit lowered from 16384 to 36: .*\(RLIMIT_NOFILE\) is 200; raise it to 32896 "
+        )
         assert get(server.port, "/small.txt").body == b"small"
         # Fewer than it was started with, so that connections run into them before their own limit does.
         left = server.open_files() + 8
@@ -541,4 +545,53 @@ def test_the_soft_limit_is_raised_to_the_hard_one(folder: Path) -> None:
     with limited(folder, wrapper=("prlimit", "--nofile=100:300")) as server:
         limits = Path(f"/proc/{server.process.pid}/limits").read_text()
         assert re.search(r"^Max open files +300 +300 ", limits, re.MULTILINE)
-        server.wait_for_line("86 connections at most, not 16384: RLIMIT_NOFILE is 300")
+        server.wait_for_line(
+            r"connection limit lowered from 16384 to 86: .*\(RLIMIT_NOFILE\) is 300; raise it to 32896 "
+        )
+
+
+@pytest.mark.parametrize(("files", "most", "level"), [(64, 1, "error"), (327, 99, "error"), (328, 100, "warning")])
+def test_too_few_open_files_are_told_once_with_the_remedy(folder: Path, files: int, most: int, level: str) -> None:
+    log = folder / "error.log"
+    log.unlink(missing_ok=True)
+    top = (f"error_log = '{log}'", "log_level = 'warning'", "workers = 2")
+    with limited(folder, top=top, wrapper=("prlimit", f"--nofile={files}:{files}")) as server:
+        assert get(server.port, "/small.txt").body == b"small"
+        lowered = [line for line in log.read_text().splitlines() if "connection limit" in line]
+    assert [line.split(" ", 1)[1] for line in lowered] == [
+        f"{level} connection limit lowered from 16384 to {most}: the limit of open files (RLIMIT_NOFILE) is {files};"
+        " raise it to 32896 (systemd: LimitNOFILE=, Docker: --ulimit nofile=, shell: ulimit -n),"
+        " or lower connections in [limits]"
+    ]
+
+
+def test_what_is_told_of_open_files_is_enough(folder: Path) -> None:
+    with limited(folder, "connections = 300", wrapper=("prlimit", "--nofile=728:728")) as server:
+        assert not told(server, "connection limit")
+        (folder / "ktlsd.toml").write_text("[limits]\nconnections = 301\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("connection limit lowered from 301 to 300: .* is 728; raise it to 730 ")
+        server.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: len(told(server, "configuration reloaded")) == 2)
+        assert len(told(server, "connection limit")) == 1
+
+
+@pytest.mark.parametrize("files", [6, 14, 31])
+def test_a_start_without_open_files_is_refused_in_one_line(folder: Path, files: int) -> None:
+    run = ["prlimit", f"--nofile={files}:{files}", *command("--root", str(folder / "root"), "--listen", "127.0.0.1:0")]
+    environment = os.environ | {"XDG_STATE_HOME": str(folder / "state")}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"ktlsd: the limit of open files (RLIMIT_NOFILE) is {files}, and ktlsd needs 32 to start and two for each"
+        " connection: raise it (systemd: LimitNOFILE=, Docker: --ulimit nofile=, shell: ulimit -n)\n",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have a network of its own")
+@pytest.mark.parametrize(("most", "told_so"), [(1023, True), (1024, False)])
+def test_a_backlog_that_the_kernel_lowers_is_told(folder: Path, most: int, told_so: bool) -> None:
+    inside = f'ip link set lo up && echo {most} > /proc/sys/net/core/somaxconn && exec "$@"'
+    with limited(folder, wrapper=("unshare", "--net", "sh", "-c", inside, "sh")) as server:
+        lowered = told(server, "listen backlog lowered from 1024 to 1023: net.core.somaxconn is 1023")
+        assert len(lowered) == told_so
