@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ktlsd import standard_streams
+from ktlsd.command_parser import COMMANDS, CommandParser, described
 from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
 from ktlsd.reload_signals import block_early_signals
@@ -28,22 +29,18 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message} (ktlsd --help shows the usage)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         standard_streams.fill()
-        if arguments[:1] == ["doctor"]:
-            return _doctor(arguments[1:])
-        if arguments[:1] == ["check"]:
-            return _check(arguments[1:])
-        if arguments[:1] == ["compress"]:
-            return _compress(arguments[1:])
+        match arguments[:1]:
+            case ["doctor"]:
+                return _doctor(arguments[1:])
+            case ["check"]:
+                return _check(arguments[1:])
+            case ["compress"]:
+                return _compress(arguments[1:])
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
@@ -55,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="ktlsd",
         description="Serve a folder over HTTPS, encrypted by the kernel straight from the page cache where it can be.",
-        epilog="`ktlsd doctor [--json]` explains what kTLS does here; `ktlsd check --config FILE` checks a file.",
+        epilog=f"commands, each with a --help of its own:\n{described(COMMANDS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -113,7 +111,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 
 def _doctor_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="ktlsd doctor",
         description="Explain kTLS on this machine. Exit status 0 when sends are offloaded, 1 when not.",
         allow_abbrev=False,
@@ -126,7 +124,7 @@ def _doctor_parser() -> argparse.ArgumentParser:
 
 
 def _check_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="ktlsd check",
         description="Check a configuration file, and the folders and certificates that it names.",
         allow_abbrev=False,

@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Final, NoReturn, get_args
+from typing import Final, get_args
 
 from tqdm import tqdm
 
 from ktlsd.accept_encoding import SUFFIXES
+from ktlsd.command_parser import CommandParser
 from ktlsd.compressible import is_compressible
 from ktlsd.content_types import ContentTypes, suffixes_of
 from ktlsd.encoders import encoder
@@ -103,15 +104,10 @@ class Report:
         return ", ".join(f"{self.outcomes[outcome]} {outcome.value}" for outcome in Outcome)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CompressError(f"{message} (ktlsd compress --help shows the usage)")
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run the command; its exit status: 0, or 1 where files could not be read or written, each told on stderr.
 
-    Raises CompressError for wrong arguments, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP; no temporary file is
+    Raises Refusal for wrong arguments, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP; no temporary file is
     left then.
     """
     options = parser().parse_args(arguments)
@@ -176,7 +172,7 @@ def compress(root: int, codings: Sequence[Coding], jobs: int, min_size: int, *, 
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="ktlsd compress",
         description="Make compressed siblings (name.zst, name.br, name.gz) of the files below a folder where they save "
         "bytes, and make those of changed files anew. A name.gz beside a name counts as its sibling.",

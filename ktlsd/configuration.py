@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ktlsd.refusal import Refusal
+from ktlsd.refusal import Refusal, cause
 from ktlsd.service import Service
 from ktlsd.settings import Settings, SettingsError
 from ktlsd.ssl_ffi import ContextError
@@ -85,7 +85,7 @@ class Configuration:
             ring = self.ring()
             service = self._build(settings)
         except (Refusal, ContextError, OSError, ValueError) as error:
-            log.error("%s not reloaded, the old one stays in force: %s", what, error)
+            log.error("%s not reloaded, the old one stays in force: %s", what, cause(error))
             return None
         except Exception:
             log.exception("%s not reloaded by a defect in ktlsd, please report it", what)

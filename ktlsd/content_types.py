@@ -31,13 +31,16 @@ class Encoded(NamedTuple):
 
 
 def _read_table() -> dict[str, str]:
+    """The types by suffix; every process reads all of them at its start, so word by word, not line by line."""
+    with open(_TABLE, encoding="utf-8") as file:
+        words = file.read().partition("\n\n")[2].split()
     table: dict[str, str] = {}
-    with open(_TABLE, encoding="ascii") as file:
-        for line in file:
-            if not line.startswith("#"):
-                kind, *suffixes = line.split()
-                for suffix in suffixes:
-                    table[f".{suffix}"] = kind
+    kind = ""
+    for word in words:
+        if word[0] == ".":
+            table[word] = kind
+        else:
+            kind = word
     return table
 
 

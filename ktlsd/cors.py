@@ -28,11 +28,11 @@ _FIELD_NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 def check(options: CorsOptions) -> None:
     """Raises ValueError, with a text for the operator, for options that browsers would not follow."""
     if _ANY in options.origins and options.credentials:
-        raise ValueError('cors: credentials are for named origins, not for "*"')
+        raise ValueError('credentials are for named origins, not for "*"')
     for origin in options.origins:
         if origin != _ANY and (not _ORIGIN.fullmatch(origin) or _DEFAULT_PORT.fullmatch(origin)):
             raise ValueError(
-                f"cors: {origin!r} is no origin as browsers send it: "
+                f"{origin!r} is no origin as browsers send it: "
                 "scheme://host in lower case, a port only when it is not the scheme's own, nothing after it"
             )
 

@@ -14,8 +14,13 @@ from ktlsd.log_files import LogFile
 from ktlsd.options import LogLevel
 from ktlsd.printable import printable
 
+NOTICE: Final = logging.WARNING + 5
+"""The level of what an operator asked for and gets: a reload, the end. `log_level = "warning"` shows it."""
 PATIENCE_SECONDS: Final = 0.02
 """How long a message may hold up everything else when the log takes nothing."""
+
+
+logging.addLevelName(NOTICE, "NOTICE")
 
 
 class LineFormatter(logging.Formatter):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ktlsd import ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
-from ktlsd.refusal import Refusal
+from ktlsd.refusal import Refusal, cause
 from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, Library, TLSError
 
 
@@ -16,7 +16,7 @@ def support(library: Library, mode: Mode) -> Support:
     try:
         return ktls_probe.support(library, mode)
     except OSError as error:
-        raise Refusal(f"cannot try kTLS on loopback ({error}): bring the interface lo up") from error
+        raise Refusal(f"cannot try kTLS on loopback ({cause(error)}): bring the interface lo up") from error
 
 
 def describe(library: Library, context: Context, support: Support) -> str:

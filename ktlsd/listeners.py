@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from ktlsd.activation import Passed
 from ktlsd.options import BackendListen, Listen
 from ktlsd.privileges import Identity, acting_as
-from ktlsd.refusal import Refusal
+from ktlsd.refusal import Refusal, cause
 
 log = logging.getLogger("ktlsd")
 
@@ -217,7 +217,7 @@ def _bind(listen: Listen, option: str) -> list[socket.socket]:
             listen.host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {error}") from error
+        raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {cause(error)}") from error
     sockets: list[socket.socket] = []
     last_error: OSError | None = None
     for family, kind, protocol, _, address in dict.fromkeys(found):

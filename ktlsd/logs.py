@@ -59,7 +59,7 @@ class Logs:
             except OSError as error:
                 log.error("log %s: not opened again (%s), the old file is still written", file.place, error.strerror)
             else:
-                log.info("log %s: opened again", file.place)
+                log.log(error_log.NOTICE, "log %s: opened again", file.place)
 
     @contextlib.asynccontextmanager
     async def access_log(self) -> AsyncIterator[AccessLog | None]:

@@ -128,7 +128,8 @@ def parse_listen(text: str) -> Listen:
     # More than nine digits could be more than int() takes.
     number = int(port) if re.fullmatch("[0-9]{1,9}", port) else _MOST_PORT + 1
     if not colon or number > _MOST_PORT:
-        raise ValueError(f"not ADDR:PORT with a port from 0 to {_MOST_PORT}")
+        remedy = "" if colon or number > _MOST_PORT else f"; for port {number}, write :{number}"
+        raise ValueError(f"not ADDR:PORT with a port from 0 to {_MOST_PORT}{remedy}")
     return Listen(host, number)
 
 

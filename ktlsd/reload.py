@@ -18,7 +18,9 @@ import trio
 
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.error_log import NOTICE
 from ktlsd.notify import Notifier
+from ktlsd.refusal import cause
 from ktlsd.reload_signals import RELOAD, RELOAD_SIGNALS, unblock_reload_signals
 from ktlsd.server import Server
 from ktlsd.terminal import Terminal
@@ -86,7 +88,7 @@ class Upkeep:
             if service is not None:
                 self._server.replace(service)
                 self._configuration.take(service)
-                log.log(logging.INFO if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
+                log.log(NOTICE if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
         if self._alone and anew:
             self._notifier.ready()
         return service is not None
@@ -102,7 +104,7 @@ class Upkeep:
             try:
                 ring = await trio.to_thread.run_sync(self._configuration.ring, limiter=self._lane)
             except OSError as error:
-                log.error("session ticket keys stay as they are: %s", error)
+                log.error("session ticket keys stay as they are: %s", cause(error))
             else:
                 if ring is None:
                     return

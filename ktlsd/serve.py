@@ -21,13 +21,14 @@ from ktlsd import __version__, activation, ktls_state, open_files, privileges
 from ktlsd.configuration import Configuration
 from ktlsd.cores import usable_cores
 from ktlsd.door import tell_lowered
+from ktlsd.error_log import NOTICE
 from ktlsd.ktls import Support
 from ktlsd.listeners import Kind, Listener, bind_all, bind_metrics, close_all, tell_backlog
 from ktlsd.logs import Logs
 from ktlsd.metrics import Board
 from ktlsd.notify import Notifier
 from ktlsd.pulse import Pulse
-from ktlsd.refusal import Refusal
+from ktlsd.refusal import Refusal, cause
 from ktlsd.reload import Upkeep
 from ktlsd.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.say import say
@@ -82,7 +83,7 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
             async def event_loop() -> None:
                 async with logs.access_log() as access_log:
                     row = board.take(number)
-                    server = Server(configuration.service, access_log, row, metrics)
+                    server = Server(configuration.service, access_log, row, metrics, alone=alone)
                     async with trio.open_nursery() as nursery:
                         upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
                         await nursery.start(upkeep.run)
@@ -113,6 +114,7 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
             supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
     finally:
         close_all(listeners)
+    log.log(NOTICE, "shut down")
     configuration.close()
     logs.close()
     return 0
@@ -139,7 +141,7 @@ def _tickets(settings: Settings) -> TicketFile | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return TicketFile(folder / FILE)
     except (TicketFileError, OSError, RuntimeError) as error:
-        log.info("sessions will not be resumed after a restart: %s", error)
+        log.info("sessions will not be resumed after a restart: %s", cause(error))
         return TicketFile(None)
 
 

@@ -22,6 +22,7 @@ import trio
 from ktlsd import light
 from ktlsd.client_hello import NOTHING
 from ktlsd.door import EXHAUSTED, Door
+from ktlsd.error_log import NOTICE
 from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
@@ -34,6 +35,7 @@ from ktlsd.pacing import FileShrank
 from ktlsd.peers import Peer, client_of, peer_of
 from ktlsd.plain_transport import PlainTransport
 from ktlsd.proxy_protocol import BadHeader
+from ktlsd.refusal import cause
 from ktlsd.residency import Residency
 from ktlsd.service import Service
 from ktlsd.sni import peek_client_hello
@@ -65,8 +67,14 @@ class Server:
         access_log: AccessLog | None = None,
         row: Row = UNCOUNTED,
         metrics: MetricsListener | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
-        """`row` is what it counts into, `metrics` where it answers with what all workers count."""
+        """`row` is what it counts into, `metrics` where it answers with what all workers count.
+
+        A process that is not `alone` has a parent, which tells the operator when all of them end.
+        """
+        self._alone = alone
         self._row = row
         self._metrics = metrics
         self._residency = Residency(service.library.file_system_type, row)
@@ -132,8 +140,7 @@ class Server:
         """Give up on what is still in flight when draining has taken long enough."""
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
-        count = len(self._connections.child_tasks) + len(self._lights)
-        log.warning("connections cut off: %d, not done %d s after the signal", count, seconds)
+        log.warning("connections cut off: %d, not done %d s after the signal", self._open(), seconds)
         everything.cancel()
 
     async def _watch_signals(
@@ -146,12 +153,20 @@ class Server:
             signal.signal(number, lambda number, frame: early.append(number))
         with trio.open_signal_receiver(*END_SIGNALS) as signals:
             task_status.started()
-            if not early:
-                await anext(signals)
+            first = signal.Signals(early[0] if early else await anext(signals))
+            seconds = self._shared.service.settings.drain_seconds
+            self._tell("shutting down on %s: %d connections, %d s to finish", first.name, self._open(), seconds)
             self.drain()
             nursery.start_soon(self._cut_off, nursery.cancel_scope)
-            await anext(signals)
+            second = signal.Signals(await anext(signals))
+            self._tell("%s again: %d connections cut off", second.name, self._open())
             nursery.cancel_scope.cancel()
+
+    def _open(self) -> int:
+        return len(self._connections.child_tasks) + len(self._lights)
+
+    def _tell(self, text: str, *arguments: object) -> None:
+        log.log(NOTICE if self._alone else logging.DEBUG, text, *arguments)
 
     async def _accept(self, listener: Listener) -> None:
         while True:
@@ -173,7 +188,7 @@ class Server:
                 lacking = Limit.MEMORY if isinstance(error, MemoryError) else EXHAUSTED.get(error.errno or 0)
                 # Anything else is the fate of one connection that ended while it was queued (accept(2)).
                 if lacking is not None:
-                    self._door.reached(lacking, "accepting pauses: %s", error)
+                    self._door.reached(lacking, "accepting pauses: %s", cause(error))
                     self._make_room()
                     return False
                 continue
@@ -217,7 +232,7 @@ class Server:
         except TLSError as error:
             log.info("%s cut off: %s", peer, error)
         except OSError as error:
-            log.error("%s cut off: %s", peer, error)
+            log.error("%s cut off: %s", peer, cause(error))
         except MemoryError:
             self._door.reached(Limit.MEMORY, "%s cut off", peer)
         except Exception:

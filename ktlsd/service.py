@@ -23,6 +23,7 @@ from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
 from ktlsd.networks import Networks
 from ktlsd.options import NamedSiteOptions, SiteOptions, TlsPolicy
+from ktlsd.refusal import cause
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
@@ -169,7 +170,7 @@ class Service:
         try:
             self.expiries += (expiry(site, cert),)
         except (OSError, ValueError) as error:
-            log.warning("%s: when it ends cannot be read: %s", cert, error)
+            log.warning("%s: when it ends cannot be read: %s", cert, cause(error))
 
     def _own_certificate(self) -> tuple[Path, Path]:
         from ktlsd.certificate import fingerprint, localhost_certificate
@@ -182,7 +183,7 @@ class Service:
         try:
             path = localhost_certificate(folder)
         except OSError as error:
-            reason = f"{folder}: cannot keep a self-signed certificate there ({error})"
+            reason = f"{folder}: cannot keep a self-signed certificate there ({cause(error)})"
             raise SettingsError(f"{reason}: give --cert and --key, or set XDG_STATE_HOME") from error
         self.notice = (
             f"no --cert: using the self-signed certificate for localhost in {path}, "
@@ -209,6 +210,8 @@ _OF_CLIENTS: Final = ("client_ca", "client_names", "client_crl")
 
 
 def _folder_advice(error: OSError) -> str:
+    if isinstance(error, NotADirectoryError) and os.path.exists(error.filename):
+        return "this is a file, not a folder: name the folder that it is in"
     if isinstance(error, (NotADirectoryError, FileNotFoundError)):
         return "there is no such folder"
     if error.errno in (errno.ENOSYS, errno.EPERM):

@@ -163,7 +163,9 @@ def _from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
         found = misfit.misfit(table, Settings, read)
         name = str(found.place[0])
         option = "--" + name.replace("_", "-")
-        raise SettingsError(f"{option}: {reprlib.repr(given[name])}{found.complaint}") from None
+        # Of an option that may be repeated, the one value that does not fit.
+        value = found.subject if isinstance(given[name], (list, tuple)) else given[name]
+        raise SettingsError(f"{option}: {reprlib.repr(value)}{found.complaint}") from None
     return {name: getattr(settings, name) for name in given}
 
 

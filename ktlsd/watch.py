@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from ktlsd.refusal import cause
 from ktlsd.turns import of_this_loop
 
 log = logging.getLogger("ktlsd")
@@ -104,14 +105,14 @@ class Watch:
                         left = _AT_ONCE
             except (OSError, MemoryError) as error:
                 # There was no memory for the wait (epoll_ctl(2)): no reason to accept and answer nobody ever after.
-                log.error("connections have to wait: %s", error)
+                log.error("connections have to wait: %s", cause(error))
                 await trio.sleep(_PAUSE_SECONDS)
 
     def _look(self) -> None:
         try:
             self._look_after(_AT_ONCE)
         except (OSError, MemoryError) as error:
-            log.error("connections have to wait: %s", error)
+            log.error("connections have to wait: %s", cause(error))
 
     def _look_after(self, most: int) -> int:
         """How many sockets showed something, of up to that many. Raises OSError, MemoryError."""

@@ -18,6 +18,7 @@ from msgspec import Struct, field
 
 from ktlsd.backoff import Backoff
 from ktlsd.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.error_log import NOTICE
 from ktlsd.listeners import Listener
 from ktlsd.pulse import Pulse
 from ktlsd.refusal import Refusal
@@ -141,7 +142,9 @@ class _Parent:
     def _end(self, number: signal.Signals) -> None:
         """Pass the signal on, and each that follows, and wait for the workers."""
         self._pulse.notifier.stopping()
-        patience = self._configuration.service.settings.drain_seconds + _PATIENCE_SECONDS
+        seconds = self._configuration.service.settings.drain_seconds
+        log.log(NOTICE, "shutting down on %s: %d workers, %d s to finish", number.name, len(self._workers()), seconds)
+        patience = seconds + _PATIENCE_SECONDS
         kill_at = time.monotonic() + patience
         self._tell(number)
         beat_at = time.monotonic()
@@ -154,6 +157,7 @@ class _Parent:
                 self._tell(signal.SIGKILL)
                 kill_at = time.monotonic() + patience
             elif told is not None and told.si_signo in END_SIGNALS:
+                log.log(NOTICE, "%s again: connections cut off", signal.Signals(told.si_signo).name)
                 self._tell(signal.Signals(told.si_signo))
             elif told is not None and told.si_signo == REOPEN_SIGNAL:
                 self._reopen()
@@ -179,7 +183,7 @@ class _Parent:
             self._configuration.service.close()
             self._configuration.take(service)
             self._tell(number)
-            log.info("%s reloaded", WHAT[anew])
+            log.log(NOTICE, "%s reloaded", WHAT[anew])
         if anew:
             self._pulse.notifier.ready()
 

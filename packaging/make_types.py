@@ -81,9 +81,10 @@ LEFT_OUT: Final = frozenset({"pub", "rs", "sub"})
 """Suffixes that mostly belong to something else than mime-db says: public keys, Rust, subtitles of several formats."""
 
 _HEADER: Final = """\
-# Media types by suffix. Made by packaging/make_types.py, from mime-db {version} and the choices there.
-# mime-db is under the MIT License; licenses/mime-db has its text:
+# Media types with their suffixes, after an empty line. Made by packaging/make_types.py.
+# They are from mime-db {version}, with a few choices. mime-db is under the MIT License; licenses/mime-db has its text:
 {copyright}
+
 """
 
 
@@ -94,7 +95,7 @@ def files(database: Mapping[str, Any], license_text: str) -> dict[str, str]:
         suffixes.setdefault(kind, []).append(suffix)
     copyright_lines = [f"#   {line}" for line in license_text.splitlines() if line.startswith("Copyright")]
     header = _HEADER.format(version=VERSION, copyright="\n".join(copyright_lines))
-    lines = (f"{kind} {' '.join(names)}\n" for kind, names in sorted(suffixes.items()))
+    lines = (f"{kind} {' '.join(f'.{name}' for name in names)}\n" for kind, names in sorted(suffixes.items()))
     return {TABLE: header + "".join(lines), LICENSE: license_text}
 
 

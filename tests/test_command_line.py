@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -19,6 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from ktlsd.cli import parsers
+from ktlsd.command_parser import COMMANDS
+from ktlsd.refusal import cause
 from ktlsd.ssl_ffi import Library
 from tests.serving import (
     client_context,
@@ -228,14 +232,18 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
     [
         ([], r"no folder to serve: name one with --root DIR"),
         (["--root", "/nonexistent"], r"root /nonexistent: cannot be served: there is no such folder"),
-        (["--root", "/etc/passwd"], r"root /etc/passwd: cannot be served: there is no such folder"),
+        (["--root", "/etc/passwd"], r"root /etc/passwd: cannot be served: this is a file, not a folder: name .*"),
+        (["--root", "/etc/passwd/a"], r"root /etc/passwd/a: cannot be served: there is no such folder"),
         (["--root"], r"argument --root: expected one argument .*"),
         (["--root", "/tmp", "--bogus"], r"unrecognized arguments: --bogus .*"),
-        (["--root", "/tmp", "--listen", "nonsense"], r"--listen: \['nonsense'\] is not ADDR:PORT .*"),
+        (["--root", "/tmp", "--listen", "nonsense"], r"--listen: 'nonsense' is not ADDR:PORT .*"),
+        (["--root", "/tmp", "--listen", "8443"], r"--listen: '8443' is not ADDR:PORT .*; for port 8443, write :8443"),
+        (["--root", "/tmp", "--listen", ":1", "--listen", "2"], r"--listen: '2' is not ADDR:PORT .*, write :2"),
+        (["--root", "/tmp", "--metrics-listen", "90"], r"--metrics-listen: '90' is not ADDR:PORT .*, write :90"),
         (["--root", "/tmp", "--listen", "127.0.0.1:99999"], r"--listen: .* with a port from 0 to 65535"),
-        (["--root", "/tmp", "--listen", "no.such.host.invalid:1"], r"--listen no\.such\.host\.invalid:1: .*"),
+        (["--root", "/tmp", "--listen", "no.such.host.invalid:1"], r"--listen no\.such\.host\.invalid:1: [^\[]*"),
         (["--root", "/tmp", "--listen", "192.0.2.1:1"], r"--listen 192\.0\.2\.1:1: .*this machine has no such address"),
-        (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: \['nonsense'\] is not ADDR:PORT .*"),
+        (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: 'nonsense' is not ADDR:PORT .*"),
         (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
         (
             ["--root", "/tmp", "--acme-challenges", "/no"],
@@ -243,7 +251,7 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         ),
         (
             ["--root", "/tmp", "--acme-challenges", "/etc/passwd"],
-            r"acme_challenges /etc/passwd: cannot be served: there is no such folder",
+            r"acme_challenges /etc/passwd: cannot be served: this is a file, not a folder: name .*",
         ),
         (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
         (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256 or \"auto\""),
@@ -268,9 +276,26 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         (["compress", "/nonexistent"], r"/nonexistent: cannot be read: No such file or directory"),
         (["bogus"], r"unrecognized arguments: bogus .*"),
         # Commands come first.
-        (["--root", "/tmp", "check"], r"unrecognized arguments: check .*"),
+        (["--root", "/tmp", "check"], r"unrecognized arguments: check \(a command comes first: ktlsd check \.\.\.; .*"),
         # No abbreviations.
-        (["--ro", "/tmp"], r"unrecognized arguments: --ro /tmp .*"),
+        (["--ro", "/tmp"], r"unrecognized arguments: --ro /tmp \(did you mean --root\? .*"),
+        # What was probably meant.
+        (["doctr"], r"unrecognized arguments: doctr \(did you mean ktlsd doctor\? ktlsd --help shows the usage\)"),
+        (["chek", "--config", "a"], r"unrecognized arguments: chek \(did you mean ktlsd check\? .*"),
+        (["comprss", "/tmp"], r"unrecognized arguments: comprss /tmp \(did you mean ktlsd compress\? .*"),
+        (["--rooot", "/tmp"], r"unrecognized arguments: --rooot /tmp \(did you mean --root\? .*"),
+        (["--rooot=/tmp"], r"unrecognized arguments: --rooot=/tmp \(did you mean --root\? .*"),
+        (["--root", "/tmp", "--user", "a", "--workrs", "2"], r"unrecognized .* \(did you mean --workers\? .*"),
+        (["version"], r"unrecognized arguments: version \(did you mean --version\? .*"),
+        (["/tmp"], r"unrecognized arguments: /tmp \(did you mean --root /tmp\? .*"),
+        (["check", "--confg", "a"], r"one of the arguments --config --schema is required \(did you mean --config\? .*"),
+        (["check", "--config", "a", "--strikt"], r"unrecognized arguments: --strikt \(did you mean --strict\? .*"),
+        (["doctor", "--jsn"], r"unrecognized arguments: --jsn \(did you mean --json\? .*"),
+        (["doctor", "check"], r"unrecognized arguments: check \(ktlsd doctor --help shows the usage\)"),
+        (["compress", "--quite", "/tmp"], r"unrecognized arguments: --quite \(did you mean --quiet\? .*"),
+        # Nothing comes near, and the value of an option is no command.
+        (["bogus"], r"unrecognized arguments: bogus \(ktlsd --help shows the usage\)"),
+        (["--root", "check", "--bogus"], r"unrecognized arguments: --bogus \(ktlsd --help shows the usage\)"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], line: str) -> None:
@@ -278,6 +303,17 @@ def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert re.fullmatch(f"ktlsd: {line}\n", ended.stderr), ended.stderr
+
+
+def test_no_message_has_what_python_puts_around_it(root: Path, tmp_path: Path) -> None:
+    ended = run_to_end("--root", str(root), state=Path("/proc/nowhere"))
+    assert "/proc/nowhere" in ended.stderr
+    assert "[Errno" not in ended.stderr
+    assert cause(OSError(errno.EACCES, "Permission denied", "/a")) == "/a: Permission denied"
+    assert cause(OSError(errno.EACCES, "Permission denied", b"/a\xff")) == "/a\udcff: Permission denied"
+    assert cause(OSError(errno.EMFILE, "Too many open files")) == "Too many open files"
+    assert cause(OSError("no more")) == "no more"
+    assert cause(MemoryError()) == "Cannot allocate memory"
 
 
 def test_check_says_what_a_file_would_serve(root: Path, tmp_path: Path) -> None:
@@ -470,4 +506,9 @@ def test_version_does_not_load_the_kernels_module(tmp_path: Path) -> None:
 
 def test_help(tmp_path: Path) -> None:
     assert "--ktls" in run_to_end("--help", state=tmp_path).stdout
-    assert os.environ.get("COLUMNS") or "doctor" in run_to_end("--help", state=tmp_path).stdout
+    told = run_to_end("--help", state=tmp_path).stdout
+    commands = parsers().keys() - {""}
+    assert commands == COMMANDS.keys()
+    for name in commands:
+        assert re.search(rf"^  ktlsd {name} +{re.escape(COMMANDS[name])}$", told, re.MULTILINE)
+        assert run_to_end(name, "--help", state=tmp_path).stdout.startswith(f"usage: ktlsd {name} ")

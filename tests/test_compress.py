@@ -23,7 +23,8 @@ import pytest
 import zstandard
 
 from ktlsd import compress
-from ktlsd.compress import CompressError, Outcome
+from ktlsd.compress import Outcome
+from ktlsd.refusal import Refusal
 
 WORDS = ["".join(random.Random(n).choices("abcdefghijklmnop<>/=", k=2 + n % 7)) for n in range(2000)]
 NOBODY = 65534
@@ -440,7 +441,7 @@ def test_a_name_too_long_for_a_suffix_is_told(site: Path, capsys: pytest.Capture
 )
 def test_wrong_arguments_are_told_and_nothing_is_done(site: Path, arguments: list[str], complaint: str) -> None:
     before = names(site)
-    with pytest.raises(CompressError) as raised:
+    with pytest.raises(Refusal) as raised:
         compress.run([argument.format(site=site) for argument in arguments])
     assert complaint in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -112,6 +112,9 @@ def test_asked_fields_have_a_bound(count: int, allowed: bool) -> None:
     assert ("Access-Control-Allow-Headers" in dict(fields)) is allowed
 
 
+REFUSALS = r"^credentials are for named origins|^'.*' is no origin as browsers send it"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,10 +133,10 @@ def test_asked_fields_have_a_bound(count: int, allowed: bool) -> None:
     ],
 )
 def test_options_that_browsers_would_not_follow(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="cors: ") as refusal:
+    with pytest.raises(ValueError, match=REFUSALS) as refusal:
         check(CorsOptions(**options))
     assert str(refusal.value).isprintable()
-    with pytest.raises(ValueError, match="cors: "):
+    with pytest.raises(ValueError, match=REFUSALS):
         Cors(CorsOptions(**options))
 
 

@@ -346,7 +346,7 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
             logged.append(read_combined(line)["request"])
     assert sorted(logged) == sorted(f"GET {target} HTTP/1.1" for target in asked)
     said = "".join(file.read_text() for file in tmp_path.glob("error.log*")).splitlines()
-    dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info|warning|error) \S.*")
+    dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info|notice|warning|error) \S.*")
     assert all(dated.fullmatch(line) for line in said)
     assert 20 * sum(" ktls tx=" in line for line in said) == len(asked)
 
@@ -498,7 +498,58 @@ def test_nobody_waits_for_a_stderr_that_takes_nothing(root: Path, tmp_path: Path
     assert sum(lost) > 100
     # None of the others is a part of one.
     message = re.compile(
-        r"(127\.0\.0\.1:\d+ (TLSv1\.3 \S+ ktls tx=.*|404 GET /nothing/.*: no such file)|access log stderr: .*)\n"
+        r"(127\.0\.0\.1:\d+ (TLSv1\.3 \S+ ktls tx=.*|404 GET /nothing/.*: no such file)|access log stderr: .*"
+        r"|shutting down on SIGTERM: .*|shut down)\n"
     )
     others = [line for line in lines if not line.startswith("{") and "messages of this log" not in line]
     assert all(message.fullmatch(line) for line in others)
+
+
+# --- what an operator asks for ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_and_the_end_are_told_at_warning(root: Path, tmp_path: Path, workers: str) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\nlog_level = 'warning'\nerror_log = 'error.log'\ndrain_seconds = 9\n")
+    arguments = ("--config", str(config), "--workers", workers)
+    with serving(None, *arguments, state=tmp_path / "state") as server:
+        log = tmp_path / "error.log"
+        assert eventually(lambda: get(server.port, "/").status in (200, 403))
+        before = log.read_text()
+        server.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: "notice configuration reloaded\n" in log.read_text())
+        server.process.send_signal(signal.SIGUSR1)
+        assert eventually(lambda: f"notice log {log}: opened again\n" in log.read_text())
+        assert server.stop() == 0
+    told = [line.partition("Z ")[2] for line in log.read_text().removeprefix(before).splitlines()]
+    open_ones = "0 connections" if workers == "1" else "2 workers"
+    assert told[0] == "notice configuration reloaded"
+    # Each process opens the file again.
+    assert set(told[1:-2]) == {f"notice log {log}: opened again"}
+    assert told[-2:] == [f"notice shutting down on SIGTERM: {open_ones}, 9 s to finish", "notice shut down"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_signal_is_told_and_error_hides_both(root: Path, tmp_path: Path, workers: str) -> None:
+    for level, told in (("warning", True), ("error", False)):
+        arguments = ("--workers", workers, "--log-level", level)
+        with serving(root, *arguments, state=tmp_path / "state") as server, connect(server.port) as client:
+            # A request that has begun is waited for.
+            client.sendall(b"GET / HTTP/1.1\r\n")
+            time.sleep(0.3)
+            since = len(server.log)
+            server.process.send_signal(signal.SIGINT)
+            if told:
+                server.wait_for_line("^shutting down on SIGINT: ", since)
+            else:
+                time.sleep(0.5)
+            assert server.stop(signal.SIGTERM) == 0
+            log = server.log[since:]
+        first, second = ("1 connections", ": 1 connections cut off") if workers == "1" else ("2 workers", ".*cut off")
+        patterns = [f"shutting down on SIGINT: {first}, 240 s to finish", f"SIGTERM again{second}", "shut down"]
+        if told:
+            assert len(log) == len(patterns)
+            assert all(map(re.fullmatch, patterns, log)), log
+        else:
+            assert log == []
