@@ -13,6 +13,7 @@ from typing import Final
 from ktlsd.fields import Fields, add_vary
 from ktlsd.options import CorsOptions
 from ktlsd.path_glob import compile_glob
+from ktlsd.request_fields import members
 
 ALLOWED_METHODS: Final = "GET, HEAD"
 MOST_ASKED_FIELDS: Final = 64
@@ -90,7 +91,7 @@ class Cors:
 
 def _field_names(value: str) -> str:
     """A list of field names as it may be repeated; empty when it is none, or longer than scripts need."""
-    names = [name.strip(" \t") for name in value.split(",", MOST_ASKED_FIELDS)]
+    names = members(value)
     if len(names) > MOST_ASKED_FIELDS or not all(map(_FIELD_NAMES.fullmatch, names)):
         return ""
     return ", ".join(names)

@@ -8,7 +8,6 @@ pieces that are made while they are sent.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -19,10 +18,10 @@ from ktlsd.byte_range import ByteRange, Unsatisfiable, parse_range
 from ktlsd.fields import Fields
 from ktlsd.multipart import Multipart, multipart
 from ktlsd.options import Coding
+from ktlsd.request_fields import members
+from ktlsd.uri_host import host_of
 from ktlsd.validators import Verdict, last_modified, range_applies, verdict
 
-# uri-host [":" port] of RFC 9110 section 7.2, where the host may be empty (RFC 9112 section 3.2).
-_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 ALLOW: Final = ("Allow", "GET, HEAD, OPTIONS")
 _VARY: Final = (("Vary", "Accept-Encoding"),)
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
@@ -100,13 +99,14 @@ def refuse_head(version: bytes, request: Request) -> Response | None:
     # h11 asks for it in HTTP/1.1 alone, which later minor versions are too (RFC 9110 section 6.2).
     if version != b"1.0" and "host" not in fields:
         return short(HTTPStatus.BAD_REQUEST, "no Host", head=head, close=True)
-    if not _HOST.fullmatch(fields.get("host", "")):
+    # It may be empty (RFC 9112 section 3.2).
+    if host_of(fields.get("host", "")) is None:
         return short(HTTPStatus.BAD_REQUEST, "a Host that names no host", head=head, close=True)
     # Whoever sends such a body may want it to be read in two ways (RFC 9112 sections 6.1 and 11.2).
     if "transfer-encoding" in fields and ("content-length" in fields or version == b"1.0"):
         both = "Transfer-Encoding with Content-Length or in HTTP/1.0"
         return short(HTTPStatus.BAD_REQUEST, both, head=head, close=True)
-    if fields.get("expect", "100-continue").lower() != "100-continue":
+    if any(member.lower() != "100-continue" for member in members(fields.get("expect", ""))):
         return short(HTTPStatus.EXPECTATION_FAILED, f"the expectation {fields['expect']}", head=head, close=True)
     return None
 

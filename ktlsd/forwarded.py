@@ -25,6 +25,7 @@ FIELDS: Final = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-proto", 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.6.2
 _PAIR: Final = re.compile(rf'[ \t]*({_TOKEN})=({_TOKEN}|"(?:[^"\\]|\\.)*+")[ \t]*', re.DOTALL)
+_BLANKS: Final = re.compile(r"[ \t]*+(?=[;,]|\Z)")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 # nodename [":" node-port] of RFC 7239 section 6; X-Forwarded-For also has IPv6 addresses without brackets.
 _NODE: Final = re.compile(r"\[([^\]]*)\](?::[0-9A-Za-z._-]*)?|([^:]*)(?::[0-9A-Za-z._-]*)?")
@@ -82,33 +83,38 @@ def _from_x_forwarded(fields: Mapping[str, str]) -> list[Hop]:
 
 
 def _from_the_right(value: str) -> list[str]:
+    """The members of a list from its end on, without empty ones (RFC 9110 section 5.6.1.2)."""
     parts = value.rsplit(",", MOST_HOPS)[-MOST_HOPS:]
-    return [part.strip() for part in reversed(parts)] if value.strip() else []
+    return [stripped for part in reversed(parts) if (stripped := part.strip())]
 
 
 def _parse_forwarded(value: str) -> list[Hop]:
     """The elements of a Forwarded field (RFC 7239 section 4), the client's first; none of them when one is malformed.
 
-    A quote that a client opens and does not close would otherwise swallow what a proxy adds.
+    A quote that a client opens and does not close would otherwise swallow what a proxy adds. Empty elements and pairs
+    do not count (RFC 9110 section 5.6.1.2).
     """
     hops: list[Hop] = []
     pairs: dict[str, str] = {}
     position = 0
-    while position < len(value):
-        found = _PAIR.match(value, position)
-        if found is None or found[1].lower() in pairs:
+    while position <= len(value):
+        found = _PAIR.match(value, position) or _BLANKS.match(value, position)
+        if found is None:
             return []
-        text = found[2]
-        pairs[found[1].lower()] = _ESCAPED.sub(r"\1", text[1:-1]) if text.startswith('"') else text
+        if found.lastindex:
+            name, text = found[1].lower(), found[2]
+            if name in pairs:
+                return []
+            pairs[name] = _ESCAPED.sub(r"\1", text[1:-1]) if text.startswith('"') else text
         position = found.end()
         separator = value[position : position + 1]
         if separator not in (";", ",", ""):
             return []
         position += 1
-        if separator != ";":
+        if separator != ";" and pairs:
             hops.append(Hop(pairs.get("for", ""), pairs.get("proto", "").lower()))
             pairs = {}
-    return hops if not pairs else []
+    return hops
 
 
 def _read_node(node: str) -> tuple[str, Address | None] | None:

@@ -40,8 +40,8 @@ from ktlsd.request_fields import Consulted, joined
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
-from ktlsd.sites import host_of
 from ktlsd.ssl_ffi import ConnectionLost, Wait
+from ktlsd.uri_host import host_of
 from ktlsd.validators import http_date
 from ktlsd.watch import Turn
 
@@ -580,7 +580,7 @@ class Http1:
             parsed = parse_target(target)
         except BadTarget as error:
             return Answer(short(HTTPStatus.BAD_REQUEST, str(error), head=head))
-        host = parsed.host or host_of(request.fields.get("host", ""))
+        host = parsed.host or host_of(request.fields.get("host", "")) or None
         if client.redirected:
             return await service.https_redirect.answer(request, parsed, host)
         # HTTP/1.0 may leave the host out: then the handshake alone says which site.

@@ -12,8 +12,8 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from ktlsd import metrics_text, status_page
-from ktlsd.sites import host_of
 from ktlsd.status_page import View
+from ktlsd.uri_host import host_of
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _METHODS: Final = ("GET", "HEAD")
@@ -50,6 +50,8 @@ class Reply(NamedTuple):
 
 def answer(asked: Asked, view: View, own_name: str | None) -> Reply:
     """The reply to a request. `own_name` is the name that was listened on; None allows every name in Host."""
+    if host_of(asked.host) is None:
+        return short(HTTPStatus.BAD_REQUEST, "a Host that names no host")
     if own_name is not None and not is_own(asked.host, own_name):
         return short(HTTPStatus.MISDIRECTED_REQUEST, f"metrics are answered for {own_name} and addresses alone")
     route = _ROUTES.get(asked.target.partition("?")[0])
@@ -67,7 +69,10 @@ def short(status: HTTPStatus, text: str, *extra: tuple[str, str]) -> Reply:
 
 def is_own(host: str, own_name: str) -> bool:
     """Whether a Host field names this machine as nobody else's DNS can: an address, localhost, or `own_name`."""
-    name = (host_of(host) or "").lower().removesuffix(".")
+    valid = host_of(host)
+    if valid is None:
+        return False
+    name = valid.lower().removesuffix(".")
     if name in ("", "localhost", own_name.lower()) or name.endswith(".localhost"):
         return True
     try:

@@ -27,6 +27,11 @@ def _sorted(names: frozenset[str]) -> tuple[bytes, ...]:
     return tuple(sorted(name.encode("ascii") for name in names))
 
 
+def members(value: str) -> list[str]:
+    """The members of a comma-separated list without quoted strings, but for empty ones (RFC 9110 section 5.6.1.2)."""
+    return [member for text in value.split(",") if (member := text.strip(" \t"))]
+
+
 class Consulted(Mapping[str, str]):
     """Fields by lower-case name, read as Latin-1."""
 

@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from ktlsd.uri_host import host_of
+
 # A host is required, as a Host field would name it, and user information is an error (RFC 9110 sections 4.2.1, 4.2.4).
-_ABSOLUTE_FORM: Final = re.compile(
-    rb"https?://(\[[0-9a-fv:.]+\]|[a-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]*)?(?=[/?]|\Z)", re.IGNORECASE
-)
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 _SAFE: Final = "!$&'()*+,;=:@~"
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
@@ -72,6 +72,9 @@ def parse_target(target: bytes) -> Target:
     if b"#" in target:
         raise BadTarget("a fragment in the target")
     authority = None if target.startswith(b"/") else _ABSOLUTE_FORM.match(target)
+    host = host_of(authority[1].decode("latin-1")) if authority else None
+    if authority and not host:
+        raise BadTarget("an http URL that names no host")
     path, question_mark, query = target[authority.end() if authority else 0 :].partition(b"?")
     if authority and not path:
         path = b"/"
@@ -87,7 +90,6 @@ def parse_target(target: bytes) -> Target:
             names.pop()
         elif name not in (b"", b"."):
             names.append(name)
-    host = authority[1].decode("latin-1") if authority else None
     return Target(tuple(names), _decode(segments[-1]) in (b"", b".", b".."), question_mark + query, host)
 
 

@@ -43,9 +43,3 @@ class Sites(Generic[T]):
         if server_name is not None and self.of_name(server_name) is not site:
             return None
         return site
-
-
-def host_of(value: str) -> str | None:
-    """The host of a Host field or an authority, without its port; None when it is empty."""
-    host = value if value.endswith("]") else value.rpartition(":")[0] if ":" in value else value
-    return host or None

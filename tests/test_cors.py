@@ -84,6 +84,7 @@ VARY_ECHO_ALL = ("Vary", "Access-Control-Request-Headers")
         (cors(ORIGIN), asked(), (ALLOW, METHODS, MAX_AGE, VARY_ECHO)),
         (cors("*"), asked(), (ALLOW_ALL, METHODS, MAX_AGE, VARY_ECHO_ALL)),
         (cors("*"), asked(headers="x-a,x-b"), (ALLOW_ALL, METHODS, headers("x-a, x-b"), MAX_AGE, VARY_ECHO_ALL)),
+        (cors("*"), asked(headers=", x-a,,x-b,"), (ALLOW_ALL, METHODS, headers("x-a, x-b"), MAX_AGE, VARY_ECHO_ALL)),
         (cors("*"), asked(headers="x-a, x b"), (ALLOW_ALL, METHODS, MAX_AGE, VARY_ECHO_ALL)),
         (cors("*"), asked(headers=""), (ALLOW_ALL, METHODS, MAX_AGE, VARY_ECHO_ALL)),
         (

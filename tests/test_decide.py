@@ -411,6 +411,15 @@ def test_preconditions_do_not_matter_without_a_file(name: str, found: Moved | Mi
         (b"1.1", {"host": "a", "expect": "200-maybe"}, 417),
         (b"1.1", {"host": "a", "expect": "100-continue, 200-maybe"}, 417),
         (b"1.1", {"host": "a", "expect": "100-continue;q=1"}, 417),
+        # A list, whose empty members do not count (section 5.6.1.2).
+        *((b"1.1", {"host": "a", "expect": value}, None) for value in ("", ",", " , ,\t", "100-continue,")),
+        *((b"1.1", {"host": "a", "expect": value}, None) for value in (", 100-continue", "100-continue,,100-Continue")),
+        *(
+            (b"1.1", {"host": "a", "expect": value}, 417)
+            for value in (", x", "x,", "100-continue,,x", "100-continue 1")
+        ),
+        *((b"1.1", {"host": value}, 400) for value in ("[1]", "[:::]", "[1.2.3.4]", "[v]", "[.]", "a%", "a%zz", "a:b")),
+        *((b"1.1", {"host": value}, None) for value in ("", ":80", "[::1]:80", "[v1.a:b]", "a%20:")),
         # What could be smuggling comes before what is only unknown.
         (b"1.1", {"host": "a", "expect": "x", "transfer-encoding": "chunked", "content-length": "5"}, 400),
         (b"1.1", {"host": "a b", "expect": "x"}, 400),

@@ -150,6 +150,16 @@ def test_http_1_0_expects_nothing(server: Running) -> None:
     assert bodies(exchange(server.port, request)) == [FIRST]
 
 
+@pytest.mark.parametrize("expectation", ["", ",", "100-continue,", ", 100-continue", "100-continue, 100-continue"])
+def test_empty_and_repeated_expectations_are_understood(server: Running, expectation: str) -> None:
+    request = GET_FIRST + f"Expect: {expectation}\r\n\r\n".encode()
+    assert bodies(exchange(server.port, request + GET_LAST)) == [FIRST, LAST]
+    # Twice: what is remembered of one must not answer the other.
+    plain = GET_FIRST + b"\r\n"
+    other = GET_FIRST + b"Expect: other\r\n\r\n"
+    assert bodies(exchange(server.port, plain + request + plain + other + GET_SMUGGLED)) == [FIRST] * 3 + [b"417"]
+
+
 @pytest.mark.parametrize("expectation", ["200-ok", "100-continue, other", "101-continue"])
 def test_another_expectation_gets_417(server: Running, expectation: str) -> None:
     head = f"GET /first.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: {expectation}\r\n\r\n"
@@ -177,7 +187,19 @@ def test_http_1_1_is_kept_unless_it_says_close(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["a", "A.EXAMPLE:443", "[::1]", "[2001:db8::1]:8443", "127.0.0.1:1", "xn--bcher-kva.example", "a_b", "a.", ""],
+    [
+        "a",
+        "A.EXAMPLE:443",
+        "[::1]",
+        "[v1.a:b]:8443",
+        "caf%C3%A9",
+        "[2001:db8::1]:8443",
+        "127.0.0.1:1",
+        "xn--bcher-kva.example",
+        "a_b",
+        "a.",
+        "",
+    ],
 )
 def test_hosts_that_are_hosts_are_served(server: Running, host: str) -> None:
     assert get(server.port, "/first.txt", host=host).status == 200
@@ -200,6 +222,11 @@ def test_hosts_that_are_hosts_are_served(server: Running, host: str) -> None:
         b"GET /first.txt HTTP/1.1\r\nHost: ::1\r\n",
         b"GET /first.txt HTTP/1.1\r\nHost: [::1\r\n",
         b"GET /first.txt HTTP/1.1\r\nHost: \xfc\r\n",
+        *(
+            b"GET /first.txt HTTP/1.1\r\nHost: %b\r\n" % host
+            for host in (b"[1]", b"[:::]", b"[1::2::3]", b"[1:2:3:4:5:6:7:8:9]", b"[12345::]", b"[1.2.3.4]", b"[v]")
+        ),
+        *(b"GET /first.txt HTTP/1.1\r\nHost: %b:80\r\n" % host for host in (b"[.]", b"a%", b"a%zz", b"[::1]a")),
         b"GET https://a/first.txt HTTP/1.1\r\n",
         b"GET https://a/first.txt HTTP/1.1\r\nHost: a b\r\n",
     ],
@@ -224,6 +251,8 @@ def test_absolute_form_is_understood(server: Running, target: str) -> None:
         ("https://user@a/first.txt", 400),
         ("https://a:x/first.txt", 400),
         ("https:/first.txt", 400),
+        *((f"https://{host}/first.txt", 400) for host in ("[1]", "[:::]", "[1.2.3.4]", "[v]", "[.]", "a%", "a%zz")),
+        ("https://[v1.a]/first.txt", 200),
         ("https://a", 403),
     ],
 )

@@ -317,12 +317,21 @@ def test_readiness_ends_with_draining_but_life_does_not() -> None:
         ("127.0.0.1.evil.example", False),
         ("xlocalhost", False),
         ("metrics.example.evil", False),
-        ("[::1].evil", False),
     ],
 )
 def test_names_of_others_are_refused(host: str, own: bool) -> None:
     assert is_own(host, "metrics.example") is own
     assert ask("/metrics", host=host)[0] == (200 if own else 421)
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1].evil", "[1]", "[1.2.3.4]", "127.0.0.1]", "[127.0.0.1", "a%", "localhost:x", "a b", "::1"]
+)
+@pytest.mark.parametrize("own_name", ["metrics.example", None])
+def test_what_is_no_host_is_refused(host: str, own_name: str | None) -> None:
+    reply = answer(Asked("GET", "/metrics", host, ""), View(Board(1), (), ready=True), own_name)
+    assert reply.status == 400
+    assert not is_own(host, "metrics.example")
 
 
 def test_every_name_will_do_where_none_is_its_own() -> None:

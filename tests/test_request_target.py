@@ -318,6 +318,7 @@ def test_a_location_stays_on_this_host(target: bytes, location: str) -> None:
         (b"https://under_score.example/", "under_score.example"),
         (b"https://caf%C3%A9.example/", "caf%C3%A9.example"),
         (b"https://a!$&'()*+,;=~-/", "a!$&'()*+,;=~-"),
+        (b"https://[v1.a:b]:8443?q", "[v1.a:b]"),
         # Only of an absolute form.
         (b"/a", None),
         (b"//example.com/a", None),
@@ -328,6 +329,16 @@ def test_a_location_stays_on_this_host(target: bytes, location: str) -> None:
 def test_the_host_of_an_absolute_form(target: bytes, host: str | None) -> None:
     """Which stands before the Host field (RFC 9112 section 3.2.2)."""
     assert parse_target(target).host == host
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [b"", b":80", b"[1]", b"[:::]", b"[1::2::3]", b"[1.2.3.4]", b"[v]", b"[.]", b"[]", b"a%", b"a%zz", b"u@a", b"\xfc"],
+)
+@pytest.mark.parametrize("path", [b"", b"/", b"/a", b"?q"])
+def test_an_absolute_form_without_a_valid_host_is_refused(authority: bytes, path: bytes) -> None:
+    with pytest.raises(BadTarget, match="names no host"):
+        parse_target(b"https://" + authority + path)
 
 
 # --- as rules see it

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.sites import Sites, host_of
+from ktlsd.sites import Sites
 
 NAMED = [
     (("example.org", "www.example.org"), "exact"),
@@ -133,22 +133,3 @@ def test_sites_are_told_apart_by_identity() -> None:
     sites = Sites([0], [(("a",), [1]), (("b",), [1])])
     assert sites.of_request("a", "a") == [1]
     assert sites.of_request("a", "b") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "host"),
-    [
-        ("example.org", "example.org"),
-        ("example.org:8443", "example.org"),
-        ("example.org:", "example.org"),
-        ("127.0.0.1:8443", "127.0.0.1"),
-        ("[::1]", "[::1]"),
-        ("[::1]:8443", "[::1]"),
-        ("[::1]:", "[::1]"),
-        ("", None),
-        (":8443", None),
-        (":", None),
-    ],
-)
-def test_the_host_of_a_host_field(value: str, host: str | None) -> None:
-    assert host_of(value) == host

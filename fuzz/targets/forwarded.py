@@ -79,11 +79,11 @@ def _expected(fields: Mapping[str, str], written: ForwardedFields) -> Origin:
 def _of_x_forwarded(fields: Mapping[str, str]) -> list[tuple[str, str]]:
     """Nodes and schemes, the nearest first."""
     nodes, schemes = (
-        [part.strip() for part in fields.get(name, "").split(",")][::-1] if fields.get(name, "").strip() else []
+        [part.strip() for part in fields.get(name, "").split(",")][::-1]
         for name in ("x-forwarded-for", "x-forwarded-proto")
     )
     # What is beyond the last hop that is looked at may be left uncounted.
-    nodes, schemes = nodes[:MOST_HOPS], [scheme.lower() for scheme in schemes[:MOST_HOPS]]
+    nodes, schemes = ([part.lower() for part in parts[:MOST_HOPS] if part] for parts in (nodes, schemes))
     if len(nodes) == len(schemes):
         return list(zip(nodes, schemes, strict=True))
     first = schemes[0] if schemes else ""
@@ -101,6 +101,15 @@ def _of_forwarded(fields: Mapping[str, str]) -> list[tuple[str, str]]:
     while True:
         while text[position : position + 1] in ("\t", " "):
             position += 1
+        if text[position : position + 1] in ("", ",", ";"):
+            # Nothing between two separators counts for nothing.
+            if pairs and text[position : position + 1] != ";":
+                hops.append((pairs.get("for", ""), pairs.get("proto", "").lower()))
+                pairs = {}
+            position += 1
+            if position >= len(text):
+                return hops[::-1]
+            continue
         name, position = _token(text, position)
         if not name or text[position : position + 1] != "=" or name.lower() in pairs:
             return []
@@ -126,12 +135,11 @@ def _of_forwarded(fields: Mapping[str, str]) -> list[tuple[str, str]]:
         position += 1
         if separator not in ("", ",", ";"):
             return []
-        if separator != ";":
+        if separator != ";" or position >= len(text):
             hops.append((pairs.get("for", ""), pairs.get("proto", "").lower()))
             pairs = {}
         if position >= len(text):
-            # A semicolon at the end leaves a pair open; a comma there is forgiven.
-            return [] if pairs else hops[::-1]
+            return hops[::-1]
 
 
 def _token(text: str, position: int) -> tuple[str, int]:

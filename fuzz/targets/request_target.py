@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -25,6 +26,8 @@ TOKENS: Final = (
     b"http://",
     b"https://",
     b"[::1]",
+    b"[v1.a]",
+    b"1:2:3",
     b":80",
 )
 
@@ -90,16 +93,34 @@ def _expected(data: bytes) -> tuple[tuple[bytes, ...], bool] | None:
 
 
 def _is_authority(text: bytes) -> bool:
+    named = b"0123456789abcdefghijklmnopqrstuvwxyz._~!$&'()*+,;=-"
     if text.startswith(b"["):
         host, bracket, port = text[1:].partition(b"]")
-        allowed = b"0123456789abcdefv:."
         if not bracket or port[:1] not in (b"", b":"):
             return False
         port = port[1:]
+        if host.startswith(b"v"):
+            version, _, rest = host[1:].partition(b".")
+            valid = (
+                bool(version) and _HEX.issuperset(version) and bool(rest) and all(byte in named + b":" for byte in rest)
+            )
+        else:
+            valid = _is_ipv6(host)
     else:
         host, _, port = text.partition(b":")
-        allowed = b"0123456789abcdefghijklmnopqrstuvwxyz._~!$&'()*+,;=%-"
-    return bool(host) and all(byte in allowed for byte in host) and (not port or all(48 <= byte <= 57 for byte in port))
+        first, *escaped = host.split(b"%")
+        escapes = all(len(part) >= 2 and _HEX.issuperset(part[:2]) for part in escaped)
+        valid = bool(host) and escapes and all(byte in named for byte in first + b"".join(escaped))
+    return valid and all(48 <= byte <= 57 for byte in port)
+
+
+def _is_ipv6(text: bytes) -> bool:
+    """By inet_pton(3)."""
+    try:
+        socket.inet_pton(socket.AF_INET6, text.decode("ascii"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _decoded(raw: bytes) -> bytes | None:
