@@ -27,6 +27,7 @@ from msgspec.structs import replace
 from ktlsd import forwarded, light
 from ktlsd.byte_range import ByteRange
 from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
+from ktlsd.empty_lines import HALF, from_request_line
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Grounds, Key, Remembered
 from ktlsd.idle import Idle, Left
@@ -36,6 +37,7 @@ from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row, cou
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
 from ktlsd.pacing import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.request_body import RequestBody, TooLarge
 from ktlsd.request_fields import Consulted, joined
 from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
@@ -51,9 +53,6 @@ if TYPE_CHECKING:
     from ktlsd.request_log import AccessLog, Noted
 
 log = logging.getLogger("ktlsd")
-
-LARGEST_SKIPPED_BODY: Final = 65536
-"""Bytes of a request body that are read and thrown away so that the connection can be kept."""
 
 # What h11 takes for the end of a head, and what it forgives in one; both are refused here, since a proxy in front may
 # see other lines in them (RFC 9112 sections 2.2, 5.2 and 11.2).
@@ -153,6 +152,12 @@ class Http1:
         self._requests_left = limits.requests_per_connection or sys.maxsize
         self._head = b""
         """The bytes of the request that h11 gave last."""
+        self._half = False
+        """Whether the first half of an empty line has come, and nothing else of the next request."""
+        self._empty_lines = (-1, 0.0)
+        """Bytes sent before an empty line that came with no request; and when it came, by the monotonic clock."""
+        self._body: RequestBody | None = None
+        """Of the request that is being answered, once its head is read."""
         self._looked_at = 0
         """How many bytes of the head that is being read were looked at: one that comes byte by byte is read once."""
         self._heads = shared.service.heads
@@ -177,7 +182,6 @@ class Http1:
 
         Raises TLSError, FileShrank, OSError.
         """
-        row = self._shared.row
         while True:
             left = await self._shared.idle.wait(self)
             if left.unsent is not None:
@@ -187,7 +191,7 @@ class Http1:
                 return
             if left.unsent is not None and left.received == b"":
                 continue
-            received = await self._read_idle() if left.received is None else left.received
+            received = self._joined(await self._read_idle()) if left.received is None else left.received
             if not received:
                 await self.transport.finish()
                 return
@@ -199,13 +203,27 @@ class Http1:
                     await self.transport.finish(unread=True)
                     return
                 received = rest
+            received = self._from_request_line(received)
             if received:
                 self._http.receive_data(received)
-                while self._http.trailing_data[0]:
-                    with counted(row, IN_FLIGHT), self._log.exchange() if self._log is not None else _UNLOGGED:
-                        reusable = await self._cycle()
-                    if not reusable:
-                        return
+                if not await self._answer_received():
+                    return
+            elif self._waits_too_long():
+                self._shared.row[LIMITED[Limit.IDLE]] += 1
+                await self.transport.finish()
+                return
+
+    async def _answer_received(self) -> bool:
+        """Answer the requests that h11 has the beginning of; whether the connection can be used again."""
+        while self._request_begins():
+            with counted(self._shared.row, IN_FLIGHT), self._log.exchange() if self._log is not None else _UNLOGGED:
+                reusable = await self._cycle()
+            if not reusable or not await self._throw_body_away():
+                return False
+            self._http.start_next_cycle()
+            if self._http.trailing_data[0]:
+                await trio.lowlevel.checkpoint()
+        return True
 
     async def _read_idle(self) -> bytes:
         """What the client sent, where that is known to have come; b"" also when the wait for it was ended."""
@@ -217,6 +235,42 @@ class Http1:
                 if not self.transport.stopped:
                     raise
         return b""
+
+    # --- empty lines before a request ---------------------------------------------------------------------------------
+
+    def _joined(self, received: bytes) -> bytes:
+        """Received bytes with those that were kept back before them."""
+        if self._half and received:
+            self._half = False
+            return HALF + received
+        return received
+
+    def _from_request_line(self, received: bytes) -> bytes:
+        """Received bytes without empty lines before a request line; half an empty line is kept back (_joined)."""
+        rest = from_request_line(received)
+        if rest == HALF:
+            self._half = True
+            return b""
+        return rest
+
+    def _request_begins(self) -> bool:
+        """Whether h11 has bytes of a request; empty lines before it are taken away, which h11 would refuse."""
+        received = self._http.trailing_data[0]
+        rest = self._from_request_line(received)
+        if len(rest) != len(received):
+            # Between two requests another one of h11's connections is as good.
+            del self._http
+            if rest:
+                self._http.receive_data(rest)
+        return bool(rest)
+
+    def _waits_too_long(self) -> bool:
+        """Whether nothing but empty lines has come for as long as an idle connection is kept. Call it where that is all
+        that came, or requests that were answered."""
+        now, sent = time.monotonic(), self.transport.sent
+        if self._empty_lines[0] != sent:
+            self._empty_lines = sent, now
+        return now - self._empty_lines[1] > self._shared.idle.seconds
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
@@ -231,13 +285,21 @@ class Http1:
         received = transport.receive()
         if not isinstance(received, bytes):
             return None if received is Wait.READABLE else Left(None)
-        if not received or self._client.redirected:
+        if self._half:
+            received = self._joined(received)
+        if not received:
             return Left(received)
+        if self._client.redirected:
+            return self._left_of(received)
         yield
         for _ in range(_KNOWN_AT_ONCE):
             found = self._find(received)
             if found is None:
-                return Left(received)
+                rest = self._from_request_line(received)
+                if not rest or len(rest) == len(received):
+                    return self._left_of(rest)
+                received = rest
+                continue
             remembered = found.remembered
             part = remembered.part
             if part is not None and part.count > SMALL:
@@ -268,6 +330,13 @@ class Http1:
             if left is not None or not received:
                 return left
         return Left(received)
+
+    def _left_of(self, received: bytes) -> Left | None:
+        """What is left to do about received bytes, before an answer; None where that is to wait for more."""
+        # Empty lines alone are no request: the time that the connection has been idle goes on.
+        if rest := self._from_request_line(received):
+            return Left(rest)
+        return Left(None) if self.transport.holds() else None
 
     def _begin_large(self, found: _Found, part: ByteRange, received: bytes) -> Left | None:
         """Answer the head at the beginning of `received`, as far as possible without waiting; None once nothing is left
@@ -335,7 +404,7 @@ class Http1:
     async def _repeat(self, received: bytes) -> bytes | None:
         """Answer the heads at the beginning of `received` that are remembered; what follows them, or None when the last
         of them ends the connection."""
-        while received and (found := self._find(received)) is not None:
+        while (received := self._from_request_line(received)) and (found := self._find(received)) is not None:
             remembered = found.remembered
             descriptor = self._shared.service.heads.open(remembered)
             if descriptor is None:
@@ -448,9 +517,10 @@ class Http1:
     # --- through h11 --------------------------------------------------------------------------------------------------
 
     async def _cycle(self) -> bool:
-        """Answer one request; whether the connection can be used again."""
+        """Answer one request; whether the connection can be used again, once its body is read."""
         http, transport = self._http, self.transport
         event = request = opened = None
+        self._body = None
         self.origin = self._client.origin
         self._requests_left -= 1
         try:
@@ -460,7 +530,10 @@ class Http1:
                 return False
             if self._log is not None:
                 self._log.asked(event)
-            body_skipped = await self._skip_body(event)
+            # A client may wait for the answer before it sends the body, and what came with the head may be malformed.
+            self._body = body = RequestBody(http, event)
+            if not body.unwanted:
+                body.look()
             self._asked_ns = time.time_ns()
             request = _request(event)
             response, opened, _, self._rules, self._any_query = await self._answer(event, request)
@@ -473,7 +546,7 @@ class Http1:
             if not self._requests_left:
                 self._shared.row[LIMITED[Limit.REQUESTS]] += 1
                 log.debug("%s: request %d is the last", self._client.address, self._limits.requests_per_connection)
-            if self._shared.idle.draining or not self._requests_left or not body_skipped or transport.key_update_owed():
+            if self._shared.idle.draining or not self._requests_left or body.unwanted or transport.key_update_owed():
                 response = replace(response, close=True)
         self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         if event is None and response.status in _LIMIT_OF:
@@ -485,12 +558,9 @@ class Http1:
         finally:
             if opened is not None:
                 opened.close()
-        if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+        if http.our_state is not h11.DONE:
             await transport.finish(unread=http.their_state is not h11.DONE)
             return False
-        http.start_next_cycle()
-        if http.trailing_data[0]:
-            await trio.lowlevel.checkpoint()
         return True
 
     async def _read_head(self) -> h11.Request | None:
@@ -524,30 +594,33 @@ class Http1:
             raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
         return self._http.next_event()
 
-    async def _skip_body(self, request: h11.Request) -> bool:
-        """Read a request's body and throw it away; False when it is too large or too slow to keep the connection.
+    async def _throw_body_away(self) -> bool:
+        """Read what is left of the body of a request that is answered; whether its end was found.
 
-        Raises h11.RemoteProtocolError, TLSError.
+        Where it was not, the connection is finished: what follows could be taken for a request. Raises TLSError.
         """
-        http = self._http
-        if http.they_are_waiting_for_100_continue:
-            return False
-        body = bytearray(http.trailing_data[0])
-        # What counts is what was received, not what it carried: chunks can be nearly all framing.
-        most = len(body) + LARGEST_SKIPPED_BODY
-        with trio.move_on_after(self._limits.head_seconds):
-            while len(body) <= most:
-                event = http.next_event()
-                if event is h11.NEED_DATA:
+        body, idle = cast(RequestBody, self._body), self._shared.idle
+        if body.whole:
+            return True
+        problem = ""
+        try:
+            with idle.body_wait(self._limits.head_seconds) as waiting:
+                while not body.whole:
                     data = await self.transport.read()
-                    body += data
-                    http.receive_data(data)
-                elif not isinstance(event, h11.Data):
-                    del body[len(body) - len(http.trailing_data[0]) :]
-                    whole = isinstance(event, h11.EndOfMessage)
-                    if whole and _is_chunked(request) and _is_ambiguous(body):
-                        raise h11.RemoteProtocolError("a bare line end around a chunk", error_status_hint=400)
-                    return whole
+                    if not data:
+                        break
+                    body.receive(data)
+        except (h11.RemoteProtocolError, TooLarge) as error:
+            problem = str(error)
+        else:
+            if body.whole:
+                return True
+            if waiting.cancelled_caught and not idle.draining:
+                self._shared.row[LIMITED[Limit.HEAD]] += 1
+                problem = f"not all there within {self._limits.head_seconds:g} s"
+        if problem:
+            _log_closed(self._who(), body.request, problem)
+        await self.transport.finish(unread=True)
         return False
 
     async def _answer(self, event: h11.Request, request: Request) -> Answer:
@@ -666,26 +739,6 @@ def _framed(http: h11.Connection, data: bytes) -> bytes:
     return http.send(h11.Data(data=data)) or b"" if data else b""
 
 
-def _is_chunked(request: h11.Request) -> bool:
-    # h11 accepts no other coding.
-    return any(name == b"transfer-encoding" for name, _ in request.headers)
-
-
-def _is_ambiguous(chunked: bytes | bytearray) -> bool:
-    """Whether a whole chunked body, as h11 takes it, has lines that another reader may see otherwise: h11 forgives bare
-    carriage returns in chunk extensions and trailers, and bare line feeds in the trailer section."""
-    position, size = 0, 1
-    while size:
-        end = chunked.index(b"\r\n", position)
-        line = chunked[position:end]
-        if b"\r" in line:
-            return True
-        size = int(line.partition(b";")[0], base=16)
-        position = end + size + 4
-    trailers = chunked[end:]
-    return not trailers.endswith(_BLANK_LINE) or b"\r" in trailers.replace(b"\r\n", b"")
-
-
 def _request(event: h11.Request) -> Request:
     return Request(event.method.decode("ascii"), Consulted(joined(event.headers)))
 
@@ -699,7 +752,18 @@ def _refuse_malformed(error: h11.RemoteProtocolError, http: h11.Connection, even
 
 
 def _log_refusal(peer: str, event: h11.Request | None, response: Response) -> None:
-    what = f"{event.method.decode()} {event.target.decode('ascii', 'replace')}" if event else "a request"
+    what = _line_of(event) if event else "a request"
+    _log_escaped(f"{peer} {response.status.value} {what[:1024]}: {response.reason[:1024]}")
+
+
+def _log_closed(peer: str, event: h11.Request, problem: str) -> None:
+    _log_escaped(f"{peer} closed after the answer to {_line_of(event)[:1024]}: its body: {problem[:1024]}")
+
+
+def _line_of(event: h11.Request) -> str:
+    return f"{event.method.decode()} {event.target.decode('ascii', 'replace')}"
+
+
+def _log_escaped(text: str) -> None:
     # Whatever a client sent could reach the log here: nothing that ends a line or moves a terminal gets through.
-    text = f"{peer} {response.status.value} {what[:1024]}: {response.reason[:1024]}"
     log.info("%s", _escaped(text)[0].decode("ascii"))

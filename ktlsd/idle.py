@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from operator import itemgetter
@@ -106,6 +106,7 @@ class Idle:
         self.sockets = Watch()
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
         self._silent: dict[_Silent, None] = {}
+        self._body_waits: dict[trio.CancelScope, None] = {}
         self.draining = False
         """Whether every request is the last on its connection."""
         self._drains = trio.Event()
@@ -135,6 +136,18 @@ class Idle:
             self._waiting.pop(number, None)
         return left
 
+    @contextlib.contextmanager
+    def body_wait(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """A task waits for the rest of a request that is answered: for so long, and not while the server drains."""
+        with trio.move_on_after(seconds) as scope, of_this_loop().busy(-1):
+            self._body_waits[scope] = None
+            if self.draining:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                del self._body_waits[scope]
+
     def silent(self, sock: socket.socket) -> AbstractContextManager[None]:
         """A connection waits for the first byte of its client, for as long as this lasts."""
         return _Silent(self._silent, sock)
@@ -143,6 +156,8 @@ class Idle:
         """End all waits but for a first request, and let none but such begin."""
         self.draining = True
         self._drains.set()
+        for scope in self._body_waits:
+            scope.cancel()
         now = time.monotonic()
         for waiting in self._waiting.values():
             if waiting.connection.transport.sent:

@@ -18,6 +18,7 @@ from typing import Final
 import h11
 import trio
 
+from ktlsd.empty_lines import HALF, from_request_line
 from ktlsd.metrics import Board
 from ktlsd.metrics_page import Asked, Reply, answer, short
 from ktlsd.options import Listen
@@ -86,6 +87,13 @@ class MetricsListener:
     async def _exchange(self, stream: trio.SocketStream, own_name: str | None, view: Callable[[], View]) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         method = "GET"
+        received = b""
+        while received in (b"", HALF):
+            some = await stream.receive_some(_READ_SIZE)
+            if not some:
+                return
+            received = from_request_line(received + some)
+        http.receive_data(received)
         try:
             while (event := http.next_event()) is h11.NEED_DATA:
                 http.receive_data(await stream.receive_some(_READ_SIZE))

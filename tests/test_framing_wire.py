@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.serving import Running, connect, exchange, get, parse, parse_all, serving
+from tests.serving import Running, connect, exchange, get, parse, parse_all, read_to_end, serving
 
 FIRST, SMUGGLED, LAST = b"first\n", b"smuggled\n", b"last\n"
 ALLOW = "GET, HEAD, OPTIONS"
@@ -133,8 +134,12 @@ def test_a_body_is_skipped_to_its_end_and_no_further(
 def test_a_body_beyond_the_bound_ends_the_connection(server: Running, fields: bytes, body: bytes) -> None:
     data = exchange(server.port, b"POST /first.txt HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n" + body + GET_SMUGGLED)
     answer, rest = parse(data)
-    assert answer.status in (405, 431)
-    assert (answer.fields["connection"], rest) == ("close", b"")
+    assert rest == b""
+    if fields == CHUNKED:
+        # The answer may come before the body does, and nothing in the head says how long that is.
+        assert answer.status in (405, 431)
+    else:
+        assert (answer.status, answer.fields["connection"]) == (405, "close")
 
 
 @pytest.mark.parametrize("body", [b"", b"abcde"])
@@ -407,11 +412,46 @@ def test_request_lines_and_heads_that_are_none_are_refused(server: Running, requ
     assert (answer.status, answer.fields["connection"], rest) == (400, "close", b"")
 
 
-@pytest.mark.parametrize("lines", [1, 2])
-def test_empty_lines_before_a_request_never_change_what_is_answered(server: Running, lines: int) -> None:
-    data = exchange(server.port, GET_FIRST + b"\r\n" + b"\r\n" * lines + GET_LAST)
-    # RFC 9112 section 2.2: at least one may be ignored; to refuse them is no danger.
-    assert bodies(data) in ([FIRST, LAST], [FIRST, b"400"])
+@pytest.mark.parametrize("lines", [1, 2, 20_000])
+@pytest.mark.parametrize(
+    "first",
+    [
+        GET_FIRST + b"\r\n",
+        GET_FIRST + b"Content-Length: 5\r\n\r\nabcde",
+        GET_FIRST + CHUNKED + b"\r\n5\r\nabcde\r\n0\r\n\r\n",
+        GET_FIRST + b"Expect: 100-continue\r\n\r\n",
+    ],
+    ids=["no body", "length", "chunks", "Expect"],
+)
+def test_empty_lines_before_a_request_never_change_what_is_answered(server: Running, first: bytes, lines: int) -> None:
+    """RFC 9112 section 2.2; from memory, too."""
+    empty = b"\r\n" * lines
+    assert bodies(exchange(server.port, empty + first + empty + first + empty + GET_LAST)) == [FIRST, FIRST, LAST]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [b"\n", b"\r", b"\r\r\n", b"\n\r\n", b"\r\n\n", b"\r\n\r", b" \r\n", b"\r\n ", b"\t\r\n", b"\0\r\n", b"\x0b"],
+)
+def test_other_lines_between_requests_are_refused(server: Running, between: bytes) -> None:
+    known = GET_FIRST + b"\r\n"
+    for first in (b"", known, known + known, GET_FIRST + b"Content-Length: 1\r\n\r\nx"):
+        *answers, refusal = parse_all(exchange(server.port, first + between + GET_SMUGGLED))
+        assert [answer.body for answer in answers] == [FIRST] * first.count(b"GET")
+        assert (refusal.status, refusal.fields["connection"]) == (400, "close")
+
+
+def test_an_empty_line_in_two_parts_is_one(server: Running) -> None:
+    with connect(server.port) as connection:
+        for part in (b"\r", b"\n", b"\r\n\r", b"\n" + GET_FIRST + b"\r\n", b"\r", b"\n\r", b"\n" + GET_LAST):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert bodies(read_to_end(connection)) == [FIRST, LAST]
+    with connect(server.port) as connection:
+        connection.sendall(b"\r\n\r")
+        time.sleep(0.05)
+        connection.sendall(GET_LAST)
+        assert bodies(read_to_end(connection)) == [b"400"]
 
 
 @pytest.mark.parametrize(
@@ -434,7 +474,9 @@ def test_what_the_client_cuts_off_is_not_answered_as_if_it_were_whole(server: Ru
                 data += chunk
         except (ssl.SSLError, ConnectionResetError):
             pass
-    assert re.match(rb"(HTTP/1\.1 400 |\Z)", data)
+    # A request whose head is whole may have had its answer before the rest of its body was missed.
+    answered = rb"405 " if request_bytes.startswith(b"POST") else rb"400 "
+    assert re.match(rb"(HTTP/1\.1 (400 |%b)|\Z)" % answered, data)
     assert data.count(b"HTTP/1.1") <= 1
 
 

@@ -290,6 +290,17 @@ def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
     assert len(server.heads) == heads
 
 
+@pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin"])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n" * 3])
+def test_empty_lines_before_a_head_do_not_hide_that_it_is_known(server: InProcess, name: str, empty: bytes) -> None:
+    head = get(name, host=f"h{next(NUMBERS)}")
+    known = answers_to(server.port, [head])
+    before, heads = server.heads.uses, len(server.heads)
+    assert answers_to(server.port, [empty + head, empty + head + empty, head]) == known * 3
+    assert server.heads.uses == before + 3
+    assert len(server.heads) == heads
+
+
 @pytest.mark.parametrize(
     ("said", "other"),
     [
@@ -309,6 +320,7 @@ def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
         ((), ("Content-Length: 0",)),
         ((), ("Transfer-Encoding: chunked\r\n\r\n0",)),
         ((), ("Expect: 100-continue",)),
+        ((), ("Content-Length: 1", "Expect: 100-continue")),
         ((), ("Expect: nothing",)),
         ((), (" folded",)),
         ((), ("X: a\nY: b",)),
@@ -325,7 +337,7 @@ def test_whatever_has_a_say_makes_another_request(
         answers_to(server.port, [get("/a.txt", *said, f"Cookie: {number}", host=host)])
     before = server.heads.uses
     fresh = answers_to(server.fresh.port, [known, asked])
-    unlike = other[0].startswith(("Content-Length", "Connection: Upg", "Transfer", "X: x"))
+    unlike = other[0].startswith(("Content-Length: 0", "Connection: Upg", "Transfer", "Expect: 1", "X: x"))
     assert (fresh[0] != fresh[1]) is not unlike
     assert answers_to(server.port, [known, asked]) == fresh
     assert server.heads.uses == before + 1

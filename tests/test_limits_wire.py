@@ -159,6 +159,49 @@ def test_idle_connections_end_in_order(folder: Path, fresh: bool) -> None:
         assert alive(server)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_empty_lines_are_no_request(folder: Path, half: bool) -> None:
+    """They do not keep a connection, get no 408, and do not count (RFC 9112 section 2.2)."""
+    limits = ("idle_seconds = 2", "head_seconds = 0.5", "requests_per_connection = 2")
+    with limited(folder, *limits, http=True) as server, contextlib.ExitStack() as stack:
+        connections: list[socket.socket] = [
+            stack.enter_context(connect(server.port)),
+            stack.enter_context(connect(server.port)),
+        ]
+        connections += [stack.enter_context(connect_plain(server.http_ports[0]))]
+        connections[1].sendall(b"\r\n" + SMALL + b"\r\n")
+        assert parse(connections[1].recv(65536))[0].body == b"small"
+        began, ended = time.monotonic(), 0
+        while ended < len(connections) and time.monotonic() - began < WAIT_SECONDS:
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"\r" if half else b"\r\n")
+            time.sleep(0.05)
+            if half:
+                for connection in connections:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(b"\n")
+            ready, _, _ = select.select(connections, [], [], 0)
+            ended = len(ready)
+        assert time.monotonic() - began > 1
+        for connection in connections:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = connection.recv(1)
+            assert data == b""
+        assert eventually(lambda: reached(server) == {"idle_seconds": 3})
+
+
+def test_a_body_that_does_not_come_ends_the_connection_after_the_answer(folder: Path) -> None:
+    with limited(folder, "head_seconds = 1") as server, connect(server.port) as slow:
+        slow.sendall(b"POST /small.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+        answer, rest = parse(read_to_end(slow))
+        assert (answer.status, answer.fields.get("connection"), rest) == (405, None, b"")
+        server.wait_for_line("closed after the answer to POST /small.txt: its body: not all there within 1 s")
+        assert reached(server) == {"head_seconds": 1}
+        assert alive(server)
+
+
 def begin_download(port: int, *, buffer: int = 4096) -> ssl.SSLSocket:
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
