@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving import Running, connect, exchange, get, parse, parse_all, read_to_end, serving
+from tests.serving import Running, connect, exchange, exchange_plain, get, parse, parse_all, read_to_end, serving
 
 FIRST, SMUGGLED, LAST = b"first\n", b"smuggled\n", b"last\n"
 ALLOW = "GET, HEAD, OPTIONS"
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("root")
     for name, body in (("first", FIRST), ("smuggled", SMUGGLED), ("last", LAST)):
         (root / f"{name}.txt").write_bytes(body)
-    with serving(root, state=tmp_path_factory.mktemp("state")) as running:
+    with serving(root, state=tmp_path_factory.mktemp("state"), http_listen=("127.0.0.1:0",)) as running:
         yield running
 
 
@@ -239,6 +239,25 @@ def test_hosts_that_are_hosts_are_served(server: Running, host: str) -> None:
 def test_hosts_that_are_none_get_400(server: Running, head: bytes) -> None:
     answer, rest = parse(exchange(server.port, head + b"\r\n" + GET_SMUGGLED))
     assert (answer.status, answer.fields["connection"], rest) == (400, "close", b"")
+
+
+@pytest.mark.parametrize(
+    "host", [b"[1]", b"[:::]", b"[1::2::3]", b"[1.2.3.4]", b"[v]", b"[.]", b"a%", b"a%zz", b"[v1.a]"]
+)
+@pytest.mark.parametrize("request_line", [b"GET /first.txt", b"GET http://%b/first.txt", b"HEAD http://%b/first.txt"])
+def test_a_redirect_names_no_host_that_is_none(server: Running, request_line: bytes, host: bytes) -> None:
+    absolute = b"%b" in request_line
+    head = b"%b HTTP/1.1\r\nHost: %b\r\n" % (
+        request_line % host if absolute else request_line,
+        b"b" if absolute else host,
+    )
+    data = exchange_plain(server.http_ports[0], head + b"Connection: close\r\n\r\n")
+    answer, _ = parse(data, head_only=request_line.startswith(b"HEAD"))
+    if host == b"[v1.a]":
+        location = f"https://[v1.a]:{server.port}/first.txt"
+        assert (answer.status, answer.fields["location"]) == (301, location)
+    else:
+        assert (answer.status, "location" in answer.fields) == (400, False)
 
 
 @pytest.mark.parametrize(

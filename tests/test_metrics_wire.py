@@ -37,6 +37,7 @@ from tests.serving import (
     children,
     client_context,
     connect,
+    connect_plain,
     eventually,
     exchange,
     exchange_plain,
@@ -326,6 +327,19 @@ def test_only_what_is_asked_for_in_order(root: Path, tmp_path: Path) -> None:
         assert parse(exchange_plain(port, body))[0].status == 200
         # None of these was a request to what is served.
         assert by_status(numbers(port)) == {}
+
+
+def test_empty_lines_before_a_request_are_ignored(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--metrics-listen", "127.0.0.1:0", state=tmp_path) as server:
+        port = metrics_port(server)
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for before, status in ((b"\r\n", b"200"), (b"\r\n" * 3, b"200"), (b"\n", b"400"), (b"\r", b"400")):
+            assert exchange_plain(port, before + request).startswith(b"HTTP/1.1 " + status)
+        with connect_plain(port) as client:
+            for part in (b"\r", b"\n\r", b"\n" + request):
+                client.sendall(part)
+                time.sleep(0.05)
+            assert read_to_end(client).startswith(b"HTTP/1.1 200")
 
 
 def test_a_port_alone_is_one_of_loopback(root: Path, tmp_path: Path) -> None:

@@ -99,6 +99,23 @@ def test_one_reading_alone(server: Running, case: Case, secure: bool) -> None:
         assert [answer.body for answer in others] == [BODIES["smuggled"], BODIES["last"]]
 
 
+@pytest.mark.parametrize("begun", [b"", b"GET /smuggled.txt HTTP/1.1\r\n"], ids=["nothing of it", "a part of it"])
+def test_behind_nginx_a_body_that_stays_away_takes_no_request_of_others(
+    server: Running, nginx: int, begun: bytes
+) -> None:
+    """The answer comes before the body: its connection must not go to others, whose requests would be read as that."""
+    head = b"GET /first.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", nginx), timeout=60) as attacker:
+        attacker.sendall(head + begun)
+        for name in NAMES:
+            request = f"GET /{name}.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+            [answer] = parse_all(exchange_plain(nginx, request))
+            assert (answer.status, answer.body) == (200, BODIES[name])
+        attacker.shutdown(socket.SHUT_WR)
+        data, _ = read_all(attacker)
+    assert data.count(b"HTTP/1.1 200") <= 1
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_behind_nginx_nobody_gets_anothers_answer(server: Running, nginx: int, case: Case) -> None:
     with socket.create_connection(("127.0.0.1", nginx), timeout=60) as attacker:
