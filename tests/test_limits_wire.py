@@ -192,6 +192,36 @@ def test_empty_lines_are_no_request(folder: Path, half: bool) -> None:
         assert eventually(lambda: reached(server) == {"idle_seconds": 3})
 
 
+def test_empty_lines_in_records_that_are_never_whole_keep_no_connection(folder: Path) -> None:
+    """Each write ends in the middle of a TLS record, so that OpenSSL always holds a part of one."""
+    arrived, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context().wrap_bio(arrived, leaving)
+    with (
+        limited(folder, "idle_seconds = 2") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_SECONDS) as plain,
+    ):
+        done = False
+        while not done:
+            try:
+                client.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                plain.sendall(leaving.read())
+                arrived.write(plain.recv(65536))
+        rest = leaving.read()
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while not told(server, "defect") and time.monotonic() - began < WAIT_SECONDS:
+                client.write(b"\r\n")
+                sending = rest + leaving.read()
+                plain.sendall(sending[:-1])
+                rest = sending[-1:]
+                time.sleep(0.05)
+        assert 1 < time.monotonic() - began < WAIT_SECONDS
+        assert eventually(lambda: reached(server) == {"idle_seconds": 1})
+        assert alive(server)
+
+
 def test_a_body_that_does_not_come_ends_the_connection_after_the_answer(folder: Path) -> None:
     with limited(folder, "head_seconds = 1") as server, connect(server.port) as slow:
         slow.sendall(b"POST /small.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
