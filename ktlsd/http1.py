@@ -154,8 +154,6 @@ class Http1:
         """The bytes of the request that h11 gave last."""
         self._half = False
         """Whether the first half of an empty line has come, and nothing else of the next request."""
-        self._empty_lines = (-1, 0.0)
-        """Bytes sent before an empty line that came with no request; and when it came, by the monotonic clock."""
         self._body: RequestBody | None = None
         """Of the request that is being answered, once its head is read."""
         self._looked_at = 0
@@ -208,10 +206,6 @@ class Http1:
                 self._http.receive_data(received)
                 if not await self._answer_received():
                     return
-            elif self._waits_too_long():
-                self._shared.row[LIMITED[Limit.IDLE]] += 1
-                await self.transport.finish()
-                return
 
     async def _answer_received(self) -> bool:
         """Answer the requests that h11 has the beginning of; whether the connection can be used again."""
@@ -263,14 +257,6 @@ class Http1:
             if rest:
                 self._http.receive_data(rest)
         return bool(rest)
-
-    def _waits_too_long(self) -> bool:
-        """Whether nothing but empty lines has come for as long as an idle connection is kept. Call it where that is all
-        that came, or requests that were answered."""
-        now, sent = time.monotonic(), self.transport.sent
-        if self._empty_lines[0] != sent:
-            self._empty_lines = sent, now
-        return now - self._empty_lines[1] > self._shared.idle.seconds
 
     # --- from memory --------------------------------------------------------------------------------------------------
 
