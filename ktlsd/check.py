@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ktlsd import site_findings
+from ktlsd import redirect_findings, server_findings, site_findings
 from ktlsd.findings import Check, Place
 from ktlsd.say import say
 from ktlsd.settings import Document, Loaded, label_of, load
@@ -18,7 +18,11 @@ EXIT_WARNINGS: Final = 1
 _OF_SITE: Final = 2
 """Steps to a [[site]], before its key."""
 
-CHECKS: Final[tuple[Check, ...]] = (site_findings.findings,)
+CHECKS: Final[tuple[Check, ...]] = (
+    server_findings.findings,
+    site_findings.findings,
+    redirect_findings.findings,
+)
 """All that `ktlsd check` looks at beyond what a start refuses."""
 
 

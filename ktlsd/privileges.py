@@ -35,6 +35,18 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
 
     Raises PrivilegeError.
     """
+    identity = look_up(user, group)
+    if identity is None:
+        return None
+    if os.geteuid() not in (_ROOT, identity.user):
+        raise PrivilegeError(f"--user {user}: only root can become somebody else: start as root, or leave it out")
+    if group is not None and os.geteuid() != _ROOT and identity.group != os.getegid():
+        raise PrivilegeError(f"--group {group}: only root can take another group: start as root, or leave it out")
+    return identity
+
+
+def look_up(user: str | None, group: str | None) -> Identity | None:
+    """The same, whoever this process is. Raises PrivilegeError."""
     if user is None:
         if group is not None:
             raise PrivilegeError("--group without --user: give both")
@@ -48,10 +60,6 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
         raise PrivilegeError(f"--user {user}: there is no such user to take the group from: give --group too")
     if identity.user == _ROOT:
         raise PrivilegeError(f"--user {user} is root: name a user who may do less")
-    if os.geteuid() not in (_ROOT, identity.user):
-        raise PrivilegeError(f"--user {user}: only root can become somebody else: start as root, or leave it out")
-    if group is not None and os.geteuid() != _ROOT and identity.group != os.getegid():
-        raise PrivilegeError(f"--group {group}: only root can take another group: start as root, or leave it out")
     return identity
 
 
@@ -114,7 +122,8 @@ def _account(user: str) -> tuple[int, int | None]:
     except KeyError as error:
         if _is_number(user):
             return int(user), None
-        raise PrivilegeError(f"--user {user}: there is no such user") from error
+        remedy = f"create it (useradd --system {user}), or name another"
+        raise PrivilegeError(f"--user {user}: there is no such user: {remedy}") from error
     return found.pw_uid, found.pw_gid
 
 
@@ -124,7 +133,8 @@ def _group(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise PrivilegeError(f"--group {group}: there is no such group") from error
+        remedy = f"create it (groupadd --system {group}), or name another"
+        raise PrivilegeError(f"--group {group}: there is no such group: {remedy}") from error
 
 
 def _is_number(text: str) -> bool:
