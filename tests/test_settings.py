@@ -772,10 +772,12 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("top", "said"), [("root = '.'\n", "ok, 2 sites"), ("", "ok, 1 site"), ("acme_challenges = '.'\n", "ok, 1 site")]
+    ("top", "said"),
+    [("root = 'www'\n", "ok, 2 sites"), ("", "ok, 1 site"), ("acme_challenges = 'www'\n", "ok, 1 site")],
 )
 def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path], top: str, said: str) -> None:
-    file = write(tmp_path, f"{top}[[site]]\nnames = 'a'\nroot = '.'\ncert = 'a.pem'\nkey = 'a.key'\n")
+    (tmp_path / "www").mkdir()
+    file = write(tmp_path, f"{top}[[site]]\nnames = 'a'\nroot = 'www'\ncert = 'a.pem'\nkey = 'a.key'\n")
     ended = run_to_end("check", "--config", str(file), state=tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{file}: {said}\n", "")
 
