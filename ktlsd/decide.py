@@ -36,6 +36,7 @@ class Miss(enum.Enum):
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "not readable by the server")
     SPECIAL = (HTTPStatus.FORBIDDEN, "not a regular file")
     NO_INDEX = (HTTPStatus.FORBIDDEN, "a folder without an index file")
+    PROTECTED = (HTTPStatus.FORBIDDEN, "protected by Basic-Auth in _headers, or a role or status in _redirects")
     BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, "held by a lease or renamed again and again")
     EXHAUSTED = (HTTPStatus.SERVICE_UNAVAILABLE, "no file descriptors or memory left")
     FAILED = (HTTPStatus.INTERNAL_SERVER_ERROR, "the file system failed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
@@ -43,6 +43,7 @@ RESERVED: Final = {
     "last-modified": _VALIDATOR,
     "date": "it is the server's clock",
     "location": "redirects say it",
+    "basic-auth": "it has passwords, which must not be sent, and ktlsd has no basic authentication",
 }
 """Fields that only the server can say rightly, by lower-case name, and why no rule can have them."""
 
@@ -84,8 +85,34 @@ class _Kind(enum.Enum):
 
 
 _FIRST_ERROR: Final = 400
-_OF_CACHES: Final = frozenset({"cache-control", "expires", "cdn-cache-control"})
+# RFC 9111, RFC 9213 and its namesakes of single vendors; Surrogate-Control (Varnish, Fastly), X-Accel-Expires (nginx).
+_OF_CACHES: Final = frozenset(
+    {
+        "cache-control",
+        "expires",
+        "cdn-cache-control",
+        "cloudflare-cdn-cache-control",
+        "netlify-cdn-cache-control",
+        "vercel-cdn-cache-control",
+        "surrogate-control",
+        "x-accel-expires",
+    }
+)
+_NO_DATES: Final = frozenset({"0", "-1"})
+_LIFETIMES: Final = frozenset({"max-age", "s-maxage"})
 _KINDS: Final = {200: _Kind.CONTENT, 206: _Kind.CONTENT, 304: _Kind.UNCHANGED}
+
+
+class Origin(enum.Enum):
+    """How the file that answers was found; the value has the fields that rules for this file set, not rules for the
+    path that was asked for."""
+
+    OWN = frozenset[str]()
+    """The path names it."""
+    REWRITE = _OF_CACHES
+    """A redirect rule with status 200 or 404 names it. Rules like `/assets/* /index.html 200` send it for any path."""
+    FALLBACK = _OF_CACHES | _OF_CONTENT
+    """It stands in for what is not there."""
 
 
 class HeaderRule(Struct, frozen=True):
@@ -94,6 +121,12 @@ class HeaderRule(Struct, frozen=True):
     matches: Matcher
     set: Fields = ()
     remove: tuple[str, ...] = ()
+    fill: Callable[[str], Fields] | None = None
+    """`set` with its placeholders filled in for a path that matches; None where it has no placeholders."""
+
+    def fields(self, path: str) -> Fields:
+        """What to put into a response for a path that matches."""
+        return self.set if self.fill is None else self.fill(path)
 
 
 class _Edit(Struct, frozen=True):
@@ -103,13 +136,18 @@ class _Edit(Struct, frozen=True):
     vary: str | None
 
 
+def is_field_value(text: str) -> bool:
+    """Whether a text can be the value of a field that a rule sets: printable ASCII without blanks at its ends."""
+    return _VALUE.fullmatch(text) is not None
+
+
 def refuse_set(name: str, value: str) -> str | None:
     """Why a rule cannot set this field; None when it can."""
     if not _NAME.fullmatch(name):
         return f"{name!r} is no field name"
     if reason := RESERVED.get(name.lower()):
         return f"{name} is the server's own: {reason}"
-    if not _VALUE.fullmatch(value):
+    if not is_field_value(value):
         return f"the value of {name} must be printable ASCII without blanks at its ends"
     return None
 
@@ -153,20 +191,29 @@ class HeaderRules:
         self._constants = None if by_path else (nosniff, nosniff + hsts)
         self._edit = lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
 
-    def apply(self, path: str, status: int, fields: Fields, secure: bool, file: str | None = None) -> Fields:
+    def apply(
+        self,
+        path: str,
+        status: int,
+        fields: Fields,
+        secure: bool,
+        file: str | None = None,
+        origin: Origin = Origin.OWN,
+    ) -> Fields:
         """The fields of a response to a request for `path` (decoded), from those that the server gives it.
 
         `secure` says whether the response goes over TLS; `file` is the path of the file that answers where it is not
-        the one that was asked for (an index file): rules for what is in a file match that one.
+        the one that was asked for (an index file): rules for what is in a file match that one. `origin` says how it
+        was found.
         """
         if self._constants is not None:
             return fields + self._constants[secure]
         kind = _KINDS.get(status) or (_Kind.ERROR if status >= _FIRST_ERROR else _Kind.OTHER)
-        edit = self._edit(path, file or path, kind, secure)
+        edit = self._edit(path, file or path, kind, origin, secure)
         fields = without(fields, edit.drop) + edit.put
         return fields if edit.vary is None else add_vary(fields, edit.vary)
 
-    def _make_edit(self, path: str, file: str, kind: _Kind, secure: bool) -> _Edit:
+    def _make_edit(self, path: str, file: str, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
         # A client must not learn HSTS from what anyone on the way could have written (RFC 6797 section 7.2).
         kept = frozenset[str]() if secure else frozenset({_HSTS})
         if kind is not _Kind.CONTENT:
@@ -174,14 +221,29 @@ class HeaderRules:
         if kind is _Kind.ERROR:
             # What is right for a file, "immutable" above all, is not for the news that there is none.
             kept |= _OF_CACHES
+        # Neither is it for a redirect.
+        is_file = kind in (_Kind.CONTENT, _Kind.UNCHANGED)
+        by_file = origin.value if is_file else _OF_CACHES
         drop: set[str] = set()
         put: Fields = ()
         for rule in (HeaderRule(_everywhere, self._always + self._by_kind(file, kind)), *self._rules):
+            news: Fields = ()
+            removed: set[str] = set()
+            for_file = is_file and bool(by_file) and rule.matches(file)
             if rule.matches(path):
-                removed = {name.lower() for name in rule.remove} - kept
-                news = without(rule.set, kept)
-                put = merge(without(put, removed), news)
-                drop |= removed
+                # Caches may always be told to keep nothing: what is private is so whatever file answers.
+                news += tuple(
+                    (name, value)
+                    for name, value in rule.fields(path)
+                    if name.lower() not in by_file or (not for_file and forbids_caching(name, value))
+                )
+                removed |= {name.lower() for name in rule.remove} - (by_file if is_file else kept)
+            if for_file:
+                news += tuple(field for field in rule.fields(file) if field[0].lower() in by_file)
+                removed |= {name.lower() for name in rule.remove} & by_file
+            removed -= kept
+            put = merge(without(put, removed), without(news, kept))
+            drop |= removed
         vary = dict(put).get("Vary")
         put = without(put, {"vary"})
         return _Edit(frozenset(drop.union(name.lower() for name, _ in put)), put, vary)
@@ -199,6 +261,18 @@ class HeaderRules:
         if kind is _Kind.CONTENT and any(matches(path) for matches in self._downloads):
             fields += (("Content-Disposition", attachment(name)),)
         return fields
+
+
+def forbids_caching(name: str, value: str) -> bool:
+    """Whether a field for caches only says that they must not answer with what they kept, or not without asking."""
+    if name.lower() in ("expires", "x-accel-expires"):
+        return value in _NO_DATES
+    members = [member.strip().lower() for member in value.split(",")]
+    if "no-store" in members or "no-cache" in members:
+        return name.lower() in _OF_CACHES
+    lifetimes = [age.strip('"') for key, _, age in (member.partition("=") for member in members) if key in _LIFETIMES]
+    stale = any(member.startswith("stale-") for member in members)
+    return name.lower() in _OF_CACHES and bool(lifetimes) and set(lifetimes) == {"0"} and not stale
 
 
 def _everywhere(path: str) -> bool:

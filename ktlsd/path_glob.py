@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from ktlsd.placeholders import NAME, SPLAT
+
 Matcher = Callable[[str], bool]
+Captures = Callable[[str], Mapping[str, str]]
 
 _GLOB_WILDCARDS: Final = re.compile(r"(\*+|\?)")
 # A placeholder is a whole segment.
-_HOST_WILDCARDS: Final = re.compile(r"(\*+|(?<=/):[A-Za-z][A-Za-z0-9_]*(?=/|\Z))")
+_HOST_WILDCARDS: Final = re.compile(rf"(\*+|(?<=/):{NAME}(?=/|\Z))")
+_LOOSE_WILDCARDS: Final = re.compile(rf"(\*+|:{NAME})")
 
 
 def compile_glob(pattern: str) -> Matcher:
@@ -47,12 +51,46 @@ def compile_host_pattern(pattern: str) -> Matcher:
     return _compile(pieces)
 
 
+def placeholders_of(pattern: str) -> tuple[str, ...]:
+    """The names of what varies in a path of `_headers`: those of its placeholders, and `splat` for each `*`."""
+    wildcards = _HOST_WILDCARDS.split(pattern)[1::2]
+    return tuple(SPLAT if wildcard.startswith("*") else wildcard[1:] for wildcard in wildcards)
+
+
+def compile_captures(pattern: str) -> Captures:
+    """What yields the values of placeholders_of for a path that a pattern with one `*` at most matches."""
+    text, *rest = _HOST_WILDCARDS.split(pattern)
+    expression = re.escape(decoded(text))
+    for wildcard, text in zip(rest[::2], rest[1::2], strict=True):
+        expression += ("(.*)" if wildcard.startswith("*") else "([^/]+)") + re.escape(decoded(text))
+    names, matches = placeholders_of(pattern), re.compile(expression, re.DOTALL).fullmatch
+
+    def captures(path: str) -> Mapping[str, str]:
+        match = matches(path)
+        return {} if match is None else dict(zip(names, match.groups(), strict=True))
+
+    return captures
+
+
+def compile_protected(pattern: str) -> Matcher:
+    """A matcher for a path that a static host's file protects: in doubt it matches.
+
+    Letters match in either case, since there are file systems without the difference, and a `:name` stands for any
+    part of a segment, the empty one too.
+    """
+    text, *rest = _LOOSE_WILDCARDS.split(pattern)
+    pieces = [decoded(text)]
+    for wildcard, text in zip(rest[::2], rest[1::2], strict=True):
+        pieces += ("**" if wildcard.startswith("*") else "*", decoded(text))
+    return _compile(pieces, re.IGNORECASE)
+
+
 def decoded(text: str) -> str:
     """Percent-decoded, in the form that os.fsdecode gives to names."""
     return os.fsdecode(unquote_to_bytes(text.encode("utf-8", "surrogatepass")))
 
 
-def _compile(pieces: Sequence[str]) -> Matcher:
+def _compile(pieces: Sequence[str], flags: re.RegexFlag = re.NOFLAG) -> Matcher:
     """A matcher for texts with a wildcard between each two: `?`, `*`, or more than one star."""
     # "**" cuts a pattern into groups, "*" a group into parts; what a part matches has a fixed length.
     groups = [[re.escape(pieces[0])]]
@@ -65,7 +103,7 @@ def _compile(pieces: Sequence[str]) -> Matcher:
             groups.append([re.escape(text)])
     last = len(groups) - 1
     expressions = (_group(parts, first=index == 0, last=index == last) for index, parts in enumerate(groups))
-    matches = re.compile("".join(expressions), re.DOTALL).fullmatch
+    matches = re.compile("".join(expressions), re.DOTALL | flags).fullmatch
     return lambda path: matches(path) is not None
 
 

@@ -11,7 +11,7 @@ import heapq
 import os
 import re
 import string
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -20,13 +20,11 @@ from msgspec import Struct
 
 from ktlsd.options import RedirectOptions
 from ktlsd.path_glob import decoded
+from ktlsd.placeholders import NAME, PLACEHOLDER, SPLAT, Template
 
 _REWRITES: Final = (200, 404)
-_SPLAT: Final = "splat"
-_NAME: Final = "[A-Za-z][A-Za-z0-9_]*"
-_PLACEHOLDER: Final = re.compile(f":({_NAME})")
 # Where a colon can hardly be meant as itself.
-_PLAIN_PLACEHOLDER: Final = re.compile(f"(?<=[/=]):({_NAME})")
+_PLAIN_PLACEHOLDER: Final = re.compile(f"(?<=[/=]):({NAME})")
 # No placeholder fits into the origin: a request must not choose the host that it is sent to.
 _TARGET: Final = re.compile(
     r"(?P<origin>(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?=[/?#]|\Z)|(?=/(?![/\\])))"
@@ -112,23 +110,6 @@ def check(rule: RedirectOptions | RedirectRule) -> None:
     _Compiled(0, rule)
 
 
-class _Template:
-    """A text with placeholders."""
-
-    def __init__(self, text: str, names: Collection[str]) -> None:
-        # Literal texts at even places, names at odd ones.
-        self._pieces = [""]
-        for index, piece in enumerate(_PLACEHOLDER.split(text)):
-            if index % 2 and piece in names:
-                self._pieces += (piece, "")
-            else:
-                self._pieces[-1] += ":" + piece if index % 2 else piece
-
-    def fill(self, written: Callable[[str], str], given: Callable[[str], str]) -> str:
-        """The text with its literals as `written` makes them, and its placeholders as `given` makes their names."""
-        return "".join((given if index % 2 else written)(piece) for index, piece in enumerate(self._pieces))
-
-
 class _Compiled:
     """A rule, ready to be tried."""
 
@@ -147,23 +128,23 @@ class _Compiled:
         self.fixed = None if self._names else source.rstrip("/")
         """The only path that matches, without a slash at its end; None when there are placeholders."""
         first, slash, _ = source[1:].partition("/")
-        self.first_segment = first if slash and not _PLACEHOLDER.fullmatch(first) else None
+        self.first_segment = first if slash and not PLACEHOLDER.fullmatch(first) else None
         """What all paths that match begin with, where that is a whole segment."""
-        names = [*self._names, *(value[1:] for _, value in rule.parameters if _PLACEHOLDER.fullmatch(value))]
+        names = [*self._names, *(value[1:] for _, value in rule.parameters if PLACEHOLDER.fullmatch(value))]
         target = _TARGET.fullmatch(rule.target)
         if target is None:
             raise ValueError(f"redirect from {rule.source}: {rule.target} is no path after one slash, and no URL")
         if len(set(names)) < len(names):
             raise ValueError(f"redirect from {rule.source}: two placeholders of one name")
-        for name in _PLAIN_PLACEHOLDER.findall(target["path"] + (target["query"] or "")):
+        for name in _PLAIN_PLACEHOLDER.findall(target["path"] + (target["query"] or "") + (target["fragment"] or "")):
             if name not in names:
                 raise ValueError(f"redirect from {rule.source}: there is no :{name} for {rule.target}")
         if rule.status in _REWRITES and (target["origin"] or target["query"] is not None):
             raise ValueError(f"redirect from {rule.source}: {rule.status} is for a path of this site without query")
         self._origin = target["origin"]
-        self._path = _Template(target["path"], names)
-        self._query = None if target["query"] is None else _Template(target["query"], names)
-        self._fragment = "" if target["fragment"] is None else "#" + _written(target["fragment"])
+        self._path = Template(target["path"], names)
+        self._query = None if target["query"] is None else Template(target["query"], names)
+        self._fragment = None if target["fragment"] is None else Template(target["fragment"], names)
 
     def follow(self, path: str, query: str) -> Redirected | Rewritten | None:
         """Where the rule leads; None when it does not match, or leads nowhere else."""
@@ -179,7 +160,7 @@ class _Compiled:
                 value = given.get(key)
                 if value is None:
                     return None
-                if _PLACEHOLDER.fullmatch(wanted):
+                if PLACEHOLDER.fullmatch(wanted):
                     values[wanted[1:]] = value
                 elif value != wanted:
                     return None
@@ -195,7 +176,7 @@ class _Compiled:
 
     def _redirected(self, path: str, query: str, values: Mapping[str, str]) -> Redirected | None:
         def in_path(name: str) -> str:
-            return quote(os.fsencode(values[name]), safe=_PATH_SAFE if name == _SPLAT else _SEGMENT_SAFE)
+            return quote(os.fsencode(values[name]), safe=_PATH_SAFE if name == SPLAT else _SEGMENT_SAFE)
 
         def in_query(name: str) -> str:
             return quote(os.fsencode(values[name]), safe="")
@@ -207,7 +188,8 @@ class _Compiled:
             filled = "/" + filled.lstrip("/")
             if unquote_to_bytes(filled) == os.fsencode(path) and new_query == query:
                 return None
-        return Redirected(self._status, self._origin + filled + new_query + self._fragment)
+        fragment = "" if self._fragment is None else "#" + self._fragment.fill(_written, in_path)
+        return Redirected(self._status, self._origin + filled + new_query + fragment)
 
 
 def _source(source: str) -> tuple[list[str], str]:
@@ -223,7 +205,7 @@ def _source(source: str) -> tuple[list[str], str]:
     names: list[str] = []
     segments: list[str] = []
     for segment in head.removesuffix("/").split("/"):
-        if placeholder := _PLACEHOLDER.fullmatch(segment):
+        if placeholder := PLACEHOLDER.fullmatch(segment):
             names.append(placeholder[1])
             segments.append("([^/]+)")
         else:
@@ -231,7 +213,7 @@ def _source(source: str) -> tuple[list[str], str]:
     expression = "/".join(segments)
     if head == source:
         return names, expression + "/?"
-    return [*names, _SPLAT], expression + ("(?:/(.*))?" if head.endswith("/") else "(.*)")
+    return [*names, SPLAT], expression + ("(?:/(.*))?" if head.endswith("/") else "(.*)")
 
 
 def _written(text: str) -> str:

@@ -26,6 +26,7 @@ from ktlsd.cors import Cors
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.fields import Fields, merge, without
 from ktlsd.folder import Entry, read_folder
+from ktlsd.header_rules import Origin
 from ktlsd.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.options import SiteOptions
 from ktlsd.redirects import Redirected, Rewritten
@@ -53,6 +54,28 @@ class Answer(NamedTuple):
     had."""
     any_query: bool = False
     """Whether the target's query had no say."""
+
+
+_Found = OpenFile | Folder | Moved | Miss
+
+
+class _Outcome(NamedTuple):
+    """What a target gets."""
+
+    found: _Found
+    origin: Origin = Origin.OWN
+    status: HTTPStatus = HTTPStatus.OK
+    """Under which a file is sent."""
+
+
+class _Draft(NamedTuple):
+    """A response before a site's rules for header fields; whoever holds it closes the file."""
+
+    response: Response
+    opened: OpenFile | None = None
+    file: str | None = None
+    """The decoded path of the file that answers."""
+    origin: Origin = Origin.OWN
 
 
 class Site:
@@ -84,7 +107,7 @@ class Site:
         try:
             answer = await self._respond(request, target)
         except OSError as error:
-            answer = Answer(decide(request, miss_of(error), time.time(), ""))
+            answer = _Draft(decide(request, miss_of(error), time.time(), ""))
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
             if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
@@ -92,14 +115,13 @@ class Site:
             response = answer.response
             path = target.path()
             fields = self._server + response.fields
-            fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file)
+            fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file, answer.origin)
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
             rules = self._rules.files if self._is_its_own_folders(target, answer.opened) else None
             any_query = not self._rules.redirects.concern(path)
-            return Answer(
-                replace(response, fields=fields, signed=True), answer.opened, rules=rules, any_query=any_query
-            )
+            response = replace(response, fields=fields, signed=True)
+            return Answer(response, answer.opened, answer.file, rules, any_query)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()
@@ -119,86 +141,128 @@ class Site:
                 return preflight
         return cors.fields(path, request.fields.get("origin"))
 
-    async def _respond(self, request: Request, target: Target) -> Answer:
+    async def _respond(self, request: Request, target: Target) -> _Draft:
         if request.method == "OPTIONS":
-            return Answer(options())
-        found, status = await self._find(target)
+            return _Draft(options())
+        found, origin, status = await self._find(target)
         if isinstance(found, Folder):
-            return Answer(await self._list(request, target, found))
+            return _Draft(await self._list(request, target, found))
         now = time.time()
         if not isinstance(found, OpenFile):
-            return Answer(decide(request, found, now, ""))
+            return _Draft(decide(request, found, now, ""))
         file = "/" + os.fsdecode(found.path).removeprefix("./")
         opened, representation = await self._negotiate(request, found)
         try:
             if status is not HTTPStatus.OK:
-                return Answer(whole(request, representation, status, now), opened, file)
+                return _Draft(whole(request, representation, status, now), opened, file, origin)
             boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
-            return Answer(decide(request, representation, now, boundary), opened, file)
+            return _Draft(decide(request, representation, now, boundary), opened, file, origin)
         except BaseException:
             opened.close()
             raise
 
     # --- which file ---------------------------------------------------------------------------------------------------
 
-    async def _find(self, target: Target) -> tuple[OpenFile | Folder | Moved | Miss, HTTPStatus]:
-        """What a target gets, and the status under which a file is sent."""
+    async def _find(self, target: Target) -> _Outcome:
         path, query = target.path(), target.query[1:].decode("latin-1")
-        redirects = self._rules.redirects
+        rules, redirects = self._rules, self._rules.redirects
+        if rules.require_password(path):
+            return _Outcome(Miss.PROTECTED)
         rule = redirects.find(path, query, exists=True)
         if rule is not None:
-            return await self._follow(rule)
-        found = await self._look_up(target)
-        if found not in _ABSENT:
-            return found, HTTPStatus.OK
+            return await self._follow(rule, target)
+        outcome = _Outcome(Miss.PROTECTED) if rules.protect(path) else await self._look_up(target)
+        # A rule can still send clients that may not see a file to a page for them.
+        if outcome.found not in (*_ABSENT, Miss.PROTECTED):
+            return outcome
         rule = redirects.find(path, query, exists=False)
         if rule is not None:
-            return await self._follow(rule)
-        if self.options.fallback is not None:
-            return await self._look_up_path(self.options.fallback), HTTPStatus.OK
-        return found, HTTPStatus.OK
+            return await self._follow(rule, target)
+        if self.options.fallback is not None and outcome.found is not Miss.PROTECTED:
+            found = await self._look_up_path(self.options.fallback)
+            return _Outcome(self._in_its_place(target, found), Origin.FALLBACK)
+        return outcome
 
-    async def _follow(self, rule: Redirected | Rewritten) -> tuple[OpenFile | Folder | Moved | Miss, HTTPStatus]:
+    async def _follow(self, rule: Redirected | Rewritten, target: Target) -> _Outcome:
         if isinstance(rule, Redirected):
-            return Moved(rule.location, HTTPStatus(rule.status)), HTTPStatus.OK
-        return await self._look_up_path(rule.path), HTTPStatus(rule.status)
+            return _Outcome(Moved(rule.location, HTTPStatus(rule.status)))
+        found, status = await self._look_up_path(rule.path), HTTPStatus(rule.status)
+        if isinstance(found, Folder) and status is not HTTPStatus.OK:
+            # A listing is no page of an error.
+            found.close()
+            found = Miss.ABSENT
+        return _Outcome(self._in_its_place(target, found), Origin.REWRITE, status)
 
-    async def _look_up(self, target: Target) -> OpenFile | Folder | Moved | Miss:
-        """The first of the candidates that there is."""
-        found: OpenFile | Folder | Moved | Miss = Miss.ABSENT
-        folder: Moved | None = None
-        for candidate in self._candidates(target):
-            found = await self._look_up_one(candidate)
-            if isinstance(found, Moved) and not self.options.try_files:
-                # A clean URL means about.html, even where there is a folder about.
-                folder = found
-            elif found not in _ABSENT:
-                return found
-        return folder or found
+    def _in_its_place(self, target: Target, found: _Found) -> _Found:
+        """A folder is listed under a path with a slash at its end, which the links in a listing go on from."""
+        if not isinstance(found, Folder) or target.directory:
+            return found
+        found.close()
+        return Moved(target.directory_location())
 
-    def _candidates(self, target: Target) -> list[Target]:
-        if self.options.try_files:
-            wanted = target.path()
-            paths = (path.replace("{path}", wanted) for path in self.options.try_files)
+    async def _look_up(self, target: Target) -> _Outcome:
+        """The file that a path names, or the first of `try_files`."""
+        if not self.options.try_files:
+            return _Outcome(await self._look_up_name(target))
+        wanted = target.path()
+        outcome = _Outcome(Miss.ABSENT)
+        for entry in self.options.try_files:
+            path = entry.replace("{path}", wanted)
             # A folder keeps its own target, for the redirect to its slash.
-            return [
-                target if path == wanted else found for path in paths if (found := target_of_path(path)) is not None
-            ]
-        if self.options.clean_urls and target.names and not target.directory:
-            *folders, name = target.names
-            return [target, Target((*folders, name + b".html"), directory=False)]
-        return [target]
+            found = await (self._look_up_name(target) if path == wanted else self._look_up_path(path))
+            origin = Origin.OWN if "{path}" in entry else Origin.FALLBACK
+            outcome = _Outcome(self._in_its_place(target, found), origin)
+            if outcome.found not in _ABSENT:
+                break
+        return outcome
 
-    async def _look_up_path(self, path: str) -> OpenFile | Folder | Moved | Miss:
+    async def _look_up_path(self, path: str) -> _Found:
+        """The file of a path that the operator gave. A folder's name stands for its index file: a redirect to its slash
+        would tell clients a path of which they know nothing."""
         target = target_of_path(path)
-        return Miss.ABSENT if target is None else await self._look_up_one(target)
+        if target is None:
+            return Miss.ABSENT
+        found = await self._look_up_name(target)
+        if isinstance(found, Moved):
+            return await self._look_up_one(Target(target.names, directory=True))
+        return found
 
-    async def _look_up_one(self, target: Target) -> OpenFile | Folder | Moved | Miss:
+    async def _look_up_name(self, target: Target) -> _Found:
+        """With clean URLs, about means about.html where there is no such file, even where there is such a folder."""
+        found = await self._look_up_one(target)
+        if not self.options.clean_urls or target.directory or not target.names:
+            return found
+        if found in _ABSENT or isinstance(found, Moved):
+            *folders, name = target.names
+            page = await self._look_up_one(Target((*folders, name + b".html"), directory=False))
+            if page not in _ABSENT and not isinstance(page, Moved):
+                return page
+        return found
+
+    async def _look_up_one(self, target: Target) -> _Found:
         found = await self.root.find(target, self._index)
         if isinstance(found, Folder) and not self.options.listing:
             found.close()
             return Miss.NO_INDEX
+        if isinstance(found, OpenFile | Folder) and self._is_protected(found):
+            found.close()
+            return Miss.PROTECTED
         return found
+
+    def _is_protected(self, found: OpenFile | Folder) -> bool:
+        """Whether what is open must not be sent, by the name that it was found under or by where links led."""
+        if not self._rules.protecting:
+            return False
+        path = os.fsdecode(found.path)
+        if self._rules.protect("/" + ("" if path == "." else path)):
+            return True
+        root = found.root if isinstance(found, OpenFile) else self.root.descriptor
+        try:
+            below = _real_path(root).rstrip("/") + "/"
+            real = _real_path(found.descriptor)
+        except OSError:
+            return True
+        return real.startswith(below) and self._rules.protect("/" + real.removeprefix(below))
 
     # --- which representation of it -----------------------------------------------------------------------------------
 
@@ -287,7 +351,7 @@ class Site:
     def _type_of(self, name: bytes) -> str:
         return self._types.of_suffixes(suffixes_of(name))
 
-    async def _with_error_page(self, request: Request, answer: Answer) -> Answer:
+    async def _with_error_page(self, request: Request, answer: _Draft) -> _Draft:
         """The operator's page for this status in place of the short text, where there is one."""
         response = answer.response
         path = self.options.error_pages.get(str(response.status.value))
@@ -297,7 +361,8 @@ class Site:
         if not isinstance(found, OpenFile):
             if isinstance(found, Folder):
                 found.close()
-            log.error("no error page %s for %d in %s", path, response.status, self.options.root)
+            if found is not Miss.PROTECTED:
+                log.error("no error page %s for %d in %s", path, response.status, self.options.root)
             return answer
         try:
             opened, representation = await self._negotiate(request, found)
@@ -308,7 +373,12 @@ class Site:
             answer.opened.close()
         page = whole(request, representation, response.status, time.time())
         others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
-        return Answer(replace(page, fields=page.fields + others, reason=response.reason), opened)
+        return _Draft(replace(page, fields=page.fields + others, reason=response.reason), opened)
+
+
+def _real_path(descriptor: int) -> str:
+    """Where a file is, links resolved (proc_pid_fd(5)); one that is removed meanwhile has " (deleted)" at its end."""
+    return os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
 
 
 _OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})

@@ -17,14 +17,17 @@ from ktlsd.decide import Miss
 from ktlsd.header_rules import HeaderRules
 from ktlsd.lookup import Identity, OpenFile, Root
 from ktlsd.options import SiteOptions
+from ktlsd.protected_paths import ProtectedPaths
 from ktlsd.redirects import Redirects
-from ktlsd.site_files import LARGEST_FILE, parse_headers, parse_redirects
+from ktlsd.site_files import LARGEST_FILE, PROTECTING, HeadersFile, parse_headers, parse_redirects
 
 log = logging.getLogger("ktlsd")
 
 HEADERS_FILE: Final = b"_headers"
 REDIRECTS_FILE: Final = b"_redirects"
 _LOOK_SECONDS: Final = 1.0
+_OVERLAP: Final = 100
+"""Bytes that two parts of a long file share, so that no word is cut in two."""
 
 _Version = Identity | Miss | None
 
@@ -42,8 +45,23 @@ class SiteRules:
         self._look_again = 0.0
         self._first_look = bool(self.files)
         self._looking = trio.Lock()
+        # A thread puts new values there while requests look at them: the keys stay.
+        self._protected = {name: ProtectedPaths(()) for name in (HEADERS_FILE, REDIRECTS_FILE)}
         self.headers = HeaderRules(site, ())
         self.redirects = Redirects(site.redirect)
+
+    def protect(self, path: str) -> bool:
+        """Whether a decoded path, of a request or of a file below the root, is for those only who can log in."""
+        return any(paths.cover(path) for paths in self._protected.values())
+
+    def require_password(self, path: str) -> bool:
+        """Whether no redirect counts before that."""
+        return self._protected[HEADERS_FILE].cover(path)
+
+    @property
+    def protecting(self) -> bool:
+        """Whether any path is protected."""
+        return any(self._protected.values())
 
     async def refresh(self, root: Root) -> None:
         """Read the files that have changed. Who comes meanwhile has the former rules, but waits for the first ones."""
@@ -90,13 +108,28 @@ class SiteRules:
 
     def _read(self, name: bytes, opened: OpenFile | None) -> tuple[str, ...]:
         """Put the rules of a file into force; what is wrong with them."""
-        text = ""
+        text, everything = "", False
         if opened is not None:
             text = os.pread(opened.descriptor, LARGEST_FILE + 1, 0).decode("utf-8", "replace")
-        if name == HEADERS_FILE:
-            headers, warnings = parse_headers(text)
-            self.headers = HeaderRules(self._site, headers)
+            everything = opened.size > LARGEST_FILE and _protects_beyond(opened, name)
+        parsed = parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)
+        protected, warnings = parsed.protected, parsed.warnings
+        if everything:
+            protected = (*protected, "/*")
+            warnings = (f"{os.fsdecode(name)}: what is left out protects paths: 403 for all of the site", *warnings)
+        # Before the rules, which may be about paths that are protected from now on.
+        self._protected[name] = ProtectedPaths(protected, self._site.index, self._site.try_files)
+        if isinstance(parsed, HeadersFile):
+            self.headers = HeaderRules(self._site, parsed.rules)
         else:
-            redirects, warnings = parse_redirects(text)
-            self.redirects = Redirects((*self._site.redirect, *redirects))
+            self.redirects = Redirects((*self._site.redirect, *parsed.rules))
         return warnings
+
+
+def _protects_beyond(opened: OpenFile, name: bytes) -> bool:
+    """Whether what is too much of a file has lines that protect paths."""
+    wanted = PROTECTING[os.fsdecode(name)]
+    return any(
+        wanted.search(os.pread(opened.descriptor, LARGEST_FILE + _OVERLAP, start))
+        for start in range(LARGEST_FILE - _OVERLAP, opened.size, LARGEST_FILE)
+    )

@@ -345,6 +345,7 @@ STATUS_OF_A_MISS = {
     Miss.FORBIDDEN: 403,
     Miss.SPECIAL: 403,
     Miss.NO_INDEX: 403,
+    Miss.PROTECTED: 403,
     Miss.BUSY: 503,
     Miss.EXHAUSTED: 503,
     Miss.FAILED: 500,

@@ -81,7 +81,9 @@ def location(source: str, target: str, path: str, query: str = "") -> str | None
         ("/b/*", "/:splat/evil.example", "/b", "/evil.example"),
         ("/b/*", "/:splat", "/b/https://evil.example", "/https://evil.example"),
         ("/b/*", "/c?d=:splat", "/b/1&e=2/3", "/c?d=1%26e%3D2%2F3"),
-        ("/b/*", "/c?d=:splat#:splat", "/b/#", "/c?d=%23#:splat"),
+        ("/b/*", "/c?d=:splat#:splat", "/b/#", "/c?d=%23#%23"),
+        ("/b/*", "/#/:splat", "/b/c/d?e", "/#/c/d%3Fe"),
+        ("/b/:x", "https://e/c#:x-:y", "/b/d/", "https://e/c#d-:y"),
         # to where the request is
         ("/a", "/a", "/a", None),
         ("/a", "/a/", "/a", "/a/"),
@@ -243,6 +245,7 @@ def test_rules_of_the_options() -> None:
         ("/a", "/b/:x", 301),
         ("/a", "/b/:splat", 301),
         ("/a", "/b?c=:x", 301),
+        ("/a", "/#/:x", 301),
         ("/a", "https://example.org/", 200),
         ("/a", "https://example.org/", 404),
         ("/a", "/b?c", 200),

@@ -53,7 +53,7 @@ EVERYWHERE = COOKIES | {("X-Frame-Options", "DENY"), ("Cache-Control", "public, 
     ],
 )
 def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
-    rules, warnings = parse_headers(HEADERS)
+    rules, warnings, _ = parse_headers(HEADERS)
     assert warnings == ()
     result = HeaderRules(SiteOptions(nosniff=False), rules).apply(path, 200, (("Cache-Control", "no-cache"),), True)
     assert set(result) == fields
@@ -80,7 +80,7 @@ def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
     ],
 )
 def test_what_a_headers_file_cannot_say(text: str, line: int, reason: str) -> None:
-    rules, warnings = parse_headers(text)
+    rules, warnings, _ = parse_headers(text)
     assert len(warnings) == 1
     assert re.search(rf"^_headers:{line}: .*{reason}", warnings[0])
     assert HeaderRules(SiteOptions(nosniff=False), rules).apply("/a", 200, (), True) == (("X", "y"),)
@@ -114,7 +114,7 @@ REDIRECTS = """\
     ],
 )
 def test_a_redirects_file(path: str, query: str, result: Redirected | Rewritten | None) -> None:
-    rules, warnings = parse_redirects(REDIRECTS)
+    rules, warnings, _ = parse_redirects(REDIRECTS)
     assert warnings == ()
     assert Redirects(rules).find(path, query, exists=False) == result
     assert Redirects(rules).find(path, query, exists=True) == (result if path == "/app/a" else None)
@@ -144,14 +144,14 @@ def test_a_redirects_file(path: str, query: str, result: Redirected | Rewritten 
     ],
 )
 def test_what_a_redirects_file_cannot_say(line: str, reason: str) -> None:
-    rules, warnings = parse_redirects(f"\n/x /y\n{line}\n/z /y 308\n")
+    rules, warnings, _ = parse_redirects(f"\n/x /y\n{line}\n/z /y 308\n")
     assert rules == (RedirectRule("/x", "/y"), RedirectRule("/z", "/y", 308))
     assert len(warnings) == 1
     assert re.search(f"^_redirects:3: .*{reason}", warnings[0])
 
 
 def test_the_number_of_redirects_has_a_bound() -> None:
-    rules, warnings = parse_redirects("/a /b\n" * (MOST_REDIRECTS + 1))
+    rules, warnings, _ = parse_redirects("/a /b\n" * (MOST_REDIRECTS + 1))
     assert len(rules) == MOST_REDIRECTS
     assert len(warnings) == 1
     assert warnings[0].startswith(f"_redirects:{MOST_REDIRECTS + 1}: more than")
@@ -163,14 +163,14 @@ def test_a_file_that_is_cut_loses_its_last_line_whole() -> None:
     text += "#" * (LARGEST_FILE - len(text) - 10) + "\n/a /b 302"
     assert len(text) == LARGEST_FILE
     assert parse_redirects(text)[0] == (RedirectRule("/a", "/b", 302),)
-    rules, warnings = parse_redirects(text + "!")
+    rules, warnings, _ = parse_redirects(text + "!")
     assert rules == ()
     assert len(warnings) == 1
 
 
 def test_warnings_have_a_bound() -> None:
     for parse in (parse_headers, parse_redirects):
-        _, warnings = parse("a\n" * 1000)
+        _, warnings, _ = parse("a\n" * 1000)
         assert len(warnings) == MOST_WARNINGS + 1
         assert warnings[-1].endswith("without a warning for each")
 
@@ -209,7 +209,7 @@ def check_warnings(warnings: tuple[str, ...], file: str, text: str) -> None:
 @settings(deadline=None, max_examples=500)
 @given(FILES, st.sampled_from(["/", "/a", "/a/é", "/\udcff\n"]))
 def test_no_headers_file_breaks_a_response(text: str, path: str) -> None:
-    rules, warnings = parse_headers(text)
+    rules, warnings, _ = parse_headers(text)
     check_warnings(warnings, "_headers", text)
     for rule in rules:
         h11.Response(status_code=200, headers=list(rule.set))
@@ -222,7 +222,7 @@ def test_no_headers_file_breaks_a_response(text: str, path: str) -> None:
 @settings(deadline=None, max_examples=500)
 @given(FILES, st.sampled_from(["/", "/a", "/a/é", "/\udcff\n"]), st.sampled_from(["", "?", "A=x&é=\n"]))
 def test_no_redirects_file_breaks_a_response(text: str, path: str, query: str) -> None:
-    rules, warnings = parse_redirects(text)
+    rules, warnings, _ = parse_redirects(text)
     check_warnings(warnings, "_redirects", text)
     result = Redirects(rules).find(path, query, exists=False)
     if isinstance(result, Redirected):

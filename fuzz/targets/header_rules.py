@@ -64,7 +64,7 @@ _ERROR: Final = 400
 def check(data: bytes) -> None:
     path, _, rest = data.partition(b"\n")
     words, _, text = rest.partition(b"\n")
-    rules, warnings = parse_headers(text.decode("utf-8", "replace"))
+    rules, warnings, _ = parse_headers(text.decode("utf-8", "replace"))
     assert len(warnings) <= MOST_WARNINGS + 1
     assert all(_WARNING.fullmatch(warning) for warning in warnings)
     options = words.decode("latin-1").split(" ")

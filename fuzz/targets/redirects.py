@@ -49,7 +49,7 @@ def check(data: bytes) -> None:
     path = "/" + "/".join(name for name in os.fsdecode(first).split("/") if name)
     path += "/" if first.endswith(b"/") and path != "/" else ""
     query = second.decode("latin-1")
-    rules, warnings = parse_redirects(text.decode("utf-8", "replace"))
+    rules, warnings, _ = parse_redirects(text.decode("utf-8", "replace"))
     assert len(warnings) <= MOST_WARNINGS + 1
     assert all(_WARNING.fullmatch(warning) for warning in warnings)
     redirects = Redirects(rules)
