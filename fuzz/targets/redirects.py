@@ -24,6 +24,10 @@ TOKENS: Final = (
     b" 301",
     b" 302!",
     b" 404",
+    b" 401!",
+    b" Role=a",
+    b" Country=de",
+    b"#:splat",
     b" https://e.org/",
     b"//",
     b"/..",
@@ -49,7 +53,9 @@ def check(data: bytes) -> None:
     path = "/" + "/".join(name for name in os.fsdecode(first).split("/") if name)
     path += "/" if first.endswith(b"/") and path != "/" else ""
     query = second.decode("latin-1")
-    rules, warnings, _ = parse_redirects(text.decode("utf-8", "replace"))
+    rules, warnings, protected = parse_redirects(text.decode("utf-8", "replace"))
+    assert all(path.startswith("/") for path in protected)
+    _check_conditions(text.decode("utf-8", "replace"))
     assert len(warnings) <= MOST_WARNINGS + 1
     assert all(_WARNING.fullmatch(warning) for warning in warnings)
     redirects = Redirects(rules)
@@ -63,6 +69,17 @@ def check(data: bytes) -> None:
             _check_rewritten(rule, found, path)
         else:
             _check_redirected(rule, found, path, query)
+
+
+def _check_conditions(text: str) -> None:
+    """A rule with a condition at its end is none, and one for a role keeps everybody from its files."""
+    for line in text.removeprefix("\ufeff").split("\n"):
+        words = re.sub(r"\s#.*", "", line.strip(), flags=re.DOTALL).split()
+        if len(words) > 1 and not words[0].startswith("#") and re.fullmatch("(?i:role|country|language)=.*", words[-1]):
+            rules, _, protected = parse_redirects(line)
+            assert not rules
+            if words[-1][0] in "rR" and any(re.fullmatch("200!?", word) for word in words[1:]):
+                assert protected
 
 
 def _first(
