@@ -76,7 +76,7 @@ class ProtectedPaths:
             ahead += (path.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending) and name != ending)
             for before, after in self._around:
                 inner = path[len(before) : len(path) - len(after)]
-                if path == before + inner + after and inner.startswith("/"):
+                if path == before + inner + after and inner[:1] in ("", "/"):
                     ahead.append(inner)
 
 

@@ -126,7 +126,7 @@ class _PathLine(NamedTuple):
 
 def _path_of(line: _Line, warnings: _Warnings) -> _PathLine | None:
     """The path that a line of `_headers` is; None where it is none."""
-    text = _COMMENT.sub("", line.text)
+    text = _COMMENT.sub("", line.text).rstrip()
     if text.startswith("/"):
         path = _SLASHES.sub("/", text)
         if segment := misplaced(path):

@@ -17,8 +17,10 @@ from ktlsd.header_rules import (
     RESERVED,
     HeaderRule,
     HeaderRules,
+    Origin,
     attachment,
     check,
+    forbids_caching,
     has_content_hash,
     refuse_remove,
     refuse_set,
@@ -136,6 +138,107 @@ CACHE = (CacheOptions(path="/a/*", control="no-cache"), CacheOptions(path="*.js"
 def test_cache_control(path: str, control: str | None, status: int, cached: bool) -> None:
     fields = dict(applied(site(cache=CACHE, hashed_names=True), path, status))
     assert fields.get("Cache-Control") == (control if cached else None)
+
+
+FOREVER = ("Cache-Control", "public, max-age=31536000, immutable")
+OF_CACHES = (
+    "Cache-Control",
+    "Expires",
+    "CDN-Cache-Control",
+    "Cloudflare-CDN-Cache-Control",
+    "Netlify-CDN-Cache-Control",
+    "Vercel-CDN-Cache-Control",
+    "Surrogate-Control",
+    "X-Accel-Expires",
+)
+
+
+@pytest.mark.parametrize("name", OF_CACHES)
+@pytest.mark.parametrize("from_file", [False, True], ids=["[[header]]", "_headers"])
+def test_a_cache_rule_is_for_the_file_that_answers(name: str, from_file: bool) -> None:
+    """Not for a fallback, a redirect or an error under the same path."""
+    value = "4102444800" if name == "X-Accel-Expires" else FOREVER[1]
+    extra = [HeaderRule(compile_glob("/assets/**"), ((name, value), ("X", "1")))]
+    options = site() if from_file else site(header=(HeaderOptions(path="/assets/**", set=dict(extra[0].set)),))
+    rules = HeaderRules(options, extra if from_file else ())
+    path, index = "/assets/gone.js", "/index.html"
+    for status in (200, 206, 304):
+        assert dict(rules.apply(path, status, (), True)) == {name: value, "X": "1"}
+        assert dict(rules.apply(path, status, (), True, path)) == {name: value, "X": "1"}
+        for origin in (Origin.REWRITE, Origin.FALLBACK):
+            assert dict(rules.apply(path, status, (), True, index, origin)) == {"X": "1"}
+            # What such a file may be kept for, the rules for it say.
+            assert dict(rules.apply("/old", status, (), True, path, origin)) == {name: value}
+    for status in (204, 301, 302, 303, 307, 308, 403, 404, 412, 416, 500, 503):
+        assert dict(rules.apply(path, status, (), True)) == {"X": "1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "forbids"),
+    [
+        ("no-store", True),
+        ("private, no-cache", True),
+        ("max-age=0", True),
+        ("public, max-age=0, must-revalidate", True),
+        ('MAX-AGE="0", S-MaxAge=0', True),
+        ("max-age=0, s-maxage=60", False),
+        ("max-age=0, stale-while-revalidate=86400", False),
+        ("max-age=1", False),
+        ("private", False),
+        ("public", False),
+        ("immutable", False),
+        ('no-cache="Set-Cookie"', False),
+    ],
+)
+def test_what_forbids_caching_holds_for_whatever_answers(value: str, forbids: bool) -> None:
+    assert forbids_caching("cache-control", value) is forbids
+    assert not forbids_caching("X-Other", value)
+    rules = HeaderRules(site(header=(header("/account/**", Cache_Control=value),)))
+    for status, origin in ((200, Origin.REWRITE), (206, Origin.FALLBACK), (304, Origin.FALLBACK), (302, Origin.OWN)):
+        fields = dict(rules.apply("/account/x", status, (), True, "/index.html", origin))
+        assert fields == ({"Cache-Control": value} if forbids else {})
+    assert rules.apply("/account/x", 404, (), True) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "forbids"),
+    [("Expires", "0", True), ("Expires", "Thu, 01 Jan 2099 00:00:00 GMT", False), ("X-Accel-Expires", "0", True)],
+)
+def test_a_date_that_is_none_forbids_caching(name: str, value: str, forbids: bool) -> None:
+    assert forbids_caching(name, value) is forbids
+
+
+def test_rules_for_the_file_and_rules_for_the_path_keep_their_order() -> None:
+    rules = HeaderRules(
+        site(
+            header=(
+                header("/*", Cache_Control="no-cache", X="all"),
+                header("/assets/**", Cache_Control="max-age=60", X="assets"),
+                header("/index.html", Expires="0"),
+                header("/other/**", "Cache-Control"),
+            )
+        )
+    )
+    assert dict(rules.apply("/assets/a", 200, (), True, "/index.html", Origin.FALLBACK)) == {
+        "Cache-Control": "no-cache",
+        "X": "assets",
+        "Expires": "0",
+    }
+    assert dict(rules.apply("/assets/a", 200, (), True)) == {"Cache-Control": "max-age=60", "X": "assets"}
+    # What is removed for a path is no field of the file's.
+    assert "Cache-Control" in dict(rules.apply("/other/a", 200, (), True, "/index.html", Origin.REWRITE))
+    assert dict(rules.apply("/other", 301, (), True)) == {"X": "all"} | {"Cache-Control": "no-cache"}
+
+
+def test_the_type_of_what_stands_in_for_a_missing_file_is_its_own() -> None:
+    """A rewrite is what an operator wants under that path: what browsers are to save, they save."""
+    fields = {"Content_Type": "text/javascript", "Content_Disposition": "attachment"}
+    rules = HeaderRules(site(header=(header("/uploads/**", **fields),)))
+    path = "/uploads/a.js"
+    assert rules.apply(path, 200, BASE, True, "/index.html", Origin.FALLBACK) == BASE
+    assert (
+        dict(rules.apply(path, 200, BASE, True, "/store/a.js", Origin.REWRITE))["Content-Disposition"] == "attachment"
+    )
 
 
 def test_names_are_cached_for_ever_only_on_request() -> None:

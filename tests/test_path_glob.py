@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.path_glob import compile_glob, compile_host_pattern, decoded
+from ktlsd.path_glob import (
+    compile_captures,
+    compile_glob,
+    compile_host_pattern,
+    compile_protected,
+    decoded,
+    placeholders_of,
+)
 
 LONGEST_PATH = 8192
 
@@ -90,6 +97,45 @@ def test_what_a_path_of_a_headers_file_matches(pattern: str, matching: list[str]
     assert [path for path in other if matches(path)] == []
 
 
+@pytest.mark.parametrize(
+    ("pattern", "path", "values"),
+    [
+        ("/*", "/", {"splat": ""}),
+        ("/*", "/a/b\n", {"splat": "a/b\n"}),
+        ("/:a/:b", "/1/2", {"a": "1", "b": "2"}),
+        ("/:a/*/c-d/:b", "/1/2/3/c-d/c-d/4", {"a": "1", "splat": "2/3/c-d", "b": "4"}),
+        ("/%3A/:a.b/:c", "/:/:a.b/x", {"c": "x"}),
+        ("/*.js", "/a/b.js", {"splat": "a/b"}),
+        ("/a", "/a", {}),
+        ("/:a", "/1/2", {}),
+    ],
+)
+def test_what_placeholders_stand_for(pattern: str, path: str, values: dict[str, str]) -> None:
+    assert compile_captures(pattern)(path) == values
+    if values:
+        assert sorted(placeholders_of(pattern)) == sorted(values)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    st.text("ab/:*", max_size=12).filter(lambda text: text.replace("**", "*").count("*") < 2),
+    st.text("ab/:", max_size=14),
+)
+def test_placeholders_have_values_where_their_pattern_matches(text: str, rest: str) -> None:
+    pattern, path = "/" + text, "/" + rest
+    if (names := placeholders_of(pattern)) and len(set(names)) == len(names):
+        assert bool(compile_captures(pattern)(path)) is compile_host_pattern(pattern)(path)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.text("abAB/:*%2", max_size=12), st.text("abAB/:", max_size=14))
+def test_what_protects_matches_no_less_than_what_sets_fields(text: str, rest: str) -> None:
+    pattern, path = "/" + text, "/" + rest
+    if compile_host_pattern(pattern)(path):
+        assert compile_protected(pattern)(path)
+        assert compile_protected(pattern.lower())(path.upper())
+
+
 PATTERNS = st.text("ab/?*", min_size=1, max_size=12)
 
 
@@ -153,3 +199,4 @@ def test_a_hostile_pattern_ends(pattern: str, character: str) -> None:
     """Trying all ways to place so many wildcards would take longer than there is time."""
     assert not compile_glob(pattern)("/" + (character * LONGEST_PATH)[:LONGEST_PATH])
     assert not compile_host_pattern(pattern)("/" + (character * LONGEST_PATH)[:LONGEST_PATH])
+    assert not compile_protected(pattern)("/" + (character * LONGEST_PATH)[:LONGEST_PATH])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import h11
@@ -77,13 +78,117 @@ def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
         ("/a\n  X: y\n" + "é" * (LARGEST_FILE // 2), 3, "larger"),
         ("/a\n  X: y\n" + "/b\n" * MOST_HEADER_RULES, MOST_HEADER_RULES + 2, "the rest"),
         ("/a\n  X: y\n  \x1b[2J", 3, r"\\x1b"),
+        # Fields below what is no path are not for the path above.
+        ("/a\n  X: y\n*.js\n  X: z\n  Cache-Control: immutable", 3, "begins with a slash"),
+        ("/a\n  X: y\nassets/*\n  A: b", 3, "begins with a slash"),
+        ("/a\n  X: y\nhttps://example.org/a\n  X: z", 3, "host"),
+        ("/a\n  X: y\n/" + "a" * LONGEST_LINE + "\n  X: z", 3, "longer"),
+        ("/a\nX-A b\nX: y", 2, "colon"),
+        # Placeholders that have no single value.
+        ("/a\n  X: y\n  A: :splat", 3, "no \\*"),
+        ("/a\n  X: y\n/:n/*/:n\n A: :n", 4, "no single value"),
+        ("/a\n  X: y\n/:n/*/*\n A: :n", 4, "no single value"),
+        ("/a\n  X: y\n/*/*\n A: :splat", 4, "no single value"),
+        ("/a\n  X: y\n/b-:n/x\n  A: b", 3, "whole segment"),
     ],
 )
 def test_what_a_headers_file_cannot_say(text: str, line: int, reason: str) -> None:
-    rules, warnings, _ = parse_headers(text)
+    rules, warnings, protected = parse_headers(text)
+    assert protected == ()
     assert len(warnings) == 1
     assert re.search(rf"^_headers:{line}: .*{reason}", warnings[0])
     assert HeaderRules(SiteOptions(nosniff=False), rules).apply("/a", 200, (), True) == (("X", "y"),)
+
+
+PLACEHOLDERS = """\
+/movies/:title
+  x-movie-name: You are watching ":title"
+/shop/:shop/*  # a comment
+  Link: <https://example.org/:splat>; rel="canonical"
+  Cache-Tag: :shop, :shops, all
+  Set-Cookie: shop=:shop; Secure
+  Content-Security-Policy: default-src https://example.org:8443 http://e:x
+/*.pdf
+  X-Name: :splat
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/movies/Brazil", {"x-movie-name": 'You are watching "Brazil"'}),
+        ('/movies/a b"c', {"x-movie-name": 'You are watching "a%20b%22c"'}),
+        ("/movies/é\r\nX: y\udcff", {"x-movie-name": 'You are watching "%C3%A9%0D%0AX:%20y%FF"'}),
+        (
+            "/shop/a;b,c/d/e",
+            {
+                "Link": '<https://example.org/d/e>; rel="canonical"',
+                "Cache-Tag": "a%3Bb%2Cc, :shops, all",
+                "Set-Cookie": "shop=a%3Bb%2Cc; Secure",
+                "Content-Security-Policy": "default-src https://example.org:8443 http://e:x",
+            },
+        ),
+        ("/a/b.pdf", {"X-Name": "a/b"}),
+        # A field without a value is none.
+        ("/.pdf", {}),
+        ("/" + "é" * LONGEST_LINE + ".pdf", {}),
+        ("/other", {}),
+    ],
+)
+def test_placeholders_in_values_stand_for_parts_of_the_path(path: str, fields: dict[str, str]) -> None:
+    rules, warnings, protected = parse_headers(PLACEHOLDERS)
+    assert (warnings, protected) == ((), ())
+    assert dict(HeaderRules(SiteOptions(nosniff=False), rules).apply(path, 200, (), True)) == fields
+
+
+def test_every_value_of_a_placeholder_can_be_sent() -> None:
+    rules, _, _ = parse_headers("/:a/*\n  X: :a-:splat\n  Y: a :splat\n")
+    headers = HeaderRules(SiteOptions(nosniff=False), rules)
+    for octet in range(1, 256):
+        path = "/x" + os.fsdecode(bytes([octet])).replace("/", "") + "/" + os.fsdecode(bytes([octet]))
+        fields = headers.apply(path, 200, (), True)
+        h11.Response(status_code=200, headers=list(fields))
+        assert not re.search("[,;\"'\\\\<>\\s]", dict(fields)["X"])
+
+
+SECRET = "user:pa55word"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "protected"),
+    [
+        (f"/a/*\n  Basic-Auth: {SECRET}\n  X: y", 2, ("/a/*",)),
+        (f"/a/*\n  X: y\n  basic-auth:{SECRET} b:c\n", 3, ("/a/*",)),
+        (f"/a/*\n  X: y\n  Basic-Auth {SECRET}\n", 3, ("/a/*",)),
+        (f"/a/*\n  X: y\n  Basic Auth: {SECRET}\n", 3, ("/a/*",)),
+        ("/a/*\n  X: y\n  Basic-Auth:\n", 3, ("/a/*",)),
+        ("/a/*\n  X: y\nBASIC_AUTH\n", 3, ("/a/*",)),
+        ("/a/*\n  X: y\n  ! Basic-Auth\n", 3, ("/a/*",)),
+        (f"/a/*\n  X: y\n  Basic-Auth: {SECRET} é\n", 3, ("/a/*",)),
+        (f"/a/*  # team\n  X: y\n  Basic-Auth: {SECRET} " + "a" * LONGEST_LINE, 3, ("/a/*",)),
+        ("/a/*\n  X: y\n" + "/b\n" * MOST_HEADER_RULES + f"/c\n Basic-Auth: {SECRET}", 1004, ("/c",)),
+        (f"/a/*\n  X: y\nhttps://example.org/c/*\n  Basic-Auth: {SECRET}", 4, ("/c/*",)),
+        (f"/a/*\n  X: y\nhttps://example.org\n  Basic-Auth: {SECRET}", 4, ("/",)),
+        (f"/a/*\n  X: y\nc/*\n  Basic-Auth: {SECRET}", 4, ("/c/*",)),
+        (f"Basic-Auth: {SECRET}\n/a/*\n  X: y", 1, ()),
+        ("broken\n" * 200 + f"/a/*\n  X: y\n  Basic-Auth: {SECRET}", 203, ("/a/*",)),
+    ],
+)
+def test_a_password_protects_its_path_and_is_told_to_nobody(text: str, line: int, protected: tuple[str, ...]) -> None:
+    rules, warnings, found = parse_headers(text)
+    assert found == protected
+    assert any(
+        re.search(rf"^_headers:{line}: Basic-Auth (is not supported|protects nothing)", text) for text in warnings
+    )
+    assert "pa55" not in "".join(warnings)
+    fields = HeaderRules(SiteOptions(nosniff=False), rules).apply("/a/b", 200, (), True)
+    assert fields == (("X", "y"),)
+
+
+def test_names_like_it_are_fields_as_any() -> None:
+    rules, warnings, protected = parse_headers("/a\n  Basic-Authors: b\n  X-Basic-Auth: c\n")
+    assert (warnings, protected) == ((), ())
+    assert rules[0].set == (("Basic-Authors", "b"), ("X-Basic-Auth", "c"))
 
 
 REDIRECTS = """\
@@ -144,10 +249,54 @@ def test_a_redirects_file(path: str, query: str, result: Redirected | Rewritten 
     ],
 )
 def test_what_a_redirects_file_cannot_say(line: str, reason: str) -> None:
-    rules, warnings, _ = parse_redirects(f"\n/x /y\n{line}\n/z /y 308\n")
+    rules, warnings, protected = parse_redirects(f"\n/x /y\n{line}\n/z /y 308\n")
     assert rules == (RedirectRule("/x", "/y"), RedirectRule("/z", "/y", 308))
     assert len(warnings) == 1
     assert re.search(f"^_redirects:3: .*{reason}", warnings[0])
+    assert protected == (("/a",) if "Role=" in line else ())
+
+
+@pytest.mark.parametrize(
+    ("line", "protected"),
+    [
+        ("/a/* 200! Role=admin", "/a/*"),
+        ("/a/* /a/:splat 200! Role=admin,editor", "/a/*"),
+        ("/a/* /a/:splat 200 role=admin  # comment", "/a/*"),
+        ("/a/* Role=admin", "/a/*"),
+        ("https://example.org/a/* 200! Role=admin", "/a/*"),
+        ("a/* 200! Role=admin", "/a/*"),
+        ("/a/*/b 200! Country=de Role=admin", "/a/*/b"),
+        ("/a/* /sorry 401!", "/a/*"),
+        ("/a /sorry 410!", "/a"),
+        ("/a " + "/b" * LONGEST_LINE + " 200! Role=admin", None),
+        # Others see what is there.
+        ("/a /b 302! Role=admin", None),
+        ("/a /b Role=admin", None),
+        ("/a /sorry 401", None),
+        ("/a /b 200! Country=de", None),
+        ("/a https://example.org/ 200!", None),
+    ],
+)
+def test_a_role_or_an_error_protects_its_path(line: str, protected: str | None) -> None:
+    rules, warnings, found = parse_redirects(f"/x /y\n{line}\n/z /y 308\n")
+    assert rules == (RedirectRule("/x", "/y"), RedirectRule("/z", "/y", 308))
+    assert found == ((protected,) if protected else ())
+    assert len(warnings) == 1
+    assert warnings[0].startswith("_redirects:2: ")
+    assert warnings[0].endswith(f"403 for files of {protected}") is bool(protected)
+
+
+def test_a_role_beyond_the_last_rule_protects_its_path() -> None:
+    rules, warnings, protected = parse_redirects("/a /b\n" * MOST_REDIRECTS + "/c /d\n/e 200! Role=a\n")
+    assert (len(rules), len(warnings), protected) == (MOST_REDIRECTS, 2, ("/e",))
+
+
+def test_a_colon_in_a_segment_is_no_placeholder_and_is_told() -> None:
+    rules, warnings, _ = parse_redirects("/b-:x /c\n")
+    assert rules == (RedirectRule("/b-:x", "/c"),)
+    assert [re.search("^_redirects:1: .*b-:x is taken as it is written", text) is not None for text in warnings] == [
+        True
+    ]
 
 
 def test_the_number_of_redirects_has_a_bound() -> None:

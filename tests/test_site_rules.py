@@ -274,6 +274,51 @@ async def test_rules_that_cannot_be_read_are_told_once(
     assert len(caplog.records) == 1
 
 
+async def test_protected_paths_come_from_both_files_and_go_with_them(folder: Path, keep: Keep) -> None:
+    kept = keep()
+    await kept.refresh()
+    assert not kept.rules.protecting
+    put(folder, "_headers", "/a/*\n  Basic-Auth: user:password\n")
+    put(folder, "_redirects", "/b/* 200! Role=admin\n")
+    await kept.refresh_until(lambda: kept.rules.protect("/a/x") and kept.rules.protect("/b/x"))
+    assert kept.rules.protecting
+    assert not kept.rules.protect("/c")
+    assert [kept.rules.require_password(path) for path in ("/a/x", "/b/x", "/c")] == [True, False, False]
+    assert kept.fields("/a/x") == {}
+    # What cannot be read opens nothing.
+    (folder / "_headers").unlink()
+    (folder / "_headers").mkdir()
+    put(folder, "_redirects", "/b /c\n")
+    await kept.refresh_until(lambda: not kept.rules.protect("/b/x"))
+    assert kept.rules.protect("/a/x")
+    (folder / "_headers").rmdir()
+    await kept.refresh_until(lambda: not kept.rules.protecting)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("_headers", "/a\n Basic-Auth: user:password"), ("_redirects", "/a 200! Role=b"), ("_redirects", "/a /b 401!")],
+)
+@pytest.mark.parametrize("size", [LARGEST_FILE + 1, 2 * LARGEST_FILE - 20, 3 * LARGEST_FILE])
+async def test_what_is_too_much_of_a_file_protects_everything_if_it_protects_anything(
+    folder: Path, keep: Keep, caplog: pytest.LogCaptureFixture, name: str, line: str, size: int
+) -> None:
+    filler = "#" * 99 + "\n"
+    whole = (filler * (size // len(filler) + 1))[: size - 1] + "\n"
+    put(folder, name, whole)
+    kept = keep()
+    await kept.refresh()
+    assert not kept.rules.protecting
+    put(folder, name, whole + line + "\n" + filler * 100)
+    await kept.refresh_until(lambda: kept.rules.protecting)
+    assert kept.rules.protect("/any/path")
+    assert any(
+        record.getMessage() == f"{folder}/{name}: what is left out protects paths: 403 for all of the site"
+        for record in caplog.records
+    )
+    assert "password" not in caplog.text
+
+
 async def test_what_could_not_be_read_once_is_tried_again(
     folder: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

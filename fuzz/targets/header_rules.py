@@ -137,7 +137,7 @@ def _blocks(text: str) -> Iterator[_Block]:
         line = whole.strip()
         if not line or line.startswith("#"):
             continue
-        path = re.sub(r"\s#.*", "", line, flags=re.DOTALL)
+        path = re.sub(r"\s#.*", "", line, flags=re.DOTALL).rstrip()
         new = None
         if path.startswith("/"):
             new = _Block(re.sub("/+", "/", path), followed=True)
