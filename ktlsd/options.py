@@ -321,7 +321,7 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     try_files: tuple[Text, ...] = ()
     """Paths to try in this order; {path} stands for the one asked for. The last counts as what is not found."""
     fallback: SitePath | None = None
-    """The file that answers, with 200, for what is not found: a single-page application's. A folder stands for its index
+    """The file that answers, with 200, for what is not found: a single-page application's. A folder means its index
     file."""
     precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
     """Codings of precompressed siblings (name.zst, name.br, name.gz) in the order of preference."""
