@@ -68,6 +68,17 @@ _PLAIN: Final = SiteOptions(nosniff=False)
 _STATUSES: Final = (200, 206, 304, 301, 404, 412, 503)
 _WARNING: Final = re.compile(r"_headers:[1-9][0-9]*: [ -~]+")
 _VALUE: Final = re.compile(r"[!-~](?:[\t -~]*[!-~])?")
+_OF_FILES: Final = (200, 206, 304)
+_OF_CACHES: Final = (
+    "cache-control",
+    "expires",
+    "cdn-cache-control",
+    "cloudflare-cdn-cache-control",
+    "netlify-cdn-cache-control",
+    "vercel-cdn-cache-control",
+    "surrogate-control",
+    "x-accel-expires",
+)
 _ERROR: Final = 400
 _PLACEHOLDER: Final = r":[A-Za-z][A-Za-z0-9_]*"
 _ORIGINS: Final = {"rewrite": Origin.REWRITE, "fallback": Origin.FALLBACK}
@@ -226,6 +237,8 @@ def _check_values(blocks: list[_Block], path: str, status: int, fields: Fields) 
         for name, values in block.values.items():
             joined = values if name == "set-cookie" else [", ".join(values)]
             filled = [text for text in (_filled(block, path, value) for value in joined) if text]
+            if status not in _OF_FILES and name in _OF_CACHES:
+                filled = [text for text in filled if forbids_caching(name, text)]
             if filled:
                 said[name] = filled
     given = {name.lower(): value for name, value in _GIVEN}
