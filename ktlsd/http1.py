@@ -586,6 +586,8 @@ class Http1:
         Where it was not, the connection is finished: what follows could be taken for a request. Raises TLSError.
         """
         body, idle = cast(RequestBody, self._body), self._shared.idle
+        # It has copies of what was received, which an idle connection needs no longer.
+        self._body = None
         if body.whole:
             return True
         problem = ""

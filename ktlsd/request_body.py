@@ -29,9 +29,10 @@ class RequestBody:
         self.request = request
         self._http = http
         self._chunked, length = _framing(request)
-        self._seen = bytearray(http.trailing_data[0])
+        # Of any other body h11 overlooks nothing.
+        self._seen = bytearray(http.trailing_data[0] if self._chunked else b"")
         # What counts is what was received, not what it carried: chunks can be nearly all framing.
-        self._most = len(self._seen) + LARGEST
+        self._left = LARGEST
         self.unwanted = length > LARGEST or (http.they_are_waiting_for_100_continue and (self._chunked or length > 0))
         """Whether it is not to be read: too large, or kept back until the client is told to continue."""
         self.whole = False
@@ -42,7 +43,7 @@ class RequestBody:
         while not self.whole:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                if len(self._seen) > self._most:
+                if self._left < 0:
                     raise TooLarge(f"more than {LARGEST} bytes")
                 return
             if isinstance(event, h11.EndOfMessage):
@@ -54,7 +55,9 @@ class RequestBody:
 
     def receive(self, data: bytes) -> None:
         """Read more of it; b"" is the end of the stream. Raises h11.RemoteProtocolError, TooLarge."""
-        self._seen += data
+        self._left -= len(data)
+        if self._chunked:
+            self._seen += data
         self._http.receive_data(data)
         self.look()
 
