@@ -263,7 +263,8 @@ class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     handshake_seconds: MoreSeconds = 10
     """For the TLS handshake, a PROXY header before it included."""
     head_seconds: MoreSeconds = 20
-    """For a whole request head, from its first byte on, however it trickles in: 408."""
+    """For a whole request head, from its first byte on, however it trickles in: 408; again for the body, after the
+    answer."""
     idle_seconds: MoreSeconds = 75
     """Between requests, and before the first, on an open connection; it may become a quarter more."""
     send_seconds: MoreSeconds = 60
