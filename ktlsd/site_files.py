@@ -135,7 +135,9 @@ def _path_of(line: _Line, warnings: _Warnings) -> _PathLine | None:
     if url := _URL.match(text):
         warnings.add(line.number, f"{text}: fields for a host are not supported, write a path")
         return _PathLine(url[1] or "/", followed=False)
-    if not line.indented and _WORD.fullmatch(text) and not _BASIC_AUTH.match(text):
+    # No field's name has a slash in it.
+    is_path = _WORD.fullmatch(text) is not None and (not line.indented or "/" in text)
+    if is_path and not _BASIC_AUTH.match(text):
         # Fields below are meant for it, and not for the path above.
         warnings.add(line.number, f"{text}: neither a path, which begins with a slash, nor a field with a colon")
         return _PathLine("/" + text, followed=False)

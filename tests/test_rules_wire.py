@@ -97,6 +97,7 @@ headers_file = false
 redirects_file = false
 listing = false
 fallback = "/app"
+error_pages = { 403 = "/about" }
 [[site.redirect]]
 from = "/to-folder"
 to = "/app"
@@ -549,7 +550,8 @@ def test_a_fixed_entry_of_try_files_is_a_fallback_too(place: Place) -> None:
         ("folders", "/to-both", 200, "both.html"),
         ("folders", "/to-slash", 200, "both/index.html"),
         ("folders", "/to-error", 404, "errors/index.html"),
-        ("folders", "/to-empty", 403, "403 Forbidden\n"),
+        # With the error page /about.
+        ("folders", "/to-empty", 403, "about.html"),
         ("folders-errors", "/nothing", 404, "errors/index.html"),
         ("folders-errors", "/lost", 404, "errors/index.html"),
         ("folders-try", "/nothing", 200, "app/index.html"),

@@ -81,6 +81,7 @@ def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
         # Fields below what is no path are not for the path above.
         ("/a\n  X: y\n*.js\n  X: z\n  Cache-Control: immutable", 3, "begins with a slash"),
         ("/a\n  X: y\nassets/*\n  A: b", 3, "begins with a slash"),
+        ("/a\n  X: y\n  assets/*\n  A: b", 3, "begins with a slash"),
         ("/a\n  X: y\nhttps://example.org/a\n  X: z", 3, "host"),
         ("/a\n  X: y\n/" + "a" * LONGEST_LINE + "\n  X: z", 3, "longer"),
         ("/a\nX-A b\nX: y", 2, "colon"),

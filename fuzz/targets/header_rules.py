@@ -154,7 +154,7 @@ def _blocks(text: str) -> Iterator[_Block]:
             new = _Block(re.sub("/+", "/", path), followed=True)
         elif host := re.match("https?://[^/]*", path, re.IGNORECASE):
             new = _Block(path[host.end() :] or "/", followed=False)
-        elif whole[0] == line[0] and ":" not in path and path[0] != "!" and len(path.split()) == 1:
+        elif (whole[0] == line[0] or "/" in path) and ":" not in path and path[0] != "!" and len(path.split()) == 1:
             new = None if re.fullmatch(r"basic[_-]*auth=?", path, re.IGNORECASE) else _Block("/" + path, followed=False)
         if new is not None:
             if block is not None:
