@@ -10,6 +10,7 @@ from typing import Final
 
 from ktlsd import redirect_findings, server_findings, site_findings
 from ktlsd.findings import Check, Place
+from ktlsd.printable import one_line
 from ktlsd.say import say
 from ktlsd.settings import Document, Loaded, label_of, load
 from ktlsd.ssl_ffi import Library
@@ -45,7 +46,8 @@ def warnings_of(loaded: Loaded) -> list[str]:
         for finding in check(loaded.settings):
             line, label = _where(loaded.document, finding.place)
             text = f"{label}: {finding}" if label else str(finding)
-            found[f"{loaded.document.path}:{line}: warning: {text}"] = line
+            # What site owners write must not move the operator's terminal.
+            found[one_line(f"{loaded.document.path}:{line}: warning: {text}")] = line
     return sorted(found, key=found.__getitem__)
 
 

@@ -15,8 +15,8 @@ from typing import Any, Final, NoReturn
 from ktlsd.refusal import Refusal
 
 COMMANDS: Final = {
-    "check": "check a configuration file, and warn of what it would not do",
-    "compress": "make compressed siblings of the files in a folder",
+    "check": "check a configuration file and warn of likely mistakes",
+    "compress": "make the compressed siblings (name.zst, name.br, name.gz) of a folder's files",
     "doctor": "explain what kTLS does on this machine",
 }
 """The commands, which come first on the command line, and what each does."""

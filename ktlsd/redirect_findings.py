@@ -89,11 +89,15 @@ def _next(at: _At, by_name: Sites[_Routed | None]) -> _At | None:
         found = at.routed.redirects.find(at.path, "", exists=False)
     if not isinstance(found, Redirected):
         return None
-    url = urlsplit(found.location)
-    path = decoded(url.path) or "/"
-    if not url.netloc:
-        return _At(at.routed, path)
-    routed = by_name.of_name(url.hostname) if url.port in _USUAL_PORTS else None
+    try:
+        url = urlsplit(found.location)
+        path = decoded(url.path) or "/"
+        if not url.netloc:
+            return _At(at.routed, path)
+        routed = by_name.of_name(url.hostname) if url.port in _USUAL_PORTS else None
+    except ValueError:
+        # An address or a port that no browser takes.
+        return None
     return None if routed is None else _At(routed, path)
 
 

@@ -6,6 +6,8 @@ names the option, or file, line and key. What a [[site]] does not give is taken 
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import os
 import re
 import reprlib
@@ -39,6 +41,8 @@ __all__ = ["LOG_LEVELS", "Listen", "Settings", "SettingsError", "combine", "defa
 
 _PAIR: Final = frozenset({"cert", "key"})
 _INHERITED: Final = SiteOptions.__struct_fields__
+_SHOWN_DEPTH: Final = 3
+_SHOWN_ITEMS: Final = 4
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -272,8 +276,23 @@ def label_of(place: Steps) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+def _shown(value: Any, depth: int = 0) -> str:
+    """A value as TOML writes it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if not isinstance(value, (list, Mapping)):
+        return reprlib.repr(value)
+    if depth == _SHOWN_DEPTH:
+        return "..."
+    if isinstance(value, list):
+        items = [_shown(item, depth + 1) for item in value[:_SHOWN_ITEMS]]
+    else:
+        pairs = itertools.islice(value.items(), _SHOWN_ITEMS)
+        items = [f"{_key(name)} = {_shown(item, depth + 1)}" for name, item in pairs]
+    text = ", ".join(items + ["..."] * (len(value) > _SHOWN_ITEMS))
+    return f"[{text}]" if isinstance(value, list) else f"{{{text}}}"
 
 
 def _key(name: str) -> str:

@@ -123,8 +123,9 @@ def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
             continue
         file = site.root / name
         try:
-            with file.open("rb") as opened:
-                text = opened.read(LARGEST_FILE + 1).decode("utf-8", "replace")
+            # A FIFO must not hold up the check.
+            with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+                text = (opened.read(LARGEST_FILE + 1) or b"").decode("utf-8", "replace")
         except FileNotFoundError:
             # A deployment may bring it later.
             continue

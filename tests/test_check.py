@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -218,6 +219,21 @@ def test_what_is_left_out_of_a_static_hosts_files_is_told(folder: Path) -> None:
     assert second.startswith("ktlsd.toml:3: warning: redirects_file: www/_redirects:2: /c: leads nowhere: ")
     assert first.endswith(": mend this line, which is left out")
     assert warnings(folder, "root = 'www'\n") == []
+
+
+def test_a_static_hosts_file_that_cannot_be_read_is_told(folder: Path) -> None:
+    text = "root = 'www'\nheaders_file = true\n"
+    (folder / "www/_headers").mkdir()
+    assert warnings(folder, text)[0].startswith("ktlsd.toml:2: warning: headers_file: cannot be read: ")
+    (folder / "www/_headers").rmdir()
+    os.mkfifo(folder / "www/_headers")
+    assert warnings(folder, text) == []
+
+
+@pytest.mark.parametrize("url", ["https://a.example:99999/x", "https://[::1::2]/x"])
+def test_an_url_that_no_browser_takes_ends_the_way(folder: Path, url: str) -> None:
+    text = f"root = 'www'\n[[site]]\nnames = 'a.example'\nredirect = [{{ from = '/*', to = '{url}' }}]\n"
+    assert warnings(folder, text) == []
 
 
 def test_a_root_by_a_relative_path_and_through_a_link_is_looked_into(folder: Path) -> None:

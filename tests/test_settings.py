@@ -526,6 +526,21 @@ def test_what_is_said_about_proxies_is_checked(tmp_path: Path, line: str, compla
     assert complaint in refusal
 
 
+@pytest.mark.parametrize(
+    "literal",
+    ["1979-05-27", "07:32:00", "{a = true, 'b c' = [1, 2]}", "[false, 1.5, 'x']", "[]", "{}"],
+)
+def test_a_value_is_shown_as_toml_writes_it(tmp_path: Path, literal: str) -> None:
+    file = write(tmp_path, f"root = {literal}\n")
+    assert refusal_of({"config": str(file)}) == f"{file}:1: root: {literal} is not a path"
+
+
+@pytest.mark.parametrize("literal", ["[[[[[[1]]]]]]", "[1, 2, 3, 4, 5, 6]", "{a = {b = {c = {d = 1}}}}"])
+def test_a_large_value_is_shown_in_part(tmp_path: Path, literal: str) -> None:
+    refusal = refusal_of({"config": str(write(tmp_path, f"root = {literal}\n"))})
+    assert re.search(r": root: [\[{].*\.\.\.[\]}]+ is not a path", refusal)
+
+
 # --- sites
 
 

@@ -12,13 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from ktlsd.check import warnings_of
 from ktlsd.content_types import ContentTypes
 from ktlsd.cors import Cors
 from ktlsd.header_rules import HeaderRules
 from ktlsd.options import NamedSiteOptions, Settings, SiteOptions
 from ktlsd.printable import one_line
 from ktlsd.redirects import Redirects
-from ktlsd.settings import SettingsError, combine, default_site
+from ktlsd.settings import SettingsError, default_site, load
 from ktlsd.sites import Sites
 
 _REPEATED: Final = frozenset({"listen", "http_listen", "cert", "key"})
@@ -66,11 +67,16 @@ def check(data: bytes) -> None:
     path.write_bytes(document)
     options = _options(before.decode("utf-8", "replace"))
     try:
-        settings = combine(options | {"config": path}, {})
+        loaded = load(options | {"config": path}, {})
     except SettingsError as error:
         _check_complaint(str(error), path, document)
         return
-    _use(settings)
+    _use(loaded.settings)
+    for warning in warnings_of(loaded):
+        assert warning == one_line(warning)
+        place = re.match(r":([0-9]+): warning: .+: .", warning.removeprefix(str(path)))
+        assert place is not None, warning
+        assert 1 <= int(place[1]) <= document.count(b"\n") + 1
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def _use(settings: Settings) -> None:
     for site in (default, *settings.site):
         HeaderRules(site)
         Redirects(site.redirect).find("/a/b", "c=d", exists=False)
-        ContentTypes(site.types, site.charset).of_suffixes(".html")
+        ContentTypes(site.types, site.charset, site.encoded).encoded(b"a.html.gz")
         if site.cors is not None:
             Cors(site.cors).fields("/", "https://example.org")
         assert len(site.cert) == len(site.key)
