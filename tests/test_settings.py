@@ -340,7 +340,7 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
         ("hsts = true", 1, "hsts: true is not a table"),
         ("[cors]", 1, "cors: 'origins' is missing"),
         ("[cors]\norigins = '*'", 2, "cors.origins: '*' is not a list"),
-        ("[redirect]\nfrom = '/'", 1, "redirect: {'from': '/'} is not a list of tables: write [[redirect]]"),
+        ("[redirect]\nfrom = '/'", 1, "redirect: {from = '/'} is not a list of tables: write [[redirect]]"),
         ("[[redirect]]\nto = '/'", 1, "redirect[0]: 'from' is missing"),
         ("[[redirect]]\nfrom = '/'\nto = 'x'", 3, "redirect[0].to: 'x' is not a path, or an http:// or https:// URL"),
         (
