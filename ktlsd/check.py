@@ -6,9 +6,12 @@ each of CHECKS looks at the settings, and every finding is a line with the file,
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
-from ktlsd import redirect_findings, server_findings, site_findings
+import msgspec
+
+from ktlsd import certificate_findings, redirect_findings, server_findings, site_findings
 from ktlsd.findings import Check, Place
 from ktlsd.printable import one_line
 from ktlsd.say import say
@@ -23,6 +26,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     server_findings.findings,
     site_findings.findings,
     redirect_findings.findings,
+    certificate_findings.findings,
 )
 """All that `ktlsd check` looks at beyond what a start refuses."""
 
@@ -66,12 +70,13 @@ def _build(loaded: Loaded) -> int:
     settings = loaded.settings
     library = Library(settings.libssl)
     from ktlsd import ktls_state
+    from ktlsd.configuration import judge
     from ktlsd.service import Service
 
-    service = Service(library, settings, ktls_state.support(library, settings.ktls))
-    count = len(service.all)
-    service.close()
-    return count
+    with contextlib.closing(Service(library, settings, ktls_state.support(library, settings.ktls))) as service:
+        strictly = msgspec.structs.replace(settings, strict=True)
+        judge(service, loaded._replace(settings=strictly), None)
+        return len(service.all)
 
 
 def _counted(count: int, what: str) -> str:

@@ -21,7 +21,7 @@ from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
 from ktlsd.reload_signals import block_early_signals
 from ktlsd.say import say
-from ktlsd.settings import LOG_LEVELS, combine
+from ktlsd.settings import LOG_LEVELS, load
 from ktlsd.ssl_ffi import ContextError, Library, LibraryError
 from ktlsd.terminal import Terminal
 
@@ -92,6 +92,12 @@ def _serve_parser() -> argparse.ArgumentParser:
     add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
     add("--user", metavar="NAME", help="whom to become once sockets are bound and keys are read, when started as root")
     add("--group", metavar="NAME", help="with which group (default: the user's own)")
+    add(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="refuse to start unless every certificate can be used (default: serve the sites whose certificates can)",
+    )
     add(
         "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
     )
@@ -187,11 +193,11 @@ def _serve(options: Mapping[str, Any]) -> int:
     gc.disable()
     block_early_signals()
     terminal = Terminal()
-    settings = combine(options)
-    library = Library(settings.libssl)
+    loaded = load(options)
+    library = Library(loaded.settings.libssl)
     from ktlsd.serve import serve
 
-    return serve(lambda: combine(options), settings, library, terminal)
+    return serve(lambda: load(options), loaded, library, terminal)
 
 
 if __name__ == "__main__":

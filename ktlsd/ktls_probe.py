@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ktlsd.ktls import Mode, Support
-from ktlsd.ssl_ffi import Connection, Context, Handshake, Library, TLSError, Wait
+from ktlsd.ssl_ffi import Connection, Context, Handshake, Library, Wait
 
 _TCP_ULP: Final = 31
 _SOL_TLS: Final = 282
@@ -63,7 +63,7 @@ def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connect
     """Complete a handshake between two contexts over loopback TCP: the server's and the client's ends, the server's
     socket.
 
-    Raises TLSError when the two have no protocol or cipher in common, OSError when loopback is down.
+    Raises TLSError when the two have no protocol or cipher in common, OSError when loopback is down or too slow.
     """
     with loopback_pair() as (near, far), contextlib.ExitStack() as stack:
         accepting = server.connect(far.fileno())
@@ -80,7 +80,7 @@ def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connect
         while pending:
             pending = [connection for connection in pending if connection.handshake() is not None]
             if time.monotonic() > deadline:
-                raise TLSError(f"no handshake on loopback within {_HANDSHAKE_SECONDS:g} s")
+                raise TimeoutError(f"no handshake on loopback within {_HANDSHAKE_SECONDS:g} s")
             if pending:
                 arrivals.poll(10)
         yield accepting, connecting, far

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from ktlsd import ktls_probe
 from ktlsd.ktls import Direction, Mode, Support, explain
+from ktlsd.pairs import PROTOCOLS, probing_client
 from ktlsd.refusal import Refusal, cause
-from ktlsd.ssl_ffi import TLS_1_2, TLS_1_3, Context, Library, TLSError
+from ktlsd.ssl_ffi import Context, Library, TLSError
 
 
 def support(library: Library, mode: Mode) -> Support:
@@ -21,19 +22,24 @@ def support(library: Library, mode: Mode) -> Support:
 
 def describe(library: Library, context: Context, support: Support) -> str:
     """The state with the certificates of `context`. Raises Refusal: also where kTLS is required and there is none."""
-    states, engaged = [], False
-    protocols = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
-    for name, version in (protocol for protocol in protocols if protocol[1] >= context.oldest):
-        client = Context(library, server=False, ktls=False, oldest=version, newest=version)
+    states, engaged, tx = [], False, None
+    for name, version in (protocol for protocol in PROTOCOLS if protocol[1] >= context.oldest):
+        client = probing_client(library, version)
         try:
             handshake = ktls_probe.loopback_handshake(context, client)
-        except (TLSError, OSError) as error:
-            raise Refusal(f"no {name} handshake with this certificate on loopback: {error}") from error
+        except TLSError as error:
+            # A key may be good for one of them: pairs.py has tried that there is one.
+            states.append(f"{name} has no handshake with this certificate ({error})")
+            continue
+        except OSError as error:
+            raise Refusal(f"no {name} handshake with this certificate on loopback: {cause(error)}") from error
         finally:
             client.close()
         engaged |= handshake.ktls_tx
         tx, rx = (explain(support, handshake, direction) for direction in Direction)
         states.append(f"{name} tx={tx} rx={rx}")
+    if tx is None:
+        raise Refusal(f"no handshake with this certificate on loopback: {'; '.join(states)}")
     if support.mode is Mode.REQUIRE and not engaged:
         raise Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
     hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"

@@ -52,6 +52,7 @@ class Failure(enum.Enum):
     KTLS_REQUIRED = "ktls_required"
     CLIENT_CERTIFICATE = "client_certificate"
     PROXY_HEADER = "proxy_header"
+    NO_CERTIFICATE = "no_certificate"
 
 
 class Metric(NamedTuple):

@@ -57,7 +57,7 @@ class MetricsListener:
         """Answer for ever, with what `service` has; `ready` tells whether the server still accepts connections."""
 
         def view() -> View:
-            return View(self._board, service().expiries, ready())
+            return View(self._board, service().validities, ready(), service().faults)
 
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:

@@ -6,7 +6,8 @@ Strategy: prometheus_client writes the text, from families that a collector make
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -15,8 +16,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from ktlsd.certificate import Expiry
 from ktlsd.metrics import METRICS, Board, Kind, Metric, series, total_seconds
+from ktlsd.pairs import Fault, Validity
 
 _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
     Kind.COUNTER: CounterMetricFamily,
@@ -24,18 +25,19 @@ _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]
 }
 
 
-def render(board: Board, expiries: tuple[Expiry, ...], accept: str) -> tuple[str, bytes]:
+def render(board: Board, validities: Sequence[Validity], faults: Sequence[Fault], accept: str) -> tuple[str, bytes]:
     """Media type and text, in the format that an Accept field prefers."""
     registry = CollectorRegistry()
-    registry.register(_Counts(board, expiries))
+    registry.register(_Counts(board, validities, faults))
     encode, media_type = choose_encoder(accept)
     return media_type, encode(registry)
 
 
 class _Counts(Collector):
-    def __init__(self, board: Board, expiries: tuple[Expiry, ...]) -> None:
+    def __init__(self, board: Board, validities: Sequence[Validity], faults: Sequence[Fault]) -> None:
         self._board = board
-        self._expiries = expiries
+        self._validities = validities
+        self._faults = faults
 
     def describe(self) -> list[Family]:
         return []
@@ -50,9 +52,20 @@ class _Counts(Collector):
             "When a certificate that is served ends, in seconds since the epoch.",
             labels=("site", "file"),
         )
-        for expiry in self._expiries:
-            dates.add_metric((expiry.site, expiry.file), expiry.time)
+        for validity in self._validities:
+            dates.add_metric((validity.site, validity.file), validity.ends)
         yield dates
+        unusable = GaugeMetricFamily(
+            "ktlsd_unusable_certificates",
+            "Files of certificates, keys, authorities and revocation lists that cannot be used, by site; the old ones"
+            " stay in force for a site that is served.",
+            labels=("site", "served"),
+        )
+        counted = Counter((fault.site, str(fault.served).lower()) for fault in self._faults)
+        # A sum that is always there: an alert on what is absent never fires.
+        for labels, number in counted.items() or [(("", "true"), 0)]:
+            unusable.add_metric(labels, number)
+        yield unusable
 
 
 def _family(metric: Metric, totals: list[int]) -> Family:

@@ -392,6 +392,9 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """By which fields trusted proxies say it: X-Forwarded-For and X-Forwarded-Proto, or Forwarded."""
     workers: Workers = 1
     """Processes to serve with; "auto" for as many as there are usable cores."""
+    strict: bool = False
+    """Refuse to start, and to take another configuration, unless every certificate can be used. Without it a site whose
+    certificate cannot be used is left out, and the others are served."""
     drain_seconds: Seconds = 240
     """How long what is in flight may take after SIGTERM."""
     limits: LimitOptions = field(default_factory=LimitOptions)

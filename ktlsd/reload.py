@@ -43,6 +43,7 @@ class Upkeep:
         self._terminal = terminal
         self._notifier = notifier
         self._alone = alone
+        configuration.quiet = not alone
         # For threads: there is no sense in two at a time.
         self._lane = trio.CapacityLimiter(1)
         # What is loaded is made from what is in force, so it is in force before the next is loaded.
@@ -88,7 +89,8 @@ class Upkeep:
             if service is not None:
                 self._server.replace(service)
                 self._configuration.take(service)
-                log.log(NOTICE if self._alone else logging.DEBUG, "%s reloaded", WHAT[anew])
+                level = NOTICE if self._alone and service.renewed else logging.DEBUG
+                log.log(level, "%s reloaded", WHAT[anew])
         if self._alone and anew:
             self._notifier.ready()
         return service is not None

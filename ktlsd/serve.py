@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from ktlsd import __version__, activation, ktls_state, open_files, privileges
-from ktlsd.configuration import Configuration
+from ktlsd.configuration import Configuration, certificate_files, judge
 from ktlsd.cores import usable_cores
 from ktlsd.door import tell_lowered
 from ktlsd.error_log import NOTICE
@@ -34,7 +34,7 @@ from ktlsd.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.say import say
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
-from ktlsd.settings import Settings
+from ktlsd.settings import Loaded, Settings
 from ktlsd.ssl_ffi import Library
 from ktlsd.state import state_folder
 from ktlsd.terminal import Terminal
@@ -43,11 +43,12 @@ from ktlsd.ticket_file import FILE, TicketFile, TicketFileError
 log = logging.getLogger("ktlsd")
 
 
-def serve(read: Callable[[], Settings], settings: Settings, library: Library, terminal: Terminal) -> int:
+def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit status. `read` gives the settings anew, for a reload.
 
     Raises Refusal, LibraryError, ContextError.
     """
+    settings = loaded.settings
     open_files.allow_most()
     passed = activation.take()
     identity = privileges.resolve(settings.user, settings.group)
@@ -55,7 +56,7 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
         logs = Logs(settings)
     logs.begin()
     build = partial(_build, library, ktls_state.support(library, settings.ktls))
-    configuration = Configuration(read, settings, build, _tickets)
+    configuration = Configuration(read, loaded, build, _tickets)
     service = configuration.service
     backend_mode = int(settings.backend_mode, base=8)
     listeners = bind_all(
@@ -70,6 +71,8 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
 
             metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
         _become(identity, library, service)
+        if identity is not None:
+            configuration.settle()
         logs.follow_rotation()
         configuration.serve_https_on(_https_port(listeners))
         _introduce(service, listeners)
@@ -120,10 +123,16 @@ def serve(read: Callable[[], Settings], settings: Settings, library: Library, te
     return 0
 
 
-def _build(library: Library, support: Support, settings: Settings) -> Service:
-    service = Service(library, settings, support)
+def _build(
+    library: Library, support: Support, loaded: Loaded, former: Service | None = None, *, renewing: bool = False
+) -> Service:
+    settings = loaded.settings
+    service = Service(library, settings, support, former, renewing=renewing)
     try:
-        service.ktls_state = ktls_state.describe(library, service.sites.default.context, support)
+        if not renewing:
+            judge(service, loaded, former)
+            if service.tried is not None:
+                service.ktls_state = ktls_state.describe(library, service.tried, support)
     except BaseException:
         service.close()
         raise
@@ -166,6 +175,13 @@ def _become(identity: privileges.Identity | None, library: Library, service: Ser
     for hosted in service.all:
         if hosted.site.options.listing and privileges.barred(hosted.site.path, listed=True) is not None:
             log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", hosted.site.path, whom)
+    if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        log.warning(
+            "renewed certificates will not be loaded: %s may not read %s%s: let the user's group read"
+            " copies of them, or restart ktlsd after each renewal (docs/operations.md, Without systemd)",
+            *(whom, unreadable[0], more),
+        )
 
 
 def _https_port(listeners: Sequence[Listener]) -> int:

@@ -268,9 +268,15 @@ class Server:
         with contextlib.suppress(trio.TooSlowError), light.within(seconds, began), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
-        context = service.sites.of_name(asked.server_name).context
+        hosted = service.sites.of_name(asked.server_name)
+        context = hosted.context
         limits = service.settings.limits
         with contextlib.closing(Transport(context, sock, self._residency, row, limits)) as transport:
+            if hosted.refused and asked.server_name is not None:
+                row[FAILED[Failure.NO_CERTIFICATE]] += 1
+                log.info("%s handshake refused: there is no usable certificate for %s", peer, asked.server_name)
+                await transport.refuse_name()
+                return
             try:
                 with light.within(seconds, began):
                     handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
@@ -289,7 +295,7 @@ class Server:
                 log.info("%s handshake failed: %s", peer, error)
                 return
             except TLSError as error:
-                row[FAILED[Failure.TLS_ERROR]] += 1
+                row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
                 log.info("%s handshake failed: %s", peer, error)
                 await transport.end_refused()
                 return

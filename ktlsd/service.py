@@ -10,36 +10,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from ktlsd.findings import Place
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
 from ktlsd.networks import Networks
 from ktlsd.options import NamedSiteOptions, SiteOptions, TlsPolicy
+from ktlsd.pairs import Fault, Found, Pairs, Validity
+from ktlsd.printable import printable
 from ktlsd.refusal import cause
 from ktlsd.settings import Settings, SettingsError, default_site
 from ktlsd.site import SERVER_FIELD, Site
 from ktlsd.sites import Sites
-from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, Library
+from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, ContextError, Library, PairError, RevokedError
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
 from ktlsd.tls_policy import POLICIES
 
-if TYPE_CHECKING:
-    # The module that makes certificates takes long to import.
-    from ktlsd.certificate import Expiry
-
-log = logging.getLogger("ktlsd")
-
 DEFAULT_SITE: Final = "default"
 """What the site at the top level is called where names of sites are shown."""
+_OWN_SECONDS: Final = 30 * 86400
+"""The self-signed certificate is made anew so long before it ends."""
+
+_Kind = tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...], Path | None, tuple[str, ...], Path | None]
 
 
 class Hosted(Struct, frozen=True):
@@ -47,13 +48,76 @@ class Hosted(Struct, frozen=True):
 
     site: Site
     context: Context
+    refused: bool = False
+    """Whether handshakes that ask for it are refused, since no certificate of its own can be used. The context has no
+    certificate then."""
+
+
+class _Offer(NamedTuple):
+    context: Context
+    refused: bool
+
+
+class _Error(NamedTuple):
+    """A fault, before it is known whether its site is served."""
+
+    place: Place
+    file: Path
+    files: tuple[Path, ...]
+    text: str
+    former: bool
+
+
+class _Grounds:
+    """The folders that are served: what a renewal of certificates leaves as it is. Closed by its last user."""
+
+    def __init__(self, library: Library, settings: Settings) -> None:
+        """Raises SettingsError, and ValueError for rules that contradict themselves."""
+        self._users = 1
+        self.sites: dict[Place, Site] = {}
+        with contextlib.ExitStack() as stack:
+            default_options = default_site(settings)
+            for place, options in ((default_place(settings), default_options), *_named(settings)):
+                if place not in self.sites:
+                    self.sites[place] = site = _site(library, options)
+                    stack.callback(site.close)
+            try:
+                self.https_redirect = HttpsRedirect(library, settings.acme_challenges)
+            except OSError as error:
+                reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
+                raise SettingsError(reason) from error
+            stack.callback(self.https_redirect.close)
+            self._opened = stack.pop_all()
+
+    def shared(self) -> _Grounds:
+        """The same for one more user."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._opened.close()
 
 
 class Service:
     """All that outlives a server, and can be replaced while one runs. Whoever makes one closes it."""
 
-    def __init__(self, library: Library, settings: Settings, support: Support) -> None:
-        """Raises SettingsError, ContextError, and ValueError for rules that contradict themselves."""
+    def __init__(
+        self,
+        library: Library,
+        settings: Settings,
+        support: Support,
+        former: Service | None = None,
+        *,
+        renewing: bool = False,
+    ) -> None:
+        """`former` is the service that this one is to replace, whose certificates it keeps where new ones cannot be
+        used; when `renewing`, everything but the certificates is the former's.
+
+        Raises SettingsError, ContextError, OSError where the machine is at fault, and ValueError for rules that
+        contradict themselves. Certificates that cannot be used are `faults`, for the caller to judge.
+        """
         self.library = library
         self.support = support
         self.settings = settings
@@ -63,26 +127,45 @@ class Service:
         """What kTLS does here, where whoever made this has tried it (ktls_state.py)."""
         self.heads = HeadCache(library)
         """Answers under the rules of this service."""
-        self._ring = Ring(os.urandom(TICKET_KEY_BYTES), {})
-        self.expiries: tuple[Expiry, ...] = ()
-        """When the certificates end; empty where no metrics are asked for."""
+        self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring
+        self.renewed = True
+        """Whether there is anything in it that the one before had not."""
+        self.faults: tuple[Fault, ...] = ()
+        """The certificates that cannot be used."""
+        self.validities: tuple[Validity, ...] = ()
+        """The certificates that are served; sites that share one have it once."""
         self._ktls = settings.ktls is not Mode.OFF
         self._resuming: list[Context] = []
+        self._contexts: dict[_Kind, _Offer] = {}
+        self._own: Path | None = None
+        """The file with the self-signed certificate and its key, where one is used."""
         self._users = 0
         self._retired = False
         with contextlib.ExitStack() as stack:
             self._opened = stack
-            self._make(settings)
+            same = former if renewing else None
+            self._grounds: _Grounds = _Grounds(library, settings) if same is None else same._grounds.shared()
+            stack.callback(self._grounds.close)
+            known = None if former is None else former._pairs
+            self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)
+            stack.callback(self._pairs.close)
+            self._make(settings, former)
+            self._pairs.settled()
             self._opened = stack.pop_all()
+        if same is not None and self._demands() == same._demands():
+            self.heads = same.heads
 
-    def _make(self, settings: Settings) -> None:
-        default_options = default_site(settings)
-        context = self._context(default_options, default_options)
-        default = Hosted(self._site(default_options), context)
+    def _make(self, settings: Settings, former: Service | None) -> None:
+        default_options, place = default_site(settings), default_place(settings)
+        sites = self._grounds.sites
+        offer = self._offer(default_options, place, default_options, place, former)
+        default = Hosted(sites[place], *offer)
         named = []
-        for options in settings.site:
-            own = context if _handshakes_as(options, default_options) else self._context(options, default_options)
-            hosted = default if options is default_options else Hosted(self._site(options), own)
+        for site_place, options in _named(settings):
+            own = offer
+            if not _handshakes_as(options, default_options):
+                own = self._offer(options, site_place, default_options, place, former)
+            hosted = default if site_place == place else Hosted(sites[site_place], *own)
             named.append((options.names, hosted))
         self.sites = Sites(default, named)
         self.all = tuple({id(hosted): hosted for hosted in (default, *(hosted for _, hosted in named))}.values())
@@ -95,12 +178,17 @@ class Service:
         self.exempt = Networks(settings.limits.exempt_clients)
         """Whose clients are not limited by network."""
         self.forwarded = settings.forwarded
-        try:
-            self.https_redirect = HttpsRedirect(self.library, settings.acme_challenges)
-        except OSError as error:
-            reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
-            raise SettingsError(reason) from error
-        self._opened.callback(self.https_redirect.close)
+        self.https_redirect = self._grounds.https_redirect
+
+    def _demands(self) -> list[bytes]:
+        """What is demanded of clients, for which answers are remembered."""
+        return [hosted.context.clients for hosted in self.all]
+
+    @property
+    def tried(self) -> Context | None:
+        """The SSL_CTX by which to try kTLS: the default site's, or the first that has a certificate."""
+        usable = (hosted.context for hosted in (self.sites.default, *self.all) if not hosted.refused)
+        return next(usable, None)
 
     def use_ring(self, ring: Ring) -> None:
         """Take other session ticket keys from now on; those of the beginning are nobody else's."""
@@ -133,46 +221,85 @@ class Service:
     def close(self) -> None:
         self._opened.close()
 
-    def _site(self, options: SiteOptions) -> Site:
-        try:
-            site = Site(self.library, options)
-        except OSError as error:
-            raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
-        self._opened.callback(site.close)
-        return site
+    def _offer(
+        self, options: SiteOptions, place: Place, default: SiteOptions, default_place: Place, former: Service | None
+    ) -> _Offer:
+        """The SSL_CTX of a site, with those of its pairs that can be used; what cannot becomes faults."""
+        holder, holder_place = (options, place) if options.cert else (default, default_place)
+        site, kind = _name_of(options), _kind_of(options, holder)
+        context = self._bare_context()
+        usable: list[Validity] = []
+        errors: list[_Error] = []
+        for number, (cert, key, found) in enumerate(self._found(holder, former)):
+            error, stays = found.error, found.pair is not None
+            if found.pair is not None:
+                try:
+                    context.use_pair(found.pair)
+                    usable.append(Validity(site, printable(str(cert)), found.pair.begins, found.pair.ends))
+                except PairError as second:
+                    error, stays = second, False
+            if error is not None:
+                of, file = ("key", key) if error.of_key else ("cert", cert)
+                errors.append(_Error((*holder_place, of, number), file, (cert, key), str(error), stays))
+        offer = _Offer(context, refused=not usable)
+        if usable and (wrong := _demand(context, options, place)) is not None:
+            kept = None if former is None else former._contexts.get(kind)
+            offer = _Offer(self._bare_context(), refused=True) if kept is None or kept.refused else self._shared(kept)
+            errors.append(wrong._replace(former=not offer.refused))
+        self._finish(offer, options, holder)
+        if not offer.refused:
+            self.validities += tuple(usable)
+        self.faults += tuple(
+            Fault(
+                *(site, error.place, printable(str(error.file)), tuple(printable(str(file)) for file in error.files)),
+                *(error.text, error.former),
+                served=not offer.refused,
+            )
+            for error in errors
+        )
+        self._contexts[kind] = offer
+        return offer
 
-    def _context(self, options: SiteOptions, default: SiteOptions) -> Context:
-        name = self.settings.tls_policy
-        policy = POLICIES[name]
+    def _shared(self, offer: _Offer) -> _Offer:
+        context = offer.context.shared()
+        self._opened.callback(context.close)
+        return _Offer(context, refused=False)
+
+    def _finish(self, offer: _Offer, options: SiteOptions, holder: SiteOptions) -> None:
+        """What follows the certificates: sessions, and nothing for those who are refused."""
+        context = offer.context
+        if offer.refused and options.client_ca is not None:
+            context.refuse_clients()
+        if offer.refused or not self.settings.session_tickets:
+            context.use_no_tickets()
+            return
+        policy = self.settings.tls_policy
+        context.use_sessions(_kind(options, holder, policy, context.clients), SESSION_SECONDS, self._ring.current)
+        self._resuming.append(context)
+
+    def _bare_context(self) -> Context:
+        policy = POLICIES[self.settings.tls_policy]
         context = Context(self.library, ktls=self._ktls, oldest=policy.oldest, ciphers=policy.ciphers)
         self._opened.callback(context.close)
-        holder = options if options.cert else default
-        pairs = zip(holder.cert, holder.key, strict=True) if holder.cert else (self._own_certificate(),)
-        for cert, key in pairs:
-            context.use_certificate(os.fspath(cert), os.fspath(key))
-            if self.settings.metrics_listen is not None:
-                self._note_expiry(options, cert)
-        if options.client_ca is not None:
-            revoked = None if options.client_crl is None else os.fspath(options.client_crl)
-            context.require_client(os.fspath(options.client_ca), options.client_names, revoked)
-        if self.settings.session_tickets:
-            context.use_sessions(_kind(options, holder, name, context.clients), SESSION_SECONDS, self._ring.current)
-            self._resuming.append(context)
-        else:
-            context.use_no_tickets()
         return context
 
-    def _note_expiry(self, options: SiteOptions, cert: Path) -> None:
-        # Now and not when somebody asks: a file that is renewed is not served before it is loaded.
-        from ktlsd.certificate import expiry
+    def _found(self, holder: SiteOptions, former: Service | None) -> Iterator[tuple[Path, Path, Found]]:
+        for cert, key in zip(holder.cert, holder.key, strict=True):
+            yield cert, key, self._pairs.find(cert, key)
+        if holder.cert:
+            return
+        if self._own is None:
+            self._own = None if former is None else former._own
+            # Root may have made it in a folder that the user who serves may not enter: it is read when it must be.
+            if self._own is None or not self._pairs.keep(self._own, self._own, until=time.time() + _OWN_SECONDS):
+                try:
+                    self._own = self._own_certificate()
+                except SettingsError:
+                    if self._own is None or not self._pairs.keep(self._own, self._own, until=0):
+                        raise
+        yield self._own, self._own, self._pairs.find(self._own, self._own)
 
-        site = options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
-        try:
-            self.expiries += (expiry(site, cert),)
-        except (OSError, ValueError) as error:
-            log.warning("%s: when it ends cannot be read: %s", cert, cause(error))
-
-    def _own_certificate(self) -> tuple[Path, Path]:
+    def _own_certificate(self) -> Path:
         from ktlsd.certificate import fingerprint, localhost_certificate
 
         try:
@@ -189,7 +316,48 @@ class Service:
             f"no --cert: using the self-signed certificate for localhost in {path}, "
             f"SHA-256 fingerprint {fingerprint(path)}"
         )
-        return path, path
+        return path
+
+
+def default_place(settings: Settings) -> Place:
+    """The place of the default site's keys."""
+    return () if default_site(settings) is settings else ("site", 0)
+
+
+def _named(settings: Settings) -> list[tuple[Place, NamedSiteOptions]]:
+    return [(("site", number), options) for number, options in enumerate(settings.site)]
+
+
+def _name_of(options: SiteOptions) -> str:
+    return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
+
+
+def _site(library: Library, options: SiteOptions) -> Site:
+    try:
+        return Site(library, options)
+    except OSError as error:
+        raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
+
+
+def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | None:
+    """Have a context demand of clients what the site does; what is wrong with that."""
+    authorities, revoked = options.client_ca, options.client_crl
+    if authorities is None:
+        return None
+    try:
+        lists = None if revoked is None else os.fspath(revoked)
+        context.require_client(os.fspath(authorities), options.client_names, lists)
+    except ContextError as error:
+        if isinstance(error, RevokedError) and revoked is not None:
+            return _Error((*place, "client_crl"), revoked, (revoked,), str(error), former=False)
+        return _Error((*place, "client_ca"), authorities, (authorities,), str(error), former=False)
+    return None
+
+
+def _kind_of(options: SiteOptions, holder: SiteOptions) -> _Kind:
+    """What a site's SSL_CTX is made from."""
+    names = options.names if isinstance(options, NamedSiteOptions) else ()
+    return names, holder.cert, holder.key, options.client_ca, options.client_names, options.client_crl
 
 
 def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy, clients: bytes) -> bytes:

@@ -43,6 +43,8 @@ _PAIR: Final = frozenset({"cert", "key"})
 _INHERITED: Final = SiteOptions.__struct_fields__
 _SHOWN_DEPTH: Final = 3
 _SHOWN_ITEMS: Final = 4
+_OF_SITE: Final = 2
+"""Steps to a [[site]], before its key."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -76,10 +78,27 @@ class Document(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Settings, and the file that they come from."""
+    """Settings, the file that they come from, and the keys that the command line gave."""
 
     settings: Settings
-    document: Document
+    document: Document = Document()
+    given: frozenset[str] = frozenset()
+
+    def where(self, place: Steps) -> str:
+        """Where a key was given, as a message begins: "--cert: ", "FILE:LINE: site[1].cert[0]: "; "" where nowhere.
+
+        `place` is the key of a site, which may inherit it, or of the top level.
+        """
+        own = place[:1] == ("site",)
+        if own and place[_OF_SITE] not in self.document.table["site"][place[1]]:
+            place = place[_OF_SITE:]
+            own = False
+        if not own and place and place[0] in self.given:
+            return f"--{str(place[0]).replace('_', '-')}: "
+        if not own and (not place or place[0] not in self.document.table):
+            return ""
+        line, written = self.document.locate(place)
+        return f"{self.document.path}:{line}: {label_of(written)}: "
 
 
 def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -107,7 +126,7 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
     _check_certificates(settings, document, given)
     _check_clients(settings, document)
     _check_roots(settings, document)
-    return Loaded(settings, document)
+    return Loaded(settings, document, frozenset(given))
 
 
 def default_site(settings: Settings) -> SiteOptions:

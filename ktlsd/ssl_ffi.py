@@ -7,13 +7,16 @@ Context, and every SSL* one owner, a Connection, each freed by its close(). No C
 
 from __future__ import annotations
 
+import calendar
 import contextlib
+import copy
 import enum
 import errno
 import importlib
 import os
 import re
 import signal
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +36,8 @@ typedef ... X509_STORE;
 typedef ... X509_LOOKUP;
 typedef ... X509_LOOKUP_METHOD;
 typedef ... X509_VERIFY_PARAM;
+typedef ... X509_CHAIN;
+typedef ... ASN1_TIME;
 
 unsigned long OpenSSL_version_num(void);
 const char *OpenSSL_version(int type);
@@ -58,8 +63,31 @@ void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
 int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
 int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
 X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
+EVP_PKEY *SSL_CTX_get0_privatekey(const SSL_CTX *ctx);
+int SSL_CTX_use_cert_and_key(SSL_CTX *ctx, X509 *x509, EVP_PKEY *privatekey, X509_CHAIN *chain, int override);
+int SSL_CTX_up_ref(SSL_CTX *ctx);
 EVP_PKEY *X509_get0_pubkey(const X509 *x);
 const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
+int EVP_PKEY_get_bits(const EVP_PKEY *pkey);
+int EVP_PKEY_get_group_name(const EVP_PKEY *pkey, char *gname, size_t gname_sz, size_t *gname_len);
+int X509_check_host(X509 *x, const char *name, size_t namelen, unsigned int flags, char **peername);
+int X509_check_ip_asc(X509 *x, const char *address, unsigned int flags);
+const ASN1_TIME *X509_get0_notBefore(const X509 *x);
+const ASN1_TIME *X509_get0_notAfter(const X509 *x);
+struct tm {
+    int tm_sec;
+    int tm_min;
+    int tm_hour;
+    int tm_mday;
+    int tm_mon;
+    int tm_year;
+    int tm_wday;
+    int tm_yday;
+    int tm_isdst;
+    long tm_gmtoff;
+    const char *tm_zone;
+};
+int ASN1_TIME_to_tm(const ASN1_TIME *s, struct tm *tm);
 
 void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
 int SSL_CTX_load_verify_file(SSL_CTX *ctx, const char *file);
@@ -124,6 +152,7 @@ _SSL_CTRL_SET_SESS_CACHE_MODE = 44
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _SSL_CTRL_CLEAR_MODE = 78
 _SSL_CTRL_SET_GROUPS_LIST = 92
+_SSL_CTRL_GET_CHAIN_CERTS = 115
 _SSL_CTRL_SET_MIN_PROTO_VERSION = 123
 _SSL_CTRL_SET_MAX_PROTO_VERSION = 124
 _SSL_SESS_CACHE_OFF = 0
@@ -147,6 +176,9 @@ _SSL_VERIFY_PEER = 0x1
 _SSL_VERIFY_FAIL_IF_NO_PEER_CERT = 0x2
 _X509_FILETYPE_PEM = 1
 _X509_V_OK = 0
+_X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS = 0x4
+_X509_CHECK_FLAG_NEVER_CHECK_SUBJECT = 0x20
+_LONGEST_GROUP_NAME = 80
 _X509_V_FLAG_CRL_CHECK = 0x4
 _X509_V_FLAG_CRL_CHECK_ALL = 0x8
 _SSL_R_CERTIFICATE_VERIFY_FAILED = 134
@@ -155,6 +187,9 @@ _SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
 _SSL_R_NO_SUITABLE_RECORD_LAYER = 322
 _ERR_LIB_SSL = 20
 _ERR_SYSTEM_FLAG = 1 << 31
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_MISMATCHES = frozenset({"key values mismatch", "key type mismatch", "different parameters", "different key types"})
+_LONGEST_PEM = 1 << 20
 _BIO_NOCLOSE = 0
 _BIO_CTRL_GET_KTLS_SEND = 73
 _BIO_CTRL_SET_KTLS_TX_CTRL_MSG = 74
@@ -199,6 +234,10 @@ GROUP_LISTS: Final = (
     "secp256r1:secp384r1",
 )
 
+CLIENT_GROUPS: Final = ("X25519:secp256r1:secp384r1:secp521r1:X448", *GROUP_LISTS[2:])
+"""Those that clients have: one of TLS 1.2 must have the curve of an ECDSA certificate among them (RFC 8422 section
+5.1), which has no part in the key exchange."""
+
 
 class Wait(enum.Enum):
     """What a call that would block is waiting for; the caller waits and makes the same call again.
@@ -217,6 +256,19 @@ class LibraryError(Exception):
 
 class ContextError(Exception):
     """OpenSSL refused a certificate, key or cipher list; the text is one line for the operator."""
+
+
+class RevokedError(ContextError):
+    """A file with revocation lists that cannot be used; the text is one line for the operator."""
+
+
+class PairError(ContextError):
+    """A certificate or its key that cannot be used; the text is one line for the operator."""
+
+    def __init__(self, text: str, *, of_key: bool = False) -> None:
+        """`of_key` tells whether the key is at fault, and not the certificate."""
+        super().__init__(text)
+        self.of_key = of_key
 
 
 class TLSError(Exception):
@@ -344,6 +396,98 @@ class Library:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Pair:
+    """The one owner of a certificate chain and its key, which are read once and shared by Contexts."""
+
+    def __init__(self, library: Library, certificate: str, key: str) -> None:
+        """Load a PEM certificate chain and its unencrypted PEM key from files.
+
+        Raises PairError that names the file, OSError where this process may open no more files or has no memory.
+        """
+        self._library = library
+        self.certificate = certificate
+        """The path of the PEM file."""
+        c = library.c
+        c.ERR_clear_error()
+        # A context of its own, from which the others take what they share.
+        self._ctx = c.SSL_CTX_new(c.TLS_server_method())
+        if self._ctx == library.ffi.NULL:
+            raise ContextError(f"SSL_CTX_new failed: {_reasons(library)}")
+        try:
+            self._load(certificate, key)
+        except BaseException:
+            self.close()
+            raise
+        self._leaf = c.SSL_CTX_get0_certificate(self._ctx)
+        public = c.X509_get0_pubkey(self._leaf)
+        self.key_type: str = library._text(c.EVP_PKEY_get0_type_name(public))
+        """OpenSSL's name: "EC", "RSA", "RSA-PSS", "ED25519"."""
+        self.kind = f"{self.key_type} {self._group(public) or c.EVP_PKEY_get_bits(public)}"
+        """The type with the curve or the bits: pairs of one kind are used alike in handshakes."""
+        self.begins = self._time(c.X509_get0_notBefore(self._leaf))
+        """When the certificate begins to be valid, in seconds since the epoch."""
+        self.ends = self._time(c.X509_get0_notAfter(self._leaf))
+        """When it ends."""
+
+    def _load(self, certificate: str, key: str) -> None:
+        from ktlsd.certificate_files import certificate_trouble, key_trouble
+
+        c, library = self._library.c, self._library
+        if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
+            why = certificate_trouble(_beginning(certificate), _usable_reason(library, certificate))
+            raise PairError(f"{certificate} cannot be used as a PEM certificate chain: {why}")
+        loaded = c.SSL_CTX_get0_certificate(self._ctx)
+        # Without this OpenSSL would ask the terminal for the passphrase of an encrypted key.
+        no_passphrase = library.ffi.new("char[]", b"")
+        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, no_passphrase)
+        taken = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
+        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, library.ffi.NULL)
+        reason = "" if taken == 1 else _usable_reason(library, key)
+        # A key of another type than the certificate's is taken for a certificate that is to come.
+        if c.SSL_CTX_get0_certificate(self._ctx) != loaded or reason in _MISMATCHES:
+            raise PairError(f"the key {key} does not belong to the certificate {certificate}", of_key=True)
+        if reason:
+            why = key_trouble(_beginning(key), reason)
+            raise PairError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {why}", of_key=True)
+
+    def _group(self, public: Any) -> str:
+        name = self._library.ffi.new("char[]", _LONGEST_GROUP_NAME)
+        length = self._library.ffi.new("size_t *")
+        found = self._library.c.EVP_PKEY_get_group_name(public, name, _LONGEST_GROUP_NAME, length)
+        # RSA keys have none, which OpenSSL puts into the queue of errors.
+        self._library.c.ERR_clear_error()
+        return self._library._text(name) if found == 1 else ""
+
+    def _time(self, asn1: Any) -> int:
+        parts = self._library.ffi.new("struct tm *")
+        self._library.c.ASN1_TIME_to_tm(asn1, parts)
+        # RFC 5280 section 4.1.2.5: always in UTC.
+        return calendar.timegm(
+            (parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec)
+        )
+
+    def covers(self, name: str) -> bool:
+        """Whether clients take the certificate for a host name or an IPv4 address (RFC 6125, without common names)."""
+        c = self._library.c
+        raw = name.encode()
+        flags = _X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        if c.X509_check_host(self._leaf, raw, len(raw), flags, self._library.ffi.NULL) == 1:
+            return True
+        return bool(c.X509_check_ip_asc(self._leaf, raw, flags) == 1)
+
+    def shared(self) -> Pair:
+        """A second owner of the same certificate and key."""
+        other = copy.copy(self)
+        self._library.c.SSL_CTX_up_ref(self._ctx)
+        return other
+
+    def close(self) -> None:
+        """Free what no Context and no other owner has."""
+        if self._ctx is not None:
+            self._library.c.SSL_CTX_free(self._ctx)
+            self._ctx = None
+
+
 class Context:
     """The one owner of an SSL_CTX*: what all connections of one kind share."""
 
@@ -357,8 +501,12 @@ class Context:
         ciphersuites: str = CIPHERSUITES,
         oldest: int = TLS_1_2,
         newest: int = TLS_1_3,
+        groups: Sequence[str] = GROUP_LISTS,
     ) -> None:
-        """`oldest` and `newest` are TLS_1_2 or TLS_1_3. Raises ContextError for a cipher list that OpenSSL refuses."""
+        """`oldest` and `newest` are TLS_1_2 or TLS_1_3; of `groups` the first list that OpenSSL takes is used.
+
+        Raises ContextError for ciphers and groups that OpenSSL refuses.
+        """
         self.oldest = oldest
         """The oldest protocol, TLS_1_2 or TLS_1_3."""
         self._library = library
@@ -389,10 +537,10 @@ class Context:
             reasons = self._reasons()
             self.close()
             raise ContextError(f"OpenSSL has none of the ciphers {ciphers}, {ciphersuites}: {reasons}")
-        if not any(self._takes_groups(groups) for groups in GROUP_LISTS):
+        if not any(map(self._takes_groups, groups)):
             reasons = self._reasons()
             self.close()
-            raise ContextError(f"OpenSSL has none of the groups {GROUP_LISTS[-1]}: {reasons}")
+            raise ContextError(f"OpenSSL has none of the groups {groups[-1]}: {reasons}")
 
     def _takes_groups(self, groups: str) -> bool:
         c = self._library.c
@@ -401,33 +549,37 @@ class Context:
         return bool(c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_GROUPS_LIST, 0, text) == 1)
 
     def _reasons(self) -> str:
-        return "; ".join(reason for _, reason in self._library.take_errors()) or "no reason given"
+        return _reasons(self._library)
 
     def use_certificate(self, certificate: str, key: str) -> None:
-        """Load a PEM certificate chain and its unencrypted PEM key from files. Raises ContextError naming the file.
+        """Load a pair from files and use it. Raises what Pair() and use_pair() raise."""
+        with contextlib.closing(Pair(self._library, certificate, key)) as pair:
+            self.use_pair(pair)
+
+    def use_pair(self, pair: Pair) -> None:
+        """Have this pair for handshakes, beside those of other types. Raises PairError.
 
         Call it once for each type of key (RSA, EC, Ed25519): OpenSSL takes what the client can verify, EC before RSA.
         """
-        c = self._library.c
-        c.ERR_clear_error()
-        if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
-            raise ContextError(f"{certificate} cannot be used as a PEM certificate chain: {self._reasons()}")
         # OpenSSL keeps one certificate of each type, and a second one takes the place of the first.
-        loaded = c.SSL_CTX_get0_certificate(self._ctx)
-        key_type = self._library._text(c.EVP_PKEY_get0_type_name(c.X509_get0_pubkey(loaded)))
-        if other := self._certificates.get(key_type):
-            raise ContextError(f"{certificate} and {other} both have {key_type} keys: one of each type can be used")
-        self._certificates[key_type] = certificate
-        # Without this OpenSSL would ask the terminal for the passphrase of an encrypted key.
-        no_passphrase = self._library.ffi.new("char[]", b"")
-        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, no_passphrase)
-        taken = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
-        c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, self._library.ffi.NULL)
-        if taken != 1:
-            raise ContextError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {self._reasons()}")
-        # A key of another type than the certificate's is taken for the certificate of its own type.
-        if c.SSL_CTX_get0_certificate(self._ctx) != loaded:
-            raise ContextError(f"the key {key} does not belong to the certificate {certificate}")
+        if other := self._certificates.get(pair.key_type):
+            reason = f"both have {pair.key_type} keys: one of each type can be used"
+            raise PairError(f"{pair.certificate} and {other} {reason}")
+        c, null = self._library.c, self._library.ffi.NULL
+        c.ERR_clear_error()
+        chain = self._library.ffi.new("X509_CHAIN **")
+        c.SSL_CTX_ctrl(pair._ctx, _SSL_CTRL_GET_CHAIN_CERTS, 0, chain)
+        # OpenSSL counts references, so that the pair may be closed before this.
+        key = c.SSL_CTX_get0_privatekey(pair._ctx)
+        if c.SSL_CTX_use_cert_and_key(self._ctx, pair._leaf, key, chain[0] or null, 1) != 1:
+            raise PairError(f"{pair.certificate} cannot be used: {self._reasons()}")
+        self._certificates[pair.key_type] = pair.certificate
+
+    def shared(self) -> Context:
+        """A second owner of the same SSL_CTX*."""
+        other = copy.copy(self)
+        self._library.c.SSL_CTX_up_ref(self._ctx)
+        return other
 
     def use_sessions(self, kind: bytes, seconds: int, ticket_key: bytes) -> None:
         """Let clients resume sessions of this `kind` (32 bytes at most) for some seconds, with tickets alone.
@@ -478,18 +630,22 @@ class Context:
         # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
         import hashlib
 
+        from ktlsd.certificate_files import authorities_trouble, revoked_trouble
+
         c, null = self._library.c, self._library.ffi.NULL
         c.ERR_clear_error()
         path = os.fsencode(authorities)
         announced = c.SSL_load_client_CA_file(path)
         if announced == null or c.SSL_CTX_load_verify_file(self._ctx, path) != 1:
-            raise ContextError(f"{authorities} cannot be used as PEM certificates of authorities: {self._reasons()}")
+            why = authorities_trouble(_beginning(authorities), _usable_reason(self._library, authorities))
+            raise ContextError(f"{authorities} cannot be used as PEM certificates of authorities: {why}")
         c.SSL_CTX_set_client_CA_list(self._ctx, announced)
         store = c.SSL_CTX_get_cert_store(self._ctx)
         if revoked is not None:
             lookup = c.X509_STORE_add_lookup(store, c.X509_LOOKUP_file())
             if lookup == null or c.X509_load_crl_file(lookup, os.fsencode(revoked), _X509_FILETYPE_PEM) < 1:
-                raise ContextError(f"{revoked} cannot be used as PEM revocation lists: {self._reasons()}")
+                why = revoked_trouble(_beginning(revoked), _usable_reason(self._library, revoked))
+                raise RevokedError(f"{revoked} cannot be used as PEM revocation lists: {why}")
             c.X509_STORE_set_flags(store, _X509_V_FLAG_CRL_CHECK | _X509_V_FLAG_CRL_CHECK_ALL)
         parameters = c.SSL_CTX_get0_param(self._ctx)
         for name in names:
@@ -504,6 +660,10 @@ class Context:
             digest.update(b"%d:%b" % (len(part), part))
         self.clients = digest.digest()
         c.SSL_CTX_set_session_id_context(self._ctx, self.clients, len(self.clients))
+
+    def refuse_clients(self) -> None:
+        """Demand of clients what none can have, where require_client() could not be told what is demanded."""
+        self.clients = os.urandom(32)
 
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
@@ -677,6 +837,31 @@ class Connection:
         if self._ssl is not None:
             self._c.SSL_free(self._ssl)
             self._ssl = None
+
+
+def _reasons(library: Library) -> str:
+    return "; ".join(reason for _, reason in library.take_errors()) or "no reason given"
+
+
+def _usable_reason(library: Library, path: str) -> str:
+    """Why OpenSSL could not use a file: the first reason in the queue, which is the cause of the others.
+
+    Raises OSError where the cause is not the file.
+    """
+    errors = library.take_errors()
+    for code, reason in errors:
+        if code & _ERR_SYSTEM_FLAG and code & ~_ERR_SYSTEM_FLAG in _EXHAUSTED:
+            raise OSError(code & ~_ERR_SYSTEM_FLAG, reason, path)
+    return errors[0][1] if errors else "no reason given"
+
+
+def _beginning(path: str) -> bytes:
+    """What there is of a file to say what is wrong with it; nothing of one that cannot be read or is no file."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read(_LONGEST_PEM) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
 
 
 def _content(path: str) -> bytes:

@@ -15,11 +15,11 @@ from string import Template
 from typing import Any, Final, NamedTuple
 
 from ktlsd import __version__
-from ktlsd.certificate import Expiry
 from ktlsd.ktls import Offload, Reason
 from ktlsd.listing import human_size
 from ktlsd.metrics import BY_NAME, OPEN_TLS, PID, SEND, SENDFILE, STARTED, USER_SPACE, Board, Series, series, total
 from ktlsd.page_assets import asset, source
+from ktlsd.pairs import Fault, Validity
 
 _PAGE, _STYLE, _SCRIPT = map(asset, ("status.html", "status.css", "status.js"))
 _DAY: Final = 86400
@@ -36,8 +36,9 @@ class View:
     """What there is to know now."""
 
     board: Board
-    expiries: tuple[Expiry, ...]
+    validities: tuple[Validity, ...]
     ready: bool
+    faults: tuple[Fault, ...] = ()
 
 
 class Table(NamedTuple):
@@ -155,7 +156,10 @@ def snapshot(view: View) -> Snapshot:
             "Certificates",
             ("Site", "File", "Ends (UTC)", "Days left"),
             1,
-            [_certificate(expiry, now) for expiry in view.expiries],
+            [
+                *(_certificate(validity, now) for validity in view.validities),
+                *((fault.site, fault.file, "cannot be used: see the log", "") for fault in view.faults),
+            ],
         ),
     )
     return Snapshot(view.ready, figures, tables, numbers)
@@ -223,9 +227,9 @@ def _worker(number: int, row: list[int], now: float) -> tuple[str, ...]:
     )
 
 
-def _certificate(expiry: Expiry, now: float) -> tuple[str, ...]:
-    ends = time.strftime("%Y-%m-%d %H:%M", time.gmtime(expiry.time))
-    return expiry.site, expiry.file, ends, f"{int(expiry.time - now) // _DAY:,}"
+def _certificate(validity: Validity, now: float) -> tuple[str, ...]:
+    ends = time.strftime("%Y-%m-%d %H:%M", time.gmtime(validity.ends))
+    return validity.site, validity.file, ends, f"{int(validity.ends - now) // _DAY:,}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -28,6 +28,8 @@ _AFTER_WAIT: Final = 65536
 """The same where the socket had to be waited for: what it did not take is read a second time."""
 _LONGEST_HEAD: Final = 65536
 """Bytes before a file that go out with its first ones."""
+_UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"
+"""A record with an alert (RFC 8446 section 5.1, 6), fatal, of the number 112."""
 _TCP_CLOSE: Final = 7
 """The state of a connection that is no more (tcp_info's first byte, net/tcp_states.h)."""
 
@@ -193,6 +195,15 @@ class Transport(PacedTransport):
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         await self._linger()
+
+    async def refuse_name(self) -> None:
+        """End a connection whose ClientHello asks for a name that is not served, by the alert that says so.
+
+        RFC 6066 section 3: fatal unrecognized_name, in a record in the clear as nothing was agreed yet.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.send(_UNRECOGNIZED_NAME)
+        await self.end_refused()
 
     async def answer_plain_http(self, response: bytes) -> None:
         """Send bytes in the clear, to a client that did not begin with TLS, and end."""

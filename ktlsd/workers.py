@@ -183,7 +183,7 @@ class _Parent:
             self._configuration.service.close()
             self._configuration.take(service)
             self._tell(number)
-            log.log(NOTICE, "%s reloaded", WHAT[anew])
+            log.log(NOTICE if service.renewed else logging.DEBUG, "%s reloaded", WHAT[anew])
         if anew:
             self._pulse.notifier.ready()
 
