@@ -11,29 +11,17 @@ import ipaddress
 import os
 import tempfile
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ktlsd.printable import printable
-
 _FILE: Final = "localhost.pem"
 _VALID: Final = datetime.timedelta(days=365)
 _RENEWED_BEFORE: Final = datetime.timedelta(days=30)
 _BACKDATED: Final = datetime.timedelta(hours=1)
-
-
-class Expiry(NamedTuple):
-    """When a certificate that is served ends."""
-
-    site: str
-    """The first name of its site; "default" for the one at the top level."""
-    file: str
-    time: int
-    """Seconds since the epoch."""
 
 
 def localhost_certificate(folder: Path) -> Path:
@@ -70,16 +58,6 @@ def fingerprint(path: Path) -> str:
     Raises OSError, or ValueError when the file holds none.
     """
     return x509.load_pem_x509_certificate(path.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
-
-
-def expiry(site: str, path: Path) -> Expiry:
-    """When the first certificate in a PEM file ends.
-
-    Raises OSError, or ValueError when the file holds none.
-    """
-    ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    # A path may have bytes that no text has.
-    return Expiry(site, printable(str(path)), int(ends.timestamp()))
 
 
 def _make(now: datetime.datetime) -> bytes:

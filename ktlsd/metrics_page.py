@@ -83,7 +83,7 @@ def is_own(host: str, own_name: str) -> bool:
 
 
 def _metrics(asked: Asked, view: View) -> Reply:
-    return Reply(HTTPStatus.OK, *metrics_text.render(view.board, view.validities, view.faults, asked.accept))
+    return Reply(HTTPStatus.OK, *metrics_text.render(view.board, view.validities, asked.accept, view.faults))
 
 
 def _health(asked: Asked, view: View) -> Reply:

@@ -25,7 +25,9 @@ _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]
 }
 
 
-def render(board: Board, validities: Sequence[Validity], faults: Sequence[Fault], accept: str) -> tuple[str, bytes]:
+def render(
+    board: Board, validities: Sequence[Validity], accept: str, faults: Sequence[Fault] = ()
+) -> tuple[str, bytes]:
     """Media type and text, in the format that an Accept field prefers."""
     registry = CollectorRegistry()
     registry.register(_Counts(board, validities, faults))
@@ -62,7 +64,7 @@ class _Counts(Collector):
             labels=("site", "served"),
         )
         counted = Counter((fault.site, str(fault.served).lower()) for fault in self._faults)
-        # A sum that is always there: an alert on what is absent never fires.
+        # Never without a number: a rate or an alert cannot tell an absent metric from a server that is down.
         for labels, number in counted.items() or [(("", "true"), 0)]:
             unusable.add_metric(labels, number)
         yield unusable

@@ -52,6 +52,7 @@ class Validity(NamedTuple):
     """A certificate that is served, and its time."""
 
     site: str
+    """The first name of its site; "default" for the one at the top level."""
     file: str
     begins: int
     """Seconds since the epoch."""

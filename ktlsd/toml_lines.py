@@ -7,9 +7,10 @@ beginning without it that can be parsed. One that ends within an array is parsed
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 Path = Sequence[str | int]
@@ -28,6 +29,9 @@ def line_of(text: str, path: Path) -> int:
 
     Raises KeyError where there is none.
     """
+    if (found := _section(text, tuple(path))) is not None:
+        before, text, path = found
+        return before + line_of(text, path)
     lines = text.split("\n")
 
     @cache
@@ -52,6 +56,33 @@ def line_of(text: str, path: Path) -> int:
         else:
             without = middle
     return parsed_up_to(without) + 1
+
+
+def _section(text: str, path: tuple[str | int, ...]) -> tuple[int, str, Path] | None:
+    """The part of a document from the header of one of an array's tables to the next, how many lines stand before it,
+    and the path in it; None where that cannot be told for certain, or is all there is.
+
+    With hundreds of tables, parsing beginnings of the whole would take a tenth of a second for each line.
+    """
+    if len(path) < 2 or not isinstance(path[0], str) or not isinstance(path[1], int):
+        return None
+    tables = _document(text).get(path[0])
+    lines = text.split("\n")
+    header = re.compile(rf"[ \t]*\[\[[ \t]*{re.escape(path[0])}[ \t]*\]\][ \t]*(#.*)?\r?")
+    heads = [number for number, line in enumerate(lines) if header.fullmatch(line)]
+    if not isinstance(tables, list) or len(heads) != len(tables) or not 0 <= path[1] < len(heads) or len(heads) == 1:
+        return None
+    begin, end = heads[path[1]], [*heads, len(lines)][path[1] + 1]
+    section = "\n".join(lines[begin:end])
+    # Text that looks like a header, within a string, would show here.
+    if (_parse(section) or {}).get(path[0]) != [tables[path[1]]]:
+        return None
+    return begin, section, (path[0], 0, *path[2:])
+
+
+@lru_cache(maxsize=1)
+def _document(text: str) -> Mapping[str, Any]:
+    return _parse(text) or {}
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -220,8 +220,8 @@ def test_a_tls_1_3_client_gets_the_certificate_that_it_can_verify(
         (("ec/rsa",), r"the key \S*/rsa\.key does not belong to the certificate \S*/ec\.pem"),
         # The key belongs to a certificate that was loaded before.
         (("ec", "rsa/ec"), r"the key \S*/ec\.key does not belong to the certificate \S*/rsa\.pem"),
-        (("ec/ec384",), r"\S*/ec384\.key cannot be used .* for \S*/ec\.pem: .*"),
-        (("ec", "rsa/rsa-other"), r"\S*/rsa-other\.key cannot be used .* for \S*/rsa\.pem: key values mismatch"),
+        (("ec/ec384",), r"the key \S*/ec384\.key does not belong to the certificate \S*/ec\.pem"),
+        (("ec", "rsa/rsa-other"), r"the key \S*/rsa-other\.key does not belong to the certificate \S*/rsa\.pem"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(

@@ -21,7 +21,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ktlsd import listeners
-from ktlsd.certificate import Expiry, expiry, localhost_certificate
 from ktlsd.ktls import Offload, Reason
 from ktlsd.ktls import Path as KtlsPath
 from ktlsd.metrics import (
@@ -46,13 +45,15 @@ from ktlsd.metrics import (
 )
 from ktlsd.metrics_page import Asked, answer, is_own
 from ktlsd.metrics_text import render
+from ktlsd.pairs import Fault, Validity
 from ktlsd.ssl_ffi import Handshake
 from ktlsd.status_page import View, render_html, render_json, snapshot
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DASHBOARD = json.loads((REPOSITORY / "docs/grafana-dashboard.json").read_text(encoding="utf-8"))
 DOCUMENT = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
-EXPIRY = Expiry('a"b\\c', "/etc/x\n.pem", 1_900_000_000)
+VALIDITY = Validity('a"b\\c', "/etc/x\n.pem", 1_800_000_000, 1_900_000_000)
+FAULT = Fault("b.example", ("site", 1, "cert", 0), "/b.pem", ("/b.pem", "/b.key"), "wrong", former=False, served=False)
 
 NO_KTLS = KtlsPath(Offload.NONE, Reason.NO_ULP)
 SOFTWARE = KtlsPath(Offload.SOFTWARE, None)
@@ -68,9 +69,9 @@ def read_openmetrics(text: str) -> Iterator[Family]:
     return families
 
 
-def samples(board: Board, *expiries: Expiry) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def samples(board: Board, *validities: Validity) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every number of the text by its name and labels."""
-    _, text = render(board, expiries, "")
+    _, text = render(board, validities, "")
     every = [sample for family in parse_text(text.decode()) for sample in family.samples]
     found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in every}
     assert len(found) == len(every)
@@ -210,24 +211,24 @@ def test_both_formats_say_the_same() -> None:
     board = Board(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
         board.rows[number][place] = place * (number + 1)
-    media_type, text = render(board, (EXPIRY,), "")
+    media_type, text = render(board, (VALIDITY,), "")
     assert media_type.startswith("text/plain; version=0.0.4")
-    open_type, open_text = render(board, (EXPIRY,), "application/openmetrics-text; version=1.0.0")
+    open_type, open_text = render(board, (VALIDITY,), "application/openmetrics-text; version=1.0.0")
     assert open_type.startswith("application/openmetrics-text")
     plain, modern = (
         {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
         for families in (parse_text(text.decode()), read_openmetrics(open_text.decode()))
     )
     assert plain == modern
-    assert len(plain) == SLOTS - 3 + 1 + 1 + 1  # the count of the histogram, the workers, the certificate
+    assert len(plain) == SLOTS - 3 + 1 + 1 + 2  # the count of the histogram, the workers, two of certificates
 
 
 def test_every_family_has_help_and_a_type_and_stands_together() -> None:
-    _, text = render(Board(1), (EXPIRY,), "")
+    _, text = render(Board(1), (VALIDITY,), "")
     helped = re.findall(r"^# HELP (\S+) \S.*\.$", text.decode(), re.MULTILINE)
     typed = re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text.decode(), re.MULTILINE)
     assert helped == typed
-    assert len(set(helped)) == len(helped) == len(METRICS) + 2
+    assert len(set(helped)) == len(helped) == len(METRICS) + 3
 
 
 def test_series_that_never_occurred_are_left_out_where_most_never_occur() -> None:
@@ -242,25 +243,42 @@ def test_series_that_never_occurred_are_left_out_where_most_never_occur() -> Non
 
 
 def test_certificates_with_strange_names() -> None:
-    labels = frozenset({("site", EXPIRY.site), ("file", EXPIRY.file)})
-    assert samples(Board(1), EXPIRY)["ktlsd_certificate_expiry_timestamp_seconds", labels] == EXPIRY.time
+    labels = frozenset({("site", VALIDITY.site), ("file", VALIDITY.file)})
+    assert samples(Board(1), VALIDITY)["ktlsd_certificate_expiry_timestamp_seconds", labels] == VALIDITY.ends
 
 
-def test_when_a_certificate_ends(tmp_path: Path) -> None:
-    path = localhost_certificate(tmp_path)
-    found = expiry("default", path)
-    assert (found.site, found.file) == ("default", str(path))
-    assert abs(found.time - time.time() - 365 * 86400) < 60
-    path.write_text("nonsense")
-    with pytest.raises(ValueError, match="PEM"):
-        expiry("default", path)
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ((), {("", "true"): 0.0}),
+        ((FAULT,), {("b.example", "false"): 1.0}),
+        (
+            (FAULT, FAULT._replace(file="/b.key"), FAULT._replace(served=True, site="a")),
+            {("b.example", "false"): 2.0, ("a", "true"): 1.0},
+        ),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_counted(
+    faults: tuple[Fault, ...], expected: dict[tuple[str, str], float]
+) -> None:
+    _, text = render(Board(1), (), "", faults)
+    families = {family.name: family for family in parse_text(text.decode())}
+    found = families["ktlsd_unusable_certificates"].samples
+    assert {(sample.labels["site"], sample.labels["served"]): sample.value for sample in found} == expected
+
+
+def test_the_status_page_shows_certificates_that_cannot_be_used() -> None:
+    shown = snapshot(View(Board(1), (VALIDITY,), ready=True, faults=(FAULT,)))
+    rows = next(table.rows for table in shown.tables if table.name == "certificates")
+    assert [row[:2] for row in rows] == [(VALIDITY.site, VALIDITY.file), ("b.example", "/b.pem")]
+    assert rows[1][2] == "cannot be used: see the log"
 
 
 # --- answers
 
 
 def ask(target: str, method: str = "GET", host: str = "localhost", *, ready: bool = True) -> tuple[int, str, bytes]:
-    reply = answer(Asked(method, target, host, ""), View(Board(1), (EXPIRY,), ready), "metrics.example")
+    reply = answer(Asked(method, target, host, ""), View(Board(1), (VALIDITY,), ready), "metrics.example")
     assert dict(reply.fields())["Content-Length"] == str(len(reply.body))
     return reply.status.value, reply.media_type, reply.body
 
@@ -346,7 +364,7 @@ def test_page_and_script_get_the_same_texts() -> None:
     board = Board(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
         board.rows[number][place] = 1000 * place
-    view = View(board, (EXPIRY,), ready=True)
+    view = View(board, (VALIDITY,), ready=True)
     document = json.loads(render_json(view))
     page = unescape(render_html(view).decode())
     for name, text in document["figures"].items():
@@ -359,7 +377,7 @@ def test_page_and_script_get_the_same_texts() -> None:
 
 
 def test_no_name_is_markup_on_the_page() -> None:
-    page = render_html(View(Board(1), (Expiry("<script>alert(1)", "<img src=x>", 0),), ready=True))
+    page = render_html(View(Board(1), (Validity("<script>alert(1)", "<img src=x>", 0, 0),), ready=True))
     assert page.count(b"<script>") == 1
     assert b"<img" not in page
 
@@ -399,7 +417,7 @@ def exposed() -> dict[str, set[str]]:
     for place in range(2, SLOTS):
         board.rows[0][place] = 1
     found: dict[str, set[str]] = {}
-    for name, labels in samples(board, EXPIRY):
+    for name, labels in samples(board, VALIDITY):
         found.setdefault(name, set()).update(label for label, _ in labels)
     return found
 
@@ -410,6 +428,7 @@ def test_every_metric_is_described() -> None:
     families = {metric.name: (metric.kind.value, set(metric.labels)) for metric in METRICS}
     families["ktlsd_workers"] = ("gauge", set())
     families["ktlsd_certificate_expiry_timestamp_seconds"] = ("gauge", {"site", "file"})
+    families["ktlsd_unusable_certificates"] = ("gauge", {"site", "served"})
     assert described == families
 
 
@@ -447,6 +466,7 @@ def test_the_dashboard_has_every_metric_and_fits_together() -> None:
         assert metric.name in text
     assert "ktlsd_workers" in text
     assert "ktlsd_certificate_expiry_timestamp_seconds" in text
+    assert "ktlsd_unusable_certificates" in text
     assert DASHBOARD["id"] is None
     assert DASHBOARD["schemaVersion"] >= 36
     assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]

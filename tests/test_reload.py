@@ -366,8 +366,8 @@ def test_certificates_are_taken_when_their_links_are_swapped(
         assert served_certificate(server, authority) == der(authority.certificate("ec"))
         # Until the key follows, the two do not belong together.
         point("fullchain.pem", authority.certificate("ec384"))
-        line = server.wait_for_line("^certificates not reloaded, the old one stays in force: ")
-        assert "privkey.pem" in line
+        line = server.wait_for_line("^certificate of default not reloaded, the old one stays in force: --key: ")
+        assert line.endswith(f"the key {live}/privkey.pem does not belong to the certificate {live}/fullchain.pem")
         assert served_certificate(server, authority) == der(authority.certificate("ec"))
         point("privkey.pem", authority.key_of("ec384"))
         server.wait_for_line("^certificates reloaded$")
@@ -389,7 +389,7 @@ def test_a_certificate_that_is_half_written_waits_for_its_rest(
         new = authority.certificate("ec384").read_bytes()
         private.write_bytes(authority.key_of("ec384").read_bytes())
         certificate.write_bytes(new[:300])
-        server.wait_for_line("^certificates not reloaded, the old one stays in force: ")
+        server.wait_for_line("^certificate of default not reloaded, the old one stays in force: --cert: ")
         assert served_certificate(server, authority) == der(authority.certificate("ec"))
         certificate.write_bytes(new)
         server.wait_for_line("^certificates reloaded$")

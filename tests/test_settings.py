@@ -781,6 +781,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
         "-nodes",
         "-subj",
         "/CN=a",
+        "-addext",
+        "subjectAltName=DNS:a",
     ]
     subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     return certificate, key
@@ -806,11 +808,14 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
         ("root = 'a.pem'", "root {0}/a.pem: cannot be served: this is a file, not a folder: name .*"),
         ("root = '.'\nacme_challenges = 'b'", "acme_challenges {0}/b: cannot be served: there is no such folder"),
         ("root = '.'\n[[site]]\nnames = 'a'\nroot = 'b'", "root {0}/b: cannot be served: there is no such folder"),
-        ("root = '.'\ncert = 'b'\nkey = 'a.key'", "{0}/b cannot be used as a PEM certificate chain: .*"),
-        ("root = '.'\ncert = 'a.pem'\nkey = 'a.pem'", "{0}/a.pem cannot be used as an unencrypted PEM key .*"),
+        (
+            "root = '.'\ncert = 'b'\nkey = 'a.key'",
+            "{0}/ktlsd.toml:2: cert: {0}/b cannot be used as a PEM certificate chain: .*",
+        ),
+        ("root = '.'\ncert = 'a.pem'\nkey = 'a.pem'", "{0}/ktlsd.toml:3: key: {0}/a.pem cannot be used .*"),
         (
             "root = '.'\n[[site]]\nnames = 'a'\ncert = ['a.pem', 'c']\nkey = ['a.key', 'a.key']",
-            "{0}/c cannot be used as a PEM certificate chain: .*",
+            r"{0}/ktlsd.toml:4: site\[0\].cert\[1\]: {0}/c cannot be used as a PEM certificate chain: .*",
         ),
     ],
 )

@@ -69,6 +69,7 @@ complete -c ktlsd -n _shtab_ktlsd_using -l metrics-listen -x -d 'where to answer
 complete -c ktlsd -n _shtab_ktlsd_using -l workers -xka "N auto" -d 'processes to serve with (default 1); auto: as many as usable cores'
 complete -c ktlsd -n _shtab_ktlsd_using -l user -x -d 'whom to become once sockets are bound and keys are read, when started as root'
 complete -c ktlsd -n _shtab_ktlsd_using -l group -x -d 'with which group (default: the user'"'"'s own)'
+complete -c ktlsd -n _shtab_ktlsd_using -l strict -d 'refuse to start unless every certificate can be used (default: serve the sites whose certificates can)'
 complete -c ktlsd -n _shtab_ktlsd_using -l ktls -xka "auto require off" -d 'use kTLS where it can be had (default), only with it, or not at all'
 complete -c ktlsd -n _shtab_ktlsd_using -l dotfiles -d 'serve names that begin with a dot too'
 complete -c ktlsd -n _shtab_ktlsd_using -l listing -d 'list folders that have no index file'
