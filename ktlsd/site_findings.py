@@ -51,13 +51,16 @@ def absence(site: SiteOptions, path: str) -> str:
     if target.hidden() and not site.dotfiles:
         return "a name that begins with a dot is not served"
     root = os.path.realpath(os.fsencode(site.root))
-    file = os.path.realpath(os.path.join(root, *target.names))
+    named = os.path.join(root, *target.names)
+    if site.clean_urls and target.names and not target.directory and os.path.isfile(named + b".html"):
+        return ""
+    file = os.path.realpath(named)
     if not _is_in(file, root):
         return f"a link leads out of {site.root}"
     if os.path.isdir(file):
         names = (os.path.join(file, os.fsencode(name)) for name in site.index)
         return "" if any(map(os.path.isfile, names)) else f"a folder in {site.root} without an index file"
-    return "" if os.path.isfile(file) else f"no such file in {site.root}"
+    return "" if os.path.isfile(file) and not target.directory else f"no such file in {site.root}"
 
 
 def _is_in(path: bytes, folder: bytes) -> bool:
@@ -132,7 +135,7 @@ def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
         except OSError as error:
             yield Finding((*place, key), f"cannot be read: {cause(error)}", "make it a file that ktlsd may read")
             continue
-        left_out = parse_headers(text)[1] if name == HEADERS_FILE else parse_redirects(text)[1]
+        left_out = (parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)).warnings
         for warning in left_out:
             yield Finding((*place, key), f"{site.root}/{warning}", "mend this line, which is left out")
 
