@@ -14,7 +14,7 @@ import msgspec
 from ktlsd import certificate_findings, redirect_findings, server_findings, site_findings
 from ktlsd.findings import Check, Place
 from ktlsd.printable import one_line
-from ktlsd.say import say
+from ktlsd.say import say, show
 from ktlsd.settings import Document, Loaded, label_of, load
 from ktlsd.ssl_ffi import Library
 
@@ -39,7 +39,7 @@ def run(config: str, *, strict: bool) -> int:
     for warning in warnings:
         say(warning)
     summary = f"{config}: ok, {_counted(count, 'site')}"
-    print(f"{summary}, {_counted(len(warnings), 'warning')}" if warnings else summary)
+    show(f"{summary}, {_counted(len(warnings), 'warning')}" if warnings else summary)
     return EXIT_WARNINGS if strict and warnings else 0
 
 

@@ -20,7 +20,7 @@ from ktlsd.command_parser import COMMANDS, CommandParser, described
 from ktlsd.printable import one_line
 from ktlsd.refusal import Refusal
 from ktlsd.reload_signals import block_early_signals
-from ktlsd.say import say
+from ktlsd.say import say, show
 from ktlsd.settings import LOG_LEVELS, load
 from ktlsd.ssl_ffi import ContextError, Library, LibraryError
 from ktlsd.terminal import Terminal
@@ -152,7 +152,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 def _version(libssl: str | None) -> int:
     from ktlsd.version import version_text
 
-    print(version_text(_libssl(libssl)))
+    show(version_text(_libssl(libssl)))
     return 0
 
 
@@ -174,7 +174,7 @@ def _check(arguments: Sequence[str]) -> int:
 
         from ktlsd.options_schema import schema
 
-        print(json.dumps(schema(), indent=2))
+        show(json.dumps(schema(), indent=2))
         return 0
     from ktlsd import check
 

@@ -13,7 +13,6 @@ import enum
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from ktlsd.encoders import encoder
 from ktlsd.options import Coding
 from ktlsd.printable import printable
 from ktlsd.refusal import Refusal
+from ktlsd.say import say, show
 
 EXIT_FAILURES = 1
 SMALLEST: Final = 256
@@ -122,9 +122,9 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         os.close(root)
     for failure in report.failures:
-        print(f"ktlsd compress: {failure}", file=sys.stderr)
+        say(f"ktlsd compress: {failure}")
     if not options.quiet:
-        print(f"ktlsd compress: siblings: {report}")
+        show(f"ktlsd compress: siblings: {report}")
     return EXIT_FAILURES if report.failures else 0
 
 

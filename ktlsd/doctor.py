@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from ktlsd import __version__, ktls_probe, tls_stat
 from ktlsd.ktls import Direction, Mode, Support, explain
+from ktlsd.say import show
 from ktlsd.ssl_ffi import (
     CIPHER_LIST,
     CIPHERSUITES,
@@ -154,7 +155,7 @@ class Report:
 def run(libssl: str | None, *, as_json: bool) -> int:
     """Examine this machine and print the report; 0 when sends are offloaded, 1 when not."""
     report = examine(libssl)
-    print(report.to_json() if as_json else report.to_text())
+    show(report.to_json() if as_json else report.to_text())
     return 0 if report.sends_offloaded else 1
 
 

@@ -380,12 +380,12 @@ def test_a_sibling_with_its_originals_mtime_has_its_content(site: Path, in_place
     assert gzip.decompress(sibling.read_bytes()) == original.read_bytes()
 
 
-def test_a_file_that_never_rests_gets_no_sibling(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_never_rests_gets_no_sibling(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
     original = site / "index.html"
     original.write_bytes(text(1, 20_000))
     with repeating(lambda: os.utime(original)):
         assert compress.run([str(site), "--codings", "br"]) == 1
-    assert capsys.readouterr().err == "ktlsd compress: index.html: it changes while it is read\n"
+    assert capfd.readouterr().err == "ktlsd compress: index.html: it changes while it is read\n"
     assert {name for name in names(site) if "index" in name} == {"index.html"}
 
 
@@ -413,11 +413,11 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(site: Path) -> None:
     assert "sub/deep/app.js.br" in names(site)
 
 
-def test_a_name_too_long_for_a_suffix_is_told(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_too_long_for_a_suffix_is_told(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
     name = "n" * 251 + ".js"
     (site / name).write_bytes(text(4))
     assert compress.run([str(site), "--codings", "gzip"]) == 1
-    assert capsys.readouterr().err == f"ktlsd compress: {name}: File name too long\n"
+    assert capfd.readouterr().err == f"ktlsd compress: {name}: File name too long\n"
     assert not [name for name in names(site) if name.startswith(".")]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,13 +41,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving_without(
-    closed: Collection[int], root: Path, tmp_path: Path, *options: str
+    closed: Collection[int], root: Path, tmp_path: Path, *options: str, stderr: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that was started so, and its port, which stderr cannot tell."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port: int = reserved.getsockname()[1]
     arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", *options)
-    process = subprocess.Popen(without(closed, arguments), env=environment(tmp_path))
+    process = subprocess.Popen(without(closed, arguments), env=environment(tmp_path), stderr=stderr)
     try:
         assert eventually(lambda: process.poll() is not None or not is_refused(port))
         assert process.poll() is None
@@ -161,3 +162,100 @@ def test_open_descriptors_stay_what_they_are(tmp_path: Path, closed: tuple[int, 
             f"descriptor {closed[0]} is closed, and /no/null cannot be opened in its place"
             " (No such file or directory): start ktlsd with stdin, stdout and stderr"
         )
+
+
+# --- an output that takes nothing
+
+PRINTING = [
+    ["--version"],
+    ["check", "--config", "ktlsd.toml"],
+    ["check", "--schema"],
+    ["doctor", "--json"],
+    ["compress", "root"],
+]
+
+
+def printing(arguments: list[str], stdout: int, tmp_path: Path, unbuffered: str) -> tuple[int, str]:
+    """Exit status and stderr of a command with this stdout."""
+    (tmp_path / "ktlsd.toml").write_text("root = 'root'\n")
+    ended = subprocess.run(
+        command(*arguments),
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--version"], "1")])
+def test_a_full_disk_under_stdout_is_one_line(
+    root: Path, tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    with open("/dev/full", "wb") as full:
+        assert printing(arguments, full.fileno(), tmp_path, unbuffered) == (
+            2,
+            "ktlsd: stdout: the output cannot be written: No space left on device\n",
+        )
+
+
+@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--version"], "1")])
+def test_a_reader_that_has_left_ends_a_command_as_sigpipe_would(
+    root: Path, tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert printing(arguments, writer, tmp_path, unbuffered) == (128 + signal.SIGPIPE, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "/dev/null", "pipe"])
+def test_a_stderr_that_takes_nothing_changes_no_exit_status(root: Path, tmp_path: Path, place: str) -> None:
+    """/dev/null is open for reading only, and nobody reads from the pipe."""
+    if place == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(place, os.O_WRONLY if place == "/dev/full" else os.O_RDONLY)
+    (root / "a.txt").write_bytes(b"text " * 2000)
+    try:
+        for arguments, status in ((["compress", "root"], 0), (["compress", "absent"], 2), (["--bogus"], 2)):
+            run = subprocess.run(
+                command(*arguments),
+                cwd=tmp_path,
+                env=environment(tmp_path),
+                stdout=subprocess.DEVNULL,
+                stderr=writer,
+                timeout=START_SECONDS,
+                check=False,
+            )
+            assert run.returncode == status
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+@pytest.mark.parametrize("logged", ["to stderr", "to a file"])
+def test_a_start_does_not_wait_for_a_full_pipe(root: Path, tmp_path: Path, blocking: bool, logged: str) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, blocking)
+        options = () if logged == "to stderr" else ("--error-log", str(tmp_path / "error.log"))
+        with serving_without((), root, tmp_path, *options, stderr=writer) as (_, port):
+            assert get(port, "/").body == b"hello"
+            # Not changed for all that share the pipe.
+            assert os.get_blocking(writer) is blocking
+        os.set_blocking(reader, False)
+        assert set(os.read(reader, 1 << 20)) == {0}
+    finally:
+        os.close(reader)
+        os.close(writer)
