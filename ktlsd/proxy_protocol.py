@@ -88,7 +88,7 @@ class Header(Struct, frozen=True):
 def parse(data: bytes) -> Header | Incomplete:
     """The header that `data`, all that was received so far, begins with. Raises BadHeader."""
     if data.startswith(_V2_START) or _V2_START.startswith(data):
-        return _parse_v2(data) if len(data) >= _V2_PREFIX else Incomplete()
+        return _parse_v2(data)
     if data.startswith(_V1_START) or _V1_START.startswith(data):
         return _parse_v1(data)
     raise BadHeader("no PROXY header")
@@ -133,30 +133,27 @@ def _endpoint(address: Address, port: int) -> Endpoint:
 
 
 def _parse_v2(data: bytes) -> Header | Incomplete:
-    version, command = divmod(data[12], 16)
-    family, transport = divmod(data[13], 16)
-    length = _V2_PREFIX + int.from_bytes(data[14:_V2_PREFIX])
-    if version != 2:
-        raise BadHeader(f"version {version} in a version 2 header")
-    if command not in (_LOCAL, _PROXY):
-        raise BadHeader(f"the command {command}")
+    place = len(_V2_START)
+    # What is wrong is told at once: a mistaken sender may have nothing more to send.
+    _refuse(data[place : place + 2])
+    if len(data) < _V2_PREFIX:
+        return Incomplete()
+    local = data[place] % 16 == _LOCAL
+    family, transport = divmod(data[place + 1], 16)
+    length = _V2_PREFIX + int.from_bytes(data[place + 2 : _V2_PREFIX])
     if length > LONGEST:
         raise BadHeader(f"a version 2 header of {length} bytes, more than {LONGEST}")
+    if not local and _UNSPECIFIED not in (family, transport) and length - _V2_PREFIX < _BLOCK_SIZES[family]:
+        raise BadHeader("a version 2 header shorter than its addresses")
     if len(data) < length:
         return Incomplete()
-    if command == _LOCAL:
+    if local:
         # Whatever such a header carries is to be thrown away (section 2.2).
         return Header(length, local=True)
-    if family not in (_UNSPECIFIED, _INET, _INET6, _UNIX):
-        raise BadHeader(f"the address family {family:#x}")
-    if transport not in (_UNSPECIFIED, _STREAM, _DATAGRAM):
-        raise BadHeader(f"the transport protocol {transport:#x}")
     if _UNSPECIFIED in (family, transport):
         # There is no telling where addresses end: nothing of it counts.
         return Header(length)
     body = data[_V2_PREFIX:length]
-    if len(body) < _BLOCK_SIZES[family]:
-        raise BadHeader("a version 2 header shorter than its addresses")
     source: Endpoint | None = None
     destination: Endpoint | None = None
     # The addresses of anything but a TCP connection are passed over: the socket's own hold (section 2.2).
@@ -181,6 +178,26 @@ def _parse_v2(data: bytes) -> Header | Incomplete:
         unique_id=unique_id,
         tls=_tls(values[_SSL]) if _SSL in values else None,
     )
+
+
+def _refuse(start: bytes) -> None:
+    """Raise BadHeader for a version, command, address family or transport protocol that section 2.2 does not define;
+    `start` has the bytes for these, as far as they have come."""
+    if not start:
+        return
+    version, command = divmod(start[0], 16)
+    if version != 2:
+        raise BadHeader(f"version {version} in a version 2 header")
+    if command not in (_LOCAL, _PROXY):
+        raise BadHeader(f"the command {command}")
+    # The family of a LOCAL header is ignored, whatever it is.
+    if command == _LOCAL or len(start) < 2:
+        return
+    family, transport = divmod(start[1], 16)
+    if family not in (_UNSPECIFIED, _INET, _INET6, _UNIX):
+        raise BadHeader(f"the address family {family:#x}")
+    if transport not in (_UNSPECIFIED, _STREAM, _DATAGRAM):
+        raise BadHeader(f"the transport protocol {transport:#x}")
 
 
 def _endpoints(body: bytes, size: int) -> tuple[Endpoint, Endpoint]:

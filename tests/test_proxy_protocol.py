@@ -70,6 +70,21 @@ GOOD: dict[str, tuple[bytes, Header]] = {
         Header(LONGEST_V1),
     ),
     "v1 unknown": (b"PROXY UNKNOWN\r\n", Header(15)),
+    "v1 unknown with addresses": (b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65536\r\n", Header(59)),
+    "v1 ports": (
+        b"PROXY TCP4 192.0.2.7 198.51.100.1 0 65535\r\n",
+        Header(
+            43, source=Endpoint(IPv4Address("192.0.2.7"), 0), destination=Endpoint(IPv4Address("198.51.100.1"), 65535)
+        ),
+    ),
+    "v1 tcp6 in capitals": (
+        b"PROXY TCP6 2001:DB8::7 ::FFFF:C000:207 1 2\r\n",
+        Header(
+            44,
+            source=Endpoint(IPv6Address("2001:db8::7"), 1),
+            destination=Endpoint(IPv4Address("192.0.2.7"), 2),
+        ),
+    ),
     "v2 tcp4": (v2(ADDRESSES_4), Header(28, source=FROM_4, destination=TO_4)),
     "v2 tcp6": (
         v2(ADDRESSES_6, family=TCP6),
@@ -161,6 +176,20 @@ BAD = [
     (b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n", "malformed"),
     (b"PROXY UNKNOWNER\r\n", "malformed"),
     (b"PROXY TCP4 192.0.2.7 192.0.2.8 1 65536\r\n", "port 65536"),
+    (b"PROXY TCP4 192.0.2.7 192.0.2.8 65536 1\r\n", "port 65536"),
+    (b"PROXY TCP4 192.0.2.7 192.0.2.8 99999 1\r\n", "port 99999"),
+    (b"PROXY TCP4 192.0.2.7 192.0.2.8 100000 1\r\n", "malformed"),
+    (b"PROXY TCP4 192.0.2.7 192.0.2.8 -1 2\r\n", "malformed"),
+    (b"PROXY TCP4 192.0.2.7 192.0.2.8  2\r\n", "malformed"),
+    (b"PROXY TCP6 fe80::1%25eth0 ::1 1 2\r\n", "malformed"),
+    (b"PROXY TCP6 [::1] ::1 1 2\r\n", "malformed"),
+    (b"PROXY TCP6 ::1::2 ::1 1 2\r\n", "bad address"),
+    (b"PROXY TCP6 12345::1 ::1 1 2\r\n", "bad address"),
+    (b"PROXY TCP4 192.0.2 192.0.2.8 1 2\r\n", "bad address"),
+    (b"PROXY TCP4 3221225991 192.0.2.8 1 2\r\n", "bad address"),
+    (b"PROXY UDP4 192.0.2.7 192.0.2.8 1 2\r\n", "malformed"),
+    (b"PROXY unknown\r\n", "malformed"),
+    (b"PROXY UNKNOWN\0\r\n", "malformed"),
     (b"PROXY TCP4 192.0.2.07 192.0.2.8 1 2\r\n", "bad address"),
     (b"PROXY TCP4 192.0.2.256 192.0.2.8 1 2\r\n", "bad address"),
     (b"PROXY TCP4 ::1 ::1 1 2\r\n", "bad address"),
@@ -236,6 +265,23 @@ def test_every_part_of_a_header_goes_on(name: str) -> None:
 def test_what_is_no_header_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadHeader, match=reason):
         parse(data)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "reason"),
+    [
+        (START + b"\x31", "version 3"),
+        (START + b"\x22", "command 2"),
+        (START + b"\x21\x41", "address family 0x4"),
+        (START + b"\x21\x13", "transport protocol 0x3"),
+        (v2(ADDRESSES_4)[:14] + struct.pack("!H", 11), "shorter than its addresses"),
+        (v2(ADDRESSES_4)[:14] + b"\xff\xff", f"more than {LONGEST}"),
+    ],
+)
+def test_a_header_is_refused_with_the_byte_that_makes_it_wrong(beginning: bytes, reason: str) -> None:
+    assert parse(beginning[:-1]) == Incomplete()
+    with pytest.raises(BadHeader, match=reason):
+        parse(beginning)
 
 
 @pytest.mark.parametrize(

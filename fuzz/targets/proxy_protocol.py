@@ -133,10 +133,14 @@ def _endpoint(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int)
 
 
 def _expected_v2(data: bytes) -> _Said | type[Incomplete | BadHeader]:
+    if data[12:13] not in (b"", b"\x20", b"\x21"):
+        return BadHeader
+    if data[12:13] == b"\x21" and data[13:14] and data[13] not in (*_SIZES, *_WITHOUT_ADDRESSES):
+        return BadHeader
     if len(data) < 16:
         return Incomplete
     version_command, family, length = struct.unpack_from("!BBH", data, 12)
-    if version_command not in (0x20, 0x21) or 16 + length > LONGEST:
+    if 16 + length > LONGEST or (version_command == 0x21 and length < _SIZES.get(family, 0)):
         return BadHeader
     if len(data) < 16 + length:
         return Incomplete
@@ -145,8 +149,6 @@ def _expected_v2(data: bytes) -> _Said | type[Incomplete | BadHeader]:
         return 16 + length, True, *nothing
     if family in _WITHOUT_ADDRESSES:
         return 16 + length, False, *nothing
-    if family not in _SIZES or length < _SIZES[family]:
-        return BadHeader
     source = destination = None
     if family == 0x11:
         first, second, *ports = struct.unpack_from("!4s4sHH", data, 16)
