@@ -22,6 +22,7 @@ _RECORD_HEADER: Final = 5
 _LONGEST_RECORD: Final = 16384
 _HANDSHAKE_HEADER: Final = 4
 _RECORD_START: Final = b"\x16\x03"  # handshake, the major version of every TLS
+_HANDSHAKE_RECORD: Final = b"\x16"
 _CLIENT_HELLO: Final = 1
 _VERSION_AND_RANDOM: Final = 2 + 32
 _SERVER_NAME: Final = 0
@@ -30,6 +31,13 @@ _PRE_SHARED_KEY: Final = 41
 _COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
 _EXTENSION_HEADER: Final = struct.Struct(">HH")
 _HOST_NAME_TYPE: Final = 0
+
+_METHODS: Final = (
+    *("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"),
+    *("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"),
+)
+# OpenSSL reads a record's header before it can tell TLS from anything else, and knows the first four of these only.
+_REQUESTS: Final = tuple(f"{method} ".encode()[:_RECORD_HEADER] for method in _METHODS)
 
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 # The underscore is in no host name of RFC 1123, but browsers connect to such names and wildcards cover them.
@@ -52,6 +60,8 @@ class Asked(Struct, frozen=True):
     ticket_key_name: bytes | None = None
     """The first 16 bytes of the ticket for a session to resume: the name of the key that it was made with (RFC 5077
     section 4, which OpenSSL follows in TLS 1.3 too)."""
+    plain_http: bool = False
+    """Whether this is no TLS, but begins as an HTTP request does."""
 
 
 NOTHING: Final = Asked()
@@ -90,6 +100,8 @@ class HelloReader:
 
         NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.
         """
+        if not data.startswith(_HANDSHAKE_RECORD):
+            return _without_tls(data)
         message = self._client_hello(data[:LONGEST_HELLO])
         if isinstance(message, Incomplete):
             return message if message.needed <= LONGEST_HELLO else NOTHING
@@ -145,6 +157,14 @@ def host_name(text: str) -> str | None:
     """
     name = text.removesuffix(".")
     return name.lower() if len(name) <= _LONGEST_NAME and _HOST_NAME.fullmatch(name) else None
+
+
+def _without_tls(data: bytes) -> Asked | Incomplete:
+    """What bytes ask for that begin no record of a handshake."""
+    if len(data) >= _RECORD_HEADER:
+        return Asked(plain_http=True) if data.startswith(_REQUESTS) else NOTHING
+    maybe = any(start.startswith(data) or data.startswith(start) for start in _REQUESTS)
+    return Incomplete(_RECORD_HEADER) if maybe else NOTHING
 
 
 def _asked(hello: bytes) -> Asked:

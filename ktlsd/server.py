@@ -285,16 +285,16 @@ class Server:
                 row[LIMITED[Limit.HANDSHAKE]] += 1
                 log.info("%s handshake failed: none within %g s", peer, seconds)
                 return
-            except PlainHTTP:
-                row[FAILED[Failure.PLAIN_HTTP]] += 1
-                log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
-                await transport.answer_plain_http(self._last_words(*_SPEAK_HTTPS))
-                return
             except ConnectionLost as error:
                 row[FAILED[Failure.LOST]] += 1
                 log.info("%s handshake failed: %s", peer, error)
                 return
             except TLSError as error:
+                if asked.plain_http or isinstance(error, PlainHTTP):
+                    row[FAILED[Failure.PLAIN_HTTP]] += 1
+                    log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
+                    await transport.answer_plain_http(self._last_words(*_SPEAK_HTTPS))
+                    return
                 row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
                 log.info("%s handshake failed: %s", peer, error)
                 await transport.end_refused()

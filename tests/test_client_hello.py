@@ -277,8 +277,10 @@ def test_no_more_is_waited_for_than_an_alien_record_has(begin: int, alien: bytes
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"G",
+        b"GETS / HTTP/1.1\r\n\r\n",
+        b"g",
+        b"GETS",
+        b"PRI * HTTP/2.0\r\n\r\n",
         b"\x16\x02",
         b"\x16\x04\x01\x00\x05",
         b"\x80\x2e\x01\x03\x01",  # SSL 2.0's ClientHello
@@ -293,6 +295,14 @@ def test_no_more_is_waited_for_than_an_alien_record_has(begin: int, alien: bytes
 )
 def test_what_is_no_client_hello_has_no_name_at_once(data: bytes) -> None:
     assert server_name(data) is None
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "PATCH", "MOVE"])
+def test_a_request_without_tls_is_known_by_its_first_bytes(method: str) -> None:
+    """With the fifth byte OpenSSL refuses it."""
+    request = f"{method} /a HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    assert {asked(request[:end]) for end in range(5)} == {Incomplete(5)}
+    assert {asked(request[:end]) for end in range(5, len(request))} == {Asked(plain_http=True)}
 
 
 @pytest.mark.parametrize(

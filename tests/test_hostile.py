@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,16 +237,24 @@ def test_renegotiation_is_refused(server: Running, contents: dict[str, bytes]) -
             assert not client.renegotiate()
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY", "PROPFIND", "COPY")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
-        *(b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method for method in (b"GET", b"HEAD", b"POST", b"PUT")),
+        *(f"{method} / HTTP/1.1\r\nHost: a\r\n\r\n".encode() for method in METHODS),
         b"GET / HTTP/1.0\r\n\r\n",
     ],
 )
-def test_plain_http_on_the_tls_port_is_told_so(server: Running, sent: bytes) -> None:
+@pytest.mark.parametrize("pieces", [0, 3])
+def test_plain_http_on_the_tls_port_is_told_so(server: Running, sent: bytes, pieces: int) -> None:
+    """Whatever the method, and if the first bytes come one by one."""
     with tcp(server.port) as plain:
-        plain.sendall(sent)
+        for place in range(pieces):
+            plain.sendall(sent[place : place + 1])
+            time.sleep(0.02)
+        plain.sendall(sent[pieces:])
         data, _ = read_all(plain)
     answer, rest = parse(data)
     assert (answer.status, rest) == (400, b"")
@@ -253,7 +262,7 @@ def test_plain_http_on_the_tls_port_is_told_so(server: Running, sent: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "sent", [b"SSH-2.0-x\r\n", b"EHLO a\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x80\x2e\x01\x00\x02"]
+    "sent", [b"SSH-2.0-x\r\n", b"EHLO a\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x80\x2e\x01\x00\x02", b"GETS\r\n"]
 )
 def test_other_protocols_on_the_tls_port_are_closed(server: Running, sent: bytes) -> None:
     with tcp(server.port) as plain:

@@ -134,7 +134,7 @@ async def test_a_client_that_resets_has_no_name(pair: tuple[socket.socket, socke
         assert (await peek_client_hello(far)).server_name is None
 
 
-@pytest.mark.parametrize("data", [b"GET", REAL[:6] + b"\2\x01\x45", record(b"")])
+@pytest.mark.parametrize("data", [b"SSH", REAL[:6] + b"\2\x01\x45", record(b"")])
 async def test_what_is_no_hello_is_not_waited_for(pair: tuple[socket.socket, socket.socket], data: bytes) -> None:
     near, far = pair
     near.send(data)
