@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from ktlsd.refusal import Refusal
+from ktlsd.say import show
 
 COMMANDS: Final = {
     "check": "check a configuration file and warn of likely mistakes",
@@ -29,6 +30,10 @@ class CommandParser(argparse.ArgumentParser):
         """The options in `args`. Raises Refusal."""
         self._words = args
         return super().parse_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help on stdout. Raises OutputError, and SystemExit if nobody reads it any more."""
+        show(self.format_help().removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{message} ({self._meant()}{self.prog} --help shows the usage)")

@@ -168,8 +168,10 @@ def test_open_descriptors_stay_what_they_are(tmp_path: Path, closed: tuple[int, 
 
 PRINTING = [
     ["--version"],
+    ["--help"],
     ["check", "--config", "ktlsd.toml"],
     ["check", "--schema"],
+    ["compress", "--help"],
     ["doctor", "--json"],
     ["compress", "root"],
 ]
@@ -191,7 +193,7 @@ def printing(arguments: list[str], stdout: int, tmp_path: Path, unbuffered: str)
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--version"], "1")])
+@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--help"], "1")])
 def test_a_full_disk_under_stdout_is_one_line(
     root: Path, tmp_path: Path, arguments: list[str], unbuffered: str
 ) -> None:
@@ -202,7 +204,7 @@ def test_a_full_disk_under_stdout_is_one_line(
         )
 
 
-@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--version"], "1")])
+@pytest.mark.parametrize(("arguments", "unbuffered"), [*((words, "") for words in PRINTING), (["--help"], "1")])
 def test_a_reader_that_has_left_ends_a_command_as_sigpipe_would(
     root: Path, tmp_path: Path, arguments: list[str], unbuffered: str
 ) -> None:
