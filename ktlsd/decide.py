@@ -137,8 +137,7 @@ def options() -> Response:
 
 def whole(request: Request, found: Representation, status: HTTPStatus, now: float) -> Response:
     """A file under a status of its own, such as an error page: without preconditions and ranges."""
-    modified = ("Last-Modified", last_modified(found.mtime_ns, now))
-    fields = (*_of_content(found.content_type, found.size, found), modified)
+    fields = (*_of_content(found.content_type, found.size, found), *_modified(found, now))
     return Response(status, fields, b"" if request.method == "HEAD" else ByteRange(0, found.size))
 
 
@@ -157,7 +156,7 @@ def short(
 
 
 def _decide_representation(request: Request, found: Representation, now: float, boundary: str) -> Response:
-    validators = (("ETag", found.tag), ("Last-Modified", last_modified(found.mtime_ns, now)))
+    validators = (("ETag", found.tag), *_modified(found, now))
     vary = _VARY if found.varies else ()
     head = request.method == "HEAD"
     outcome = verdict(request.fields, found.tag, found.mtime_ns)
@@ -187,6 +186,11 @@ def _decide_representation(request: Request, found: Representation, now: float, 
         return Response(HTTPStatus.PARTIAL_CONTENT, fields, parts[0])
     body = multipart(parts, found.size, found.content_type, boundary)
     return Response(HTTPStatus.PARTIAL_CONTENT, (*_of_content(body.content_type, body.length, found), *more), body)
+
+
+def _modified(found: Representation, now: float) -> Fields:
+    date = last_modified(found.mtime_ns, now)
+    return () if date is None else (("Last-Modified", date),)
 
 
 def _of_content(content_type: str, length: int, found: Representation) -> Fields:

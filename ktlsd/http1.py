@@ -43,6 +43,7 @@ from ktlsd.request_target import BadTarget, parse_target
 from ktlsd.service import Service
 from ktlsd.site import Answer
 from ktlsd.ssl_ffi import ConnectionLost, Wait
+from ktlsd.turns import of_this_loop
 from ktlsd.uri_host import host_of
 from ktlsd.validators import http_date
 from ktlsd.watch import Turn
@@ -682,7 +683,10 @@ class Http1:
             body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
         if isinstance(body, Multipart):
             descriptor = cast(OpenFile, opened).descriptor
-            for before, part in body.parts:
+            for number, (before, part) in enumerate(body.parts):
+                if number:
+                    # Hundreds of small parts together take milliseconds.
+                    await of_this_loop().next()
                 data += _framed(http, before)
                 # h11 counts the bytes against Content-Length without seeing them.
                 http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(part))))

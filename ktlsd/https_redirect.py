@@ -60,6 +60,6 @@ class HttpsRedirect:
             found = await challenges.find(Target((token,), directory=False))
         if not isinstance(found, OpenFile):
             return Answer(decide(request, found if isinstance(found, Miss) else Miss.ABSENT, 0, ""))
-        tag = entity_tag(found.mtime_ns, found.size, found.inode)
+        tag = entity_tag(found.mtime_ns, found.size, found.inode, found.ctime_ns)
         representation = Representation(found.size, found.mtime_ns, DEFAULT_TYPE, tag)
         return Answer(decide(request, representation, time.time(), ""), found)

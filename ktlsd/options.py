@@ -329,7 +329,7 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     encoded: dict[Suffix, Coding] = field(default_factory=lambda: dict(ENCODED))
     """[encoded]: content codings of files that are stored in one and requested by their own names, by suffix."""
     etag: EntityTagRecipe = "strong"
-    """What an entity tag is made of: nanosecond mtime, size and inode; the first two; or a hash of the content."""
+    """What an entity tag is made of: mtime, ctime, size and inode; mtime and size; or a hash of the content."""
     types: dict[Suffix, MediaType] = {}
     """Media types by suffix (".gpx" = "application/gpx+xml")."""
     charset: Charset = "utf-8"

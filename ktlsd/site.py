@@ -31,9 +31,10 @@ from ktlsd.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.options import SiteOptions
 from ktlsd.redirects import Redirected, Rewritten
 from ktlsd.request_target import Target, target_of_path
+from ktlsd.siblings import Siblings
 from ktlsd.site_rules import SiteRules
 from ktlsd.ssl_ffi import Library
-from ktlsd.validators import coded_tag, content_tag, entity_tag, size_mtime_tag
+from ktlsd.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
 
 log = logging.getLogger("ktlsd")
 
@@ -76,6 +77,8 @@ class _Draft(NamedTuple):
     file: str | None = None
     """The decoded path of the file that answers."""
     origin: Origin = Origin.OWN
+    rejected: frozenset[bytes] = frozenset()
+    """Paths below the root of siblings that were not sent."""
 
 
 class Site:
@@ -95,6 +98,7 @@ class Site:
         self._types = ContentTypes(site.types, site.charset, site.encoded)
         self._index = tuple(os.fsencode(name) for name in site.index)
         self._hashes = ContentHashes()
+        self._siblings = Siblings()
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._server: Fields = SERVER_FIELD if site.server_header else ()
 
@@ -118,7 +122,7 @@ class Site:
             fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file, answer.origin)
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
-            rules = self._rules.files if self._is_its_own_folders(target, answer.opened) else None
+            rules = self._rules.files | answer.rejected if self._is_its_own_folders(target, answer.opened) else None
             any_query = not self._rules.redirects.concern(path)
             response = replace(response, fields=fields, signed=True)
             return Answer(response, answer.opened, answer.file, rules, any_query)
@@ -151,12 +155,12 @@ class Site:
         if not isinstance(found, OpenFile):
             return _Draft(decide(request, found, now, ""))
         file = "/" + os.fsdecode(found.path).removeprefix("./")
-        opened, representation = await self._negotiate(request, found)
+        opened, representation, rejected = await self._negotiate(request, found)
         try:
             if status is not HTTPStatus.OK:
-                return _Draft(whole(request, representation, status, now), opened, file, origin)
+                return _Draft(whole(request, representation, status, now), opened, file, origin, rejected)
             boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
-            return _Draft(decide(request, representation, now, boundary), opened, file, origin)
+            return _Draft(decide(request, representation, now, boundary), opened, file, origin, rejected)
         except BaseException:
             opened.close()
             raise
@@ -266,11 +270,16 @@ class Site:
 
     # --- which representation of it -----------------------------------------------------------------------------------
 
-    async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation]:
-        """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3)."""
+    async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation, frozenset[bytes]]:
+        """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3).
+
+        The last of the three has the paths of the siblings that are there and not sent: a change in place makes another
+        choice right.
+        """
+        rejected = set[bytes]()
         try:
             if (encoded := self._types.encoded(opened.path)) is not None:
-                return opened, await self._encoded(request, opened, encoded)
+                return opened, await self._encoded(request, opened, encoded), frozenset()
             kind = self._type_of(opened.path)
             coding, varies = None, False
             codings = self.options.precompressed
@@ -282,22 +291,27 @@ class Site:
                 for number, candidate in enumerate(candidates):
                     sibling = await self.root.open_file(siblings[number], siblings[number + 1 :])
                     if not isinstance(sibling, OpenFile):
+                        if sibling is not Miss.ABSENT:
+                            rejected.add(siblings[number])
                         continue
-                    if sibling.mtime_ns < opened.mtime_ns:
-                        # Made from an older version of the file.
+                    try:
+                        belongs = await self._siblings.belong(opened, sibling, candidate)
+                    except BaseException:
                         sibling.close()
-                        continue
-                    varies = True
-                    if candidate in wanted:
+                        raise
+                    varies = varies or belongs
+                    if belongs and candidate in wanted:
                         opened.close()
                         sibling.original = opened
                         opened, coding = sibling, candidate
                         break
                     sibling.close()
+                    rejected.add(siblings[number])
             tag = await self._tag(opened)
             if coding is not None:
                 tag = coded_tag(tag, coding)
-            return opened, Representation(opened.size, opened.mtime_ns, kind, tag, coding, varies)
+            found = Representation(opened.size, opened.mtime_ns, kind, tag, coding, varies)
+            return opened, found, frozenset(rejected)
         except BaseException:
             opened.close()
             raise
@@ -316,10 +330,10 @@ class Site:
     async def _tag(self, opened: OpenFile) -> str:
         match self.options.etag:
             case "strong":
-                return entity_tag(opened.mtime_ns, opened.size, opened.inode)
-            case "size-mtime":
+                return entity_tag(opened.mtime_ns, opened.size, opened.inode, opened.ctime_ns)
+            case "size-mtime" if is_dated(opened.mtime_ns):
                 return size_mtime_tag(opened.mtime_ns, opened.size)
-            case "content":
+            case "size-mtime" | "content":
                 return content_tag(await self._hashes.digest(opened))
 
     # --- what is made, not found --------------------------------------------------------------------------------------
@@ -365,7 +379,7 @@ class Site:
                 log.error("no error page %s for %d in %s", path, response.status, self.options.root)
             return answer
         try:
-            opened, representation = await self._negotiate(request, found)
+            opened, representation, _ = await self._negotiate(request, found)
         except OSError as error:
             log.error("error page %s for %d in %s: %s", path, response.status, self.options.root, error.strerror)
             return answer

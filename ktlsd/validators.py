@@ -2,7 +2,7 @@
 
 Strategy: an entity tag is made of what changes when a file does (its metadata, or a digest of it). A request's
 preconditions are weighed in the order of RFC 9110 section 13.2.2 and come out as one Verdict. A date is given and taken
-as a validator only where no second version of the file can have the same.
+as a validator only where no second version of the file can have the same, and not at all if it is a placeholder.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _DATES: Final = tuple(
     )
 )
 _LEAP_SECOND: Final = 60
+# Seconds since the epoch: Nix stores, reproducible images and archives give these to every file.
+_PLACEHOLDERS: Final = (0, 1)
 _YEAR_1: Final = -62_135_596_800
 
 
@@ -47,13 +49,20 @@ class Verdict(enum.Enum):
     PRECONDITION_FAILED = enum.auto()
 
 
-def entity_tag(mtime_ns: int, size: int, inode: int) -> str:
-    """A strong entity tag that a rewrite within the same second, or a rename over the file, changes too."""
-    return f'"{mtime_ns:x}-{size:x}-{inode:x}"'
+def entity_tag(mtime_ns: int, size: int, inode: int, ctime_ns: int) -> str:
+    """A strong entity tag that every rewrite and every rename over the file changes.
+
+    No program can set a ctime, and a freed inode number is given to the next file at once (inode(7)): if size and mtime
+    are those of the former file too, only the ctime differs.
+    """
+    return f'"{mtime_ns:x}-{size:x}-{inode:x}-{ctime_ns:x}"'
 
 
 def size_mtime_tag(mtime_ns: int, size: int) -> str:
-    """A strong entity tag that copies with the same mtime share, such as those on several machines."""
+    """A strong entity tag that copies with the same mtime share, such as those on several machines.
+
+    Only for a mtime that is_dated() accepts: a placeholder would leave the size to tell versions apart.
+    """
     return f'"{mtime_ns:x}-{size:x}"'
 
 
@@ -65,6 +74,15 @@ def content_tag(digest: bytes) -> str:
 def coded_tag(tag: str, coding: str) -> str:
     """The tag of a representation in this content coding: each has to have its own (RFC 9110 section 8.8.3.3)."""
     return f'{tag[:-1]}-{coding}"'
+
+
+def is_dated(mtime_ns: int) -> bool:
+    """Whether this mtime, in nanoseconds since the epoch, tells when a file was changed.
+
+    Second 0 and second 1 are placeholders. As a Last-Modified they would have caches keep the file for years (RFC 9111
+    section 4.2.2).
+    """
+    return mtime_ns // _NANOSECONDS not in _PLACEHOLDERS
 
 
 def http_date(seconds: float) -> str:
@@ -100,25 +118,28 @@ def _full_year(two_digits: int) -> int:
 def verdict(fields: Mapping[str, str], tag: str, mtime_ns: int) -> Verdict:
     """Weigh the preconditions of a GET or HEAD for a representation (RFC 9110 section 13.2.2).
 
-    `fields` has lower-case names, repeated fields joined with ", ".
+    `fields` has lower-case names, repeated fields joined with ", ". Without a date of the file, a condition on dates is
+    ignored (sections 13.1.3 and 13.1.4).
     """
-    modified = mtime_ns // _NANOSECONDS
+    dated, modified = is_dated(mtime_ns), mtime_ns // _NANOSECONDS
     if (wanted := fields.get("if-match")) is not None:
         if not _matches(wanted, tag, weak=False):
             return Verdict.PRECONDITION_FAILED
-    elif (since := parse_http_date(fields.get("if-unmodified-since", ""))) is not None and modified > since:
+    elif dated and (since := parse_http_date(fields.get("if-unmodified-since", ""))) is not None and modified > since:
         return Verdict.PRECONDITION_FAILED
     if (known := fields.get("if-none-match")) is not None:
         return Verdict.NOT_MODIFIED if _matches(known, tag, weak=True) else Verdict.PROCEED
-    if (since := parse_http_date(fields.get("if-modified-since", ""))) is not None and modified <= since:
+    if dated and (since := parse_http_date(fields.get("if-modified-since", ""))) is not None and modified <= since:
         return Verdict.NOT_MODIFIED
     return Verdict.PROCEED
 
 
-def last_modified(mtime_ns: int, now: float) -> str:
-    """The Last-Modified to send at `now`, in seconds since the epoch, which is no later than Date (RFC 9110 section
-    8.8.2.1): clocks and files can disagree."""
-    return http_date(min(mtime_ns // _NANOSECONDS, now))
+def last_modified(mtime_ns: int, now: float) -> str | None:
+    """The Last-Modified to send at `now`, in seconds since the epoch; None if the file has no date.
+
+    It is no later than Date (RFC 9110 section 8.8.2.1): clocks and files can disagree.
+    """
+    return http_date(min(mtime_ns // _NANOSECONDS, now)) if is_dated(mtime_ns) else None
 
 
 def range_applies(if_range: str | None, tag: str, mtime_ns: int, now: float) -> bool:
@@ -130,7 +151,7 @@ def range_applies(if_range: str | None, tag: str, mtime_ns: int, now: float) -> 
     if if_range is None or if_range == tag:
         return True
     modified = mtime_ns // _NANOSECONDS
-    return modified <= _second_before(now) and if_range == http_date(modified)
+    return is_dated(mtime_ns) and modified <= _second_before(now) and if_range == http_date(modified)
 
 
 def _second_before(now: float) -> int:

@@ -227,6 +227,29 @@ def test_a_stale_sibling_is_made_anew(site: Path, hours: int, capsys: pytest.Cap
         assert sibling.stat().st_mtime_ns == original.stat().st_mtime_ns
 
 
+@pytest.mark.parametrize("moment", [1, 1_700_000_000])
+def test_a_sibling_of_another_version_with_the_same_mtime_is_made_anew(
+    site: Path, moment: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reproducible builds give every version the same time."""
+    original, other = site / "index.html", site / "sub" / "deep" / "app.js"
+    for path in (original, other):
+        os.utime(path, (moment, moment))
+    compress.run([str(site), "--quiet"])
+    new = bytes(reversed(original.read_bytes()))
+    original.write_bytes(new)
+    # Their siblings are older by their ctimes, but one has the content of its sibling still.
+    for path in (original, other):
+        os.utime(path, (moment, moment))
+    capsys.readouterr()
+    assert compress.run([str(site)]) == 0
+    assert summary(capsys) == {"made": 3, "up to date": 3, "not worth it": 0, "removed": 0}
+    for suffix, decode in DECODERS.items():
+        assert decode((site / f"index.html{suffix}").read_bytes()) == new
+    assert compress.run([str(site)]) == 0
+    assert summary(capsys) == {"made": 0, "up to date": 6, "not worth it": 0, "removed": 0}
+
+
 def test_a_sibling_that_no_longer_saves_bytes_is_removed(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compress.run([str(site), "--quiet"])
     (site / "index.html").write_bytes(random.Random(1).randbytes(5000))

@@ -24,7 +24,9 @@ import brotli
 import pytest
 import zstandard
 
+from ktlsd.byte_range import MOST_RANGES
 from tests.serving import WAIT_SECONDS, Answer, Running, connect, exchange, get, parse, parse_all, serving
+from tests.test_head_cache import settle
 
 PAGE = b"<h1>A page that gets smaller by compression</h1>\n" * 200
 LARGE = 1_000_003
@@ -221,6 +223,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         os.mknod(folder / f"many/file-{number:05}.txt", 0o644 | stat.S_IFREG)
     config = folder / "ktlsd.toml"
     config.write_text(CONFIGURATION)
+    # Siblings of another time than their files are compared once they are settled.
+    for name in ("files/page.html.gz", "errors/pages/404.html.gz"):
+        settle(folder / name)
     with start(config) as server:
         yield Place(server, folder)
 
@@ -252,7 +257,13 @@ def make_files(root: Path) -> None:
     write(root / "picture.png.gz", gzip.compress(PAGE))
     for name in ("stale", "folder-beside", "locked-beside", "link-beside"):
         write(root / f"{name}.css", PAGE)
-    write(root / "stale.css.gz", CODED["gzip"][1], 2 * DAY_NS)
+    write(root / "stale.css.gz", gzip.compress(PAGE.replace(b"e", b"a")), 0)
+    write(root / "half.css", PAGE)
+    write(root / "half.css.gz", CODED["gzip"][1][:-1], 0)
+    write(root / "undated.css", PAGE)
+    os.utime(root / "undated.css", (1, 1))
+    write(root / "undated.css.gz", gzip.compress(PAGE.replace(b"e", b"a")))
+    os.utime(root / "undated.css.gz", (1, 1))
     (root / "folder-beside.css.gz").mkdir()
     write(root / "locked-beside.css.gz", CODED["gzip"][1], 0)
     (root / "locked-beside.css.gz").chmod(0)
@@ -416,6 +427,8 @@ def test_a_range_is_one_of_the_coded_bytes(place: Place, coding: str) -> None:
         "/plain.html",
         "/picture.png",
         "/stale.css",
+        "/half.css",
+        "/undated.css",
         "/folder-beside.css",
         "/locked-beside.css",
         "/link-beside.css",
@@ -443,11 +456,23 @@ def test_siblings_come_and_go_while_running(place: Place) -> None:
 
     assert coding() is None
     write(sibling, CODED["br"][1], 0)
+    settle(sibling)
     assert coding() == "br"
     write(path, PAGE + b"newer", -DAY_NS)
     assert coding() is None
+    # A later time makes it no sibling of this version.
     set_age(sibling, -2 * DAY_NS)
+    settle(sibling)
+    assert coding() is None
+    # The same time does, as tools give it to what they make.
+    sibling.write_bytes(brotli.compress(PAGE + b"newer"))
+    assert coding() is None
+    shutil.copystat(path, sibling)
     assert coding() == "br"
+    os.truncate(sibling, 20)
+    assert coding() is None
+    settle(sibling)
+    assert coding() is None
     sibling.unlink()
     assert coding() is None
 
@@ -500,6 +525,12 @@ def test_tags_change_with_what_they_are_made_of(
     write(path, "one")
     first = tag()
     assert tag() == first
+    # The same bytes in place, with the time that they had.
+    status = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (tag() != first) is (site == "files")
+    first = tag()
     set_age(path, 2 * DAY_NS)
     second = tag()
     assert (second != first) is touched
@@ -509,6 +540,43 @@ def test_tags_change_with_what_they_are_made_of(
     assert (third != second) is replaced
     write(path, "two", 3 * DAY_NS)
     assert (tag() != third) is rewritten
+
+
+def test_files_without_a_date_have_tags_that_differ_and_no_last_modified(place: Place) -> None:
+    """Nix gives every file the time 1, and a freed inode number goes to the next file."""
+    path = place.folder / "files/undated.txt"
+    for site in ("files", "size-mtime", "content"):
+        tags = set[str]()
+        for content in ("version 1", "version 2"):
+            path.unlink(missing_ok=True)
+            path.write_text(content)
+            os.utime(path, (1, 1))
+            answer = place.ask(site, "/undated.txt", *(f"If-None-Match: {tag}" for tag in tags))
+            assert (answer.status, answer.body.decode()) == (200, content)
+            assert "last-modified" not in answer.fields
+            tag = answer.fields["etag"]
+            tags.add(tag)
+            known = ("If-Modified-Since: Thu, 01 Jan 1970 00:00:01 GMT",)
+            assert place.ask(site, "/undated.txt", *known).status == 200
+            assert place.ask(site, "/undated.txt", f"If-None-Match: {tag}").status == 304
+            part = place.ask(site, "/undated.txt", "Range: bytes=0-1", f"If-Range: {tag}")
+            assert (part.status, part.body) == (206, b"ve")
+            assert "last-modified" not in part.fields
+        assert len(tags) == 2
+
+
+def test_two_versions_are_never_joined_by_if_range(place: Place) -> None:
+    """In place, in the same size and with the same time: only the ctime tells."""
+    path = place.folder / "files/joined.bin"
+    path.write_bytes(b"1" * 5000)
+    os.utime(path, (DAY_NS // 10**9,) * 2)
+    tag = place.ask("files", "/joined.bin", "Range: bytes=0-2499").fields["etag"]
+    path.write_bytes(b"2" * 5000)
+    os.utime(path, (DAY_NS // 10**9,) * 2)
+    answer = place.ask("files", "/joined.bin", "Range: bytes=2500-", f"If-Range: {tag}")
+    assert (answer.status, answer.body) == (200, b"2" * 5000)
+    assert place.ask("files", "/joined.bin", f"If-None-Match: {tag}").status == 200
+    assert place.ask("files", "/joined.bin", f"If-Match: {tag}").status == 412
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
@@ -968,7 +1036,7 @@ def test_random_sets_of_ranges_come_as_what_the_file_has_there(place: Place) -> 
             assert any(begin <= first and last <= end for begin, end, _ in parts)
 
 
-OVERHEAD = 64 * 200
+OVERHEAD = MOST_RANGES * 200
 """Bytes of the headers of as many parts as there can be."""
 
 
@@ -976,10 +1044,10 @@ OVERHEAD = 64 * 200
     "field",
     [
         ",".join(["0-"] * 1000),
-        ",".join(["0-"] * 64),
-        ",".join(f"{start}-" for start in range(64)),
-        ",".join(f"-{count}" for count in range(1, 65)),
-        ",".join(f"{start}-{start}" for start in range(0, 64 * 200, 200)),
+        ",".join(["0-"] * MOST_RANGES),
+        ",".join(f"{start}-" for start in range(MOST_RANGES)),
+        ",".join(f"-{count}" for count in range(1, MOST_RANGES + 1)),
+        ",".join(f"{start}-{start}" for start in range(0, MOST_RANGES * 200, 200)),
         ",".join(f"{start}-{start}" for start in range(0, 2000, 2)),
         ",".join(f"{start}-{start}" for start in range(0, 6400, 100)),
         "0-," * 60 + "5-5",
@@ -999,8 +1067,15 @@ def test_no_set_of_ranges_costs_more_than_the_file(place: Place, field: str) -> 
 
 
 def test_more_ranges_than_anyone_needs_bring_the_whole(place: Place) -> None:
-    field = ",".join(f"{start}-{start}" for start in range(0, 65 * 1000, 1000))
+    field = ",".join(f"{start}-{start}" for start in range(0, (MOST_RANGES + 1) * 1000, 1000))
     assert place.ask("files", "/large.bin", f"Range: bytes={field}").status == 200
+
+
+def test_a_range_of_an_empty_file_is_ignored(place: Place) -> None:
+    for field in ("0-", "0-1048575", "-5", "0-0,5-9"):
+        answer = place.ask("files", "/empty.txt", f"Range: bytes={field}")
+        assert (answer.status, answer.body, answer.fields["content-length"]) == (200, b"", "0")
+        assert "content-range" not in answer.fields
 
 
 def test_head_and_if_range_with_several_ranges(place: Place) -> None:
@@ -1023,7 +1098,7 @@ def test_parts_of_text_keep_their_line_ends(place: Place) -> None:
         for first, last in ((1, 12), (5000, 5016))
     )
     mark = boundary.encode()
-    assert answer.body == b"--" + mark + first + mark + second + mark + b"--\r\n"
+    assert answer.body == b"\r\n--" + mark + first + mark + second + mark + b"--\r\n"
 
 
 @pytest.mark.parametrize("field", ["5-4", "a-b", "0-0,x", "-", "", "0-0;1-1", "1-2-3"])

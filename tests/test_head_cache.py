@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import brotli
 import pytest
 import trio
 from hypothesis import HealthCheck, example, given, settings
@@ -487,18 +489,53 @@ def test_a_new_sibling_is_found_within_the_lifetime(server: InProcess) -> None:
     with connect(server.port) as connection:
         assert ask(connection, head).endswith(b"A" * 5000)
         (server.root / "later.txt.br").write_bytes(b"coded")
+        os.utime(server.root / "later.txt.br", ns=(LONG_AGO, LONG_AGO))
         time.sleep(LASTING_SECONDS + 0.1)
         assert ask(connection, head).endswith(b"\r\n\r\ncoded")
 
 
+@pytest.mark.parametrize("finish", [brotli.compress(b"A" * 5000), b""], ids=["written", "emptied"])
+def test_a_sibling_that_is_changed_in_place_is_chosen_anew_within_the_lifetime(
+    server: InProcess, finish: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder does not change then, and the plain file is remembered for as long as all is as it was."""
+    monkeypatch.setattr("ktlsd.head_cache._RULES_SETTLED_NS", 2_000_000_000)
+    name = f"in-place-{len(finish)}.txt"
+    path, sibling = server.root / name, server.root / f"{name}.br"
+    path.write_bytes(b"A" * 5000)
+    sibling.write_bytes(b"half")
+    settle(sibling)
+    head = get(f"/{name}", "Accept-Encoding: br")
+    with connect(server.port) as connection:
+        for _ in range(2):
+            assert ask(connection, head).endswith(b"A" * 5000)
+            time.sleep(LASTING_SECONDS + 0.1)
+        before = server.heads.uses
+        assert ask(connection, head).endswith(b"A" * 5000)
+        assert server.heads.uses == before + 1
+        sibling.write_bytes(finish)
+        settle(sibling)
+        expected = b"\r\n\r\n" + (finish or b"A" * 5000)
+        assert ask(connection, head).endswith(expected)
+        os.truncate(sibling, 3)
+        assert ask(connection, head).endswith(b"A" * 5000)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "a new sibling": lambda site: (site / "sub/page.html.br").write_bytes(b"coded"),
+    "a new sibling": lambda site: write_at_the_same_time(site / "sub/page.html", ".br", b"coded"),
     "a file before it": lambda site: (site / "sub/page").write_bytes(b"plain"),
     "another folder in place of its own": lambda site: (site / "sub").rename(site / "gone"),
     "new rules": lambda site: (site / "_headers").write_text("/*\n  X-Rule: new\n"),
     "rules changed in place": lambda site: overwrite(site / "_redirects", b"/sub/page /elsew 301! "),
     "rules gone": lambda site: (site / "_redirects").unlink(),
 }
+
+
+def write_at_the_same_time(path: Path, suffix: str, data: bytes) -> None:
+    """A sibling, as tools make them."""
+    sibling = path.with_name(path.name + suffix)
+    sibling.write_bytes(data)
+    shutil.copystat(path, sibling)
 
 
 def overwrite(path: Path, data: bytes) -> None:

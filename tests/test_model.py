@@ -8,16 +8,20 @@ what is due are those of the fuzz targets.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
+import math
 import os
 import shutil
 import ssl
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import brotli
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -31,7 +35,7 @@ from hypothesis.stateful import (
 )
 
 from fuzz.targets import accept_encoding, byte_range, validators
-from ktlsd import head_cache
+from ktlsd import head_cache, siblings
 from ktlsd.byte_range import ByteRange
 from ktlsd.ktls import Mode
 from ktlsd.ktls_probe import support
@@ -49,10 +53,11 @@ SECRET = b"out of the root"
 SETTLED_NS = 50_000_000
 SETTLED_SECONDS = 0.06
 # For so long an answer may be remembered that a newer sibling would change.
-REMEMBERED_SECONDS = head_cache.LASTING_SECONDS + 0.3
+REMEMBERED_SECONDS = head_cache.LASTING_SECONDS + SETTLED_SECONDS + 0.4
 CONNECTIONS = 3
 MOST_LINKS = 40
-AGES_SECONDS = (0.0, 0.9, 3600.25, 86400.0, 40 * 365 * 86400.0, 1e9 * 60, -3600.0)
+# The last gives a file the time 1, which is no date.
+AGES_SECONDS = (0.0, 0.9, 3600.25, 86400.0, 40 * 365 * 86400.0, 1e9 * 60, -3600.0, math.inf)
 
 TYPES = {
     ".txt": "text/plain; charset=utf-8",
@@ -84,6 +89,7 @@ ranges = st.none() | st.sampled_from(RANGES)
 ages = st.sampled_from(AGES_SECONDS)
 modes = st.sampled_from([0o600, 0o644, 0o000])
 suffixes = st.sampled_from([".gz", ".br"])
+packed_contents = st.none() | contents
 encodings = st.sampled_from([None, None, "gzip", "br, gzip;q=0.5", "gzip;q=0, br", "*", "identity"])
 
 
@@ -112,7 +118,7 @@ OF_NAMES: Mapping[str, Arguments] = {
     "link": {"to": st.sampled_from(LINKS)},
     "change_times": {"age": ages},
     "change_mode": {"mode": modes},
-    "compress": {"suffix": suffixes, "age": ages, "content": contents},
+    "compress": {"suffix": suffixes, "age": ages, "content": packed_contents},
 }
 
 
@@ -269,8 +275,16 @@ class Disk(RuleBasedStateMachine):
 
     def _changing(self, name: str) -> None:
         # A folder takes what is in it along.
-        if name.endswith((".gz", ".br")) or name in FOLDERS:
+        # So does a file that a sibling may be a link to.
+        if name.endswith((".gz", ".br")) or name in FOLDERS or self._has_linked_siblings(self._tree):
             self._siblings_changed = time.time()
+
+    def _has_linked_siblings(self, folder: Folder) -> bool:
+        return any(
+            (isinstance(node, Link) and name.endswith((".gz", ".br")))
+            or (isinstance(node, Folder) and self._has_linked_siblings(node))
+            for name, node in folder.items()
+        )
 
     @rule(name=names, content=contents)
     def create_or_overwrite_in_place(self, name: str, content: bytes) -> None:
@@ -391,16 +405,19 @@ class Disk(RuleBasedStateMachine):
             self._changing(name)
             place[2].chmod(mode)
 
-    @rule(name=plain_names, suffix=suffixes, age=ages, content=contents)
-    def compress(self, name: str, suffix: str, age: float, content: bytes) -> None:
-        """A sibling that is as old as the file, or of another age."""
+    @rule(name=plain_names, suffix=suffixes, age=ages, content=packed_contents)
+    def compress(self, name: str, suffix: str, age: float, content: bytes | None) -> None:
+        """A sibling that is as old as the file, or of another age; it has the file's content unless told otherwise."""
         place = self._place(name)
-        if place is None or not isinstance(place[0].get(place[1]), File):
+        if place is None or not isinstance(original := place[0].get(place[1]), File):
             return
         if not isinstance(place[0].get(place[1] + suffix), File | None):
             return
         self._changing(name + suffix)
         sibling = place[2].with_name(place[1] + suffix)
+        if content is None:
+            packed = gzip.compress(original.content) if suffix == ".gz" else brotli.compress(original.content)
+            content = bytes(packed)
         sibling.write_bytes(content)
         status = place[2].stat()
         _set_age(sibling, age)
@@ -506,7 +523,7 @@ class Disk(RuleBasedStateMachine):
                 f"{one}: {answer.status} {answer.fields}: {'; or '.join(filter(None, complaints))}"
             )
             if answer.status == 200:
-                self._seen.append(Seen(answer.fields["etag"], answer.fields["last-modified"]))
+                self._seen.append(Seen(answer.fields["etag"], answer.fields.get("last-modified", http_date(1))))
         self._asked += asked
 
     # --- what is due --------------------------------------------------------------------------------------------------
@@ -600,22 +617,26 @@ class Disk(RuleBasedStateMachine):
         assert isinstance(found, File)
         # What was decided a moment ago may be said again.
         moments = (before - REMEMBERED_SECONDS, before, after)
-        best, *others = self._negotiated(name, found, dict(asked.fields).get("Accept-Encoding"))
-        views = [best]
+        coding = dict(asked.fields).get("Accept-Encoding")
+        views, others = [], []
+        # A sibling may have begun to count in between.
+        for moment in (before, after):
+            best, *rest = self._negotiated(name, found, coding, moment)
+            views.append(best)
+            others += rest
         if before - self._siblings_changed < REMEMBERED_SECONDS:
             views += (*others, View(name, found.content, None, True), View(name, found.content, None, False))
         return [self._of_view(asked, view, moment) for view in views for moment in moments]
 
-    def _negotiated(self, name: str, found: File, field: str | None) -> list[View]:
+    def _negotiated(self, name: str, found: File, field: str | None, now: float) -> list[View]:
         """What the client takes, best first; the last is the plain file."""
         kind = TYPES.get(os.path.splitext(name)[1], "application/octet-stream")
         if kind == "application/gzip":
             return [View(name, found.content, None, False)]
-        mtime_ns = (self._home / name).stat().st_mtime_ns
         siblings = {}
         for coding, suffix in SUFFIXES.items():
             sibling = self._find(name + suffix)
-            if isinstance(sibling, File) and (self._home / (name + suffix)).stat().st_mtime_ns >= mtime_ns:
+            if isinstance(sibling, File) and self._belongs(name, found, suffix, sibling, now):
                 siblings[coding] = sibling
         wanted = accept_encoding.expected(field or "", ("zstd", "br", "gzip")).codings
         packed = [
@@ -625,12 +646,24 @@ class Disk(RuleBasedStateMachine):
         ]
         return [*packed, View(name, found.content, None, bool(siblings))]
 
+    def _belongs(self, name: str, found: File, suffix: str, sibling: File, now: float) -> bool:
+        """Whether a sibling counts: by times that a tool gave it, or else, once both are settled, by its content."""
+        original, other = (self._home / name).stat(), (self._home / (name + suffix)).stat()
+        if os.path.samestat(original, other):
+            return False
+        same = original.st_mtime_ns == other.st_mtime_ns and original.st_mtime_ns // 10**9 not in (0, 1)
+        if same and original.st_ctime_ns <= other.st_ctime_ns != other.st_mtime_ns:
+            return sibling.content != b""
+        settled = max(original.st_ctime_ns, other.st_ctime_ns) <= now * 1e9 - SETTLED_NS
+        return settled and _unpacked(sibling.content, suffix) == found.content
+
     def _of_view(self, asked: Asked, view: View, now: float) -> Due:
         status = (self._home / view.file).stat()
         size, mtime_ns = len(view.content), status.st_mtime_ns
         assert status.st_size == size
-        tag = f'"{mtime_ns:x}-{size:x}-{status.st_ino:x}{"-" + view.coding if view.coding else ""}"'
-        modified = http_date(min(mtime_ns // 1_000_000_000, now))
+        coding = "-" + view.coding if view.coding else ""
+        tag = f'"{mtime_ns:x}-{size:x}-{status.st_ino:x}-{status.st_ctime_ns:x}{coding}"'
+        modified = http_date(min(mtime_ns // 1_000_000_000, now)) if mtime_ns // 1_000_000_000 not in (0, 1) else None
         name = view.file.removesuffix(SUFFIXES[view.coding]) if view.coding else view.file
         plain = TYPES.get(os.path.splitext(name)[1], "application/octet-stream")
         fields: dict[str, str | None] = {
@@ -681,8 +714,20 @@ class View:
 
 
 def _set_age(path: Path, seconds: float) -> None:
-    moment = time.time_ns() - int(seconds * 1_000_000_000)
+    moment = 1_000_000_000 if math.isinf(seconds) else time.time_ns() - int(seconds * 1_000_000_000)
     os.utime(path, ns=(moment, moment))
+
+
+def _unpacked(content: bytes, suffix: str) -> bytes | None:
+    """What one stream has; None for anything else."""
+    try:
+        if suffix == ".br":
+            return bytes(brotli.decompress(content))
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        unpacked = stream.decompress(content)
+    except (brotli.error, zlib.error):
+        return None
+    return unpacked if stream.eof and not stream.unused_data else None
 
 
 def _names(folder: Folder, above: str = "") -> Iterator[str]:
@@ -698,7 +743,7 @@ def _applies(if_range: str | None, tag: str, mtime_ns: int, now: float) -> bool:
     if if_range is None or if_range == tag:
         return True
     modified = mtime_ns // 1_000_000_000
-    return modified + 1 < now - 0.1 and if_range == http_date(modified)
+    return modified not in (0, 1) and modified + 1 < now - 0.1 and if_range == http_date(modified)
 
 
 def _complaint(answer: Answer, method: str, due: Due) -> str | None:
@@ -719,7 +764,7 @@ def _complaint(answer: Answer, method: str, due: Due) -> str | None:
 
 def _parts(answer: Answer) -> list[tuple[str, bytes]]:
     boundary = answer.fields["content-type"].removeprefix("multipart/byteranges; boundary=").encode()
-    pieces = (b"\r\n" + answer.body).split(b"\r\n--" + boundary)
+    pieces = answer.body.split(b"\r\n--" + boundary)
     assert (pieces[0], pieces[-1]) == (b"", b"--\r\n")
     parts = []
     for piece in pieces[1:-1]:
@@ -739,6 +784,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setattr(head_cache, "_SETTLED_NS", SETTLED_NS)
+        patch.setattr(siblings, "SETTLED_NS", SETTLED_NS)
         service = Service(library, Settings(root=root), support(library, Mode.OFF))
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])

@@ -27,7 +27,7 @@ def test_the_body_is_that_of_the_rfc() -> None:
     assert framed.content_type == "multipart/byteranges; boundary=THIS"
     body = framed.parts[0][0] + b"abc" + framed.parts[1][0] + b"de" + framed.tail
     assert body == (
-        b"--THIS\r\nContent-Type: application/pdf\r\nContent-Range: bytes 500-502/8000\r\n\r\nabc\r\n"
+        b"\r\n--THIS\r\nContent-Type: application/pdf\r\nContent-Range: bytes 500-502/8000\r\n\r\nabc\r\n"
         b"--THIS\r\nContent-Type: application/pdf\r\nContent-Range: bytes 7000-7001/8000\r\n\r\nde\r\n"
         b"--THIS--\r\n"
     )
@@ -50,6 +50,7 @@ def test_a_mail_parser_finds_the_parts(asked: list[tuple[int, int]]) -> None:
     assert {part["Content-Type"] for part in found} == {"application/octet-stream"}
     assert [part.get_payload(decode=True) for part in found] == [CONTENT[part.offset : part.end] for part in parts]
     assert not message.defects
+    assert not message.preamble
     assert not message.epilogue
 
 

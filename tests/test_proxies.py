@@ -94,6 +94,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     root.mkdir()
     for name in ("large.bin", "short.bin"):
         (root / name).write_bytes(LARGE)
+    (root / "empty.txt").touch()
     (root / "health.txt").write_text("well")
     for number in range(SMALL):
         (root / f"{number}.txt").write_text(str(number))
@@ -194,6 +195,14 @@ def test_a_range_download_comes_out_of_the_cache(behind: Behind) -> None:
     assert again.fields["x-cache-status"] == "HIT"
     assert again.fields["content-range"] == f"bytes 1500000-3000000/{SIZE}"
     assert whole.body == LARGE
+
+
+def test_an_empty_file_comes_through_a_cache_of_slices(behind: Behind) -> None:
+    """nginx asks for the first slice, whatever the client asked for, and hands the answer on."""
+    with behind.connect("nginx") as connection:
+        for _ in range(2):
+            answer = ask(connection, "/empty.txt")
+            assert (answer.status, answer.body, answer.fields["content-length"]) == (200, b"", "0")
 
 
 def test_what_the_cache_has_is_validated_and_not_sent_again(behind: Behind) -> None:

@@ -19,6 +19,7 @@ from ktlsd.validators import (
     content_tag,
     entity_tag,
     http_date,
+    is_dated,
     last_modified,
     parse_http_date,
     range_applies,
@@ -26,7 +27,7 @@ from ktlsd.validators import (
     verdict,
 )
 
-TAG = '"1234-5-6"'
+TAG = '"1234-5-6-789"'
 MODIFIED = 784111777
 MODIFIED_NS = MODIFIED * 1_000_000_000 + 999_999_999
 """Nanoseconds below the second: no date can tell of them."""
@@ -81,19 +82,27 @@ def processor_seconds(limit: float) -> Iterator[None]:
 
 
 def test_an_entity_tag_is_strong_and_quoted() -> None:
-    assert entity_tag(0x1234, 5, 6) == TAG
+    assert entity_tag(0x1234, 5, 6, 0x789) == TAG
+
+
+NUMBERS = st.tuples(*[st.integers(-(2**63), 2**64)] * 4)
 
 
 @settings(deadline=None)
-@given(st.tuples(*[st.integers(-(2**63), 2**64)] * 3), st.tuples(*[st.integers(-(2**63), 2**64)] * 3))
-def test_two_versions_have_two_entity_tags(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+@given(NUMBERS, NUMBERS)
+def test_two_versions_have_two_entity_tags(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> None:
     assert (entity_tag(*one) == entity_tag(*other)) == (one == other)
 
 
+def test_a_change_that_only_ctime_shows_changes_the_tag() -> None:
+    """Fixed mtimes, the same size, and the inode number of the file that was removed a moment ago."""
+    assert entity_tag(1_000_000_000, 10, 12, 1) != entity_tag(1_000_000_000, 10, 12, 2)
+
+
 @settings(deadline=None)
-@given(st.integers(-(2**63), 2**64), st.integers(0, 2**63), st.integers(0, 2**64))
-def test_an_entity_tag_matches_itself_as_a_client_sends_it_back(mtime_ns: int, size: int, inode: int) -> None:
-    tag = entity_tag(mtime_ns, size, inode)
+@given(NUMBERS)
+def test_an_entity_tag_matches_itself_as_a_client_sends_it_back(numbers: tuple[int, int, int, int]) -> None:
+    tag = entity_tag(*numbers)
     assert judge({"if-none-match": tag}, tag) is Verdict.NOT_MODIFIED
     assert judge({"if-match": tag}, tag) is Verdict.PROCEED
 
@@ -106,7 +115,7 @@ def test_a_content_tag_is_the_digest() -> None:
     assert content_tag(b"\x00\xff\x22") == '"00ff22"'
 
 
-@pytest.mark.parametrize("tag", [entity_tag(0x1234, 5, 6), size_mtime_tag(0x1234, 5), content_tag(b"\x12")])
+@pytest.mark.parametrize("tag", [entity_tag(0x1234, 5, 6, 7), size_mtime_tag(0x1234, 5), content_tag(b"\x12")])
 def test_each_coding_has_a_tag_of_its_own(tag: str) -> None:
     tags = {tag, *(coded_tag(tag, coding) for coding in ("zstd", "br", "gzip"))}
     assert len(tags) == 4
@@ -144,14 +153,14 @@ def test_two_coded_versions_have_two_tags(one: tuple[int, int, str], other: tupl
         (f'"a",,,{TAG}', True, True),
         # A comma or a W/ within the quotes is part of the tag.
         (f'"a,{TAG[1:]}', False, False),
-        ('"W/1234-5-6"', False, False),
-        ('"1234-5-6 "', False, False),
+        ('"W/1234-5-6-789"', False, False),
+        ('"1234-5-6-789 "', False, False),
         ('""', False, False),
         ("", False, False),
         (",", False, False),
         # Not lists of entity tags.
-        ("1234-5-6", False, False),
-        ('"1234-5-6', False, False),
+        ("1234-5-6-789", False, False),
+        ('"1234-5-6-789', False, False),
         (f"w/{TAG}", False, False),
         (f"W/ {TAG}", False, False),
         (f'"a" {TAG}', False, False),
@@ -394,11 +403,43 @@ def test_last_modified_is_that_of_the_file_or_now(age: float, sent: float) -> No
     assert last_modified(MODIFIED_NS, MODIFIED + age) == http_date(MODIFIED + sent)
 
 
+@pytest.mark.parametrize(
+    ("mtime_ns", "dated"),
+    [
+        (-1, True),
+        (0, False),
+        (999_999_999, False),
+        (1_000_000_000, False),
+        (1_999_999_999, False),
+        (2_000_000_000, True),
+        (315_532_800_000_000_000, True),
+    ],
+)
+def test_second_0_and_second_1_are_no_dates(mtime_ns: int, dated: bool) -> None:
+    """Nix and reproducible images give them to every file: no cache may conclude that it is 50 years old."""
+    assert is_dated(mtime_ns) is dated
+    seconds = mtime_ns // 10**9
+    date = http_date(seconds)
+    assert last_modified(mtime_ns, 1e9) == (date if dated else None)
+    assert range_applies(date, TAG, mtime_ns, 1e9) is dated
+    assert range_applies(TAG, TAG, mtime_ns, 1e9)
+    assert verdict({"if-modified-since": date}, TAG, mtime_ns) is (Verdict.NOT_MODIFIED if dated else Verdict.PROCEED)
+    assert verdict({"if-unmodified-since": http_date(seconds - 1)}, TAG, mtime_ns) is (
+        Verdict.PRECONDITION_FAILED if dated else Verdict.PROCEED
+    )
+    assert verdict({"if-none-match": TAG}, TAG, mtime_ns) is Verdict.NOT_MODIFIED
+    assert verdict({"if-match": '"x"'}, TAG, mtime_ns) is Verdict.PRECONDITION_FAILED
+
+
 @settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), st.floats(0, 4e9))
 def test_last_modified_is_never_later_than_now_or_the_file(mtime_ns: int, now: float) -> None:
-    sent = parse_http_date(last_modified(mtime_ns, now))
-    assert sent is not None
+    date = last_modified(mtime_ns, now)
+    if date is None:
+        assert 0 <= mtime_ns < 2 * 10**9
+        return
+    assert not 0 <= mtime_ns < 2 * 10**9
+    sent = parse_http_date(date)
     assert sent == min(mtime_ns // 10**9, int(now))
 
 
@@ -427,10 +468,11 @@ def test_a_date_that_is_good_for_a_range_is_of_one_version_alone(
             if range_applies(date, TAG, mtime_ns, now):
                 versions.add(version)
                 assert versions == {version}
-        date = last_modified(mtime_ns, now)
-        modified = parse_http_date(date) or 0
+        sent = last_modified(mtime_ns, now)
+        assert sent is not None
+        modified = parse_http_date(sent) or 0
         assert modified <= now
-        versions = seen.setdefault(date, set())
+        versions = seen.setdefault(sent, set())
         # The second, and one more for the clock's lag.
         if int(now) - modified > 1:
             versions.add(version)

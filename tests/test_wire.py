@@ -74,7 +74,9 @@ def test_get_sends_the_file_with_its_metadata(server: Running, site: Path) -> No
     assert answer.fields["accept-ranges"] == "bytes"
     assert answer.fields["server"] == "ktlsd"
     assert answer.fields["last-modified"] == email.utils.formatdate(int(facts.st_mtime), usegmt=True)
-    assert answer.fields["etag"] == f'"{facts.st_mtime_ns:x}-{facts.st_size:x}-{facts.st_ino:x}"'
+    assert answer.fields["etag"] == (
+        f'"{facts.st_mtime_ns:x}-{facts.st_size:x}-{facts.st_ino:x}-{facts.st_ctime_ns:x}"'
+    )
     date = email.utils.parsedate_to_datetime(answer.fields["date"]).timestamp()
     assert before <= date <= time.time()
 

@@ -52,6 +52,8 @@ def check(data: bytes) -> None:
 
 def expected(value: str, size: int) -> tuple[ByteRange, ...] | None:
     """What a Range field means (RFC 9110 section 14): parts, none for the whole representation, None for 416."""
+    if size == 0:
+        return ()
     unit, equals, ranges = value.partition("=")
     if unit.lower() != "bytes" or not equals:
         return ()
@@ -61,7 +63,6 @@ def expected(value: str, size: int) -> tuple[ByteRange, ...] | None:
         return ()
     # Which member asked for a byte first; a byte that only fills a gap belongs to nobody.
     asker: list[int | None] = [None] * size
-    empty_suffix = True
     for place, member in enumerate(members):
         first_text, dash, last_text = member.partition("-")
         first, last = _number(first_text), _number(last_text)
@@ -71,7 +72,6 @@ def expected(value: str, size: int) -> tuple[ByteRange, ...] | None:
             if last is None:
                 return ()
             start, end = max(0, size - last), size
-            empty_suffix = empty_suffix and last == 0
         else:
             if last is not None and _is_less(last_text, first_text):
                 return ()
@@ -80,7 +80,7 @@ def expected(value: str, size: int) -> tuple[ByteRange, ...] | None:
             if asker[position] is None:
                 asker[position] = place
     if all(place is None for place in asker):
-        return () if size == 0 and not empty_suffix else None
+        return None
     return _parts(asker)
 
 

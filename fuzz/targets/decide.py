@@ -68,11 +68,12 @@ def _check_representation(request: Request, found: Representation, response: Res
     head, size = request.method == "HEAD", found.size
     fields = _distinct(response)
     modified = found.mtime_ns // 1_000_000_000
+    dated = modified not in (0, 1)
     verdict = validators.expected(request.fields, _TAG, found.mtime_ns)
     wanted: tuple[ByteRange, ...] | None = ()
     if_range = request.fields.get("if-range")
     # A date that has one second at least between itself and now is strong.
-    named = if_range in (None, _TAG) or (modified < int(_NOW) and if_range == http_date(modified))
+    named = if_range in (None, _TAG) or (dated and modified < int(_NOW) and if_range == http_date(modified))
     if "range" in request.fields and not head and named:
         wanted = byte_range.expected(request.fields["range"], size)
     status = {
@@ -84,7 +85,7 @@ def _check_representation(request: Request, found: Representation, response: Res
         status = HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
     assert response.status == status
     assert fields["etag"] == _TAG
-    assert fields["last-modified"] == http_date(min(modified, _NOW))
+    assert fields.get("last-modified") == (http_date(min(modified, _NOW)) if dated else None)
     assert fields.get("vary") == ("Accept-Encoding" if found.varies else None)
     body = _sent(response)
     if status is HTTPStatus.NOT_MODIFIED:
@@ -121,7 +122,7 @@ def _parts_of(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     kind, _, boundary = content_type.partition("; boundary=")
     assert kind == "multipart/byteranges"
     delimiter = b"\r\n--" + boundary.encode("ascii")
-    preamble, *parts, last = (b"\r\n" + body).split(delimiter)
+    preamble, *parts, last = body.split(delimiter)
     assert (preamble, last) == (b"", b"--\r\n")
     read = []
     for part in parts:
