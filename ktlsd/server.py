@@ -277,9 +277,11 @@ class Server:
                 log.info("%s handshake refused: there is no usable certificate for %s", peer, asked.server_name)
                 await transport.refuse_name()
                 return
+            # No ticket is good for a site that is refused.
+            older_key = None if hosted.refused else service.older_ticket_key(asked.ticket_key_name)
             try:
                 with light.within(seconds, began):
-                    handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
+                    handshake = await transport.handshake(older_key)
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
                 row[LIMITED[Limit.HANDSHAKE]] += 1

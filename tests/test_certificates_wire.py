@@ -12,10 +12,17 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ktlsd.configuration import Configuration
+from ktlsd.ktls import Mode
+from ktlsd.ktls_probe import support
+from ktlsd.serve import _build
+from ktlsd.settings import load
+from ktlsd.ssl_ffi import Library
 from tests.authority import Authority
 from tests.serving import (
     Running,
@@ -383,6 +390,49 @@ def test_an_expired_certificate_is_told_at_the_start_and_when_it_comes(tmp_path:
         )
         # Once a day is enough.
         assert len(lines(server, told)) == 1
+
+
+def test_a_bad_certificate_is_told_and_tried_again_once_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path, 2)
+    place.pair(1).unlink()
+    library = Library()
+    later = 0.0
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
+    build = partial(_build, library, support(library, Mode.OFF))
+    options = {"config": str(place.config)}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    configuration = Configuration(lambda: load(options), load(options), build, lambda settings: None)
+    with contextlib.closing(configuration):
+
+        def told() -> int:
+            return caplog.text.count(f"site {name_of(1)} is not served: ")
+
+        def reload() -> None:
+            service = configuration.load(anew=False)
+            assert service is not None
+            configuration.service.close()
+            configuration.take(service)
+
+        assert (told(), configuration.certificates_changed()) == (1, False)
+        reload()
+        later = 3500.0
+        assert (configuration.certificates_changed(), told()) == (False, 1)
+        later = 3700.0
+        assert (configuration.certificates_changed(), told()) == (True, 2)
+        reload()
+        assert (configuration.certificates_changed(), told()) == (False, 2)
+        # Another cause is news.
+        place.pair(1).write_text("nonsense")
+        assert [configuration.certificates_changed() for _ in range(2)] == [False, True]
+        reload()
+        assert (configuration.service.renewed, told()) == (False, 3)
+        place.renew(1)
+        assert [configuration.certificates_changed() for _ in range(2)] == [False, True]
+        reload()
+        assert (configuration.service.renewed, configuration.service.faults) == (True, ())
 
 
 def test_check_warns_of_certificates_with_line_and_remedy(tmp_path: Path) -> None:
