@@ -159,9 +159,17 @@ def test_one_bad_site_of_many_costs_no_other_its_start_or_its_renewal(tmp_path: 
         place.renew(5)
         new = der(place.pair(5))
         assert eventually(lambda: all(served(server, name_of(5)) == new for _ in range(4)))
-        assert eventually(lambda: get(server.port, "/", host=name_of(7), name=name_of(7)).status == 200)
-        assert served(server, name_of(7)) == der(place.pair(7))
-        assert unusable(server) == {(name_of(1), "true"): 1, (name_of(2), "true"): 1}
+        # Any worker may answer, and each takes its time.
+        left = {(name_of(1), "true"): 1, (name_of(2), "true"): 1}
+        assert eventually(lambda: all(unusable(server) == left for _ in range(8)))
+
+        def is_back() -> bool:
+            try:
+                return get(server.port, "/", host=name_of(7), name=name_of(7)).body == name_of(7).encode()
+            except ssl.SSLError:
+                return False
+
+        assert eventually(lambda: all(is_back() for _ in range(8)))
         assert len(lines(server, "not served|stays in force")) == 3
         assert server.stop() == 0
 
