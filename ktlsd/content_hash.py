@@ -1,7 +1,7 @@
 """Hashes of files' contents, for entity tags that are the same on every server that has the same bytes.
 
-Strategy: a thread reads and hashes a file once; the digest is kept under what changes when the file does. Few
-representations are asked for often, so a bounded cache in the order of use is enough.
+Strategy: a thread reads and hashes a file once, part by part; the digest is kept under what changes when the file does.
+Few representations are asked for often, so a bounded cache in the order of use is enough.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from functools import partial
 from typing import Final
 
 import trio
@@ -18,6 +19,8 @@ from ktlsd.lookup import Identity, OpenFile, identify
 DIGEST_BYTES: Final = 16
 _REMEMBERED: Final = 16384
 _BLOCK: Final = 262144
+# One call of a thread: it has a deadline (file_threads.py), and a slow disk reads this much in time.
+_PART: Final = 4 << 20
 
 
 class ContentHashes:
@@ -25,17 +28,16 @@ class ContentHashes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Identity, bytes] = OrderedDict()
-        self._lanes = trio.CapacityLimiter(2)
+        self._limiter = trio.CapacityLimiter(2)
 
     async def digest(self, opened: OpenFile) -> bytes:
         """DIGEST_BYTES bytes of the content. Raises OSError when it cannot be read."""
         key = opened.identity()
         known = self._known.get(key)
         if known is None:
-            known = await trio.to_thread.run_sync(_hash, opened.descriptor, limiter=self._lanes)
+            known, read = await self._hash(opened)
             # Written to while it was read, it has another identity now, and this digest belongs to none.
-            status = os.fstat(opened.descriptor)
-            if identify(status) == key:
+            if read == key:
                 self._known[key] = known
                 if len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
@@ -43,11 +45,23 @@ class ContentHashes:
             self._known.move_to_end(key)
         return known
 
+    async def _hash(self, opened: OpenFile) -> tuple[bytes, Identity]:
+        """The digest, and the identity of the file once it was read."""
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        async with self._limiter:
+            offset, more = 0, True
+            while more:
+                offset, more = await opened.run(partial(_add, digest, offset))
+            return digest.digest(), identify(await opened.run(os.fstat))
 
-def _hash(descriptor: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    offset = 0
-    while block := os.pread(descriptor, _BLOCK, offset):
+
+def _add(digest: hashlib.blake2b, offset: int, descriptor: int) -> tuple[int, bool]:
+    """Add the next part of a file to the digest; up to where, and whether there may be more."""
+    end = offset + _PART
+    while offset < end:
+        block = os.pread(descriptor, _BLOCK, offset)
+        if not block:
+            return offset, False
         digest.update(block)
         offset += len(block)
-    return digest.digest()
+    return offset, True

@@ -39,6 +39,8 @@ class Miss(enum.Enum):
     PROTECTED = (HTTPStatus.FORBIDDEN, "protected by Basic-Auth in _headers, or a role or status in _redirects")
     BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, "held by a lease or renamed again and again")
     EXHAUSTED = (HTTPStatus.SERVICE_UNAVAILABLE, "no file descriptors or memory left")
+    STALLED = (HTTPStatus.SERVICE_UNAVAILABLE, "the file system does not answer")
+    NO_ROOT = (HTTPStatus.SERVICE_UNAVAILABLE, "the root folder is missing")
     FAILED = (HTTPStatus.INTERNAL_SERVER_ERROR, "the file system failed")
 
     @property

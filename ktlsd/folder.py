@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
 
 from msgspec import Struct
 
+from ktlsd.beneath import open_beneath
 from ktlsd.ssl_ffi import Library
-
-# As a look-up does: a rename elsewhere can make openat2(2) give up with EAGAIN.
-_TRIES: Final = 16
 
 
 # Without gc=False, a hundred thousand of them make the collector hold everything up for 20 ms and more.
@@ -59,14 +56,7 @@ def read_folder(
 
 
 def _status_of_link(library: Library, root: int, path: bytes) -> os.stat_result:
-    for attempt in range(_TRIES):
-        try:
-            descriptor = library.openat2(root, path, os.O_PATH, cached=False)
-        except BlockingIOError:
-            if attempt == _TRIES - 1:
-                raise
-        else:
-            break
+    descriptor = open_beneath(library, root, path, os.O_PATH)
     try:
         return os.fstat(descriptor)
     finally:

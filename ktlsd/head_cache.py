@@ -19,9 +19,8 @@ from msgspec import Struct
 
 from ktlsd.byte_range import ByteRange
 from ktlsd.known_lines import KnownLines, takes_query, without_query
-from ktlsd.lookup import Identity, OpenFile, identify
+from ktlsd.lookup import Identity, OpenFile, Root, identify
 from ktlsd.request_fields import Field
-from ktlsd.ssl_ffi import Library
 
 if TYPE_CHECKING:
     from ktlsd.request_log import Noted
@@ -42,7 +41,6 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
 _RULES_SETTLED_NS: Final = 10_000_000_000
-_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 Key = tuple[str | None, bytes]
 """The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
@@ -82,9 +80,9 @@ class Remembered(Struct, eq=False):
     before: bytes
     after: bytes
     part: ByteRange | None
-    sources: tuple[tuple[int, bytes, Identity], ...]
+    sources: tuple[tuple[Root, bytes, Identity], ...]
     """Root, path and identity of the file that is sent, and of the one that it was made from."""
-    folders: tuple[tuple[int, bytes, Identity], ...]
+    folders: tuple[tuple[Root, bytes, Identity], ...]
     """Root, path and identity of what else had a say; empty where these do not tell all."""
     until: float
     last: float
@@ -102,15 +100,14 @@ class Remembered(Struct, eq=False):
 class HeadCache:
     """One process's memory."""
 
-    def __init__(self, library: Library, most_bytes: int = MOST_BYTES) -> None:
-        self._library = library
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
         self._alike: dict[tuple[bytes, bool], _ByFields] = {}
         """What is remembered, by its grounds: by request line, names and values."""
         self._lines = KnownLines()
-        self._looks: dict[tuple[int, bytes], Identity] = {}
+        self._looks: dict[tuple[Root, bytes], Identity] = {}
         """What folders and rules were at the last look, by root and path; it holds for all that is remembered."""
         self._looks_until = 0.0
         self.uses = 0
@@ -164,7 +161,7 @@ class HeadCache:
             if descriptor >= 0:
                 os.close(descriptor)
             try:
-                descriptor = self._library.openat2(root, path, _FLAGS, cached=True)
+                descriptor = root.open_now(path)
             except OSError:
                 self._forget(remembered)
                 return None
@@ -187,13 +184,13 @@ class HeadCache:
         self.uses += 1
         return descriptor
 
-    def _are_as_they_were(self, folders: Iterable[tuple[int, bytes, Identity]]) -> bool:
+    def _are_as_they_were(self, folders: Iterable[tuple[Root, bytes, Identity]]) -> bool:
         looks = self._looks
         try:
             for root, path, identity in folders:
                 seen = looks.get((root, path))
                 if seen is None:
-                    seen = looks[root, path] = identify(os.stat(path, dir_fd=root))
+                    seen = looks[root, path] = identify(os.stat(path, dir_fd=root.descriptor))
                 if seen != identity:
                     return False
         except OSError:
@@ -244,6 +241,8 @@ class HeadCache:
         sources = []
         for file in (opened, opened.original):
             if file is not None:
+                if not file.reopens:
+                    return
                 if max(file.mtime_ns, file.ctime_ns) > settled:
                     return
                 sources.append((file.root, file.path, file.identity()))
@@ -266,14 +265,14 @@ def _size(remembered: Remembered) -> int:
     return _ENTRY_BYTES + 2 * len(remembered.key[1]) + len(remembered.before) + len(remembered.after)
 
 
-def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[int, bytes, Identity], ...]:
+def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[Root, bytes, Identity], ...]:
     """The folders on the way to a file, and files of rules; none where one of them had just changed, or has since."""
     parts = opened.path.split(b"/")[:-1]
     wanted = [(b"/".join(parts[:count]) or b".", _SETTLED_NS) for count in range(len(parts) + 1)]
     found = []
     for path, settled in (*wanted, *((path, _RULES_SETTLED_NS) for path in rules)):
         try:
-            status = os.stat(path, dir_fd=opened.root)
+            status = os.stat(path, dir_fd=opened.root.descriptor)
         except FileNotFoundError:
             # Its appearance would change its folder.
             continue

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from ktlsd import forwarded, light
 from ktlsd.byte_range import ByteRange
-from ktlsd.decide import Request, Response, options, refuse_head, refuse_method, short
+from ktlsd.decide import Miss, Request, Response, options, refuse_head, refuse_method, short
 from ktlsd.empty_lines import HALF, from_request_line
 from ktlsd.forwarded import Origin
 from ktlsd.head_cache import Grounds, Key, Remembered
@@ -36,7 +36,7 @@ from ktlsd.lookup import OpenFile
 from ktlsd.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, Row, counted
 from ktlsd.multipart import Multipart
 from ktlsd.networks import Networks
-from ktlsd.pacing import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.pacing import AT_ONCE, SMALL, FileShrank, PacedTransport, Rest
 from ktlsd.request_body import RequestBody, TooLarge
 from ktlsd.request_fields import Consulted, joined
 from ktlsd.request_target import BadTarget, parse_target
@@ -536,6 +536,8 @@ class Http1:
             if self._shared.idle.draining or not self._requests_left or body.unwanted or transport.key_update_owed():
                 response = replace(response, close=True)
         self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        if response.reason == Miss.STALLED.reason:
+            self._shared.row[LIMITED[Limit.FILE]] += 1
         if event is None and response.status in _LIMIT_OF:
             self._shared.row[LIMITED[_LIMIT_OF[response.status]]] += 1
         try:
@@ -682,7 +684,7 @@ class Http1:
         if isinstance(body, ByteRange):
             body = Multipart("", body.count, ((b"", body),), b"") if body.count else b""
         if isinstance(body, Multipart):
-            descriptor = cast(OpenFile, opened).descriptor
+            file = cast(OpenFile, opened)
             for number, (before, part) in enumerate(body.parts):
                 if number:
                     # Hundreds of small parts together take milliseconds.
@@ -690,7 +692,7 @@ class Http1:
                 data += _framed(http, before)
                 # h11 counts the bytes against Content-Length without seeing them.
                 http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(part))))
-                await transport.send_file(data, descriptor, part.offset, part.count)
+                await self._send_part(data, file, part)
                 data = b""
             body = body.tail
         elif not isinstance(body, bytes):
@@ -706,6 +708,21 @@ class Http1:
             await transport.send_text(data)
         if self._log is not None:
             self._log.end(complete=True)
+
+    async def _send_part(self, data: bytes, file: OpenFile, part: ByteRange) -> None:
+        """Send bytes from memory, and then a part of the file. Raises as PacedTransport.send_file() does."""
+        if not file.waits:
+            await self.transport.send_file(data, file.descriptor, part.offset, part.count)
+            return
+        # The kernel must not read it for a sendfile: it might wait for the file system on the event loop.
+        offset, end = part.offset, part.offset + part.count
+        while offset < end:
+            piece = await file.read_piece(offset, end - offset)
+            if not piece:
+                raise FileShrank
+            await self.transport.send_text(data + piece)
+            data = b""
+            offset += len(piece)
 
 
 def _realm(client: Client, *, https: bool) -> str | None:

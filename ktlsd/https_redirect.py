@@ -6,7 +6,6 @@ could change.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from http import HTTPStatus
@@ -15,9 +14,11 @@ from typing import Final
 
 from ktlsd.content_types import DEFAULT_TYPE
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, short
-from ktlsd.lookup import Folder, OpenFile, Root
+from ktlsd.file_threads import DEFAULT_SECONDS
+from ktlsd.followed_root import FollowedRoot
+from ktlsd.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.request_target import Target
-from ktlsd.site import Answer
+from ktlsd.site import Answer, read_first
 from ktlsd.ssl_ffi import Library
 from ktlsd.validators import entity_tag
 
@@ -29,22 +30,35 @@ _HTTPS_PORT: Final = 443
 class HttpsRedirect:
     """What a plain-HTTP listener answers with."""
 
-    def __init__(self, library: Library, challenges: Path | None) -> None:
-        """`challenges` is the folder that an ACME client writes its answers to. Raises OSError."""
+    def __init__(
+        self,
+        library: Library,
+        challenges: Path | None,
+        file_seconds: float = DEFAULT_SECONDS,
+        *,
+        may_be_missing: bool = False,
+    ) -> None:
+        """`challenges` is the folder that an ACME client writes its answers to, `file_seconds` the time that one call
+        on a file there may take; if it `may_be_missing` it may come later. Raises OSError."""
         self.port = _HTTPS_PORT
         """Where HTTPS is served, as clients reach it."""
-        self._challenges = None if challenges is None else Root(library, os.fspath(challenges))
+        self.followed = None
+        if challenges is not None:
+            self.followed = FollowedRoot(library, challenges, seconds=file_seconds, may_be_missing=may_be_missing)
 
     def close(self) -> None:
-        if self._challenges is not None:
-            self._challenges.close()
+        if self.followed is not None:
+            self.followed.close()
 
     async def answer(self, request: Request, target: Target, host: str | None) -> Answer:
-        """The response to a request for `target` on `host`. Raises OSError."""
+        """The response to a request for `target` on `host`."""
         if request.method == "OPTIONS":
             return Answer(options())
-        if self._challenges is not None and target.names[:-1] == _CHALLENGE and not target.directory:
-            return await self._challenge(self._challenges, request, target.names[-1])
+        if self.followed is not None and target.names[:-1] == _CHALLENGE and not target.directory:
+            try:
+                return await self._challenge(self.followed.root, request, target.names[-1])
+            except OSError as error:
+                return Answer(decide(request, miss_of(error), 0, ""))
         return Answer(self._redirect(request, target, host))
 
     def _redirect(self, request: Request, target: Target, host: str | None) -> Response:
@@ -62,4 +76,6 @@ class HttpsRedirect:
             return Answer(decide(request, found if isinstance(found, Miss) else Miss.ABSENT, 0, ""))
         tag = entity_tag(found.mtime_ns, found.size, found.inode, found.ctime_ns)
         representation = Representation(found.size, found.mtime_ns, DEFAULT_TYPE, tag)
-        return Answer(decide(request, representation, time.time(), ""), found)
+        response = decide(request, representation, time.time(), "")
+        await read_first(found, response)
+        return Answer(response, found)

@@ -34,6 +34,7 @@ class Limit(enum.Enum):
     HEAD = "head_seconds"
     IDLE = "idle_seconds"
     SEND = "send_bytes_per_second"
+    FILE = "file_seconds"
     REQUESTS = "requests_per_connection"
     KEY_UPDATES = "key_updates_per_connection"
     HEAD_BYTES = "head_bytes"

@@ -271,6 +271,9 @@ class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long a client is waited for in all until it is looked at whether it takes `send_bytes_per_second`."""
     send_bytes_per_second: Count = 240
     """What a client must take of a response while it is waited for, on the average of `send_seconds`."""
+    file_seconds: MoreSeconds = 20
+    """For one call on a file, such as to open or to read it, in a thread; then 503, or the end of the connection where
+    the response has begun. Each site has 16 threads for that."""
     requests_per_connection: CountOrNone = 10_000
     """The answer to the last one says `Connection: close`; 0 for no limit."""
     key_updates_per_connection: Count = 100

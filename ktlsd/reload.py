@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeVar
 
 import trio
 
@@ -26,6 +26,8 @@ from ktlsd.server import Server
 from ktlsd.terminal import Terminal
 
 log = logging.getLogger("ktlsd")
+
+T = TypeVar("T")
 
 _TICKETS_SECONDS: Final = 60.0
 """How often to look for new session ticket keys."""
@@ -85,7 +87,7 @@ class Upkeep:
         if self._alone and anew:
             self._notifier.reloading()
         async with self._reloading:
-            service = await trio.to_thread.run_sync(lambda: self._configuration.load(anew=anew), limiter=self._lane)
+            service = await self._in_thread(lambda: self._configuration.load(anew=anew))
             if service is not None:
                 self._server.replace(service)
                 self._configuration.take(service)
@@ -95,16 +97,20 @@ class Upkeep:
             self._notifier.ready()
         return service is not None
 
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        # It is cancelled when the process ends, which must not wait for a file system that hangs.
+        return await trio.to_thread.run_sync(call, limiter=self._lane, abandon_on_cancel=True)
+
     async def _watch_certificates(self) -> None:
         while True:
             await trio.sleep(WATCH_SECONDS)
-            if await trio.to_thread.run_sync(self._configuration.certificates_changed, limiter=self._lane):
+            if await self._in_thread(self._configuration.certificates_changed):
                 await self._reload(anew=False)
 
     async def _follow_tickets(self) -> None:
         while True:
             try:
-                ring = await trio.to_thread.run_sync(self._configuration.ring, limiter=self._lane)
+                ring = await self._in_thread(self._configuration.ring)
             except OSError as error:
                 log.error("session ticket keys stay as they are: %s", cause(error))
             else:

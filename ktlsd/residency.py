@@ -13,10 +13,10 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-import trio
-
+from ktlsd.file_threads import FileThreads
 from ktlsd.metrics import COLD_READS, UNCOUNTED, Row
 
 STRIDE: Final = 65536
@@ -39,8 +39,8 @@ _LOOKED_AT: Final = 4 << 20
 _RESIDENT_SECONDS: Final = 0.1
 # Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
 _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
-# How many threads may wait for disks at once; more would only queue in the disk.
-_LANES: Final = 16
+# A disk that has not answered for so long does not answer.
+_DISK_SECONDS: Final = 60.0
 
 
 class Residency:
@@ -50,7 +50,8 @@ class Residency:
         """`row` counts the parts that a thread had to read from a disk (or could not be told not to need it)."""
         self._file_system_type = file_system_type
         self._row = row
-        self._lanes = trio.CapacityLimiter(_LANES)
+        self._threads: dict[int, FileThreads] = {}
+        """By device, so that one that hangs takes no other's."""
         self._probe = bytearray(1)
         self._memory = _memory()
         self.loads = 0
@@ -95,8 +96,17 @@ class Residency:
         """Have a thread read the next part of a file that waits for a disk; up to where. Raises OSError."""
         self._row[COLD_READS] += 1
         resident = min(offset + FROM_DISK, end)
-        await trio.to_thread.run_sync(_read_through, descriptor, offset, resident - offset, limiter=self._lanes)
+        await self._threads_for(descriptor).run_on(descriptor, partial(_read_through, offset, resident - offset))
         return resident
+
+    def _threads_for(self, descriptor: int) -> FileThreads:
+        device = os.fstat(descriptor).st_dev
+        threads = self._threads.get(device)
+        if threads is None:
+            threads = self._threads[device] = FileThreads(
+                f"device {os.major(device)}:{os.minor(device)}", _DISK_SECONDS
+            )
+        return threads
 
     def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
@@ -120,7 +130,8 @@ class Residency:
         self._row[COLD_READS] += 1
         memory = memoryview(bytearray(len(head) + count))
         memory[: len(head)] = head
-        got = await trio.to_thread.run_sync(_read_all, descriptor, memory[len(head) :], offset, limiter=self._lanes)
+        target = memory[len(head) :]
+        got = await self._threads_for(descriptor).run_on(descriptor, partial(_read_all, target, offset))
         return memory[: len(head) + got]
 
 
@@ -157,14 +168,14 @@ def _memory() -> memoryview:
     return memoryview(memory)[_HUGE_PAGE : _HUGE_PAGE + PIECE]
 
 
-def _read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
+def _read_all(buffer: memoryview, offset: int, descriptor: int) -> int:
     filled = 0
     while filled < len(buffer) and (got := os.preadv(descriptor, [buffer[filled:]], offset + filled)):
         filled += got
     return filled
 
 
-def _read_through(descriptor: int, offset: int, count: int) -> None:
+def _read_through(offset: int, count: int, descriptor: int) -> None:
     scratch = memoryview(bytearray(min(count, _SCRATCH_SIZE)))
     end = offset + count
     while offset < end:

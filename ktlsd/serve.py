@@ -64,6 +64,11 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     )
     try:
         workers = usable_cores() if settings.workers == "auto" else settings.workers
+        # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
+        # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
+        waits = any(followed.root.may_wait() for followed in configuration.service.followed)
+        if workers == 1 and waits:
+            log.info("a worker process serves, since file systems below the roots may hang")
         board = Board(workers)
         metrics = None
         if settings.metrics_listen is not None:
@@ -86,7 +91,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             async def event_loop() -> None:
                 async with logs.access_log() as access_log:
                     row = board.take(number)
-                    server = Server(configuration.service, access_log, row, metrics, alone=alone)
+                    server = Server(
+                        configuration.service, access_log, row, metrics, alone=alone, tells_of_roots=number == 0
+                    )
                     async with trio.open_nursery() as nursery:
                         upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
                         await nursery.start(upkeep.run)
@@ -108,7 +115,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                 say(listener.announcement())
             pulse.notifier.ready()
 
-        if workers == 1:
+        if workers == 1 and not waits:
             work(0, announce, alone=True)
         else:
             from ktlsd.workers import Job, supervise
@@ -166,15 +173,15 @@ def _become(identity: privileges.Identity | None, library: Library, service: Ser
             raise Refusal(
                 f"{what} {folder}: {whom} may not read {place}: change its mode or owner, or have it elsewhere"
             )
-    served = [("root", hosted.site.path) for hosted in service.all]
-    if (challenges := service.settings.acme_challenges) is not None:
-        served.append(("acme_challenges", challenges))
-    for what, folder in served:
-        if (place := privileges.barred(folder)) is not None:
+    for followed in service.followed:
+        folder = followed.path
+        what = "acme_challenges" if followed is service.https_redirect.followed else "root"
+        # What is missing, or does not answer, may come later.
+        if followed.root.identity is not None and (place := privileges.barred(folder)) is not None:
             raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
-    for hosted in service.all:
-        if hosted.site.options.listing and privileges.barred(hosted.site.path, listed=True) is not None:
-            log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", hosted.site.path, whom)
+    for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
+        if followed.root.identity is not None and privileges.barred(followed.path, listed=True) is not None:
+            log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", followed.path, whom)
     if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         log.warning(
@@ -193,7 +200,7 @@ def _https_port(listeners: Sequence[Listener]) -> int:
 def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
     if service.notice:
         say(service.notice)
-    roots = ", ".join(str(hosted.site.path) for hosted in service.all)
+    roots = ", ".join(str(hosted.site.followed.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
     say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:

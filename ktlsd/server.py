@@ -23,6 +23,8 @@ from ktlsd import light
 from ktlsd.client_hello import NOTHING
 from ktlsd.door import EXHAUSTED, Door
 from ktlsd.error_log import NOTICE
+from ktlsd.file_threads import Stalled
+from ktlsd.followed_root import LOOK_SECONDS, FollowedRoot
 from ktlsd.forwarded import Origin
 from ktlsd.http1 import Client, Clock, Http1, Shared
 from ktlsd.idle import Idle
@@ -69,12 +71,15 @@ class Server:
         metrics: MetricsListener | None = None,
         *,
         alone: bool = True,
+        tells_of_roots: bool = True,
     ) -> None:
         """`row` is what it counts into, `metrics` where it answers with what all workers count.
 
-        A process that is not `alone` has a parent, which tells the operator when all of them end.
+        A process that is not `alone` has a parent, which tells the operator when all of them end. One process
+        `tells_of_roots` that have changed.
         """
         self._alone = alone
+        self._tells_of_roots = tells_of_roots
         self._row = row
         self._metrics = metrics
         self._residency = Residency(service.library.file_system_type, row)
@@ -101,6 +106,7 @@ class Server:
         """Serve until drain() is called and the last response is sent; `ready` is called once clients are accepted."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shared.idle.watch)
+            nursery.start_soon(self._follow_roots)
             if self._metrics is not None:
                 nursery.start_soon(
                     self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
@@ -135,6 +141,20 @@ class Server:
         self._shared.idle.seconds = service.settings.limits.idle_seconds
         self._door.use(service)
         old.retire()
+
+    async def _follow_roots(self) -> None:
+        """Have each root follow its path, for ever."""
+        async with trio.open_nursery() as looks:
+            while True:
+                await trio.sleep(LOOK_SECONDS)
+                service = self._shared.service
+                for followed in service.followed:
+                    if not followed.is_the_same():
+                        looks.start_soon(self._follow, service, followed)
+
+    async def _follow(self, service: Service, followed: FollowedRoot) -> None:
+        with service.in_use():
+            await followed.look(tell=self._tells_of_roots)
 
     async def _cut_off(self, everything: trio.CancelScope) -> None:
         """Give up on what is still in flight when draining has taken long enough."""
@@ -231,6 +251,9 @@ class Server:
             log.info("%s cut off: no PROXY header within %g s", peer, limits.handshake_seconds)
         except TLSError as error:
             log.info("%s cut off: %s", peer, error)
+        except Stalled as error:
+            row[LIMITED[Limit.FILE]] += 1
+            log.error("%s cut off: the file system did not answer a read within %g s", peer, error.seconds)
         except OSError as error:
             log.error("%s cut off: %s", peer, cause(error))
         except MemoryError:

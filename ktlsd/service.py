@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, ContextError, Library, Pair
 from ktlsd.state import state_folder
 from ktlsd.ticket_keys import SESSION_SECONDS, Ring
 from ktlsd.tls_policy import POLICIES
+
+log = logging.getLogger("ktlsd")
 
 DEFAULT_SITE: Final = "default"
 """What the site at the top level is called where names of sites are shown."""
@@ -71,22 +74,50 @@ class _Error(NamedTuple):
 class _Grounds:
     """The folders that are served: what a renewal of certificates leaves as it is. Closed by its last user."""
 
-    def __init__(self, library: Library, settings: Settings) -> None:
-        """Raises SettingsError, and ValueError for rules that contradict themselves."""
+    def __init__(self, library: Library, settings: Settings, former: _Grounds | None) -> None:
+        """Folders that are missing refuse the settings if they are `strict`, if no root is there, or if the `former`
+        service did not miss them already.
+
+        Raises SettingsError, and ValueError for rules that contradict themselves.
+        """
         self._users = 1
+        known = None if former is None else {followed.path for followed in former.followed if followed.missing}
+
+        def may_be_missing(folder: Path | None) -> bool:
+            return not settings.strict and (known is None or Path(os.getcwd(), folder or "") in known)
+
         self.sites: dict[Place, Site] = {}
         with contextlib.ExitStack() as stack:
             default_options = default_site(settings)
             for place, options in ((default_place(settings), default_options), *_named(settings)):
                 if place not in self.sites:
-                    self.sites[place] = site = _site(library, options)
+                    self.sites[place] = site = _site(
+                        library, options, settings.limits.file_seconds, may_be_missing=may_be_missing(options.root)
+                    )
                     stack.callback(site.close)
             try:
-                self.https_redirect = HttpsRedirect(library, settings.acme_challenges)
+                self.https_redirect = HttpsRedirect(
+                    library,
+                    settings.acme_challenges,
+                    settings.limits.file_seconds,
+                    may_be_missing=may_be_missing(settings.acme_challenges),
+                )
             except OSError as error:
                 reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
                 raise SettingsError(reason) from error
             stack.callback(self.https_redirect.close)
+            missing = [(site.options.root, site.followed.fault) for site in self.sites.values() if site.followed.fault]
+            if len(missing) == len(self.sites):
+                root, fault = missing[0]
+                raise SettingsError(f"root {root}: cannot be served: {_folder_advice(fault)}") from fault
+            challenges = self.https_redirect.followed
+            followed = [site.followed for site in self.sites.values()]
+            self.followed = (*followed, challenges) if challenges is not None else tuple(followed)
+            """As their paths lead to them."""
+            for folder in self.followed:
+                if folder.fault is not None:
+                    advice = _folder_advice(folder.fault)
+                    log.error("%s: %s: requests get 503 until there is one", folder.path, advice)
             self._opened = stack.pop_all()
 
     def shared(self) -> _Grounds:
@@ -125,7 +156,7 @@ class Service:
         """What to tell the operator about a certificate that was made."""
         self.ktls_state = ""
         """What kTLS does here, where whoever made this has tried it (ktls_state.py)."""
-        self.heads = HeadCache(library)
+        self.heads = HeadCache()
         """Answers under the rules of this service."""
         self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring
         self.renewed = True
@@ -144,7 +175,11 @@ class Service:
         with contextlib.ExitStack() as stack:
             self._opened = stack
             same = former if renewing else None
-            self._grounds: _Grounds = _Grounds(library, settings) if same is None else same._grounds.shared()
+            self._grounds: _Grounds = (
+                _Grounds(library, settings, None if former is None else former._grounds)
+                if same is None
+                else same._grounds.shared()
+            )
             stack.callback(self._grounds.close)
             known = None if former is None else former._pairs
             self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)
@@ -179,6 +214,8 @@ class Service:
         """Whose clients are not limited by network."""
         self.forwarded = settings.forwarded
         self.https_redirect = self._grounds.https_redirect
+        self.followed = self._grounds.followed
+        """The folders that are served, as their paths lead to them."""
 
     def _demands(self) -> list[bytes]:
         """What is demanded of clients, for which answers are remembered."""
@@ -332,9 +369,9 @@ def _name_of(options: SiteOptions) -> str:
     return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
 
 
-def _site(library: Library, options: SiteOptions) -> Site:
+def _site(library: Library, options: SiteOptions, file_seconds: float, *, may_be_missing: bool) -> Site:
     try:
-        return Site(library, options)
+        return Site(library, options, file_seconds, may_be_missing=may_be_missing)
     except OSError as error:
         raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 

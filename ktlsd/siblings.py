@@ -45,6 +45,9 @@ class Siblings:
             return False
         if has_its_times(identity, other):
             return True
+        if original.waits or sibling.waits:
+            # To read both whole from another machine may take minutes, for which no request can wait.
+            return False
         if max(original.ctime_ns, sibling.ctime_ns) > time.time_ns() - SETTLED_NS:
             return False
         if original.size > LARGEST_COMPARED:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple, cast
@@ -25,7 +26,9 @@ from ktlsd.content_types import ContentTypes, Encoded, suffixes_of
 from ktlsd.cors import Cors
 from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.fields import Fields, merge, without
+from ktlsd.file_threads import DEFAULT_SECONDS
 from ktlsd.folder import Entry, read_folder
+from ktlsd.followed_root import FollowedRoot
 from ktlsd.header_rules import Origin
 from ktlsd.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.options import SiteOptions
@@ -84,32 +87,62 @@ class _Draft(NamedTuple):
 class Site:
     """What one set of names serves."""
 
-    def __init__(self, library: Library, site: SiteOptions) -> None:
-        """Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
+    def __init__(
+        self,
+        library: Library,
+        site: SiteOptions,
+        file_seconds: float = DEFAULT_SECONDS,
+        *,
+        may_be_missing: bool = False,
+    ) -> None:
+        """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later.
+
+        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
         self.options = site
         if site.listing:
             # It takes long to import, and not while somebody waits for it.
             import ktlsd.listing  # noqa: F401
         self._library = library
         # Settings without a root are refused when they are read.
-        self.path = cast(Path, site.root).resolve()
+        path = cast(Path, site.root)
         self._rules = SiteRules(site)
-        self.root = Root(library, os.fspath(self.path), dotfiles=site.dotfiles, hidden=self._rules.files)
+        self.followed = FollowedRoot(
+            library,
+            path,
+            dotfiles=site.dotfiles,
+            hidden=self._rules.files,
+            seconds=file_seconds,
+            may_be_missing=may_be_missing,
+        )
+        self.followed.on_change = self._rules.renew
         self._types = ContentTypes(site.types, site.charset, site.encoded)
         self._index = tuple(os.fsencode(name) for name in site.index)
         self._hashes = ContentHashes()
         self._siblings = Siblings()
+        # Each holds the interpreter up for a while.
+        self._listings = trio.CapacityLimiter(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._server: Fields = SERVER_FIELD if site.server_header else ()
 
+    @property
+    def root(self) -> Root:
+        """The folder that is served at this moment."""
+        return self.followed.root
+
     def close(self) -> None:
-        self.root.close()
+        self.followed.close()
 
     async def answer(self, request: Request, target: Target, *, secure: bool) -> Answer:
         """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS."""
-        await self._rules.refresh(self.root)
+        root = None
         try:
-            answer = await self._respond(request, target)
+            # Rules and files are of the same root, even where another takes its place meanwhile.
+            while root is not self.root:
+                root = self.root
+                await self._rules.refresh(root)
+                answer = await self._respond(request, target)
+                if root is not self.root and answer.opened is not None:
+                    answer.opened.close()
         except OSError as error:
             answer = _Draft(decide(request, miss_of(error), time.time(), ""))
         try:
@@ -122,7 +155,8 @@ class Site:
             fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file, answer.origin)
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
-            rules = self._rules.files | answer.rejected if self._is_its_own_folders(target, answer.opened) else None
+            own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
+            rules = self._rules.files | answer.rejected if own else None
             any_query = not self._rules.redirects.concern(path)
             response = replace(response, fields=fields, signed=True)
             return Answer(response, answer.opened, answer.file, rules, any_query)
@@ -158,12 +192,15 @@ class Site:
         opened, representation, rejected = await self._negotiate(request, found)
         try:
             if status is not HTTPStatus.OK:
-                return _Draft(whole(request, representation, status, now), opened, file, origin, rejected)
-            boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
-            return _Draft(decide(request, representation, now, boundary), opened, file, origin, rejected)
+                response = whole(request, representation, status, now)
+            else:
+                boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
+                response = decide(request, representation, now, boundary)
         except BaseException:
             opened.close()
             raise
+        await read_first(opened, response)
+        return _Draft(response, opened, file, origin, rejected)
 
     # --- which file ---------------------------------------------------------------------------------------------------
 
@@ -260,9 +297,9 @@ class Site:
         path = os.fsdecode(found.path)
         if self._rules.protect("/" + ("" if path == "." else path)):
             return True
-        root = found.root if isinstance(found, OpenFile) else self.root.descriptor
         try:
-            below = _real_path(root).rstrip("/") + "/"
+            with found.root as root:
+                below = _real_path(root).rstrip("/") + "/"
             real = _real_path(found.descriptor)
         except OSError:
             return True
@@ -289,7 +326,7 @@ class Site:
                 candidates = (*wanted, *(other for other in codings if other not in wanted))
                 siblings = [opened.path + SUFFIXES[candidate] for candidate in candidates]
                 for number, candidate in enumerate(candidates):
-                    sibling = await self.root.open_file(siblings[number], siblings[number + 1 :])
+                    sibling = await opened.root.open_file(siblings[number], siblings[number + 1 :])
                     if not isinstance(sibling, OpenFile):
                         if sibling is not Miss.ABSENT:
                             rejected.add(siblings[number])
@@ -347,7 +384,11 @@ class Site:
             folder.close()
             return Response(HTTPStatus.OK, fields)
         try:
-            entries = await trio.to_thread.run_sync(self._read_folder, folder, limiter=_LISTING_LANES)
+            with folder.root as root:
+                async with self._listings:
+                    entries = await folder.root.threads.run_on(
+                        folder.descriptor, partial(self._read_folder, root, folder.path), waits=folder.waits
+                    )
         finally:
             folder.close()
         sort = listing.parse_query(target.query)
@@ -355,12 +396,9 @@ class Site:
             return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
         return Response(HTTPStatus.OK, fields, listing.render_html(target.names, entries, sort, self._type_of))
 
-    def _read_folder(self, folder: Folder) -> list[Entry]:
-        hidden = self._rules.files if folder.path == b"." else frozenset[bytes]()
-        root = self.root
-        return read_folder(
-            self._library, root.descriptor, folder.path, folder.descriptor, dotfiles=root.dotfiles, hidden=hidden
-        )
+    def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
+        hidden = self._rules.files if path == b"." else frozenset[bytes]()
+        return read_folder(self._library, root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
 
     def _type_of(self, name: bytes) -> str:
         return self._types.of_suffixes(suffixes_of(name))
@@ -371,7 +409,10 @@ class Site:
         path = self.options.error_pages.get(str(response.status.value))
         if path is None:
             return answer
-        found = await self._look_up_path(path)
+        try:
+            found = await self._look_up_path(path)
+        except OSError as error:
+            found = miss_of(error)
         if not isinstance(found, OpenFile):
             if isinstance(found, Folder):
                 found.close()
@@ -380,12 +421,13 @@ class Site:
             return answer
         try:
             opened, representation, _ = await self._negotiate(request, found)
+            page = whole(request, representation, response.status, time.time())
+            await read_first(opened, page)
         except OSError as error:
             log.error("error page %s for %d in %s: %s", path, response.status, self.options.root, error.strerror)
             return answer
         if answer.opened is not None:
             answer.opened.close()
-        page = whole(request, representation, response.status, time.time())
         others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
         return _Draft(replace(page, fields=page.fields + others, reason=response.reason), opened)
 
@@ -395,5 +437,13 @@ def _real_path(descriptor: int) -> str:
     return os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
 
 
+async def read_first(opened: OpenFile, response: Response) -> None:
+    """Read what comes first of a file whose file system may fail to answer; closes it then. Raises OSError."""
+    try:
+        await opened.read_first(response.body)
+    except BaseException:
+        opened.close()
+        raise
+
+
 _OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})
-_LISTING_LANES: Final = trio.CapacityLimiter(2)

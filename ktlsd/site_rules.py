@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import Final
+from functools import partial
+from typing import Final, cast
 
 import trio
 
 from ktlsd.decide import Miss
+from ktlsd.file_threads import Stalled
 from ktlsd.header_rules import HeaderRules
-from ktlsd.lookup import Identity, OpenFile, Root
+from ktlsd.lookup import Identity, OpenFile, Root, Unusable
 from ktlsd.options import SiteOptions
 from ktlsd.protected_paths import ProtectedPaths
 from ktlsd.redirects import Redirects
-from ktlsd.site_files import LARGEST_FILE, PROTECTING, HeadersFile, parse_headers, parse_redirects
+from ktlsd.site_files import LARGEST_FILE, PROTECTING, HeadersFile, RedirectsFile, parse_headers, parse_redirects
 
 log = logging.getLogger("ktlsd")
 
@@ -43,9 +45,11 @@ class SiteRules:
         """The files that are read for rules, and therefore not served."""
         self._versions: dict[bytes, _Version] = dict.fromkeys(self.files, Miss.ABSENT)
         self._look_again = 0.0
-        self._first_look = bool(self.files)
+        self._wanted, self._had = int(bool(self.files)), 0
+        """First looks that are due, one for each root, and those that there were."""
+        self.at_hand = True
+        """Whether a look at the files asks no file system that may hold it up."""
         self._looking = trio.Lock()
-        # A thread puts new values there while requests look at them: the keys stay.
         self._protected = {name: ProtectedPaths(()) for name in (HEADERS_FILE, REDIRECTS_FILE)}
         self.headers = HeaderRules(site, ())
         self.redirects = Redirects(site.redirect)
@@ -63,28 +67,40 @@ class SiteRules:
         """Whether any path is protected."""
         return any(self._protected.values())
 
+    def renew(self) -> None:
+        """Read the files again before the next answer: the root is another folder."""
+        self._wanted += int(bool(self.files))
+
     async def refresh(self, root: Root) -> None:
-        """Read the files that have changed. Who comes meanwhile has the former rules, but waits for the first ones."""
-        if self._first_look:
+        """Read the files that have changed. A request that comes meanwhile gets the former rules, but waits for the
+        first ones. Raises OSError where those cannot be had for the moment."""
+        if self._had != self._wanted:
             async with self._looking:
-                if self._first_look:
-                    await self._look(root)
-                    self._first_look = False
+                if self._had != self._wanted:
+                    wanted = self._wanted
+                    await self._look(root, first=True)
+                    self._had = wanted
         # Never two looks at a time: the slower one could put older rules into force.
         elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
             async with self._looking:
-                await self._look(root)
+                await self._look(root, first=False)
 
-    async def _look(self, root: Root) -> None:
+    async def _look(self, root: Root, *, first: bool) -> None:
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
+            if first and opened in _OF_THE_MOMENT:
+                # To serve without rules what they protect would be worse than not to serve it.
+                raise Unusable(cast(Miss, opened))
             try:
                 await self._take(name, opened)
+            except Stalled:
+                raise
             except OSError as error:
                 self._complain(name, error.strerror)
             finally:
                 if isinstance(opened, OpenFile):
+                    self.at_hand = opened.reopens
                     opened.close()
 
     async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
@@ -93,8 +109,11 @@ class SiteRules:
             return
         if isinstance(opened, OpenFile) or opened is Miss.ABSENT:
             # In a thread, since thousands of rules take a while.
-            file = opened if isinstance(opened, OpenFile) else None
-            warnings = await trio.to_thread.run_sync(self._read, name, file)
+            if isinstance(opened, OpenFile):
+                parsed, everything = await opened.run(partial(self._parse, name, opened.size))
+            else:
+                parsed, everything = self._parse(name, 0, None)
+            warnings = self._put_into_force(name, parsed, everything=everything)
             self._versions[name] = version
             for warning in warnings:
                 log.warning("%s/%s", self._site.root, warning)
@@ -106,18 +125,20 @@ class SiteRules:
     def _complain(self, name: bytes, reason: str | None) -> None:
         log.error("%s/%s: cannot be read: %s", self._site.root, os.fsdecode(name), reason)
 
-    def _read(self, name: bytes, opened: OpenFile | None) -> tuple[str, ...]:
-        """Put the rules of a file into force; what is wrong with them."""
+    def _parse(self, name: bytes, size: int, descriptor: int | None) -> tuple[HeadersFile | RedirectsFile, bool]:
+        """What a file of that many bytes, or none, has in it; and whether what is left out of it protects paths."""
         text, everything = "", False
-        if opened is not None:
-            text = os.pread(opened.descriptor, LARGEST_FILE + 1, 0).decode("utf-8", "replace")
-            everything = opened.size > LARGEST_FILE and _protects_beyond(opened, name)
-        parsed = parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)
+        if descriptor is not None:
+            text = os.pread(descriptor, LARGEST_FILE + 1, 0).decode("utf-8", "replace")
+            everything = size > LARGEST_FILE and _protects_beyond(descriptor, size, name)
+        return (parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)), everything
+
+    def _put_into_force(self, name: bytes, parsed: HeadersFile | RedirectsFile, *, everything: bool) -> tuple[str, ...]:
+        """Take the rules of a file; what is wrong with them."""
         protected, warnings = parsed.protected, parsed.warnings
         if everything:
             protected = (*protected, "/*")
             warnings = (f"{os.fsdecode(name)}: what is left out protects paths: 403 for all of the site", *warnings)
-        # Before the rules, which may be about paths that are protected from now on.
         self._protected[name] = ProtectedPaths(protected, self._site.index, self._site.try_files)
         if isinstance(parsed, HeadersFile):
             self.headers = HeaderRules(self._site, parsed.rules)
@@ -126,10 +147,13 @@ class SiteRules:
         return warnings
 
 
-def _protects_beyond(opened: OpenFile, name: bytes) -> bool:
+def _protects_beyond(descriptor: int, size: int, name: bytes) -> bool:
     """Whether what is too much of a file has lines that protect paths."""
     wanted = PROTECTING[os.fsdecode(name)]
     return any(
-        wanted.search(os.pread(opened.descriptor, LARGEST_FILE + _OVERLAP, start))
-        for start in range(LARGEST_FILE - _OVERLAP, opened.size, LARGEST_FILE)
+        wanted.search(os.pread(descriptor, LARGEST_FILE + _OVERLAP, start))
+        for start in range(LARGEST_FILE - _OVERLAP, size, LARGEST_FILE)
     )
+
+
+_OF_THE_MOMENT: Final = (Miss.BUSY, Miss.EXHAUSTED, Miss.STALLED, Miss.NO_ROOT)

@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -143,6 +144,7 @@ struct open_how {
 };
 long syscall(long number, long dirfd, const char *path, struct open_how *how, size_t size);
 int fstatfs(int fd, void *buf);
+int statx(int directory, const char *path, int flags, unsigned int mask, void *buf);
 int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 """
 
@@ -199,10 +201,20 @@ _BIO_FLAGS_KTLS_TX_CTRL_MSG = 0x1000
 # One number on every architecture: openat2 came after Linux unified its system call table.
 _SYS_openat2 = 437
 _OPEN_HOW_SIZE = 24
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 _STATFS_SIZE = 256
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_INO = 0x100
+_STATX_MNT_ID = 0x1000
+_STATX_SIZE = 256
+# stx_ino, stx_dev_major, stx_dev_minor, stx_mnt_id (Linux 5.8; 0 before) of struct statx, which is the same on every
+# architecture.
+_STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -248,6 +260,15 @@ class Wait(enum.Enum):
 
     READABLE = enum.auto()
     WRITABLE = enum.auto()
+
+
+class FolderIdentity(NamedTuple):
+    """What tells one folder from another, even where one replaced the other (Library.folder_identity)."""
+
+    inode: int
+    device_major: int
+    device_minor: int
+    mount: int
 
 
 class LibraryError(Exception):
@@ -363,18 +384,42 @@ class Library:
         """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new
         descriptor.
 
-        With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12).
-        Raises OSError.
+        With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12),
+        and with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Raises OSError.
         """
         how = self._hows.get((flags, cached))
         if how is None:
-            resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_CACHED if cached else 0)
+            resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+            if cached:
+                resolve |= _RESOLVE_CACHED | _RESOLVE_NO_XDEV
             how = self.ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
             self._hows[flags, cached] = how
         descriptor: int = self.c.syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
         if descriptor < 0:
             raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
         return descriptor
+
+    def folder_at(self, path: bytes) -> int:
+        """A descriptor of the folder that an absolute path leads to (O_PATH), from the kernel's name cache alone.
+
+        Raises OSError: EAGAIN if the kernel would have to ask a file system.
+        """
+        how = self.ffi.new("struct open_how *", (os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_CACHED))
+        descriptor: int = self.c.syscall(_SYS_openat2, _AT_FDCWD, path, how, _OPEN_HOW_SIZE)
+        if descriptor < 0:
+            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno), os.fsdecode(path))
+        return descriptor
+
+    def folder_identity(self, descriptor: int) -> FolderIdentity:
+        """What tells an open folder, or file, from any other, and its mount from any other.
+
+        Asks no file system (statx(2), AT_STATX_DONT_SYNC). Raises OSError.
+        """
+        mask = _STATX_INO | _STATX_MNT_ID
+        statx = self.ffi.new("char[]", _STATX_SIZE)
+        if self.c.statx(descriptor, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, statx) < 0:
+            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
+        return FolderIdentity(*_STATX_IDENTITY.unpack_from(self.ffi.buffer(statx)))
 
     def file_system_type(self, descriptor: int) -> int:
         """The file system's magic number (statfs(2) f_type) under an open file. Raises OSError."""

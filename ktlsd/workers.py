@@ -8,6 +8,7 @@ configuration is tried by the parent, and then read by each worker; SIGTERM, SIG
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -29,6 +30,8 @@ from ktlsd.terminal import Terminal
 log = logging.getLogger("ktlsd")
 
 _SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_HELD_SECONDS: Final = 0.5
+"""How long the kernel may take to end the threads of a worker that has ended."""
 _PATIENCE_SECONDS: Final = 5.0
 """How much later than a worker's own bound for draining the parent ends it."""
 
@@ -50,6 +53,8 @@ class _Place(Struct):
     worker: int | None = None
     since: float = 0.0
     """When the worker was started; without one, when it is to be."""
+    ended: float = math.inf
+    """When it was seen first that the worker had ended while the kernel still held a thread of it."""
 
 
 def supervise(
@@ -149,7 +154,9 @@ class _Parent:
         self._tell(number)
         beat_at = time.monotonic()
         while self._workers():
-            told = signal.sigtimedwait(_SIGNALS, max(0.0, min(kill_at, beat_at) - time.monotonic()))
+            # No signal tells that a worker has ended but for a thread.
+            until = min(kill_at, beat_at, time.monotonic() + _HELD_SECONDS)
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
             if time.monotonic() >= beat_at:
                 beat_at = self._beat()
             if time.monotonic() >= kill_at:
@@ -191,16 +198,22 @@ class _Parent:
         for place in self._places:
             if place.worker is None:
                 continue
-            ended, status = os.waitpid(place.worker, os.WNOHANG)
-            if not ended:
+            worker, now = place.worker, time.monotonic()
+            ended, status = os.waitpid(worker, os.WNOHANG)
+            if not ended and not _is_zombie(worker):
                 continue
-            now = time.monotonic()
+            if not ended:
+                place.ended = min(place.ended, now)
+                if now - place.ended < _HELD_SECONDS:
+                    continue
+                log.warning("worker %d ended, but a file system that does not answer holds a thread of it", worker)
             lived = now - place.since
-            place.worker, place.since = None, now + place.backoff.pause(lived)
+            place.worker, place.since, place.ended = None, now + place.backoff.pause(lived), math.inf
             if not ending:
+                how = _how(status) if ended else "held by a file system"
                 log.error(
                     "worker %d ended (%s) after %.1f s, another takes its place in %g s",
-                    *(ended, _how(status), lived, place.since - now),
+                    *(worker, how, lived, place.since - now),
                 )
 
     def _start_all(self) -> None:
@@ -248,6 +261,15 @@ def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
         log.exception("worker %d failed", os.getpid())
     finally:
         os._exit(status)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended but for a thread that the kernel still holds: then waitpid(2) says that it runs."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as status:
+            return status.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False
 
 
 def _how(status: int) -> str:

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from ktlsd import content_hash
 from ktlsd.content_hash import DIGEST_BYTES, ContentHashes
-from ktlsd.lookup import OpenFile
+from ktlsd.lookup import OpenFile, Root
+from ktlsd.ssl_ffi import Library
 
 CONTENT = os.urandom(600_000)
 
@@ -22,7 +23,7 @@ def opened(path: Path) -> OpenFile:
     status = os.fstat(descriptor)
     return OpenFile(
         descriptor,
-        root=-1,
+        root=Root(Library(), None),
         path=b"",
         device=status.st_dev,
         inode=status.st_ino,

@@ -68,13 +68,20 @@ def test_a_link_is_shown_as_what_it_leads_to_if_that_is_inside(tmp_path: Path) -
         "out": "../../outside/secret",
         "out-folder": "../../outside",
         "absolute": str(root / "above"),
+        "absolute-out": str(outside / "secret"),
         "nowhere": "missing",
         "loop": "loop",
     }
     for name, target in links.items():
         (root / "here" / name).symlink_to(target)
     entries = read(root, "here")
-    assert kinds(entries) == {b"below": True, b"to-above": False, b"to-folder": True, b"to-link": False}
+    assert kinds(entries) == {
+        b"below": True,
+        b"to-above": False,
+        b"to-folder": True,
+        b"to-link": False,
+        b"absolute": False,
+    }
     assert {entry.size for entry in entries if not entry.directory} == {3}
 
 

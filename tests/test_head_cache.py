@@ -350,7 +350,7 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     settle(tmp_path / "a.txt")
     library = Library()
     root = Root(library, str(tmp_path))
-    heads = HeadCache(library)
+    heads = HeadCache()
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
     keys = [(None, get("/a.txt", f"X: {number}")) for number in range(3)]
@@ -609,7 +609,7 @@ def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> 
     settle(tmp_path / "a.txt")
     library = Library()
     root = Root(library, str(tmp_path))
-    heads, key = HeadCache(library), (None, get("/a.txt"))
+    heads, key = HeadCache(), (None, get("/a.txt"))
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
     heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None)

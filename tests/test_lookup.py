@@ -43,6 +43,11 @@ def folder(tmp_path: Path) -> Path:
     (root / "to-sub").symlink_to("sub")
     (root / "outside.txt").symlink_to("../outside.txt")
     (root / "absolute.txt").symlink_to(root / "a.txt")
+    (root / "absolute-outside.txt").symlink_to(tmp_path / "outside.txt")
+    (root / "absolute-out-and-in.txt").symlink_to(tmp_path / "way/in.txt")
+    (tmp_path / "way").mkdir()
+    (tmp_path / "way/in.txt").symlink_to(root / "a.txt")
+    (root / "to-absolute").symlink_to(root / "sub")
     (root / "outside").symlink_to("..")
     (root / "dangling").symlink_to("nowhere")
     (root / "loop").symlink_to("loop")
@@ -133,7 +138,12 @@ async def look_up(root: Root, target: str, *index: bytes) -> Outcome | Miss:
         ("/outside.txt", Miss.OUTSIDE),
         ("/outside/", Miss.OUTSIDE),
         ("/outside/outside.txt", Miss.OUTSIDE),
-        ("/absolute.txt", Miss.OUTSIDE),
+        ("/absolute-outside.txt", Miss.OUTSIDE),
+        ("/absolute-out-and-in.txt", (FILE, b"absolute-out-and-in.txt")),
+        ("/to-absolute/index.html", (FILE, b"to-absolute/index.html")),
+        ("/to-absolute/", (FILE, b"to-absolute/index.html")),
+        ("/to-absolute", (MOVED, "/to-absolute/")),
+        ("/absolute.txt", (FILE, b"absolute.txt")),
         # not to be read
         ("/fifo", Miss.SPECIAL),
         ("/socket", Miss.SPECIAL),

@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / os.fsdecode(b"latin-\xe9.txt")).write_text("not UTF-8")
     (root / "inside-link.txt").symlink_to("folder/index.html")
     (root / "outside-link.txt").symlink_to(f"../{outside.name}/secret.txt")
-    (root / "absolute-link.txt").symlink_to(root / "index.html")
+    (root / "absolute-link.txt").symlink_to(root.parent)
     (root / "magic-link").symlink_to("/proc/self/root")
     (root / "loop").symlink_to("loop")
     (root / "locked.txt").write_text("locked")

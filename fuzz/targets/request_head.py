@@ -187,7 +187,7 @@ class _Server:
 
     async def answers(self, client: Client, streams: Sequence[Sequence[bytes]]) -> list[bytes]:
         """What is answered to each of these streams in pieces, with a memory that is empty before the first."""
-        self._service.heads = HeadCache(self._service.library)
+        self._service.heads = HeadCache()
         shared = Shared(self._service, Idle(60), _Ticking(), UNCOUNTED)
         with contextlib.closing(shared.idle):
             async with trio.open_nursery() as nursery:

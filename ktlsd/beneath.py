@@ -1,0 +1,53 @@
+"""Opening what is below a folder, in a thread: as often as the kernel asks for, and through absolute links that stay
+inside.
+
+Strategy: openat2(RESOLVE_BENEATH) is the only way in. It refuses every absolute link, so the path of one is resolved
+here, and if it stays below the folder, the kernel walks what that gives, under the same rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import Final
+
+from ktlsd.ssl_ffi import Library
+
+# EAGAIN: a rename elsewhere might have moved the walk outside (openat2(2)), or a lease is being broken (fcntl(2)).
+_TRIES: Final = 16
+_RETRY_SECONDS: Final = 0.01
+
+
+def open_beneath(library: Library, folder: int, path: bytes, flags: int) -> int:
+    """A new descriptor of what `path` leads to below the descriptor `folder`.
+
+    Waits for the disk. Raises OSError: EXDEV for a link that leads outside, EAGAIN for a lease that is not given up.
+    """
+    try:
+        return _open(library, folder, path, flags)
+    except OSError as error:
+        if error.errno != errno.EXDEV or (resolved := _resolved(folder, path)) is None:
+            raise
+    return _open(library, folder, resolved, flags)
+
+
+def _open(library: Library, folder: int, path: bytes, flags: int) -> int:
+    for _ in range(_TRIES):
+        try:
+            return library.openat2(folder, path, flags, cached=False)
+        except BlockingIOError:
+            time.sleep(_RETRY_SECONDS)
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _resolved(folder: int, path: bytes) -> bytes | None:
+    """The path without links, relative to the folder; None where it leads outside."""
+    with contextlib.suppress(OSError):
+        # Where the folder is now, whatever it was opened as.
+        top = os.readlink(b"/proc/self/fd/%d" % folder)
+        real = os.path.realpath(os.path.join(top, path))
+        if os.path.commonpath((top, real)) == top:
+            return os.path.relpath(real, top)
+    return None

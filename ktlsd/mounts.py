@@ -1,0 +1,65 @@
+"""Which mounts have a file system that may hold up its callers, for ever.
+
+Strategy: the kernel's own table, /proc/self/mountinfo (proc(5)), asks no file system, as statfs(2) would. A local file
+system waits for its disk at most; all that are not known to be local ask another process or another machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+LOCAL: Final = frozenset(
+    {
+        *("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs", "hugetlbfs"),
+        *("overlay", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf", "vfat", "msdos", "exfat", "ntfs3"),
+        *("jfs", "reiserfs", "nilfs2", "ubifs", "jffs2", "rootfs", "devtmpfs"),
+    }
+)
+"""File systems whose open(2), read(2), fstat(2) and close(2) ask no other process and no other machine."""
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One line of the table."""
+
+    number: int
+    """The mount ID, as statx(2) has it."""
+    point: bytes
+    """Where it is."""
+    kind: str
+    """The file system's type."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its file system may hold up its callers."""
+        return self.kind not in LOCAL
+
+
+def mounts() -> list[Mount]:
+    """All mounts of this process. Raises OSError without /proc."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        return [parse(line) for line in table]
+
+
+def parse(line: bytes) -> Mount:
+    """A line of mountinfo, whose optional fields end with a hyphen."""
+    fields, _, rest = line.partition(b" - ")
+    number, _, _, _, point, *_ = fields.split(b" ")
+    unescaped = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), point)
+    return Mount(int(number), unescaped, rest.split(b" ", 1)[0].decode("ascii", "replace"))
+
+
+def waits(number: int) -> bool | None:
+    """Whether the mount with this ID has a file system that may hold up its callers; None if that is not to be had."""
+    try:
+        return next((mount.waits for mount in mounts() if mount.number == number), None)
+    except OSError:
+        return None
+
+
+def waiting_below(folder: bytes, among: Iterable[Mount]) -> list[Mount]:
+    """The mounts below an absolute path whose file systems may hold up their callers."""
+    top = folder.rstrip(b"/") + b"/"
+    return [mount for mount in among if mount.waits and mount.point.startswith(top)]

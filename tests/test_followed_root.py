@@ -1,0 +1,224 @@
+"""A root is the folder that its path leads to, whatever is swapped, removed, made anew or mounted there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import (
+    Running,
+    connect,
+    eventually,
+    exchange_plain,
+    get,
+    parse,
+    parse_all,
+    read_to_end,
+    serving,
+)
+
+BIG = os.urandom(20_000_000)
+OLD, NEW = b"old content\n", b"new content, of another length\n"
+
+
+def release(place: Path, number: int, content: bytes) -> Path:
+    """A folder of a deployment."""
+    folder = place / f"releases/{number}"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_bytes(content)
+    (folder / "a.txt.gz").write_bytes(b"gzip of " + content)
+    (folder / "_headers").write_text(f"/*\n  X-Release: {number}\n")
+    (folder / f"only-{number}.txt").write_bytes(content)
+    (folder / "404.html").write_bytes(b"not in " + content)
+    os.utime(folder / "a.txt.gz", ns=(2 * 10**18, 2 * 10**18))
+    os.utime(folder / "a.txt", ns=(2 * 10**18, 2 * 10**18))
+    return folder
+
+
+def point(link: Path, target: Path) -> None:
+    """Swap a link as deployments do, by rename."""
+    new = link.with_name("n")
+    new.symlink_to(target)
+    new.rename(link)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    release(tmp_path, 41, OLD)
+    (tmp_path / "current").symlink_to("releases/41")
+    return tmp_path
+
+
+@pytest.fixture
+def server(place: Path) -> Iterator[Running]:
+    config = place / "ktlsd.toml"
+    config.write_text(f'root = "{place}/current"\nheaders_file = true\n[error_pages]\n404 = "/404.html"\n')
+    with serving(None, "--config", str(config), state=place / "state") as running:
+        yield running
+
+
+def serves_new(server: Running) -> bool:
+    return get(server.port, "/a.txt").body == NEW
+
+
+def swap_link(place: Path) -> None:
+    point(place / "current", release(place, 42, NEW))
+
+
+def swap_link_and_remove(place: Path) -> None:
+    swap_link(place)
+    shutil.rmtree(place / "releases/41")
+
+
+def make_anew(place: Path) -> None:
+    """The inode of a folder that is removed is soon another's."""
+    shutil.rmtree(place / "releases/41")
+    release(place, 41, NEW)
+    (place / "releases/41/_headers").write_text("/*\n  X-Release: 42\n")
+    (place / "releases/41/only-41.txt").unlink()
+    (place / "releases/41/only-42.txt").write_bytes(NEW)
+
+
+def rename_over(place: Path) -> None:
+    release(place, 42, NEW)
+    (place / "releases/41").rename(place / "releases/40")
+    (place / "releases/42").rename(place / "releases/41")
+
+
+@pytest.mark.parametrize("swap", [swap_link, swap_link_and_remove, make_anew, rename_over])
+def test_the_new_tree_answers(server: Running, place: Path, swap: Callable[[Path], None]) -> None:
+    for _ in range(2):
+        old = get(server.port, "/a.txt")
+        assert (old.body, old.fields["x-release"]) == (OLD, "41")
+    assert get(server.port, "/only-41.txt").body == OLD
+    lines = len(server.log)
+    swap(place)
+    assert eventually(lambda: serves_new(server))
+    new = get(server.port, "/a.txt")
+    assert (new.body, new.fields["x-release"]) == (NEW, "42")
+    assert new.fields["etag"] != old.fields["etag"]
+    assert get(server.port, "/a.txt", "Accept-Encoding: gzip").body == b"gzip of " + NEW
+    assert get(server.port, "/a.txt", f"If-None-Match: {old.fields['etag']}").status == 200
+    assert get(server.port, "/only-42.txt").body == NEW
+    gone = get(server.port, "/only-41.txt")
+    assert (gone.status, gone.body) == (404, b"not in " + NEW)
+    told = [line for line in server.log[lines:] if "leads to another folder" in line]
+    assert told == [f"{place}/current: leads to another folder, which is served now"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_file_system_that_is_mounted_over_the_root_is_served(server: Running, place: Path) -> None:
+    assert get(server.port, "/a.txt").body == OLD
+    root = place / "releases/41"
+    subprocess.run(["mount", "-t", "tmpfs", "none", root], check=True)
+    try:
+        (root / "a.txt").write_bytes(NEW)
+        assert eventually(lambda: serves_new(server))
+    finally:
+        subprocess.run(["umount", "-l", root], check=True)
+    assert eventually(lambda: get(server.port, "/a.txt").body == OLD)
+
+
+def test_a_response_that_has_begun_ends_with_its_file(server: Running, place: Path) -> None:
+    (place / "releases/41/big.bin").write_bytes(BIG)
+    with connect(server.port) as connection:
+        connection.sendall(b"GET /big.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        data = connection.recv(1000)
+        swap_link_and_remove(place)
+        (place / "releases/42/big.bin").write_bytes(BIG[::-1])
+        assert eventually(lambda: serves_new(server))
+        data += read_to_end(connection)
+    answer, rest = parse(data)
+    assert (answer.body, rest) == (BIG, b"")
+    assert get(server.port, "/big.bin").body == BIG[::-1]
+
+
+def test_a_root_that_is_missing_is_told_and_comes_back(server: Running, place: Path) -> None:
+    assert get(server.port, "/a.txt").body == OLD
+    (place / "current").unlink()
+    assert eventually(lambda: get(server.port, "/a.txt").status == 503)
+    assert server.wait_for_line(f"{place}/current: No such file or directory: requests get 503 until it is there again")
+    assert server.wait_for_line("503 GET /a.txt: the root folder is missing")
+    (place / "current").symlink_to(release(place, 42, NEW))
+    assert eventually(lambda: serves_new(server))
+
+
+def test_a_root_is_not_followed_out_of_where_the_server_was_started(place: Path) -> None:
+    """A relative root is below the folder that the server was started in, whatever happens to a link there."""
+    with serving(Path("current"), state=place / "state", wrapper=("env", "-C", str(place))) as server:
+        assert get(server.port, "/a.txt").body == OLD
+        swap_link_and_remove(place)
+        assert eventually(lambda: serves_new(server))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_swaps_under_load_mix_no_two_trees(place: Path, workers: int) -> None:
+    """Each answer is of one tree: its body, its rules and its validator belong together."""
+    ends = threading.Event()
+    wrong: list[tuple[int, bytes, str | None]] = []
+    seen: set[bytes] = set()
+    release(place, 42, NEW)
+    config = place / "ktlsd.toml"
+    config.write_text(f'root = "{place}/current"\nheaders_file = true\nworkers = {workers}\n')
+    with serving(None, "--config", str(config), state=place / "state") as server:
+
+        def ask() -> None:
+            while not ends.is_set():
+                with connect(server.port) as connection:
+                    request = b"GET /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                    last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+                    connection.sendall(request * 20 + last)
+                    for answer in parse_all(read_to_end(connection)):
+                        told = answer.fields.get("x-release")
+                        seen.add(answer.body)
+                        if (answer.body, told) not in ((OLD, "41"), (NEW, "42")):
+                            wrong.append((answer.status, answer.body, told))
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for asker in askers:
+            asker.start()
+        try:
+            for number in itertools.islice(itertools.cycle((42, 41)), 4):
+                point(place / "current", place / f"releases/{number}")
+                content = NEW if number == 42 else OLD
+                assert eventually(lambda content=content: get(server.port, "/a.txt").body == content)  # type: ignore[misc]
+        finally:
+            ends.set()
+            for asker in askers:
+                asker.join()
+        assert wrong == []
+        assert seen == {OLD, NEW}
+        told = [line for line in server.log if "leads to another folder" in line]
+        assert len(told) == 4
+
+
+def test_the_folder_of_challenges_is_followed(place: Path) -> None:
+    challenges = place / "challenges"
+    challenges.mkdir()
+    (challenges / "token").write_bytes(OLD)
+    request = b"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with serving(
+        place / "current",
+        "--acme-challenges",
+        str(challenges),
+        state=place / "state",
+        http_listen=("127.0.0.1:0",),
+    ) as server:
+
+        def challenge() -> tuple[int, bytes]:
+            answer = parse(exchange_plain(server.http_ports[0], request))[0]
+            return answer.status, answer.body
+
+        assert challenge() == (200, OLD)
+        shutil.rmtree(challenges)
+        assert eventually(lambda: challenge()[0] in (404, 503))
+        challenges.mkdir()
+        (challenges / "token").write_bytes(NEW)
+        assert eventually(lambda: challenge() == (200, NEW))

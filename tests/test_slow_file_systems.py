@@ -1,0 +1,232 @@
+"""A file system that hangs, below one site, holds up no other site, and gives its own clients an answer: real FUSE."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.hanging_fs import Mounted, mounted
+from tests.serving import Running, connect, counts, eventually, get, read_to_end, serving
+
+CONTENT = os.urandom(3_000_000)
+FILE_SECONDS = 1.0
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "shown/folder").mkdir(parents=True)
+    for number in range(100):
+        (tmp_path / f"local/{number}.txt").write_text(str(number))
+    (tmp_path / "shown/big.bin").write_bytes(CONTENT)
+    (tmp_path / "shown/app.js").write_bytes(b"plain")
+    (tmp_path / "shown/folder/a.txt").write_bytes(b"a")
+    return tmp_path
+
+
+@pytest.fixture
+def hanging(place: Path) -> Iterator[Mounted]:
+    with mounted(place / "shown", place / "mount", place / "held") as mount:
+        yield mount
+
+
+@contextmanager
+def two_sites(
+    place: Path, hanging: Mounted, *lines: str, slow: Path | None = None, limits: str = ""
+) -> Iterator[Running]:
+    """A server with one site on a local disk, the default, and one called slow.example on FUSE."""
+    config = place / "ktlsd.toml"
+    config.write_text(
+        "\n".join(
+            [
+                *(f'root = "{place}/local"', "drain_seconds = 2", 'metrics_listen = "127.0.0.1:0"', *lines),
+                *("[limits]", f"file_seconds = {FILE_SECONDS}", limits),
+                *("[[site]]", 'names = ["slow.example"]', f'root = "{slow or hanging.path}"', "listing = true"),
+            ]
+        )
+    )
+    with serving(None, "--config", str(config), state=place / "state") as server:
+        try:
+            yield server
+        finally:
+            # A thread that is held keeps the pipe of the log open.
+            hanging.go_on()
+            hanging.hold()
+
+
+def slow_get(server: Running, target: str, *fields: str, method: str = "GET") -> tuple[int, bytes]:
+    answer = get(server.port, target, *fields, method=method, host="slow.example", name="slow.example")
+    return answer.status, answer.body
+
+
+@pytest.mark.parametrize(
+    ("call", "target"),
+    [
+        ("open", "/folder/a.txt"),
+        ("getattr", "/folder/a.txt"),
+        ("read", "/folder/a.txt"),
+        ("readdir", "/folder/"),
+        ("statfs", "/folder/a.txt"),
+        ("flush", "/folder/a.txt"),
+    ],
+)
+def test_a_call_that_hangs_is_answered_and_holds_up_nobody_else(
+    place: Path, hanging: Mounted, call: str, target: str
+) -> None:
+    with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
+        before = slow_get(server, target)
+        assert before[0] == 200
+        hanging.hold(call)
+        waiting = other.submit(slow_get, server, target)
+        # All of these get their answer while the call is held.
+        for number in range(20):
+            assert get(server.port, f"/{number}.txt").body == str(number).encode()
+        if call in ("flush", "statfs"):
+            # A client does not wait for a close(2), and the kind of the file system is in the kernel's table.
+            assert waiting.result() == before
+        else:
+            assert waiting.result()[0] == 503
+            assert server.wait_for_line(f"503 GET {target}: the file system does not answer")
+            assert server.wait_for_line(f"{place}/mount: its file system does not answer within 1 s")
+            assert counts(server, "ktlsd_limited_total")["file_seconds"] == 1
+        assert get(server.port, "/20.txt").body == b"20"
+        hanging.hold()
+        assert eventually(lambda: slow_get(server, target)[0] == 200)
+        assert server.stop() == 0
+
+
+def test_a_crowd_of_hanging_requests_leaves_the_other_sites_their_threads(place: Path, hanging: Mounted) -> None:
+    with two_sites(place, hanging, limits="client_connections = 0") as server, ThreadPoolExecutor(45) as crowd:
+        hanging.hold("open")
+        waiting = [crowd.submit(slow_get, server, "/big.bin") for _ in range(45)]
+        # Names that the kernel has not seen yet need a thread.
+        for number in range(30, 60):
+            assert get(server.port, f"/{number}.txt").body == str(number).encode()
+        assert {answer.result()[0] for answer in waiting} == {503}
+        # With all its threads held, the site answers at once.
+        began = time.monotonic()
+        assert slow_get(server, "/app.js")[0] == 503
+        assert time.monotonic() - began < FILE_SECONDS
+        hanging.hold()
+        assert eventually(lambda: slow_get(server, "/app.js") == (200, b"plain"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_nothing_that_hangs_keeps_the_process(place: Path, hanging: Mounted, workers: int, signals: int) -> None:
+    with (
+        two_sites(place, hanging, f"workers = {workers}", limits="client_connections = 0") as server,
+        ThreadPoolExecutor(20) as crowd,
+    ):
+        hanging.hold("open")
+        waiting = [crowd.submit(slow_get, server, "/big.bin") for _ in range(20)]
+        assert get(server.port, "/1.txt").body == b"1"
+        for _ in range(signals):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert server.process.wait(30) == 0
+        for answer in waiting:
+            # Those that were in progress at the end were cut off.
+            with contextlib.suppress(OSError, ValueError):
+                assert answer.result()[0] == 503
+        hanging.hold()
+
+
+def test_a_daemon_that_hangs_is_survived(place: Path, hanging: Mounted) -> None:
+    with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
+        assert slow_get(server, "/app.js") == (200, b"plain")
+        hanging.stop()
+        waiting = other.submit(slow_get, server, "/app.js")
+        for number in range(20):
+            assert get(server.port, f"/{number}.txt").body == str(number).encode()
+        assert waiting.result()[0] == 503
+        # A reload waits for no root, either.
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        assert get(server.port, "/21.txt").body == b"21"
+        hanging.go_on()
+        assert eventually(lambda: slow_get(server, "/app.js") == (200, b"plain"))
+        hanging.stop()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        hanging.go_on()
+
+
+def test_a_root_that_hangs_at_the_start_comes_later(place: Path, hanging: Mounted) -> None:
+    hanging.hold("getattr")
+    with two_sites(place, hanging, slow=hanging.path / "folder") as server:
+        assert server.wait_for_line(rf"{place}/mount/folder: its file system does not answer")
+        assert get(server.port, "/1.txt").body == b"1"
+        assert slow_get(server, "/a.txt")[0] == 503
+        hanging.hold()
+        assert eventually(lambda: slow_get(server, "/a.txt") == (200, b"a"))
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["as a root", "below a root"])
+def test_what_arrives_from_fuse_is_what_is_there(place: Path, hanging: Mounted, below: bool) -> None:
+    root, prefix = (place, f"/{hanging.path.name}") if below else (hanging.path, "")
+    with two_sites(place, hanging, slow=root) as server:
+        for _ in range(2):
+            assert slow_get(server, f"{prefix}/big.bin") == (200, CONTENT)
+        assert slow_get(server, f"{prefix}/big.bin", "Range: bytes=1000000-2000000") == (206, CONTENT[1000000:2000001])
+        status, body = slow_get(server, f"{prefix}/big.bin", "Range: bytes=0-9,2000000-2999999")
+        assert status == 206
+        assert CONTENT[:10] in body
+        assert CONTENT[2000000:] in body
+        assert slow_get(server, f"{prefix}/big.bin", method="HEAD") == (200, b"")
+        assert slow_get(server, f"{prefix}/folder/a.txt") == (200, b"a")
+        assert b"a.txt" in slow_get(server, f"{prefix}/folder/")[1]
+        assert slow_get(server, f"{prefix}/absent")[0] == 404
+        if below:
+            assert slow_get(server, "/local/1.txt") == (200, b"1")
+        # No file stays open.
+        count = server.open_files()
+        assert slow_get(server, f"{prefix}/app.js") == (200, b"plain")
+        assert eventually(lambda: server.open_files() <= count)
+
+
+def test_a_read_that_hangs_in_the_middle_is_no_whole_response(place: Path, hanging: Mounted) -> None:
+    with two_sites(place, hanging) as server, connect(server.port, name="slow.example") as connection:
+        connection.sendall(b"GET /big.bin HTTP/1.1\r\nHost: slow.example\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        hanging.hold("read")
+        with pytest.raises(ssl.SSLEOFError):
+            read_to_end(connection)
+        assert server.wait_for_line("cut off: the file system did not answer a read within 1 s")
+        hanging.hold()
+
+
+def test_a_mount_that_hangs_holds_up_no_other_file_of_its_site(place: Path, hanging: Mounted) -> None:
+    with two_sites(place, hanging, slow=place) as server, ThreadPoolExecutor(1) as other:
+        assert slow_get(server, "/mount/app.js") == (200, b"plain")
+        hanging.hold("open")
+        waiting = other.submit(slow_get, server, "/mount/app.js")
+        for number in range(20):
+            assert slow_get(server, f"/local/{number}.txt") == (200, str(number).encode())
+        assert waiting.result()[0] == 503
+        hanging.hold()
+
+
+def test_rules_on_a_file_system_that_hangs_are_not_left_out(place: Path, hanging: Mounted) -> None:
+    (place / "shown/_headers").write_text("/*\n  X-Rule: holds\n")
+    with two_sites(place, hanging) as server:
+        config = Path(place / "ktlsd.toml")
+        config.write_text(config.read_text() + "\nheaders_file = true\n")
+        hanging.hold("read")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        assert slow_get(server, "/app.js")[0] == 503
+        hanging.hold()
+        answer = get(server.port, "/app.js", host="slow.example", name="slow.example")
+        assert (answer.status, answer.fields["x-rule"]) == (200, "holds")
