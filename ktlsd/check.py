@@ -73,8 +73,8 @@ def _build(loaded: Loaded) -> int:
     from ktlsd.configuration import judge
     from ktlsd.service import Service
 
-    with contextlib.closing(Service(library, settings, ktls_state.support(library, settings.ktls))) as service:
-        strictly = msgspec.structs.replace(settings, strict=True)
+    strictly = msgspec.structs.replace(settings, strict=True)
+    with contextlib.closing(Service(library, strictly, ktls_state.support(library, settings.ktls))) as service:
         judge(service, loaded._replace(settings=strictly), None)
         return len(service.all)
 

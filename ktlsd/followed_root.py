@@ -65,7 +65,7 @@ class FollowedRoot:
             log.error("%s: its file system does not answer: requests get 503 until it does", self.path)
             self.root = self._open_root(None, why=Miss.STALLED)
         except OSError as error:
-            if not may_be_missing or error.errno not in _NOT_THERE:
+            if not may_be_missing or error.errno != errno.ENOENT:
                 raise
             self.fault = error
             self.root = self._open_root(None, why=Miss.NO_ROOT)

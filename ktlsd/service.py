@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.findings import Place
+from ktlsd.followed_root import FollowedRoot
 from ktlsd.head_cache import HeadCache
 from ktlsd.https_redirect import HttpsRedirect
 from ktlsd.ktls import Mode, Support
@@ -87,6 +88,8 @@ class _Grounds:
             return not settings.strict and (known is None or Path(os.getcwd(), folder or "") in known)
 
         self.sites: dict[Place, Site] = {}
+        self.followed: tuple[FollowedRoot, ...] = ()
+        """As their paths lead to them."""
         with contextlib.ExitStack() as stack:
             default_options = default_site(settings)
             for place, options in ((default_place(settings), default_options), *_named(settings)):
@@ -113,7 +116,6 @@ class _Grounds:
             challenges = self.https_redirect.followed
             followed = [site.followed for site in self.sites.values()]
             self.followed = (*followed, challenges) if challenges is not None else tuple(followed)
-            """As their paths lead to them."""
             for folder in self.followed:
                 if folder.fault is not None:
                     advice = _folder_advice(folder.fault)
@@ -175,11 +177,11 @@ class Service:
         with contextlib.ExitStack() as stack:
             self._opened = stack
             same = former if renewing else None
-            self._grounds: _Grounds = (
-                _Grounds(library, settings, None if former is None else former._grounds)
-                if same is None
-                else same._grounds.shared()
-            )
+            earlier = None if former is None else former._grounds
+            if same is not None:
+                self._grounds: _Grounds = same._grounds.shared()
+            else:
+                self._grounds = _Grounds(library, settings, earlier)
             stack.callback(self._grounds.close)
             known = None if former is None else former._pairs
             self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)

@@ -244,7 +244,7 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         (["--root", "/tmp", "--http-listen", "nonsense"], r"--http-listen: 'nonsense' is not ADDR:PORT .*"),
         (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
         (
-            ["--root", "/tmp", "--acme-challenges", "/no"],
+            ["--root", "/tmp", "--acme-challenges", "/no", "--strict"],
             r"acme_challenges /no: cannot be served: there is no such folder",
         ),
         (

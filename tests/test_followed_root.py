@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tests.serving import (
     parse,
     parse_all,
     read_to_end,
+    run_to_end,
     serving,
 )
 
@@ -222,3 +224,45 @@ def test_the_folder_of_challenges_is_followed(place: Path) -> None:
         challenges.mkdir()
         (challenges / "token").write_bytes(NEW)
         assert eventually(lambda: challenge() == (200, NEW))
+
+
+def two_sites(place: Path, *lines: str) -> Path:
+    config = place / "two.toml"
+    sites = f'[[site]]\nnames = ["other.example"]\nroot = "{place}/other"\n'
+    config.write_text(
+        "\n".join([f'root = "{place}/current"', f'acme_challenges = "{place}/challenges"', *lines, sites])
+    )
+    return config
+
+
+def test_a_folder_that_is_missing_at_the_start_stops_no_other_site(place: Path) -> None:
+    """A reboot must not take 199 sites down with one; `check` and `strict` say no."""
+    config = two_sites(place)
+    with serving(None, "--config", str(config), state=place / "state") as server:
+        for name in ("other", "challenges"):
+            advice = "there is no such folder: requests get 503 until there is one"
+            assert server.wait_for_line(f"^{place}/{name}: {advice}$")
+        assert get(server.port, "/a.txt").body == OLD
+        assert get(server.port, "/a.txt", host="other.example", name="other.example").status == 503
+        # A reload takes what is missing still, but nothing new that is.
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        (place / "other").symlink_to(release(place, 42, NEW))
+        assert eventually(lambda: get(server.port, "/a.txt", host="other.example", name="other.example").body == NEW)
+        config.write_text(config.read_text().replace("/current", "/nowhere"))
+        server.process.send_signal(signal.SIGHUP)
+        assert server.wait_for_line(f"configuration not reloaded.*root {place}/nowhere: cannot be served")
+        assert get(server.port, "/a.txt").body == OLD
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_start_without_any_folder_or_a_strict_one_is_refused(place: Path, strict: bool) -> None:
+    if not strict:
+        (place / "current").unlink()
+    config = two_sites(place, "strict = true") if strict else two_sites(place)
+    ended = run_to_end("--config", str(config), "--listen", "127.0.0.1:0", state=place / "state")
+    missing = "other" if strict else "current"
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [f"ktlsd: root {place}/{missing}: cannot be served: there is no such folder"]
+    checked = run_to_end("check", "--config", str(config), state=place / "state")
+    assert checked.returncode == 2
