@@ -15,15 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ktlsd import standard_streams
-from ktlsd.command_parser import COMMANDS, CommandParser, described
-from ktlsd.printable import one_line
-from ktlsd.refusal import Refusal
-from ktlsd.reload_signals import block_early_signals
-from ktlsd.say import say, show
-from ktlsd.settings import LOG_LEVELS, load
+from ktlsd.commands.command_parser import COMMANDS, CommandParser, described
+from ktlsd.config.console import say, show
+from ktlsd.config.options import LOG_LEVELS
+from ktlsd.config.printable import one_line
+from ktlsd.config.refusal import Refusal
+from ktlsd.process import standard_streams
 from ktlsd.ssl_ffi import ContextError, Library, LibraryError
-from ktlsd.terminal import Terminal
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -144,13 +142,13 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parsers of all commands by their names, the one that serves by the empty name: for what is made from them."""
-    from ktlsd import compress
+    from ktlsd.commands import compress
 
     return {"": _serve_parser(), "doctor": _doctor_parser(), "check": _check_parser(), "compress": compress.parser()}
 
 
 def _version(libssl: str | None) -> int:
-    from ktlsd.version import version_text
+    from ktlsd.commands.version import version_text
 
     show(version_text(_libssl(libssl)))
     return 0
@@ -162,7 +160,7 @@ def _libssl(option: str | None) -> str | None:
 
 def _doctor(arguments: Sequence[str]) -> int:
     options = _doctor_parser().parse_args(arguments)
-    from ktlsd import doctor
+    from ktlsd.commands import doctor
 
     return doctor.run(_libssl(options.libssl), as_json=options.json)
 
@@ -172,17 +170,17 @@ def _check(arguments: Sequence[str]) -> int:
     if options.schema:
         import json
 
-        from ktlsd.options_schema import schema
+        from ktlsd.config.schema import schema
 
         show(json.dumps(schema(), indent=2))
         return 0
-    from ktlsd import check
+    from ktlsd.commands import check
 
     return check.run(options.config, strict=options.strict)
 
 
 def _compress(arguments: Sequence[str]) -> int:
-    from ktlsd import compress
+    from ktlsd.commands import compress
 
     return compress.run(arguments)
 
@@ -191,11 +189,15 @@ def _serve(options: Mapping[str, Any]) -> int:
     # What is made from here to the first client stays: to look through it for garbage costs a twentieth of the start,
     # and in workers every page that it touches becomes a copy.
     gc.disable()
+    from ktlsd.logs.reload_signals import block_early_signals
+    from ktlsd.process.terminal import Terminal
+    from ktlsd.settings import load
+
     block_early_signals()
     terminal = Terminal()
     loaded = load(options)
     library = Library(loaded.settings.libssl)
-    from ktlsd.serve import serve
+    from ktlsd.process.serve import serve
 
     return serve(lambda: load(options), loaded, library, terminal)
 

@@ -1,7 +1,7 @@
 """The server: accept -> handshake -> serve, one coroutine per connection, which becomes a trio task when it needs to.
 
 Strategy: the site that a client names in its handshake gives the certificate, then the connection belongs to its
-protocol (http1.py). Until become_task(), nothing of trio's may be awaited, nor a cancel scope entered (light.py).
+protocol (http1.py). Until become_task(), nothing of trio's may be awaited, nor a cancel scope entered (driver.py).
 Draining is the cancellation of accepting and of idle waiting.
 """
 
@@ -19,37 +19,50 @@ import h11
 import outcome
 import trio
 
-from ktlsd import light
-from ktlsd.client_hello import NOTHING
-from ktlsd.door import EXHAUSTED, Door
-from ktlsd.error_log import NOTICE
+from ktlsd.admission import EXHAUSTED, Door
+from ktlsd.config.limits import Limit
+from ktlsd.config.listener_kind import Kind
+from ktlsd.config.options import Mode
+from ktlsd.config.refusal import cause
+from ktlsd.connection import driver
+from ktlsd.connection.driver import Lights, Sleeper
+from ktlsd.connection.keepalive import Idle
+from ktlsd.connection.listener import Listener
+from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.peers import Peer, client_of, peer_of
+from ktlsd.connection.plain_transport import PlainTransport
+from ktlsd.connection.poller import Turn, Watch
+from ktlsd.connection.proxy_protocol import BadHeader
+from ktlsd.connection.sni import peek_client_hello
+from ktlsd.connection.tls_transport import Transport
+from ktlsd.connection.transport import FileShrank
 from ktlsd.file_threads import Stalled
-from ktlsd.followed_root import LOOK_SECONDS, FollowedRoot
-from ktlsd.forwarded import Origin
-from ktlsd.http1 import Client, Clock, Http1, Shared
-from ktlsd.idle import Idle
-from ktlsd.ktls import Direction, Mode, Offload, Path, explain
-from ktlsd.light import Lights, Sleeper
-from ktlsd.limits import Limit
-from ktlsd.listeners import Kind, Listener
-from ktlsd.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, UNCOUNTED, Failure, Row, count_handshake, counted
-from ktlsd.pacing import FileShrank
-from ktlsd.peers import Peer, client_of, peer_of
-from ktlsd.plain_transport import PlainTransport
-from ktlsd.proxy_protocol import BadHeader
-from ktlsd.refusal import cause
-from ktlsd.residency import Residency
+from ktlsd.http.forwarded import Origin
+from ktlsd.logs.error_log import NOTICE
+from ktlsd.metrics.metrics import (
+    ACCEPTED,
+    FAILED,
+    LIMITED,
+    OPEN,
+    OPEN_TLS,
+    UNCOUNTED,
+    Failure,
+    Row,
+    count_handshake,
+    counted,
+)
+from ktlsd.protocol.http1 import Client, Clock, Http1, Shared
 from ktlsd.service import Service
-from ktlsd.sni import peek_client_hello
+from ktlsd.site.followed_root import LOOK_SECONDS, FollowedRoot
 from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
-from ktlsd.tls_stat import Offloads
-from ktlsd.transport import Transport
-from ktlsd.watch import Turn, Watch
+from ktlsd.tls.client_hello import NOTHING
+from ktlsd.tls.ktls import Direction, Offload, Path, explain
+from ktlsd.tls.tls_stat import Offloads
 
 if TYPE_CHECKING:
     # It brings prometheus_client along, which takes long to import.
-    from ktlsd.metrics_listener import MetricsListener
-    from ktlsd.request_log import AccessLog
+    from ktlsd.logs.exchange_log import AccessLog
+    from ktlsd.status.metrics_listener import MetricsListener
 
 log = logging.getLogger("ktlsd")
 
@@ -235,7 +248,7 @@ class Server:
                     if refused is None:
                         await self._serve_visitor(sock, peer, kind, began)
                 if refused is not None:
-                    await light.become_task()
+                    await driver.become_task()
                     response = b"" if kind is Kind.HTTPS else self._last_words(*_BUSY)
                     await self._door.turn_away(sock, peer, refused, response)
         except FileShrank:
@@ -270,8 +283,8 @@ class Server:
         speak_proxy = self._shared.service.speak_proxy
         if not speak_proxy or not speak_proxy.holds(peer.address):
             return peer
-        await light.become_task()
-        with light.within(self._shared.service.settings.limits.handshake_seconds, began):
+        await driver.become_task()
+        with driver.within(self._shared.service.settings.limits.handshake_seconds, began):
             return await client_of(sock, peer)
 
     async def _serve_visitor(self, sock: socket.socket, peer: Peer, kind: Kind, began: float) -> None:
@@ -288,7 +301,7 @@ class Server:
         row, seconds = self._row, self._shared.service.settings.limits.handshake_seconds
         asked = NOTHING
         # Only a look: after a resumed TLS 1.2 handshake OpenSSL no longer tells the name.
-        with contextlib.suppress(trio.TooSlowError), light.within(seconds, began), self._shared.idle.silent(sock):
+        with contextlib.suppress(trio.TooSlowError), driver.within(seconds, began), self._shared.idle.silent(sock):
             asked = await peek_client_hello(sock)
         service = self._shared.service
         hosted = service.sites.of_name(asked.server_name)
@@ -303,7 +316,7 @@ class Server:
             # No ticket is good for a site that is refused.
             older_key = None if hosted.refused else service.older_ticket_key(asked.ticket_key_name)
             try:
-                with light.within(seconds, began):
+                with driver.within(seconds, began):
                     handshake = await transport.handshake(older_key)
             except trio.TooSlowError:
                 row[FAILED[Failure.TIMEOUT]] += 1
@@ -347,7 +360,7 @@ class Server:
         """Without a handshake, a client of plain HTTP."""
         channel = None
         if self._shared.access_log is not None:
-            from ktlsd.access_log import Channel
+            from ktlsd.logs.access_log import Channel
 
             channel = Channel(peer.host, peer.port or None, peer.via or None)
             if handshake is not None:

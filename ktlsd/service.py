@@ -19,23 +19,22 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-from ktlsd.findings import Place
-from ktlsd.followed_root import FollowedRoot
-from ktlsd.head_cache import HeadCache
-from ktlsd.https_redirect import HttpsRedirect
-from ktlsd.ktls import Mode, Support
-from ktlsd.networks import Networks
-from ktlsd.options import NamedSiteOptions, SiteOptions, TlsPolicy
-from ktlsd.pairs import Fault, Found, Pairs, Validity
-from ktlsd.printable import printable
-from ktlsd.refusal import cause
-from ktlsd.settings import Settings, SettingsError, default_site
-from ktlsd.site import SERVER_FIELD, Site
-from ktlsd.sites import Sites
+from ktlsd.config.findings import Place
+from ktlsd.config.networks import Networks
+from ktlsd.config.options import Mode, NamedSiteOptions, Settings, SiteOptions, TlsPolicy, default_site
+from ktlsd.config.printable import printable
+from ktlsd.config.refusal import SettingsError, cause
+from ktlsd.config.state import state_folder
+from ktlsd.http.host_names import Sites
+from ktlsd.site.followed_root import FollowedRoot
+from ktlsd.site.https_redirect import HttpsRedirect
+from ktlsd.site.response_cache import HeadCache
+from ktlsd.site.site import SERVER_FIELD, Site
 from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, ContextError, Library, PairError, RevokedError
-from ktlsd.state import state_folder
-from ktlsd.ticket_keys import SESSION_SECONDS, Ring
-from ktlsd.tls_policy import POLICIES
+from ktlsd.tls.ktls import Support
+from ktlsd.tls.pairs import Fault, Found, Pairs, Validity
+from ktlsd.tls.policy import POLICIES
+from ktlsd.tls.ticket_keys import SESSION_SECONDS, Ring
 
 log = logging.getLogger("ktlsd")
 
@@ -339,7 +338,7 @@ class Service:
         yield self._own, self._own, self._pairs.find(self._own, self._own)
 
     def _own_certificate(self) -> Path:
-        from ktlsd.certificate import fingerprint, localhost_certificate
+        from ktlsd.tls.certificate import fingerprint, localhost_certificate
 
         try:
             folder = state_folder()

@@ -18,10 +18,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ktlsd import misfit
-from ktlsd.misfit import Read, Steps
-from ktlsd.options import (
-    LOG_LEVELS,
+from ktlsd.config import errors
+from ktlsd.config.errors import Read, Steps
+from ktlsd.config.options import (
     ONE_OR_MORE,
     STDERR,
     BackendListen,
@@ -35,9 +34,7 @@ from ktlsd.options import (
     parse_listen,
     read_network,
 )
-from ktlsd.refusal import Refusal
-
-__all__ = ["LOG_LEVELS", "Listen", "Settings", "SettingsError", "combine", "default_site", "parse_listen"]
+from ktlsd.config.refusal import SettingsError
 
 _PAIR: Final = frozenset({"cert", "key"})
 _INHERITED: Final = SiteOptions.__struct_fields__
@@ -46,10 +43,6 @@ _SHOWN_ITEMS: Final = 4
 _OF_SITE: Final = 2
 """Steps to a [[site]], before its key."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class SettingsError(Refusal):
-    """A setting that cannot be used; the text is one line for the operator."""
 
 
 class Document(NamedTuple):
@@ -62,7 +55,7 @@ class Document(NamedTuple):
     def locate(self, place: Steps) -> tuple[int, Steps]:
         """The line, from 1 on, of the value at `place`, or of the nearest that is written around it; and the place of
         that one: a single text that stands for a list has no positions, and a default is not written."""
-        from ktlsd.toml_lines import line_of
+        from ktlsd.config.toml_lines import line_of
 
         while True:
             try:
@@ -129,11 +122,6 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
     return Loaded(settings, document, frozenset(given))
 
 
-def default_site(settings: Settings) -> SiteOptions:
-    """The site for names that no [[site]] has: the top level where it has a root, else the first [[site]]."""
-    return settings if settings.root is not None or not settings.site else settings.site[0]
-
-
 def _read_file(path: Path) -> Document:
     import tomllib
 
@@ -156,9 +144,9 @@ def _from_file(document: Document) -> Settings:
     # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
     read = _reader(document.path.parent)
     try:
-        settings: Settings = misfit.convert(table, Settings, read)
+        settings: Settings = errors.convert(table, Settings, read)
     except msgspec.ValidationError:
-        found = misfit.misfit(table, Settings, read)
+        found = errors.misfit(table, Settings, read)
         key = found.subject if found.of_key else None
         raise document.error(found.place, _shown(found.subject) + found.complaint, key) from None
     _check_names(settings, document)
@@ -181,9 +169,9 @@ def _from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
         table["workers"] = int(table["workers"])
     read = _reader(Path())
     try:
-        settings = misfit.convert(table, Settings, read)
+        settings = errors.convert(table, Settings, read)
     except msgspec.ValidationError:
-        found = misfit.misfit(table, Settings, read)
+        found = errors.misfit(table, Settings, read)
         name = str(found.place[0])
         option = "--" + name.replace("_", "-")
         # Of an option that may be repeated, the one value that does not fit.
@@ -198,8 +186,8 @@ def _listed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reader(folder: Path) -> Read:
     def read(kind: type, value: Any) -> Any:
-        if kind in misfit.WORDS and not isinstance(value, str):
-            raise ValueError(f"not {misfit.WORDS[kind]}")
+        if kind in errors.WORDS and not isinstance(value, str):
+            raise ValueError(f"not {errors.WORDS[kind]}")
         if kind is Listen:
             return parse_listen(value)
         if kind is BackendListen:
@@ -207,7 +195,7 @@ def _reader(folder: Path) -> Read:
         if kind is Network:
             return read_network(value)
         if not value or "\0" in value:
-            raise ValueError(f"not {misfit.WORDS[kind]}")
+            raise ValueError(f"not {errors.WORDS[kind]}")
         if kind is LogPlace:
             return LogPlace(None if value == STDERR else folder / value)
         return folder / value
@@ -229,19 +217,19 @@ def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
 def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
     """What those who follow the rules of a site have to say about each."""
     if site.redirect:
-        from ktlsd import redirects
+        from ktlsd.http import redirects
 
         for number, redirect in enumerate(site.redirect):
             yield ("redirect", number), partial(redirects.check, redirect)
     if site.header or site.cache:
-        from ktlsd import header_rules
+        from ktlsd.http import header_rules
 
         for number, header in enumerate(site.header):
             yield ("header", number), partial(header_rules.check, SiteOptions(header=(header,)))
         for number, cache in enumerate(site.cache):
             yield ("cache", number), partial(header_rules.check, SiteOptions(cache=(cache,)))
     if site.cors is not None:
-        from ktlsd import cors
+        from ktlsd.http import cors
 
         yield ("cors",), partial(cors.check, site.cors)
 

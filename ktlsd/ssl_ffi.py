@@ -7,7 +7,6 @@ Context, and every SSL* one owner, a Connection, each freed by its close(). No C
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import copy
 import enum
@@ -475,7 +474,7 @@ class Pair:
         """When it ends."""
 
     def _load(self, certificate: str, key: str) -> None:
-        from ktlsd.certificate_files import certificate_trouble, key_trouble
+        from ktlsd.config.certificate_files import certificate_trouble, key_trouble
 
         c, library = self._library.c, self._library
         if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
@@ -504,6 +503,8 @@ class Pair:
         return self._library._text(name) if found == 1 else ""
 
     def _time(self, asn1: Any) -> int:
+        import calendar
+
         parts = self._library.ffi.new("struct tm *")
         self._library.c.ASN1_TIME_to_tm(asn1, parts)
         # RFC 5280 section 4.1.2.5: always in UTC.
@@ -675,7 +676,7 @@ class Context:
         # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
         import hashlib
 
-        from ktlsd.certificate_files import authorities_trouble, revoked_trouble
+        from ktlsd.config.certificate_files import authorities_trouble, revoked_trouble
 
         c, null = self._library.c, self._library.ffi.NULL
         c.ERR_clear_error()

@@ -2,7 +2,7 @@
 """Makes what is installed below PREFIX/share: man pages and completion. `python packaging/make_share.py [FOLDER]`
 
 Strategy: share/ in the repository has the names that PREFIX/share gets, and is written anew from the parsers and option
-types; tests/test_packaging.py says when that is due.
+types; tests/system/test_packaging.py says when that is due.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from man_pages import command_page, configuration_page  # noqa: E402
 
 from ktlsd import __version__  # noqa: E402
 from ktlsd.cli import parsers  # noqa: E402
-from ktlsd.options import LOG_LEVELS  # noqa: E402
-from ktlsd.options_schema import schema  # noqa: E402
+from ktlsd.config.options import LOG_LEVELS  # noqa: E402
+from ktlsd.config.schema import schema  # noqa: E402
 
 COMPLETION_PLACES: Final = {
     "bash": "bash-completion/completions/ktlsd",

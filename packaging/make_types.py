@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Makes ktlsd/assets/media.types, the media types by suffix, from mime-db. `python packaging/make_types.py [FOLDER]`
+"""Makes ktlsd/site/assets/media.types, the media types by suffix, from mime-db. `python packaging/make_types.py
+[FOLDER]`
 
 Strategy: npm fetches the release of mime-db that is named here. Of several types for a suffix, the registered one wins;
-where that is not what web servers and browsers expect, CHOICES says so, with the reason. tests/test_packaging.py runs
-this again and compares.
+where that is not what web servers and browsers expect, CHOICES says so, with the reason. tests/system/test_packaging.py
+runs this again and compares.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Final
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 VERSION: Final = "1.54.0"
 """Of mime-db, in the npm registry."""
-TABLE: Final = "ktlsd/assets/media.types"
+TABLE: Final = "ktlsd/site/assets/media.types"
 LICENSE: Final = "licenses/mime-db"
 
 _SOURCES: Final = ("iana", "nginx", "apache")

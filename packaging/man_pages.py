@@ -2,7 +2,7 @@
 
 Strategy: what was written by hand stands in *.in beside this module; a line `@NAME@` there is replaced by what is made
 from the parsers of the command line, or from the schema of the configuration file, whose words are the docstrings of
-ktlsd/options.py.
+ktlsd/config/options.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import trio
 
-from ktlsd.listeners import Listener
+from ktlsd.connection.listener import Listener
 from ktlsd.server import Server
 from tests.serving import WAIT_SECONDS
 

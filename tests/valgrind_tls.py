@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from ktlsd.certificate import localhost_certificate
-from ktlsd.ktls_probe import loopback_pair
 from ktlsd.ssl_ffi import TICKET_KEY_BYTES, TLS_1_2, TLS_1_3, Connection, Context, ContextError, Library, TLSError, Wait
+from ktlsd.tls.certificate import localhost_certificate
+from ktlsd.tls.ktls_probe import loopback_pair
 
 INSIDE: Final = "--inside"
 SUPPRESSIONS: Final = Path("/usr/lib/valgrind/python3.supp")

@@ -34,18 +34,25 @@ class Target(NamedTuple):
 
 
 _ALL: Final = (
-    Target("request_head", ("ktlsd.http1", "ktlsd.head_cache", "ktlsd.decide", "ktlsd.site"), 2048, 100),
-    Target("request_target", ("ktlsd.request_target",), 512),
-    Target("client_hello", ("ktlsd.client_hello",), 4096),
-    Target("byte_range", ("ktlsd.byte_range",), 512),
-    Target("validators", ("ktlsd.validators",), 512),
-    Target("decide", ("ktlsd.decide", "ktlsd.multipart", "ktlsd.byte_range", "ktlsd.validators")),
-    Target("accept_encoding", ("ktlsd.accept_encoding",), 512),
-    Target("path_glob", ("ktlsd.path_glob",), 256),
-    Target("header_rules", ("ktlsd.header_rules", "ktlsd.site_files", "ktlsd.fields")),
-    Target("redirects", ("ktlsd.redirects", "ktlsd.site_files")),
-    Target("settings", ("ktlsd.settings", "ktlsd.misfit", "ktlsd.options", "ktlsd.toml_lines"), 2048),
-    Target("forwarded", ("ktlsd.forwarded",)),
-    Target("proxy_protocol", ("ktlsd.proxy_protocol",)),
+    Target(
+        "request_head",
+        ("ktlsd.protocol.http1", "ktlsd.site.response_cache", "ktlsd.http.decide", "ktlsd.site.site"),
+        2048,
+        100,
+    ),
+    Target("request_target", ("ktlsd.http.request_target",), 512),
+    Target("client_hello", ("ktlsd.tls.client_hello",), 4096),
+    Target("byte_range", ("ktlsd.http.byte_range",), 512),
+    Target("validators", ("ktlsd.http.validators",), 512),
+    Target("decide", ("ktlsd.http.decide", "ktlsd.http.multipart", "ktlsd.http.byte_range", "ktlsd.http.validators")),
+    Target("accept_encoding", ("ktlsd.http.accept_encoding",), 512),
+    Target("path_glob", ("ktlsd.http.path_glob",), 256),
+    Target("header_rules", ("ktlsd.http.header_rules", "ktlsd.site.rule_files", "ktlsd.http.fields")),
+    Target("redirects", ("ktlsd.http.redirects", "ktlsd.site.rule_files")),
+    Target(
+        "settings", ("ktlsd.settings", "ktlsd.config.errors", "ktlsd.config.options", "ktlsd.config.toml_lines"), 2048
+    ),
+    Target("forwarded", ("ktlsd.http.forwarded",)),
+    Target("proxy_protocol", ("ktlsd.connection.proxy_protocol",)),
 )
 TARGETS: Final = {target.name: target for target in _ALL}

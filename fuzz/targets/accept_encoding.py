@@ -9,8 +9,8 @@ import itertools
 import string
 from typing import Final
 
-from ktlsd.accept_encoding import LONGEST, Preference, preferred
-from ktlsd.options import Coding
+from ktlsd.config.options import Coding
+from ktlsd.http.accept_encoding import LONGEST, Preference, preferred
 
 TOKENS: Final = (b"gzip", b"x-gzip", b"br", b"zstd", b"identity", b"*", b";q=", b"0.", b"1.000", b", ", b"0.001")
 

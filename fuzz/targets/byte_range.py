@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ktlsd.byte_range import MOST_RANGES, PART_OVERHEAD, ByteRange, Unsatisfiable, parse_range
+from ktlsd.http.byte_range import MOST_RANGES, PART_OVERHEAD, ByteRange, Unsatisfiable, parse_range
 
 TOKENS: Final = (
     b"bytes=",

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Final
 
 from fuzz.cuts import cuts
-from ktlsd.client_hello import LONGEST_HELLO, Asked, HelloReader, Incomplete, asked, host_name
+from ktlsd.tls.client_hello import LONGEST_HELLO, Asked, HelloReader, Incomplete, asked, host_name
 
 TOKENS: Final = (
     b"\x16\x03\x01",

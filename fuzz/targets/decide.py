@@ -11,11 +11,11 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from fuzz.targets import byte_range, validators
-from ktlsd.byte_range import ByteRange
-from ktlsd.decide import Miss, Moved, Representation, Request, Response, decide, refuse_head, refuse_method, whole
-from ktlsd.multipart import Multipart
-from ktlsd.options import Coding
-from ktlsd.validators import Verdict, http_date
+from ktlsd.config.options import Coding
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, refuse_head, refuse_method, whole
+from ktlsd.http.multipart import Multipart
+from ktlsd.http.validators import Verdict, http_date
 
 TOKENS: Final = (
     *byte_range.TOKENS,

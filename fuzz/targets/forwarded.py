@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Final, get_args
 
 from fuzz.targets.validators import fields_of
-from ktlsd.forwarded import MOST_HOPS, ForwardedFields, Origin, origin
-from ktlsd.networks import Networks
+from ktlsd.config.networks import Networks
+from ktlsd.config.options import ForwardedFields
+from ktlsd.http.forwarded import MOST_HOPS, Origin, origin
 
 TOKENS: Final = (
     b"forwarded: ",

@@ -13,11 +13,11 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from fuzz.targets.path_glob import matches_host_pattern
-from ktlsd.fields import Fields
-from ktlsd.header_rules import RESERVED, HeaderRules, Origin, forbids_caching
-from ktlsd.options import CacheOptions, HeaderOptions, HstsOptions, SiteOptions
-from ktlsd.protected_paths import ProtectedPaths
-from ktlsd.site_files import LONGEST_LINE, MOST_WARNINGS, parse_headers
+from ktlsd.config.options import CacheOptions, HeaderOptions, HstsOptions, SiteOptions
+from ktlsd.http.fields import Fields
+from ktlsd.http.header_rules import RESERVED, HeaderRules, Origin, forbids_caching
+from ktlsd.http.protected_paths import ProtectedPaths
+from ktlsd.site.rule_files import LONGEST_LINE, MOST_WARNINGS, parse_headers
 
 TOKENS: Final = (
     b"\n/",

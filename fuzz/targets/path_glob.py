@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from ktlsd.path_glob import compile_glob, compile_host_pattern
+from ktlsd.http.path_glob import compile_glob, compile_host_pattern
 
 TOKENS: Final = (b"*", b"**", b"/", b"?", b"/**/", b"/:name", b":a", b"***", b".html", b"%2a", b"\n/")
 

@@ -11,7 +11,7 @@ import struct
 from typing import Final
 
 from fuzz.cuts import cuts
-from ktlsd.proxy_protocol import LONGEST, LONGEST_V1, BadHeader, Endpoint, Header, Incomplete, crc32c, parse
+from ktlsd.connection.proxy_protocol import LONGEST, LONGEST_V1, BadHeader, Endpoint, Header, Incomplete, crc32c, parse
 
 _START: Final = b"\r\n\r\n\0\r\nQUIT\n"
 TOKENS: Final = (

@@ -11,9 +11,9 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ktlsd.redirects import Redirected, RedirectRule, Redirects, Rewritten
-from ktlsd.request_target import target_of_path
-from ktlsd.site_files import MOST_WARNINGS, parse_redirects
+from ktlsd.http.redirects import Redirected, RedirectRule, Redirects, Rewritten
+from ktlsd.http.request_target import target_of_path
+from ktlsd.site.rule_files import MOST_WARNINGS, parse_redirects
 
 TOKENS: Final = (
     b"/*",

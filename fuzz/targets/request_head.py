@@ -22,21 +22,20 @@ from typing import Final, NamedTuple
 import trio
 import trio.testing
 
-from ktlsd.forwarded import Origin
-from ktlsd.head_cache import HeadCache
-from ktlsd.http1 import Client, Clock, Http1, Shared
-from ktlsd.idle import Idle
-from ktlsd.ktls import Mode
-from ktlsd.ktls_probe import support
-from ktlsd.metrics import UNCOUNTED
-from ktlsd.networks import Networks
-from ktlsd.options import HeaderOptions, RedirectOptions, Settings
-from ktlsd.plain_transport import PlainTransport
-from ktlsd.request_target import BadTarget, parse_target
-from ktlsd.residency import Residency
+from ktlsd.config.networks import Networks
+from ktlsd.config.options import HeaderOptions, Mode, RedirectOptions, Settings
+from ktlsd.connection.keepalive import Idle
+from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.plain_transport import PlainTransport
+from ktlsd.http.forwarded import Origin
+from ktlsd.http.request_target import BadTarget, parse_target
+from ktlsd.http.validators import http_date
+from ktlsd.metrics.metrics import UNCOUNTED
+from ktlsd.protocol.http1 import Client, Clock, Http1, Shared
 from ktlsd.service import Service
+from ktlsd.site.response_cache import HeadCache
 from ktlsd.ssl_ffi import ConnectionLost, Library
-from ktlsd.validators import http_date
+from ktlsd.tls.ktls_probe import support
 
 TOKENS: Final = (
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",

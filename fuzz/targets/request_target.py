@@ -11,7 +11,7 @@ import socket
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from ktlsd.request_target import BadTarget, Target, parse_target, target_of_path
+from ktlsd.http.request_target import BadTarget, Target, parse_target, target_of_path
 
 TOKENS: Final = (
     b"/",

@@ -12,15 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ktlsd.check import warnings_of
-from ktlsd.content_types import ContentTypes
-from ktlsd.cors import Cors
-from ktlsd.header_rules import HeaderRules
-from ktlsd.options import NamedSiteOptions, Settings, SiteOptions
-from ktlsd.printable import one_line
-from ktlsd.redirects import Redirects
-from ktlsd.settings import SettingsError, default_site, load
-from ktlsd.sites import Sites
+from ktlsd.commands.check import warnings_of
+from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, default_site
+from ktlsd.config.printable import one_line
+from ktlsd.config.refusal import SettingsError
+from ktlsd.http.cors import Cors
+from ktlsd.http.header_rules import HeaderRules
+from ktlsd.http.host_names import Sites
+from ktlsd.http.redirects import Redirects
+from ktlsd.settings import load
+from ktlsd.site.content_types import ContentTypes
 
 _REPEATED: Final = frozenset({"listen", "http_listen", "cert", "key"})
 _TEXTS: Final = frozenset(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from ktlsd.validators import Verdict, http_date, last_modified, parse_http_date, range_applies, verdict
+from ktlsd.http.validators import Verdict, http_date, last_modified, parse_http_date, range_applies, verdict
 
 TOKENS: Final = (
     b"if-match: ",

@@ -1,0 +1,119 @@
+"""Who is let in: clients that a limit turns away are told so where that can be, and closed.
+
+Strategy: limits.py decides. Before a TLS handshake nothing can be said. A few at a time are waited for, since a close
+with unread data would reset the connection before its client knows. The log has a line now and then, the metrics all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from typing import Final
+
+import trio
+
+from ktlsd.config.limits import Gate, Hush, Limit, Visit, descriptors_for, most_connections
+from ktlsd.config.options import LimitOptions
+from ktlsd.connection import open_files
+from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.peers import Peer
+from ktlsd.connection.plain_transport import PlainTransport
+from ktlsd.metrics.metrics import LIMITED, Row
+from ktlsd.service import Service
+from ktlsd.ssl_ffi import TLSError
+
+log = logging.getLogger("ktlsd")
+
+MOST_TOLD: Final = 64
+"""How many that are turned away are waited for at the same time."""
+_TOO_FEW: Final = 100
+"""Connections: a browser opens up to six to a site (HTTP/1.1), so some 16 visitors."""
+EXHAUSTED: Final = {
+    errno.EMFILE: Limit.DESCRIPTORS,
+    errno.ENFILE: Limit.DESCRIPTORS,
+    errno.ENOBUFS: Limit.MEMORY,
+    errno.ENOMEM: Limit.MEMORY,
+}
+"""What accept(2) lacks, by what it says."""
+
+
+class Door:
+    """One process's way in."""
+
+    def __init__(self, service: Service, residency: Residency, row: Row) -> None:
+        self._service = service
+        self._residency = residency
+        self._row = row
+        self._hush = Hush()
+        self._told = 0
+        limits = service.settings.limits
+        self.gate = Gate(limits, _most(limits))
+
+    def use(self, service: Service) -> None:
+        """Take another service's limits from now on."""
+        limits = service.settings.limits
+        if limits.connections != self._service.settings.limits.connections:
+            tell_lowered(limits)
+        self._service = service
+        self.gate.use(limits, _most(limits))
+
+    def refuses(self, visit: Visit, peer: Peer, *, shakes: bool) -> Limit | None:
+        """The limit that forbids a connection, which begins with a TLS handshake where it `shakes`.
+
+        Proxies that are trusted to name their clients are not limited for all of those.
+        """
+        if visit.refused is not None:
+            return visit.refused
+        address, service = peer.address, self._service
+        if address is None or service.exempt.holds(address) or service.trusted.holds(address):
+            return None
+        if not peer.via and service.speak_proxy.holds(address):
+            return None
+        return visit.is_of(address, trio.current_time(), shakes=shakes)
+
+    async def turn_away(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
+        """Count, log and end a connection, after a `response` that is empty where nothing can be said."""
+        self.reached(limit, "%s refused", peer)
+        if self._told >= MOST_TOLD:
+            return
+        self._told += 1
+        try:
+            with contextlib.closing(PlainTransport(sock, self._residency)) as transport, contextlib.suppress(TLSError):
+                await transport.send_text(response)
+                await transport.finish(unread=True)
+        finally:
+            self._told -= 1
+
+    def reached(self, limit: Limit, text: str, *arguments: object) -> None:
+        """Count a limit that was reached, and log it if the last line about it is old enough."""
+        self._row[LIMITED[limit]] += 1
+        kept_back = self._hush.due(limit, trio.current_time())
+        if kept_back is not None:
+            more = f" ({kept_back} more since the last such line)" if kept_back else ""
+            log.warning(f"{text}: limit %s%s", *arguments, self._described(limit), more)
+
+    def _described(self, limit: Limit) -> str:
+        gate = self.gate
+        value = gate.most if limit is Limit.CONNECTIONS else getattr(gate.limits, limit.value, None)
+        return limit.value if value is None else f"{limit.value} = {value}"
+
+
+def tell_lowered(limits: LimitOptions) -> None:
+    """Log a limit of connections that this process may not have enough open files for.
+
+    An error if so few are left that a handful of clients takes all of them, else a warning.
+    """
+    most, allowed = _most(limits), open_files.allowed()
+    if most < limits.connections:
+        log.log(
+            logging.ERROR if most < _TOO_FEW else logging.WARNING,
+            "connection limit lowered from %d to %d: the limit of open files (RLIMIT_NOFILE) is %d; raise it to %d"
+            " (%s), or lower connections in [limits]",
+            *(limits.connections, most, allowed, descriptors_for(limits.connections), open_files.REMEDY),
+        )
+
+
+def _most(limits: LimitOptions) -> int:
+    return most_connections(limits.connections, open_files.allowed())

@@ -1,0 +1,83 @@
+"""`ktlsd check`: what a start would refuse, and warnings of what a start takes but would not serve as it is meant.
+
+Strategy: the settings are read and the service is built as a start does it, so the same line says what is wrong; then
+each of CHECKS looks at the settings, and every finding is a line with the file, the line of the key, and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import msgspec
+
+from ktlsd.commands import certificate_findings, redirect_findings, server_findings, site_findings
+from ktlsd.config.console import say, show
+from ktlsd.config.findings import Check, Place
+from ktlsd.config.printable import one_line
+from ktlsd.settings import Document, Loaded, label_of, load
+from ktlsd.ssl_ffi import Library
+
+EXIT_WARNINGS: Final = 1
+_OF_SITE: Final = 2
+"""Steps to a [[site]], before its key."""
+
+CHECKS: Final[tuple[Check, ...]] = (
+    server_findings.findings,
+    site_findings.findings,
+    redirect_findings.findings,
+    certificate_findings.findings,
+)
+"""All that `ktlsd check` looks at beyond what a start refuses."""
+
+
+def run(config: str, *, strict: bool) -> int:
+    """Check a configuration file: 0, or 1 for warnings when `strict`. Raises Refusal, LibraryError and ContextError."""
+    loaded = load({"config": config})
+    count = _build(loaded)
+    warnings = warnings_of(loaded)
+    for warning in warnings:
+        say(warning)
+    summary = f"{config}: ok, {_counted(count, 'site')}"
+    show(f"{summary}, {_counted(len(warnings), 'warning')}" if warnings else summary)
+    return EXIT_WARNINGS if strict and warnings else 0
+
+
+def warnings_of(loaded: Loaded) -> list[str]:
+    """A line for each finding, in the order of the file; what several sites inherit from one line is told once."""
+    found: dict[str, int] = {}
+    for check in CHECKS:
+        for finding in check(loaded.settings):
+            line, label = _where(loaded.document, finding.place)
+            text = f"{label}: {finding}" if label else str(finding)
+            # What site owners write must not move the operator's terminal.
+            found[one_line(f"{loaded.document.path}:{line}: warning: {text}")] = line
+    return sorted(found, key=found.__getitem__)
+
+
+def _where(document: Document, place: Place) -> tuple[int, str]:
+    """The line and the name of a key; for one that a site inherits, those of the top level's."""
+    key = _OF_SITE if place[:1] == ("site",) else 0
+    if key and document.locate(place)[1] == place[:key] and place[key] in document.table:
+        key, place = 0, place[key:]
+    line, written = document.locate(place)
+    # A default is written nowhere, but has a name.
+    return line, label_of(place[: max(len(written), key + 1)])
+
+
+def _build(loaded: Loaded) -> int:
+    """Build what a start builds; how many sites there are."""
+    settings = loaded.settings
+    library = Library(settings.libssl)
+    from ktlsd.process.configuration import judge
+    from ktlsd.service import Service
+    from ktlsd.tls import ktls_state
+
+    strictly = msgspec.structs.replace(settings, strict=True)
+    with contextlib.closing(Service(library, strictly, ktls_state.support(library, settings.ktls))) as service:
+        judge(service, loaded._replace(settings=strictly), None)
+        return len(service.all)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,72 @@
+"""The parser of each command: a wrong command line is one line, with the option or command that was probably meant.
+
+Strategy: argparse finds what it does not know; difflib compares that with the options of the command and, for a word
+without dashes, with the names of all commands. Python's own suggestions (3.14) are for choices only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from ktlsd.config.console import show
+from ktlsd.config.refusal import Refusal
+
+COMMANDS: Final = {
+    "check": "check a configuration file and warn of likely mistakes",
+    "compress": "make the compressed siblings (name.zst, name.br, name.gz) of a folder's files",
+    "doctor": "explain what kTLS does on this machine",
+}
+"""The commands, which come first on the command line, and what each does."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises Refusal where argparse would exit."""
+
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """The options in `args`. Raises Refusal."""
+        self._words = args
+        return super().parse_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help on stdout. Raises OutputError, and SystemExit if nobody reads it any more."""
+        show(self.format_help().removesuffix("\n"))
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message} ({self._meant()}{self.prog} --help shows the usage)")
+
+    def _meant(self) -> str:
+        """What was probably meant by the first word that is none of this command's options."""
+        import difflib
+
+        options = self._option_string_actions
+        # Dashes would make all options alike.
+        bare = {option.lstrip("-"): option for option in options}
+        for number, word in enumerate(self._words):
+            name = word.partition("=")[0]
+            if name.startswith("-"):
+                if name not in options and (near := difflib.get_close_matches(name.lstrip("-"), bare, 1)):
+                    return f"did you mean {bare[near[0]]}? "
+            elif number and self._words[number - 1] in options:
+                # The value of an option.
+                continue
+            elif " " in self.prog:
+                # A command's own parser: there are no commands below it.
+                continue
+            elif word in COMMANDS:
+                return f"a command comes first: {self.prog} {word} ...; "
+            elif near := difflib.get_close_matches(word, COMMANDS, 1):
+                return f"did you mean {self.prog} {near[0]}? "
+            elif word in bare:
+                return f"did you mean {bare[word]}? "
+            elif os.path.isdir(word):
+                return f"did you mean --root {word}? "
+        return ""
+
+
+def described(commands: dict[str, str]) -> str:
+    """A line for each command, for the help of the program."""
+    width = max(map(len, commands))
+    return "\n".join(f"  ktlsd {name:{width}}  {what}" for name, what in commands.items())

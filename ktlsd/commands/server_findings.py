@@ -1,0 +1,72 @@
+"""What `ktlsd check` warns of in the server's own keys: what this machine lacks for them, and keys without effect.
+
+Strategy: a start refuses most of it, but a check does not bind, write or become another user, and may run on another
+machine or as another user: so it looks, and warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ktlsd.config.findings import Finding, Place
+from ktlsd.config.options import Listen, Settings
+from ktlsd.process import privileges
+
+_LISTENERS: Final = ("listen", "http_listen", "backend_listen")
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """The findings of the top level."""
+    yield from _identity(settings)
+    yield from _folders(settings)
+    yield from _places_twice(settings)
+    yield from _without_effect(settings)
+
+
+def _identity(settings: Settings) -> Iterator[Finding]:
+    try:
+        privileges.look_up(settings.user, settings.group)
+    except privileges.PrivilegeError as error:
+        place = ("user",) if settings.user is not None else ("group",)
+        *_, what, remedy = str(error).split(": ")
+        yield Finding(place, what, remedy)
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    """Folders that a start writes to, and does not make."""
+    files: list[tuple[Place, Path | None]] = [(("ticket_keys",), settings.ticket_keys)]
+    for key in ("error_log", "access_log"):
+        log = getattr(settings, key)
+        files.append(((key,), None if log is None else log.path))
+    for number, backend in enumerate(settings.backend_listen):
+        if isinstance(backend.place, Path):
+            files.append((("backend_listen", number), backend.place))
+    for place, path in files:
+        if path is not None and not path.parent.is_dir():
+            yield Finding(place, f"there is no folder {path.parent}", "create it, writable for ktlsd, or name another")
+
+
+def _places_twice(settings: Settings) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for key in _LISTENERS:
+        for number, listen in enumerate(getattr(settings, key)):
+            label, text = f"{key}[{number}]", str(listen)
+            # Port 0 is another one each time.
+            if isinstance(listen, Listen) and not listen.port:
+                continue
+            if text in seen:
+                yield Finding((key, number), f"{text} is in {seen[text]} already", "give each listener its own port")
+            seen.setdefault(text, label)
+
+
+def _without_effect(settings: Settings) -> Iterator[Finding]:
+    default = Settings()
+    if settings.access_log is None and settings.access_log_format != default.access_log_format:
+        yield Finding(("access_log_format",), "there is no access_log", "name its file, or leave this out")
+    if settings.ticket_keys is not None and not settings.session_tickets:
+        yield Finding(("ticket_keys",), "session_tickets is false", "leave one of the two out")
+    if settings.forwarded != default.forwarded and not settings.trusted_proxies:
+        what = "there are no trusted_proxies, so no such field is read"
+        yield Finding(("forwarded",), what, "name the proxies' networks, or leave this out")

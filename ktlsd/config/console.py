@@ -1,0 +1,62 @@
+"""Lines on stderr for the operator, whatever becomes of the logs, and what a command prints on stdout.
+
+Strategy: each line on stderr is one write(2), since workers may be saying something too, and past sys.stderr, which
+would keep a line that nobody reads, and turn it into an exit status of its own at the end. A full pipe holds up a start
+for a moment only. Output on stdout that cannot be written fails the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from typing import Final
+
+from ktlsd.config.refusal import Refusal
+
+EXIT_NO_READER: Final = 128 + signal.SIGPIPE
+"""What a shell has for a program that SIGPIPE ends; Python ignores that signal."""
+
+PATIENCE_MILLISECONDS: Final = 1000
+"""How long a line on stderr may hold up a start if its reader takes nothing."""
+
+_STDOUT, _STDERR = 1, 2
+
+
+class OutputError(Refusal):
+    """Output that cannot be written; the text is one line for the operator."""
+
+
+class _Patience:
+    """How long to wait for a stderr that takes nothing; not again after it was waited for in vain."""
+
+    milliseconds = PATIENCE_MILLISECONDS
+
+
+def say(text: str) -> None:
+    """Write a line; one that cannot be written is no reason to do any less."""
+    with contextlib.suppress(OSError):
+        poll = select.poll()
+        poll.register(_STDERR, select.POLLOUT)
+        # A pipe is ready once it has room for PIPE_BUF bytes (pipe(7)), more than any line here, whether it blocks or
+        # not.
+        if poll.poll(_Patience.milliseconds):
+            _Patience.milliseconds = PATIENCE_MILLISECONDS
+            os.write(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
+        else:
+            _Patience.milliseconds = 0
+
+
+def show(text: str) -> None:
+    """Print a text on stdout. Raises OutputError, and SystemExit if nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # The interpreter would try to write the rest once more at its end.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, _STDOUT)
+        os.close(null)
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(EXIT_NO_READER) from error
+        raise OutputError(f"stdout: the output cannot be written: {error.strerror}") from error

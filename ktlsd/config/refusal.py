@@ -1,0 +1,25 @@
+"""What keeps ktlsd from doing as it was told, in words for the operator."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class Refusal(Exception):
+    """The text is one line for the operator: what is wrong, where, and what to do."""
+
+
+def cause(error: Exception) -> str:
+    """What an error says, an OSError without the number and the quotes that Python puts around: "FILE: the reason"."""
+    if not isinstance(error, OSError) or not error.strerror:
+        # Python's MemoryError says nothing.
+        return str(error) or os.strerror(errno.ENOMEM)
+    if error.filename is None:
+        return error.strerror
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"{name}: {error.strerror}"
+
+
+class SettingsError(Refusal):
+    """A setting that cannot be used; the text is one line for the operator."""

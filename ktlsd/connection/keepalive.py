@@ -1,0 +1,228 @@
+"""Connections that wait for a request, or for the first byte: the only ones that may be ended at any moment.
+
+Strategy: what watches the sockets of all of them (poller.py) has each answer at once what it can answer without
+waiting; a connection itself is woken only for the rest, since waking a task costs more than such an answer. To end a
+wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). The oldest come first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from operator import itemgetter
+from typing import Final, NamedTuple, Protocol
+
+import outcome
+import trio
+
+from ktlsd.config.limits import Limit
+from ktlsd.connection.driver import Sleeper
+from ktlsd.connection.poller import Steps, Turn, Watch
+from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.transport import PacedTransport, Rest
+from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, Row
+
+FIRST_REQUEST_SECONDS: Final = 2.0
+"""How long a connection that had no request yet may wait for one while the server drains."""
+
+
+class Left(NamedTuple):
+    """What is left for a connection's own coroutine to do."""
+
+    received: bytes | None
+    """What the client sent, b"" after its end; None where that has to be read first."""
+    unsent: Rest | None = None
+    """The rest of a response that has begun, to be sent before."""
+    descriptor: int = -1
+    """Of the file that the rest has a part of, to be closed then; negative for none."""
+    ends: bool = False
+    """Whether that response, or one that is all sent, is the last, whatever else the client sends."""
+
+
+class Answering(Protocol):
+    """A connection that waits for a request."""
+
+    @property
+    def transport(self) -> PacedTransport: ...
+
+    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+        """Answer what has come, step by step without waiting, as far as possible; None once nothing is left of it.
+
+        Raises TLSError.
+        """
+
+
+class _Waiting(Sleeper):
+    __slots__ = ("_idle", "connection", "number", "since")
+    patient = False
+
+    def __init__(self, idle: Idle, connection: Answering, number: int) -> None:
+        super().__init__()
+        self._idle = idle
+        self.connection = connection
+        self.number = number
+        self.since = time.monotonic()
+
+    def ready(self, turn: Turn) -> Steps:
+        return self._idle.look_after(self, turn)
+
+
+class _Silent:
+    """A connection that nothing has come over yet, for as long as this lasts."""
+
+    __slots__ = ("_all", "_socket", "since", "stopped")
+
+    def __init__(self, all_of_them: dict[_Silent, None], sock: socket.socket) -> None:
+        self._all = all_of_them
+        self._socket = sock
+        self.stopped = False
+        self.since = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._all[self] = None
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self]
+
+    def stop_reading(self) -> None:
+        self.stopped = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+
+class Idle:
+    """One process's idle connections. Whoever makes one closes it."""
+
+    def __init__(self, seconds: float, row: Row = UNCOUNTED) -> None:
+        """`row` counts the waits that took too long."""
+        self.seconds = seconds
+        """How long a connection may wait, and a quarter more at most."""
+        self._row = row
+        self.sockets = Watch()
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
+        self._silent: dict[_Silent, None] = {}
+        self._body_waits: dict[trio.CancelScope, None] = {}
+        self.draining = False
+        """Whether every request is the last on its connection."""
+        self._drains = trio.Event()
+
+    def close(self) -> None:
+        self.sockets.close()
+
+    async def wait(self, connection: Answering) -> Left:
+        """What is left to do when the client has sent something, is done, sent nothing for too long, or the server
+        drains: one that had no request yet is still waited for then, for a while, as its client cannot know.
+
+        Raises TLSError.
+        """
+        transport = connection.transport
+        if self.draining and transport.sent:
+            return Left(b"")
+        if transport.holds():
+            return Left(None)
+        number = transport.fileno()
+        waiting = _Waiting(self, connection, number)
+        self.sockets.set(number, waiting)
+        self._waiting[number] = waiting
+        try:
+            with contextlib.nullcontext() if waiting.light else of_this_loop().busy(-1):
+                left: Left = await waiting.sleep(lambda: self._forget(waiting))
+        finally:
+            self._waiting.pop(number, None)
+        return left
+
+    @contextlib.contextmanager
+    def body_wait(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """A task waits for the rest of a request that is answered: for so long, and not while the server drains."""
+        with trio.move_on_after(seconds) as scope, of_this_loop().busy(-1):
+            self._body_waits[scope] = None
+            if self.draining:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                del self._body_waits[scope]
+
+    def silent(self, sock: socket.socket) -> AbstractContextManager[None]:
+        """A connection waits for the first byte of its client, for as long as this lasts."""
+        return _Silent(self._silent, sock)
+
+    def drain(self) -> None:
+        """End all waits but for a first request, and let none but such begin."""
+        self.draining = True
+        self._drains.set()
+        for scope in self._body_waits:
+            scope.cancel()
+        now = time.monotonic()
+        for waiting in self._waiting.values():
+            if waiting.connection.transport.sent:
+                waiting.connection.transport.stop_reading()
+            else:
+                waiting.since = now
+
+    def end_oldest(self) -> bool:
+        """End the longest wait to make room; whether there was one."""
+        waits = (waiting for waiting in self._waiting.values() if not waiting.connection.transport.stopped)
+        silents = (silent for silent in self._silent if not silent.stopped)
+        oldest = [(waiting.since, waiting.connection.transport.stop_reading) for waiting in islice(waits, 1)]
+        oldest += [(silent.since, silent.stop_reading) for silent in islice(silents, 1)]
+        if oldest:
+            min(oldest, key=itemgetter(0))[1]()
+        return bool(oldest)
+
+    async def watch(self) -> None:
+        """Answer those that send something, and end the waits that take too long, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sockets.run)
+            nursery.start_soon(self._watch_clock)
+
+    def look_after(self, waiting: _Waiting, turn: Turn) -> Steps:
+        """Have it answer what came."""
+        transport = waiting.connection.transport
+        sent = transport.sent
+        try:
+            left = yield from waiting.connection.answer_known(turn)
+        except Exception as error:
+            self._forget(waiting)
+            waiting.wake(outcome.Error(error))
+            return
+        if left is not None:
+            self._forget(waiting)
+            waiting.wake(outcome.Value(left))
+        elif transport.sent != sent:
+            # It was answered, and waits anew.
+            waiting.since = time.monotonic()
+            self._waiting.move_to_end(waiting.number)
+        elif transport.wakes_early:
+            self.sockets.pause(waiting.number)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        del self._waiting[waiting.number]
+        if not waiting.light:
+            self.sockets.remove(waiting.number)
+
+    async def _watch_clock(self) -> None:
+        while not self.draining:
+            with trio.move_on_after(self.seconds / 4):
+                await self._drains.wait()
+            self._row[LIMITED[Limit.IDLE]] += self._end_older_than(self.seconds)
+        while True:
+            await trio.sleep(FIRST_REQUEST_SECONDS / 4)
+            self._end_older_than(FIRST_REQUEST_SECONDS)
+
+    def _end_older_than(self, seconds: float) -> int:
+        """How many there were."""
+        ended = 0
+        oldest = time.monotonic() - seconds
+        for waiting in self._waiting.values():
+            if waiting.since > oldest:
+                break
+            if not waiting.connection.transport.stopped:
+                waiting.connection.transport.stop_reading()
+                ended += 1
+        return ended

@@ -1,0 +1,60 @@
+"""A listening socket, as a server has it: what is spoken on it, and what connections inherit from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from ktlsd.config.listener_kind import Kind
+from ktlsd.config.options import Listen
+
+
+class SocketFile(NamedTuple):
+    """The file of a bound Unix socket, as it was made."""
+
+    path: Path
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file if nobody put another in its place."""
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+
+
+class Listener(NamedTuple):
+    """A bound socket, and what is spoken on it."""
+
+    socket: socket.socket
+    kind: Kind
+    file: SocketFile | None = None
+
+    def url(self) -> str:
+        """Its scheme, address and port, or the path of its file."""
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix:{self.socket.getsockname()}"
+        host, port = self.socket.getsockname()[:2]
+        return f"{'https' if self.kind is Kind.HTTPS else 'http'}://{Listen(host, port)}"
+
+    def prepare(self) -> None:
+        """Set what Linux has the sockets that are accepted inherit. Raises OSError."""
+        sock = self.socket
+        if sock.family == socket.AF_UNIX:
+            return
+        # Heads and files share records by MSG_MORE; nothing else is worth holding back.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if ip_address(sock.getsockname()[0]).is_loopback:
+            # Nothing is ever lost on the way to a proxy on this machine, and a timer for each segment, as bbr has it to
+            # spread them over time, costs as much as the sending. Every kernel has reno; a sandbox may forbid it.
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+    def announcement(self) -> str:
+        """What the operator is told once connections are accepted."""
+        return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"

@@ -1,0 +1,45 @@
+"""What a client asks for in its ClientHello, before anything of its TLS connection is consumed.
+
+Strategy: look at the ClientHello with MSG_PEEK, so that OpenSSL still gets all of it, and let the kernel wait for the
+bytes that are missing (SO_RCVLOWAT): a socket with unread bytes is readable all the time otherwise.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from ktlsd.connection import driver
+from ktlsd.ssl_ffi import Wait
+from ktlsd.tls.client_hello import NOTHING, Asked, HelloReader, Incomplete
+
+_NO_BOUND = 1
+_FIRST_LOOK = 16384
+"""Bytes: a longer ClientHello is looked at again."""
+
+
+async def peek_client_hello(sock: socket.socket) -> Asked:
+    """What the ClientHello on this fresh, non-blocking TCP socket asks for, as HelloReader.read() gives it.
+
+    NOTHING also when the client ends the connection first. Waits for as long as OpenSSL would wait for more of a
+    ClientHello: the caller has the time-out. Nothing is consumed. Does not raise OSError: what is wrong shows in the
+    handshake.
+    """
+    needed = _NO_BOUND
+    reader = HelloReader()
+    try:
+        while True:
+            await driver.ready(sock, Wait.READABLE)
+            data = sock.recv(max(_FIRST_LOOK, needed), socket.MSG_PEEK)
+            found = reader.read(data)
+            if not isinstance(found, Incomplete):
+                return found
+            if len(data) < needed:
+                # Readable with less than was asked for: this is all that will come, or fit (tcp(7), socket(7)).
+                return NOTHING
+            needed = found.needed
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
+    except OSError:
+        return NOTHING
+    finally:
+        if needed != _NO_BOUND:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _NO_BOUND)

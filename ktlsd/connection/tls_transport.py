@@ -1,0 +1,239 @@
+"""One TLS connection on the event loop: handshake, read, send text, send a file, finish.
+
+Strategy: a file's bytes go by SSL_sendfile where the kernel has the sending keys (kTLS TX), and otherwise through one
+bounded buffer and SSL_write. A body that cannot be sent whole ends the connection without close_notify, so that no
+client takes it for whole (RFC 8446 section 6.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final
+
+from ktlsd.config.limits import Limit
+from ktlsd.config.options import LimitOptions
+from ktlsd.connection.page_cache import PIECE, Residency
+from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
+from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
+from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
+from ktlsd.tls.client_hello import host_name
+
+__all__ = ["USER_SPACE_CHUNK", "FileShrank", "Transport"]
+
+USER_SPACE_CHUNK: Final = 131072
+"""Bytes read and encrypted at once without kTLS, at first."""
+_AFTER_WAIT: Final = 65536
+"""The same where the socket had to be waited for: what it did not take is read a second time."""
+_LONGEST_HEAD: Final = 65536
+"""Bytes before a file that go out with its first ones."""
+_UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"
+"""A record with an alert (RFC 8446 section 5.1, 6), fatal, of the number 112."""
+_TCP_CLOSE: Final = 7
+"""The state of a connection that is no more (tcp_info's first byte, net/tcp_states.h)."""
+
+
+class Transport(PacedTransport):
+    """A socket and the TLS connection on it."""
+
+    def __init__(
+        self,
+        context: Context,
+        sock: socket.socket,
+        residency: Residency,
+        row: Row = UNCOUNTED,
+        limits: LimitOptions = DEFAULTS,
+    ) -> None:
+        super().__init__(sock, residency, row, limits)
+        self._context = context
+        self._key_updates = 0
+        self._tls: Connection = context.connect(sock.fileno())
+        self._kernel_sends = self._kernel_receives = False
+
+    async def handshake(self, ticket_key: bytes | None = None) -> Handshake:
+        """Complete the handshake; the client's ticket, if all of its ClientHello is there, is read with `ticket_key`.
+
+        Raises TLSError.
+        """
+        if ticket_key is None:
+            wait = self._tls.handshake()
+        else:
+            # A client can be so quick that one call completes the handshake, and with the old key no ticket is made.
+            with self._context.reading_tickets_with(ticket_key), self._tls.making_no_tickets():
+                wait = self._tls.handshake()
+        while wait is not None:
+            await self._ready(wait)
+            wait = self._tls.handshake()
+        facts = self._tls.facts()
+        self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
+        self.wakes_early = facts.ktls_rx
+        return facts if facts.server_name is None else facts._replace(server_name=host_name(facts.server_name))
+
+    def key_update_owed(self) -> bool:
+        """Whether this connection must end after what is being sent: the client asked for new sending keys.
+
+        With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's
+        KeyUpdate would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by
+        itself.
+        """
+        return self._kernel_sends and self._tls.key_update_owed()
+
+    def hold_back(self) -> None:
+        # finish() leaves the end of one whose records the kernel makes to close(2).
+        if not self._kernel_sends:
+            super().hold_back()
+
+    def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
+        if self._kernel_sends:
+            return self._send_at_once_by_kernel(data)
+        if self._tls.write(data) is not None:
+            return data
+        self._note_written(len(data))
+        return b""
+
+    async def send_text(self, data: bytes | bytearray) -> None:
+        if self._kernel_sends:
+            # Without OpenSSL, which would first send a KeyUpdate that it owes.
+            await self._send_by_kernel(data, 0)
+        else:
+            await self._write(data)
+
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Head and file share the first record; the last record ends with the file."""
+        if self._kernel_sends:
+            await self._send_from_page_cache(head, descriptor, offset, count)
+        else:
+            await self._send_through_buffer(head, descriptor, offset, count)
+
+    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+        if self._kernel_sends:
+            return self._begin_from_page_cache(head, descriptor, offset, count)
+        piece = None
+        if len(head) <= _LONGEST_HEAD:
+            piece = self._residency.load(head, descriptor, offset, min(count, AT_ONCE))
+        if piece is None:
+            return Rest(head, offset, count)
+        taken = len(piece) - len(head)
+        self._fill_segments(True)
+        wait = self._tls.write(piece)
+        self._fill_segments(False)
+        if wait is not None:
+            # SSL_write will want the same bytes again, when others have used their memory.
+            return Rest(bytes(piece), offset + taken, count - taken)
+        self._note_written(len(piece))
+        return Rest(b"", offset + taken, count - taken) if count > taken else None
+
+    async def _write(self, data: bytes | bytearray | memoryview) -> None:
+        while (wait := self._tls.write(data)) is not None:
+            await self._progress(wait)
+        self._note_written(len(data))
+
+    def _note_written(self, count: int) -> None:
+        self.sent += count
+        self._row[USER_SPACE] += count
+
+    async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+            await self._write(data)
+            return
+        if len(head) > _LONGEST_HEAD:
+            await self._write(head)
+            head = b""
+        residency, turns = self._residency, of_this_loop()
+        most = USER_SPACE_CHUNK
+        # Each record is a write(2) of OpenSSL's.
+        self._fill_segments(True)
+        while True:
+            piece = residency.load(head, descriptor, offset, min(count, most))
+            loads: int | None = residency.loads
+            if piece is None:
+                # What is in an open segment would otherwise wait for the disk, too.
+                self._fill_segments(False)
+                piece, loads = await residency.read(head, descriptor, offset, min(count, USER_SPACE_CHUNK)), None
+                self._fill_segments(True)
+            size = len(piece)
+            taken = size - len(head)
+            if taken == 0:
+                raise FileShrank
+            most = min(2 * most, PIECE)
+            while (wait := self._tls.write(piece)) is not None:
+                most = _AFTER_WAIT
+                await self._progress(wait)
+                await turns.next()
+                if loads is not None and loads != residency.loads:
+                    # Others have used the memory. SSL_write skips what it has sent and encrypts the rest.
+                    piece, loads = residency.load(head, descriptor, offset, taken), residency.loads
+                    if piece is None or len(piece) < size:
+                        piece, loads = await residency.read(head, descriptor, offset, taken), None
+                    if len(piece) < size:
+                        raise FileShrank
+            self._note_written(size)
+            offset += taken
+            count -= taken
+            if count == 0:
+                break
+            head = b""
+            await turns.next()
+        self._fill_segments(False)
+
+    async def finish(self, *, unread: bool = False) -> None:
+        while (wait := self._tls.shutdown()) is not None:
+            await self._progress(wait)
+        if self._kernel_sends:
+            # The kernel has taken the last records but may have had no room to pass all of them to TCP, and close(2)
+            # tries once more only: it must find room.
+            await self._progress(Wait.WRITABLE)
+        if unread:
+            if not self._kernel_sends:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_WR)
+            await self._linger()
+
+    async def end_refused(self) -> None:
+        """End a connection whose handshake failed, such that its client gets the alert."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        await self._linger()
+
+    async def refuse_name(self) -> None:
+        """End a connection whose ClientHello asks for a name that is not served, by the alert that says so.
+
+        RFC 6066 section 3: fatal unrecognized_name, in a record in the clear as nothing was agreed yet.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.send(_UNRECOGNIZED_NAME)
+        await self.end_refused()
+
+    async def answer_plain_http(self, response: bytes) -> None:
+        """Send bytes in the clear, to a client that did not begin with TLS, and end."""
+        with contextlib.suppress(OSError):
+            self._socket.send(response)
+        await self.finish(unread=True)
+
+    def close(self) -> None:
+        """Free the SSL object and close the socket."""
+        self._tls.close()
+        self._socket.close()
+
+    def holds(self) -> bool:
+        return self._tls.has_pending()
+
+    def receive(self) -> bytes | Wait:
+        received = self._tls.read()
+        # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
+        # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
+        if not isinstance(received, bytes) and not self._kernel_receives and self._tls.between_records():
+            self._key_updates += 1
+            if self._key_updates > self._limits.key_updates_per_connection:
+                self._row[LIMITED[Limit.KEY_UPDATES]] += 1
+                raise TLSError(f"more than {self._limits.key_updates_per_connection} TLS records without data")
+        return received
+
+    def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        sent = self._tls.sendfile(descriptor, offset, count)
+        # Linux (6.1, 6.12) goes on taking a file for a client that ended its side and then reset the connection, and
+        # keeps all of its records in memory, until the machine has none for TCP.
+        if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            raise ConnectionLost("the connection was reset")
+        return sent

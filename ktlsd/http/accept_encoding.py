@@ -1,0 +1,64 @@
+"""The Accept-Encoding header field and the codings of precompressed siblings (RFC 9110 section 12.5.3): pure.
+
+Strategy: each member gives a coding its weight; the codings that may be sent instead of the plain representation come
+out in the order of weight, then of the server's own preference. Browsers send a handful of values, so answers are kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from ktlsd.config.options import Coding
+
+SUFFIXES: Final[Mapping[Coding, bytes]] = {"zstd": b".zst", "br": b".br", "gzip": b".gz"}
+"""What is added to a file's name for its sibling in this coding."""
+
+LONGEST: Final = 1024
+"""Characters. A longer field counts as empty: no client needs it, and kept answers must not fill the memory."""
+
+# coding [ OWS ";" OWS "q=" qvalue ]
+_MEMBER: Final = re.compile(
+    r"([!#$%&'*+.^_`|~0-9a-z-]+)(?:[ \t]*+;[ \t]*+q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?", re.IGNORECASE
+)
+_ALIASES: Final = {"x-gzip": "gzip"}
+
+
+class Preference(NamedTuple):
+    """What a client takes."""
+
+    codings: tuple[Coding, ...]
+    """Those it takes at least as gladly as the plain representation, best first."""
+    identity: bool
+    """Whether it takes the plain representation. Where it does not, and there is no sibling in one of `codings`, the
+    plain one is sent all the same, as nginx does: most clients can use it, and none can use a 406."""
+
+
+_PLAIN: Final = Preference((), True)
+
+
+def preferred(field: str | None, available: tuple[Coding, ...]) -> Preference:
+    """What a client with this Accept-Encoding takes of `available`, which is in the server's order of preference.
+
+    Without the field anything may be sent, and the plain representation is. Malformed members are ignored; of several
+    with one coding the first counts.
+    """
+    return _PLAIN if not field or len(field) > LONGEST else _weigh(field, available)
+
+
+@lru_cache(maxsize=512)
+def _weigh(field: str, available: tuple[Coding, ...]) -> Preference:
+    weights: dict[str, float] = {}
+    for member in field.split(","):
+        if match := _MEMBER.fullmatch(member.strip(" \t")):
+            name = match[1].lower()
+            weights.setdefault(_ALIASES.get(name, name), float(match[2] or "1"))
+    others = weights.get("*", 0.0)
+    # What nobody mentions is taken, but anything that is mentioned is liked better.
+    plain = weights.get("identity")
+    weighed = [(weights.get(coding, others), coding) for coding in available]
+    liked = sorted((pair for pair in weighed if pair[0] > 0 and pair[0] >= (plain or 0)), key=lambda pair: -pair[0])
+    identity = plain > 0 if plain is not None else weights.get("*") != 0
+    return Preference(tuple(coding for _, coding in liked), identity)

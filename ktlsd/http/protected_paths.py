@@ -1,0 +1,90 @@
+"""Paths that the files of a static host protect by what ktlsd does not do (Basic-Auth, Role=): pure.
+
+Strategy: a path is protected if any way to name the same file is: with and without its slash, its index file or its
+`.html`, the name that `try_files` makes it from, what a precompressed sibling was made of. In doubt it is protected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from ktlsd.http.accept_encoding import SUFFIXES
+from ktlsd.http.path_glob import compile_protected, decoded
+
+MOST_PATTERNS: Final = 1000
+"""More than these protect the whole site: a request must not have to try them all."""
+MOST_NAMES: Final = 32
+"""A path with more names than these is protected: nobody asks for such a path in earnest."""
+
+_EVERYTHING: Final = "/*"
+_WANTED: Final = "{path}"
+_ENDINGS: Final = (".html", *(suffix.decode("ascii") for suffix in SUFFIXES.values()))
+# Neither a comment nor a query is part of a path; a file's name may have one.
+_AFTER_PATH: Final = re.compile(r"[\s?#]")
+
+
+class ProtectedPaths:
+    """What one site's files protect."""
+
+    def __init__(self, patterns: Iterable[str], index: Sequence[str] = (), try_files: Sequence[str] = ()) -> None:
+        """`patterns` are paths as `_headers` writes them; the rest is the site's options."""
+        written = {pattern for path in patterns for pattern in _patterns(path)}
+        if len(written) > MOST_PATTERNS:
+            written = {_EVERYTHING}
+        wild = {pattern for pattern in written if "*" in pattern or ":" in pattern}
+        self._fixed = frozenset(decoded(pattern).casefold() for pattern in written - wild)
+        self._matchers = [compile_protected(pattern) for pattern in sorted(wild)]
+        self._index = frozenset(name.casefold() for name in index)
+        self._around = [
+            (before, after)
+            for before, *afters in (entry.split(_WANTED) for entry in try_files)
+            for after in afters
+            if len(afters) == 1
+        ]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._matchers or self._fixed)
+
+    def cover(self, path: str) -> bool:
+        """Whether a decoded path, of a request or of a file below the root, is protected."""
+        if not self:
+            return False
+        names = list(islice(self._names(path), MOST_NAMES + 1))
+        if len(names) > MOST_NAMES or not self._fixed.isdisjoint(name.casefold() for name in names):
+            return True
+        return any(matches(name) for name in names for matches in self._matchers)
+
+    def _names(self, path: str) -> Iterator[str]:
+        """The ways to name what a path names."""
+        seen: set[str] = set()
+        ahead = [path]
+        while ahead:
+            path = ahead.pop().rstrip("/")
+            if path in seen:
+                continue
+            seen.add(path)
+            yield path + "/"
+            if path:
+                yield path
+            folder, _, name = path.rpartition("/")
+            if name.casefold() in self._index:
+                ahead.append(folder)
+            ahead += (path.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending) and name != ending)
+            for before, after in self._around:
+                inner = path[len(before) : len(path) - len(after)]
+                if path == before + inner + after and inner[:1] in ("", "/"):
+                    ahead.append(inner)
+
+
+def _patterns(path: str) -> Iterator[str]:
+    """What to compile for a path as it is written."""
+    for written in {path, _AFTER_PATH.split(path, maxsplit=1)[0]}:
+        segments = [segment for segment in written.split("/") if decoded(segment) not in ("", ".")]
+        if ".." in map(decoded, segments):
+            yield _EVERYTHING
+        else:
+            yield "/" + "/".join(segments) + ("/" if segments and written.endswith("/") else "")

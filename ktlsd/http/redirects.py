@@ -1,0 +1,221 @@
+"""Redirects and rewrites by rules, as Netlify's `_redirects` means them: pure.
+
+Strategy: the first rule that matches a path counts; rules are found by their path or its first segment where those are
+fixed. What came from the request is percent-encoded for the part of a Location that it goes to, so that it can end
+neither that part nor the field. A rule that leads to where the request already is does not match.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
+
+from msgspec import Struct
+
+from ktlsd.config.file_names import fsencode
+from ktlsd.config.options import RedirectOptions
+from ktlsd.http.path_glob import decoded
+from ktlsd.http.placeholders import NAME, PLACEHOLDER, SPLAT, Template
+
+_REWRITES: Final = (200, 404)
+# Where a colon can hardly be meant as itself.
+_PLAIN_PLACEHOLDER: Final = re.compile(f"(?<=[/=]):({NAME})")
+# No placeholder fits into the origin: a request must not choose the host that it is sent to.
+_TARGET: Final = re.compile(
+    r"(?P<origin>(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?=[/?#]|\Z)|(?=/(?![/\\])))"
+    r"(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
+    re.DOTALL,
+)
+
+_WRITTEN_SAFE: Final = "!$%&'()*+,/:;=?@[]~"
+_SEGMENT_SAFE: Final = "!$&'()*+,;=:@~"
+_PATH_SAFE: Final = _SEGMENT_SAFE + "/"
+_DOTS: Final = frozenset({".", ".."})
+_SLASHES: Final = re.compile("/+")
+_QUERY_SAFE: Final = string.punctuation.replace("#", "")
+
+
+class RedirectRule(Struct, frozen=True):
+    """One line of `_redirects`."""
+
+    source: str
+    """A decoded path with `:name` segments and a `*` at its end."""
+    target: str
+    status: int = 301
+    force: bool = False
+    parameters: tuple[tuple[str, str], ...] = ()
+    """Query parameters that must be there: a value, or `:name` for any."""
+
+
+class Redirected(NamedTuple):
+    """Answer with this status (301, 302, 303, 307 or 308) and Location."""
+
+    status: int
+    location: str
+
+
+class Rewritten(NamedTuple):
+    """Answer with the file of this path (decoded, no empty or dot segments) and this status (200 or 404)."""
+
+    path: str
+    status: int
+
+
+class Redirects:
+    """The rules of one site."""
+
+    def __init__(self, rules: Iterable[RedirectOptions | RedirectRule]) -> None:
+        """Raises ValueError as check does."""
+        self._fixed: dict[str, list[_Compiled]] = {}
+        self._by_first_segment: dict[str, list[_Compiled]] = {}
+        self._others: list[_Compiled] = []
+        for index, rule in enumerate(rules):
+            compiled = _Compiled(index, rule)
+            if compiled.fixed is not None:
+                self._fixed.setdefault(compiled.fixed, []).append(compiled)
+            elif compiled.first_segment is not None:
+                self._by_first_segment.setdefault(compiled.first_segment, []).append(compiled)
+            else:
+                self._others.append(compiled)
+
+    def find(self, path: str, query: str, *, exists: bool) -> Redirected | Rewritten | None:
+        """What becomes of a request for `path` (decoded) with `query` (as it came, without question mark).
+
+        `exists` says whether there could be a file: then a rule without force gives way to it, and so do those after.
+        Ask with True before the file is looked for, and with False when there was none.
+        """
+        for rule in self._candidates(path):
+            result = rule.follow(path, query)
+            if result is not None:
+                return result if rule.force or not exists else None
+        return None
+
+    def concern(self, path: str) -> bool:
+        """Whether there is a rule that may ask for the query of a request for `path` (decoded)."""
+        return any(True for _ in self._candidates(path))
+
+    def _candidates(self, path: str) -> Iterator[_Compiled]:
+        fixed = self._fixed.get(path.rstrip("/"), ())
+        by_first_segment = self._by_first_segment.get(path[1:].partition("/")[0], ())
+        return heapq.merge(fixed, by_first_segment, self._others, key=attrgetter("index"))
+
+
+def check(rule: RedirectOptions | RedirectRule) -> None:
+    """Raises ValueError, with a text for the operator, for a rule that cannot be followed."""
+    _Compiled(0, rule)
+
+
+class _Compiled:
+    """A rule, ready to be tried."""
+
+    def __init__(self, index: int, rule: RedirectOptions | RedirectRule) -> None:
+        if isinstance(rule, RedirectOptions):
+            rule = RedirectRule(rule.from_, rule.to, rule.status, rule.force)
+        self.index = index
+        self.force = rule.force
+        self._status = rule.status
+        self._parameters = rule.parameters
+        # As in the paths of targets, several slashes are one.
+        source = _SLASHES.sub("/", rule.source)
+        self._names, pattern = _source(source)
+        # Compiling thousands of expressions would hold up the start.
+        self._pattern = re.compile(pattern, re.DOTALL) if self._names else None
+        self.fixed = None if self._names else source.rstrip("/")
+        """The only path that matches, without a slash at its end; None when there are placeholders."""
+        first, slash, _ = source[1:].partition("/")
+        self.first_segment = first if slash and not PLACEHOLDER.fullmatch(first) else None
+        """What all paths that match begin with, where that is a whole segment."""
+        names = [*self._names, *(value[1:] for _, value in rule.parameters if PLACEHOLDER.fullmatch(value))]
+        target = _TARGET.fullmatch(rule.target)
+        if target is None:
+            raise ValueError(f"redirect from {rule.source}: {rule.target} is no path after one slash, and no URL")
+        if len(set(names)) < len(names):
+            raise ValueError(f"redirect from {rule.source}: two placeholders of one name")
+        for name in _PLAIN_PLACEHOLDER.findall(target["path"] + (target["query"] or "") + (target["fragment"] or "")):
+            if name not in names:
+                raise ValueError(f"redirect from {rule.source}: there is no :{name} for {rule.target}")
+        if rule.status in _REWRITES and (target["origin"] or target["query"] is not None):
+            raise ValueError(f"redirect from {rule.source}: {rule.status} is for a path of this site without query")
+        self._origin = target["origin"]
+        self._path = Template(target["path"], names)
+        self._query = None if target["query"] is None else Template(target["query"], names)
+        self._fragment = None if target["fragment"] is None else Template(target["fragment"], names)
+
+    def follow(self, path: str, query: str) -> Redirected | Rewritten | None:
+        """Where the rule leads; None when it does not match, or leads nowhere else."""
+        values: dict[str, str] = {}
+        if self._pattern is not None:
+            match = self._pattern.fullmatch(path)
+            if match is None:
+                return None
+            values.update(zip(self._names, match.groups(""), strict=True))
+        if self._parameters:
+            given = dict(reversed(parse_qsl(query, keep_blank_values=True, errors="surrogateescape")))
+            for key, wanted in self._parameters:
+                value = given.get(key)
+                if value is None:
+                    return None
+                if PLACEHOLDER.fullmatch(wanted):
+                    values[wanted[1:]] = value
+                elif value != wanted:
+                    return None
+        if self._status in _REWRITES:
+            return self._rewritten(path, values)
+        return self._redirected(path, query and "?" + quote(fsencode(query), safe=_QUERY_SAFE), values)
+
+    def _rewritten(self, path: str, values: Mapping[str, str]) -> Rewritten | None:
+        filled = _SLASHES.sub("/", self._path.fill(decoded, values.__getitem__))
+        if filled == path or "\0" in filled or not _DOTS.isdisjoint(filled.split("/")):
+            return None
+        return Rewritten(filled, self._status)
+
+    def _redirected(self, path: str, query: str, values: Mapping[str, str]) -> Redirected | None:
+        def in_path(name: str) -> str:
+            return quote(fsencode(values[name]), safe=_PATH_SAFE if name == SPLAT else _SEGMENT_SAFE)
+
+        def in_query(name: str) -> str:
+            return quote(fsencode(values[name]), safe="")
+
+        filled = self._path.fill(_written, in_path)
+        new_query = query if self._query is None else "?" + self._query.fill(_written, in_query)
+        if not self._origin:
+            # Two slashes would be the start of a host name.
+            filled = "/" + filled.lstrip("/")
+            if unquote_to_bytes(filled) == fsencode(path) and new_query == query:
+                return None
+        fragment = "" if self._fragment is None else "#" + self._fragment.fill(_written, in_path)
+        return Redirected(self._status, self._origin + filled + new_query + fragment)
+
+
+def _source(source: str) -> tuple[list[str], str]:
+    """The placeholders of a source, and the expression that has a group for each.
+
+    A slash at the end makes no difference, and `/a/*` is for /a too, as on Netlify.
+    """
+    if not source.startswith("/"):
+        raise ValueError(f"redirect from {source}: not a path with a slash before it")
+    head = source.removesuffix("*")
+    if "*" in head:
+        raise ValueError(f"redirect from {source}: a * can stand at the end only")
+    names: list[str] = []
+    segments: list[str] = []
+    for segment in head.removesuffix("/").split("/"):
+        if placeholder := PLACEHOLDER.fullmatch(segment):
+            names.append(placeholder[1])
+            segments.append("([^/]+)")
+        else:
+            segments.append(re.escape(segment))
+    expression = "/".join(segments)
+    if head == source:
+        return names, expression + "/?"
+    return [*names, SPLAT], expression + ("(?:/(.*))?" if head.endswith("/") else "(.*)")
+
+
+def _written(text: str) -> str:
+    """What an operator wrote, with its percent escapes, as it may stand in a Location."""
+    return quote(text.encode("utf-8", "surrogatepass"), safe=_WRITTEN_SAFE)

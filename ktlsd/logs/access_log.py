@@ -1,0 +1,199 @@
+"""The access log's two formats, Apache's "combined" and JSON: from what is known of a request to one line. Pure.
+
+Strategy: what holds for a whole connection, and what a request head says, are turned into text once and kept, so that a
+line is put together from few pieces. Whatever a client sent is escaped: as nginx does (\\xHH), or by JSON's rules.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
+
+from ktlsd.config.options import AccessLogFormat
+from ktlsd.http.validators import http_date
+from ktlsd.tls.ktls import Path
+
+Fragment = tuple[str, str]
+"""Finished text: two runs of fields that do not stand together in a line (the second empty where they do)."""
+
+# Latin-1 gives each byte a character of its own. What is left as it is is printable ASCII.
+_ESCAPES: Final = {
+    number: f"\\x{number:02X}" for number in range(256) if not " " <= chr(number) <= "~" or chr(number) in '"\\'
+}
+_DELETE: Final = "\x7f"
+
+
+class Channel(NamedTuple):
+    """What holds for a connection, as far as the client's address where no proxy tells another for a request; the
+    fields of TLS are None without it."""
+
+    address: str
+    port: int | None = None
+    """None where a proxy, which told the address, did not tell it, and on a Unix socket."""
+    via: str | None = None
+    """The proxy that told the address, with its port."""
+    protocol: str | None = None
+    cipher: str | None = None
+    resumed: bool | None = None
+    server_name: str | None = None
+    client_certificate: str | None = None
+    """Its subject, where one was demanded."""
+    ktls_tx: Path | None = None
+    ktls_rx: Path | None = None
+
+
+class Asked(NamedTuple):
+    """What a request head says, as it was received; None for what it does not say, or what nobody could read."""
+
+    method: bytes | None = None
+    target: bytes | None = None
+    version: bytes | None = None
+    """Such as b"1.1"."""
+    host: bytes | None = None
+    referer: bytes | None = None
+    user_agent: bytes | None = None
+    received: bytes | None = None
+    """The first line of what is no request, without its end."""
+
+
+class Outcome(NamedTuple):
+    """What became of a request."""
+
+    at: float
+    """When it came, in seconds since 1970."""
+    request_id: str
+    status: int | None
+    """None where no response was begun."""
+    sent: int
+    """Bytes after the response head that the kernel took."""
+    seconds: float
+    complete: bool
+    """Whether the whole response was taken."""
+
+
+class Format(Protocol):
+    """How a line is written."""
+
+    def of_channel(self, channel: Channel) -> Fragment:
+        """What all lines of a connection share."""
+
+    def of_request(self, asked: Asked) -> Fragment:
+        """What all lines for the same request head share."""
+
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
+        """One line of ASCII with its end."""
+
+
+class Combined:
+    """Apache's combined format (httpd's mod_log_config), and after it ktlsd's own fields as name=value."""
+
+    def of_channel(self, channel: Channel) -> Fragment:
+        resumed = "-" if channel.resumed is None else _boolean(channel.resumed)
+        tx, rx = (_quoted(None if path is None else str(path).encode()) for path in (channel.ktls_tx, channel.ktls_rx))
+        name, subject = (_quoted(_encoded(text)) for text in (channel.server_name, channel.client_certificate))
+        return _escaped(channel.address.encode()), (
+            f"port={channel.port or '-'} via={channel.via or '-'} tls={channel.protocol or '-'}"
+            f" cipher={channel.cipher or '-'} resumed={resumed} server_name={name} client_certificate={subject}"
+            f" ktls_tx={tx} ktls_rx={rx}"
+        )
+
+    def of_request(self, asked: Asked) -> Fragment:
+        line = asked.received
+        if asked.method is not None:
+            line = b"%b %b HTTP/%b" % (asked.method, asked.target or b"", asked.version or b"")
+        return _quoted(line), f"{_quoted(asked.referer)} {_quoted(asked.user_agent)} host={_quoted(asked.host)}"
+
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
+        at, request_id, status, sent, seconds, complete = outcome
+        return (
+            f"{channel[0]} - - [{_combined_time(int(at))}] {asked[0]} {status or '-'} {sent} {asked[1]}"
+            f" duration_ms={seconds * 1000:.3f} complete={_boolean(complete)} request_id={request_id} {channel[1]}\n"
+        )
+
+
+class Json:
+    """One JSON object a line, with the same names in every line."""
+
+    def of_channel(self, channel: Channel) -> Fragment:
+        fields = {
+            "client": channel.address,
+            "port": channel.port,
+            "via": channel.via,
+            "tls": channel.protocol,
+            "cipher": channel.cipher,
+            "resumed": channel.resumed,
+            "server_name": channel.server_name,
+            "client_certificate": channel.client_certificate,
+        }
+        tx, rx = _of_path("ktls_tx", channel.ktls_tx), _of_path("ktls_rx", channel.ktls_rx)
+        return _members({**fields, **tx, **rx}), ""
+
+    def of_request(self, asked: Asked) -> Fragment:
+        fields = {
+            "method": asked.method,
+            "target": asked.target,
+            "protocol": None if asked.version is None else b"HTTP/" + asked.version,
+            "host": asked.host,
+            "referer": asked.referer,
+            "user_agent": asked.user_agent,
+            "received": asked.received,
+        }
+        return _members({name: _decoded(value) for name, value in fields.items()}), ""
+
+    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
+        at, request_id, status, sent, seconds, complete = outcome
+        second = int(at)
+        return (
+            f'{{"time":"{_rfc3339_time(second)}.{int((at - second) * 1000):03d}Z","request_id":"{request_id}",'
+            f'{channel[0]},{asked[0]},"status":{status or "null"},"bytes":{sent},"duration_ms":{seconds * 1000:.3f},'
+            f'"complete":{_boolean(complete)}}}\n'
+        )
+
+
+FORMATS: Final[Mapping[AccessLogFormat, Format]] = {"combined": Combined(), "json": Json()}
+
+
+def _escaped(value: bytes) -> str:
+    return value.decode("latin-1").translate(_ESCAPES)
+
+
+def _quoted(value: bytes | None) -> str:
+    return '"-"' if value is None else f'"{_escaped(value)}"'
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _members(fields: Mapping[str, str | int | bool | None]) -> str:
+    """The inside of a JSON object, in ASCII."""
+    # JSON lets DEL stand as it is.
+    return json.dumps(fields, separators=(",", ":"))[1:-1].replace(_DELETE, "\\u007f")
+
+
+def _of_path(name: str, path: Path | None) -> dict[str, str | None]:
+    if path is None:
+        return {name: None, f"{name}_reason": None}
+    return {name: path.offload.value, f"{name}_reason": path.reason.value if path.reason is not None else None}
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+@lru_cache(maxsize=8)
+def _combined_time(second: int) -> str:
+    day, month, year, clock = http_date(second).split()[1:5]
+    return f"{day}/{month}/{year}:{clock} +0000"
+
+
+@lru_cache(maxsize=8)
+def _rfc3339_time(second: int) -> str:
+    return datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")

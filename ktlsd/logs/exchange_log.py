@@ -1,0 +1,166 @@
+"""What becomes of each request, told to the access log as it happens.
+
+Strategy: a RequestLog accompanies a connection; the protocol says when a request begins, what it asks for and what is
+answered, and a line follows at the end, however that comes. What a head says is put into words once and can be kept
+with a remembered response.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple, Protocol
+
+import h11
+
+from ktlsd.config.options import Listen
+from ktlsd.http.forwarded import Origin
+from ktlsd.http.request_fields import Field
+from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
+from ktlsd.logs.batch import GatheredLines
+from ktlsd.logs.log_files import LogFile
+
+LONGEST_RECEIVED: Final = 1024
+"""Bytes that are logged of what is no request."""
+
+_SIZE_OF_REST: Final = 512
+_ID_SIZE: Final = 16
+_IDS_AT_ONCE: Final = 256
+_FIELDS: Final = {b"host": "host", b"referer": "referer", b"user-agent": "user_agent"}
+
+
+class Noted(NamedTuple):
+    """What is logged of a request and its response before anything is sent."""
+
+    asked: Fragment
+    status: int | None
+    size: int
+    """Characters that all of a line may have."""
+
+
+Told = tuple[Fragment, Noted, float, float, int, bool, str | None]
+"""A connection; a request on it, when it began and ended by the monotonic clock; bytes sent; whether that is all; the
+request's id where a proxy gave it one."""
+
+
+class Sending(Protocol):
+    """A transport, as far as its requests are logged."""
+
+    sent: int
+    """Bytes so far."""
+
+
+class AccessLog:
+    """One process's access log."""
+
+    def __init__(self, form: Format, file: LogFile) -> None:
+        """`file` stays the caller's to close."""
+        self._form = form
+        self._ids = _request_ids()
+        self.lines = GatheredLines(file, self._render)
+        self.nothing = self.note(Asked())
+
+    def note(self, asked: Asked) -> Noted:
+        fragment = self._form.of_request(asked)
+        return Noted(fragment, None, _SIZE_OF_REST + sum(map(len, fragment)))
+
+    def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
+        since = time.time() - time.monotonic()
+        for (channel, noted, began, ended, sent, complete, given), own in zip(all_told, self._ids, strict=False):
+            outcome = Outcome(since + began, given or own, noted.status, sent, ended - began, complete)
+            yield self._form.line(channel, noted.asked, outcome)
+
+    def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
+        return RequestLog(self, self._form, channel, transport)
+
+
+class RequestLog:
+    """The requests of one connection, one after the other."""
+
+    __slots__ = (
+        *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent", "_transport"),
+        "noted",
+    )
+
+    def __init__(self, log: AccessLog, form: Format, channel: Channel, transport: Sending) -> None:
+        self._log = log
+        self._form = form
+        self._channel = channel
+        self._own = self._fragment = form.of_channel(channel)
+        self._id: str | None = None
+        self._transport = transport
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """A request that has begun to arrive, and its response; no line when the client leaves instead of asking."""
+        self.begin()
+        try:
+            yield
+        finally:
+            if self.noted is not self._log.nothing:
+                self.end(complete=False)
+
+    def begin(self) -> None:
+        """A request has begun to arrive."""
+        self._began = time.monotonic()
+        self._sent = self._transport.sent
+        self._head_size = 0
+        self._fragment, self._id = self._own, None
+        self.noted = self._log.nothing
+
+    def asked(self, request: h11.Request) -> None:
+        """This is the request."""
+        self.noted = self._note(request.method, request.target, request.http_version, request.headers)
+
+    def note_alike(self, status: int, line: bytes, fields: Iterable[Field]) -> Noted:
+        """What is logged of a request with this request line and these fields that gets a remembered response."""
+        method, target, version = line.split(b" ")
+        return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=status)
+
+    def _note(self, method: bytes, target: bytes, version: bytes, fields: Iterable[Field]) -> Noted:
+        told = {_FIELDS[name]: value for name, value in fields if name in _FIELDS}
+        return self._log.note(Asked(method, target, version, **told))
+
+    def came_from(self, origin: Origin) -> None:
+        """A trusted proxy says whence this request came."""
+        self._id = origin.request_id
+        channel = self._channel
+        here = str(Listen(channel.address, channel.port)) if channel.port is not None else channel.address
+        if origin.address != here:
+            self._fragment = self._form.of_channel(channel._replace(address=origin.address, port=None, via=here))
+
+    def received(self, head: bytes) -> None:
+        """What was received is no request."""
+        line = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
+        self.noted = self._log.note(Asked(received=line))
+
+    def answered(self, status: int, head_size: int) -> None:
+        """This is the response; `head_size` is that of its head in bytes."""
+        self.noted = self.noted._replace(status=status)
+        self._head_size = head_size
+
+    def begin_again(self, noted: Noted, head_size: int) -> None:
+        """A request has come, and has a response, that are those that were `noted` before."""
+        self._began = time.monotonic()
+        self._sent = self._transport.sent
+        self._head_size = head_size
+        self._fragment, self._id = self._own, None
+        self.noted = noted
+
+    def end(self, *, complete: bool) -> None:
+        """Nothing more will be sent for this request; `complete` says whether the whole response was."""
+        noted = self.noted
+        sent = self._transport.sent - self._sent - self._head_size
+        told = (self._fragment, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete, self._id)
+        self._log.lines.add(told, noted.size)
+        self.noted = self._log.nothing
+
+
+def _request_ids() -> Iterator[str]:
+    """Random numbers of 128 bits in hexadecimal, from the kernel many at a time."""
+    while True:
+        digits = os.urandom(_ID_SIZE * _IDS_AT_ONCE).hex()
+        for start in range(0, len(digits), 2 * _ID_SIZE):
+            yield digits[start : start + 2 * _ID_SIZE]

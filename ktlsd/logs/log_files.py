@@ -1,0 +1,121 @@
+"""A log's file, or stderr: opened to append, opened again after a rotation, and never waited for longer than told.
+
+Strategy: every write(2) has whole lines, so that processes can share a file. A pipe or terminal is opened anew, since
+O_NONBLOCK on the one that was given would hold for whoever shares it; a socket, such as journald's, has MSG_DONTWAIT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from ktlsd.config.options import LogPlace
+
+MODE: Final = 0o640
+"""Of a file that is made; the umask takes from it."""
+
+_STDERR: Final = 2
+_NEWLINE: Final = 0x0A
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Lost(NamedTuple):
+    """Lines that could not be written, and why."""
+
+    lines: int
+    error: OSError
+
+
+class LogFile:
+    """Where a log goes. Threads and signal handlers may call write() and reopen() at any time."""
+
+    def __init__(self, place: LogPlace) -> None:
+        """Raises OSError."""
+        self.place = place
+        self._descriptor = _open(place)
+        self._torn = False
+        self._look()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now; stderr stays what it is. Raises OSError, and keeps the old file."""
+        if self.place.path is None:
+            return
+        new = _open(self.place)
+        try:
+            # A write in another thread goes to the one or to the other.
+            os.dup2(new, self._descriptor, inheritable=False)
+        finally:
+            os.close(new)
+        self._look()
+
+    def write(self, lines: bytes, patience: float) -> Lost | None:
+        """Append whole lines, waiting up to `patience` seconds for a reader that takes none; what was lost of them.
+
+        A full disk can cut a line in two: the next one begins on a line of its own.
+        """
+        deadline = time.monotonic() + patience
+        data = b"\n" + lines if self._torn else lines
+        written = 0
+        try:
+            for end in _ends(data, self._most):
+                while written < end:
+                    try:
+                        written += self._write(data[written:end])
+                    except BlockingIOError:
+                        self._wait(deadline)
+        except OSError as error:
+            lost = (data[written:] if written else lines).count(b"\n")
+            self._torn = data[written - 1] != _NEWLINE if written else self._torn
+            return Lost(lost, error)
+        self._torn = False
+        return None
+
+    def _look(self) -> None:
+        """See what kind of file this is."""
+        mode = os.fstat(self._descriptor).st_mode
+        self._is_socket = stat.S_ISSOCK(mode)
+        # Of a pipe, writes up to this size are never mixed with others (pipe(7)).
+        self._most = None if stat.S_ISREG(mode) else select.PIPE_BUF
+        self._torn = False
+
+    def _write(self, data: bytes) -> int:
+        if not self._is_socket:
+            return os.write(self._descriptor, data)
+        with socket.socket(fileno=os.dup(self._descriptor)) as journal:
+            return journal.send(data, socket.MSG_DONTWAIT)
+
+    def _wait(self, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError("its reader takes nothing")
+
+
+def _open(place: LogPlace) -> int:
+    if place.path is not None:
+        return os.open(place.path, _FLAGS | os.O_CREAT, MODE)
+    mode = os.fstat(_STDERR).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        # It may belong to somebody else: then a full pipe is waited for.
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{_STDERR}", _FLAGS)
+    return os.dup(_STDERR)
+
+
+def _ends(lines: bytes, most: int | None) -> Iterator[int]:
+    """The ends of runs of whole lines of up to `most` bytes; a longer line stands alone."""
+    start = 0
+    while most is not None and len(lines) - start > most:
+        start = lines.rfind(b"\n", start, start + most) + 1 or lines.index(b"\n", start) + 1
+        yield start
+    if start < len(lines):
+        yield len(lines)

@@ -1,0 +1,310 @@
+"""What is counted, and where: a row of numbers in shared memory for each worker, one for each series of a metric.
+
+Strategy: the memory is made before workers are forked, and each writes to its own row alone, so that a count is one
+8-byte store without a lock. Whoever is asked adds up all rows; the next worker in a row goes on where the last ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+import mmap
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final, NamedTuple, Protocol
+
+from ktlsd.config import listener_kind
+from ktlsd.config.limits import Limit
+from ktlsd.ssl_ffi import CIPHERSUITES, Handshake
+from ktlsd.tls.ktls import Direction, Offload, Path, Reason
+from ktlsd.tls.policy import EVERY_CIPHER
+
+OTHER: Final = "other"
+"""The value of a label for whatever is not among those that are expected."""
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histogram of handshakes, in seconds."""
+
+_NS: Final = 1_000_000_000
+_BYTES_IN_A_SLOT: Final = 8
+
+
+class Kind(enum.Enum):
+    """How a metric's numbers are read."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    """Begins anew with each worker."""
+    HISTOGRAM = "histogram"
+    """A number for each bucket, of what fell into it and into none before, and the sum in nanoseconds after them."""
+
+
+class Failure(enum.Enum):
+    """Why a connection was not served."""
+
+    TIMEOUT = "timeout"
+    PLAIN_HTTP = "plain_http"
+    LOST = "lost"
+    TLS_ERROR = "tls_error"
+    KTLS_REQUIRED = "ktls_required"
+    CLIENT_CERTIFICATE = "client_certificate"
+    PROXY_HEADER = "proxy_header"
+    NO_CERTIFICATE = "no_certificate"
+
+
+class Metric(NamedTuple):
+    """One metric; `series` has the values of its labels, in the order of the numbers in a row."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    series: tuple[tuple[str, ...], ...] = ((),)
+    sparse: bool = False
+    """Whether series that are 0 are left out: for those of which most never occur."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in a row."""
+        return len(self.series) + (self.kind is Kind.HISTOGRAM)
+
+
+def _each(*values: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((value,) for value in values)
+
+
+_LISTENERS: Final = _each(*(kind.value for kind in listener_kind.Kind))
+_OFFLOADS: Final = tuple(offload.name.lower() for offload in Offload)
+_CIPHERS: Final = (
+    *(("TLSv1.3", cipher) for cipher in (*CIPHERSUITES.split(":"), OTHER)),
+    *(("TLSv1.2", cipher) for cipher in (*EVERY_CIPHER.split(":"), OTHER)),
+    (OTHER, OTHER),
+)
+
+METRICS: Final = (
+    Metric(
+        "ktlsd_accepted_connections_total",
+        Kind.COUNTER,
+        "Connections accepted.",
+        ("listener",),
+        _LISTENERS,
+    ),
+    Metric("ktlsd_open_connections", Kind.GAUGE, "Connections open.", ("listener",), _LISTENERS),
+    Metric(
+        "ktlsd_tls_connections_total",
+        Kind.COUNTER,
+        "TLS handshakes completed, by what they settled and by who encrypts (tx) and decrypts (rx).",
+        ("protocol", "cipher", "tx", "rx"),
+        tuple((*cipher, tx, rx) for cipher in _CIPHERS for tx in _OFFLOADS for rx in _OFFLOADS),
+        sparse=True,
+    ),
+    Metric(
+        "ktlsd_open_tls_connections",
+        Kind.GAUGE,
+        "TLS connections past their handshake, by who encrypts.",
+        ("tx",),
+        _each(*_OFFLOADS),
+    ),
+    Metric(
+        "ktlsd_ktls_fallbacks_total",
+        Kind.COUNTER,
+        "TLS connections with a direction that is not offloaded, by reason.",
+        ("direction", "reason"),
+        tuple((direction.value, reason.name.lower()) for direction in Direction for reason in Reason),
+    ),
+    Metric(
+        "ktlsd_handshake_seconds",
+        Kind.HISTOGRAM,
+        "Time from accepting a connection to its completed TLS handshake.",
+        ("le",),
+        _each(*map(str, BUCKETS), "+Inf"),
+    ),
+    Metric(
+        "ktlsd_handshake_failures_total",
+        Kind.COUNTER,
+        "Connections that were not served, by reason.",
+        ("reason",),
+        _each(*(failure.value for failure in Failure)),
+    ),
+    Metric(
+        "ktlsd_limited_total",
+        Kind.COUNTER,
+        "How often a limit was reached, by limit.",
+        ("limit",),
+        _each(*(limit.value for limit in Limit)),
+    ),
+    Metric(
+        "ktlsd_requests_total",
+        Kind.COUNTER,
+        "Responses begun, by status.",
+        ("status",),
+        _each(*(str(status.value) for status in HTTPStatus), OTHER),
+        sparse=True,
+    ),
+    Metric("ktlsd_requests_in_flight", Kind.GAUGE, "Requests being read or answered."),
+    Metric(
+        "ktlsd_sent_bytes_total",
+        Kind.COUNTER,
+        "Bytes of responses that the kernel took, by path, without what TLS adds.",
+        ("path",),
+        _each("sendfile", "send", "user_space"),
+    ),
+    Metric("ktlsd_cold_reads_total", Kind.COUNTER, "Parts of files that a thread had to read from a disk first."),
+    Metric("ktlsd_worker_restarts_total", Kind.COUNTER, "Workers that took the place of one that ended."),
+)
+
+BY_NAME: Final = {metric.name: metric for metric in METRICS}
+
+PID: Final = 0
+"""The slot with the number of the process that has a row."""
+STARTED: Final = 1
+"""The slot with the time since which it has it, in seconds since the epoch; 0 in a row that nobody has had."""
+BEAT: Final = 2
+"""The slot with the time at which its event loop was last known to run, in nanoseconds of the monotonic clock."""
+_RESERVED: Final = 3
+
+_FIRST: Final = dict(
+    zip(
+        (metric.name for metric in METRICS),
+        itertools.accumulate((metric.size for metric in METRICS), initial=_RESERVED),
+        strict=False,
+    )
+)
+_SLOTS: Final = {
+    (metric.name, *values): _FIRST[metric.name] + number
+    for metric in METRICS
+    for number, values in enumerate(metric.series)
+}
+SLOTS: Final = _RESERVED + sum(metric.size for metric in METRICS)
+"""Numbers in a row."""
+
+
+class Row(Protocol):
+    """What one worker counts into."""
+
+    def __getitem__(self, slot: int, /) -> int: ...
+
+    def __setitem__(self, slot: int, value: int, /) -> None: ...
+
+
+UNCOUNTED: Final[Row] = [0] * SLOTS
+"""Where counts go that nobody asks for."""
+
+
+def slot(name: str, *values: str) -> int:
+    """The place in a row of a metric's series. Raises KeyError."""
+    return _SLOTS[name, *values]
+
+
+ACCEPTED: Final = {kind: slot("ktlsd_accepted_connections_total", kind.value) for kind in listener_kind.Kind}
+OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in listener_kind.Kind}
+OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
+FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
+LIMITED: Final = {limit: slot("ktlsd_limited_total", limit.value) for limit in Limit}
+REQUESTS: Final[Mapping[int, int]] = {
+    status.value: slot("ktlsd_requests_total", str(status.value)) for status in HTTPStatus
+}
+REQUESTS_OTHER: Final = slot("ktlsd_requests_total", OTHER)
+IN_FLIGHT: Final = slot("ktlsd_requests_in_flight")
+SENDFILE: Final = slot("ktlsd_sent_bytes_total", "sendfile")
+SEND: Final = slot("ktlsd_sent_bytes_total", "send")
+USER_SPACE: Final = slot("ktlsd_sent_bytes_total", "user_space")
+COLD_READS: Final = slot("ktlsd_cold_reads_total")
+_RESTARTS: Final = slot("ktlsd_worker_restarts_total")
+_HANDSHAKES: Final = _FIRST["ktlsd_handshake_seconds"]
+_HANDSHAKE_SUM: Final = _HANDSHAKES + len(BUCKETS) + 1
+_FALLBACKS: Final = {
+    (direction, reason): slot("ktlsd_ktls_fallbacks_total", direction.value, reason.name.lower())
+    for direction in Direction
+    for reason in Reason
+}
+_GAUGES: Final = tuple(
+    _FIRST[metric.name] + number for metric in METRICS if metric.kind is Kind.GAUGE for number in range(metric.size)
+)
+
+
+def count_handshake(row: Row, seconds: float, handshake: Handshake, tx: Path, rx: Path) -> None:
+    """Count a completed handshake that took `seconds`."""
+    for place in _places(handshake.protocol, handshake.cipher, tx, rx):
+        row[place] += 1
+    row[_HANDSHAKES + bisect_left(BUCKETS, seconds)] += 1
+    row[_HANDSHAKE_SUM] += round(seconds * _NS)
+
+
+@functools.lru_cache(256)
+def _places(protocol: str, cipher: str, tx: Path, rx: Path) -> tuple[int, ...]:
+    paths = tx.offload.name.lower(), rx.offload.name.lower()
+    names = (("ktlsd_tls_connections_total", *known, *paths) for known in _known(protocol, cipher))
+    found = next(_SLOTS[name] for name in names if name in _SLOTS)
+    fallbacks = ((Direction.TX, tx.reason), (Direction.RX, rx.reason))
+    return (found, *(_FALLBACKS[direction, reason] for direction, reason in fallbacks if reason is not None))
+
+
+def _known(protocol: str, cipher: str) -> tuple[tuple[str, str], ...]:
+    return (protocol, cipher), (protocol, OTHER), (OTHER, OTHER)
+
+
+class counted:  # noqa: N801  a context manager
+    """One more in a gauge, for as long as this lasts."""
+
+    __slots__ = ("_gauge", "_row")
+
+    def __init__(self, row: Row, gauge: int) -> None:
+        self._row = row
+        self._gauge = gauge
+
+    def __enter__(self) -> None:
+        self._row[self._gauge] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._row[self._gauge] -= 1
+
+
+class Board:
+    """The rows of all workers, in memory that processes forked later share."""
+
+    def __init__(self, workers: int) -> None:
+        memory = memoryview(mmap.mmap(-1, workers * SLOTS * _BYTES_IN_A_SLOT)).cast("q")
+        self.rows: Final = tuple(memory[number * SLOTS : (number + 1) * SLOTS] for number in range(workers))
+
+    def take(self, number: int) -> Row:
+        """A row for the calling process, which nobody else writes to from now on; `number` counts workers from 0."""
+        row = self.rows[number]
+        for gauge in _GAUGES:
+            row[gauge] = 0
+        if row[STARTED]:
+            row[_RESTARTS] += 1
+        row[PID], row[STARTED] = os.getpid(), int(time.time())
+        return row
+
+    def totals(self) -> list[int]:
+        """The sums over all rows, by slot; those of PID, STARTED and BEAT mean nothing."""
+        return [sum(column) for column in zip(*(row.tolist() for row in self.rows), strict=True)]
+
+
+class Series(NamedTuple):
+    """One number of a metric."""
+
+    labels: tuple[str, ...]
+    value: int
+
+
+def series(metric: Metric, totals: Sequence[int]) -> list[Series]:
+    """A metric's numbers in a row, or in the sum of rows, without the sum of a histogram."""
+    first = _FIRST[metric.name]
+    numbers = zip(metric.series, totals[first : first + len(metric.series)], strict=True)
+    return [Series(labels, value) for labels, value in numbers if value or not metric.sparse]
+
+
+def total(name: str, numbers: Sequence[int]) -> int:
+    """The sum of the series of a counter or a gauge in a row, or in the sum of rows."""
+    first = _FIRST[name]
+    return sum(numbers[first : first + BY_NAME[name].size])
+
+
+def total_seconds(metric: Metric, totals: list[int]) -> float:
+    """The sum of a histogram."""
+    return totals[_FIRST[metric.name] + len(metric.series)] / _NS

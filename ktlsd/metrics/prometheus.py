@@ -1,0 +1,84 @@
+"""The counts as Prometheus reads them.
+
+Strategy: prometheus_client writes the text, from families that a collector makes out of the sums over all workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from ktlsd.metrics.metrics import METRICS, Board, Kind, Metric, series, total_seconds
+from ktlsd.tls.pairs import Fault, Validity
+
+_SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
+    Kind.COUNTER: CounterMetricFamily,
+    Kind.GAUGE: GaugeMetricFamily,
+}
+
+
+def render(
+    board: Board, validities: Sequence[Validity], accept: str, faults: Sequence[Fault] = ()
+) -> tuple[str, bytes]:
+    """Media type and text, in the format that an Accept field prefers."""
+    registry = CollectorRegistry()
+    registry.register(_Counts(board, validities, faults))
+    encode, media_type = choose_encoder(accept)
+    return media_type, encode(registry)
+
+
+class _Counts(Collector):
+    def __init__(self, board: Board, validities: Sequence[Validity], faults: Sequence[Fault]) -> None:
+        self._board = board
+        self._validities = validities
+        self._faults = faults
+
+    def describe(self) -> list[Family]:
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        totals = self._board.totals()
+        for metric in METRICS:
+            yield _family(metric, totals)
+        yield GaugeMetricFamily("ktlsd_workers", "Processes that are meant to serve.", value=len(self._board.rows))
+        dates = GaugeMetricFamily(
+            "ktlsd_certificate_expiry_timestamp_seconds",
+            "When a certificate that is served ends, in seconds since the epoch.",
+            labels=("site", "file"),
+        )
+        for validity in self._validities:
+            dates.add_metric((validity.site, validity.file), validity.ends)
+        yield dates
+        unusable = GaugeMetricFamily(
+            "ktlsd_unusable_certificates",
+            "Files of certificates, keys, authorities and revocation lists that cannot be used, by site; the old ones"
+            " stay in force for a site that is served.",
+            labels=("site", "served"),
+        )
+        counted = Counter((fault.site, str(fault.served).lower()) for fault in self._faults)
+        # Never without a number: a rate or an alert cannot tell an absent metric from a server that is down.
+        for labels, number in counted.items() or [(("", "true"), 0)]:
+            unusable.add_metric(labels, number)
+        yield unusable
+
+
+def _family(metric: Metric, totals: list[int]) -> Family:
+    numbers = series(metric, totals)
+    if metric.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(metric.name, metric.help)
+        sums = itertools.accumulate(number.value for number in numbers)
+        buckets = [(number.labels[0], float(value)) for number, value in zip(numbers, sums, strict=True)]
+        histogram.add_metric((), buckets, total_seconds(metric, totals))
+        return histogram
+    family = _SIMPLE[metric.kind](metric.name, metric.help, labels=metric.labels)
+    for number in numbers:
+        family.add_metric(number.labels, number.value)
+    return family

@@ -1,0 +1,227 @@
+"""The configuration in force, and how another one comes to be: built whole, beside the old one, or not at all.
+
+Strategy: what is wrong is said in one line and changes nothing; only certificates are taken one by one, and those that
+cannot be used stay as they were. The same steps serve a single process, which builds in a thread, and the parent of
+workers, which builds first so that they are told of nothing that cannot be had.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from ktlsd.config.options import Settings
+from ktlsd.config.printable import printable
+from ktlsd.config.refusal import Refusal, SettingsError, cause
+from ktlsd.service import Service
+from ktlsd.settings import Loaded
+from ktlsd.ssl_ffi import ContextError
+from ktlsd.tls.pairs import Fault, out_of_time, refused_for
+from ktlsd.tls.ticket_file import TicketFile
+from ktlsd.tls.ticket_keys import Ring
+
+log = logging.getLogger("ktlsd")
+
+WATCH_SECONDS: Final = 2.0
+"""How often to look whether certificates have changed."""
+REPEAT_SECONDS: Final = 3600.0
+"""How often at most the same line about a certificate is logged; as often, one that cannot be used is tried again."""
+RETRY_SECONDS: Final = 30.0
+"""How long after a renewal that failed as a whole, for lack of memory or descriptors, it is tried again."""
+RESTART_ONLY: Final = (
+    *("listen", "http_listen", "backend_listen", "backend_mode", "workers", "user", "group"),
+    *("ktls", "libssl", "session_tickets", "ticket_keys"),
+    *("metrics_listen", "access_log", "access_log_format", "error_log"),
+)
+"""Keys of which a running ktlsd takes no other values."""
+
+WHAT: Final = {True: "configuration", False: "certificates"}
+"""What is read `anew`, and what is read otherwise, in the operator's words."""
+
+_DAY: Final = 86400
+
+
+class Build(Protocol):
+    """Makes a service; `former` is the one that it is to replace, of which only the certificates change if `renewing`.
+
+    Raises Refusal, ContextError, OSError and ValueError.
+    """
+
+    def __call__(self, loaded: Loaded, former: Service | None = None, *, renewing: bool = False) -> Service: ...
+
+
+OpenTickets = Callable[[Settings], TicketFile | None]
+_Version = tuple[int, int, int, int, int, bool] | None
+_Versions = dict[Path, _Version]
+
+
+class Configuration:
+    """The service in force. Whoever makes one closes it."""
+
+    def __init__(self, read: Callable[[], Loaded], loaded: Loaded, build: Build, open_tickets: OpenTickets) -> None:
+        """`read` gives the settings as they are now, `loaded` are what it gave first.
+
+        Raises what `build` and `open_tickets` raise.
+        """
+        self._read = read
+        self._build = build
+        self._tried = self._seen = _versions(loaded.settings)
+        self._https_port = 443
+        self._loaded = loaded
+        self.quiet = False
+        """Whether another process says what is wrong with certificates."""
+        self._told: dict[Hashable, float] = {}
+        """When a line was logged, in seconds of the monotonic clock."""
+        self._next_report = self._next_try = time.monotonic() + REPEAT_SECONDS
+        self._not_before = -math.inf
+        """When a renewal may be tried, after one that failed as a whole."""
+        self.service = build(loaded)
+        self._tickets = open_tickets(loaded.settings)
+        if (ring := self.ring()) is not None:
+            self.service.use_ring(ring)
+        self._report(self.service, loaded)
+
+    def serve_https_on(self, port: int) -> None:
+        """Have redirects lead to this port of this machine, unless the settings name another."""
+        self._https_port = port
+        self._lead_to_https(self.service)
+
+    def settle(self) -> None:
+        """Take the certificates for unchanged that this process may not read any longer, as another user."""
+        now = _versions(self.service.settings)
+        readable = {path for path, version in now.items() if version is not None and version[-1]}
+        self._tried = self._seen = now | {path: self._tried[path] for path in readable}
+
+    def _lead_to_https(self, service: Service) -> None:
+        service.https_redirect.port = service.settings.https_port or self._https_port
+
+    def ring(self) -> Ring | None:
+        """The session ticket keys that are to be used now; None for no tickets. Raises OSError."""
+        return None if self._tickets is None else self._tickets.ring()
+
+    def load(self, *, anew: bool) -> Service | None:
+        """A new service: from settings that are read `anew`, or from the same and the certificates as they are now.
+
+        None for what cannot be served, after a line in the log. Blocks for some milliseconds; safe in a thread.
+        """
+        old = self.service.settings
+        what = WHAT[anew]
+        self._next_try = time.monotonic() + REPEAT_SECONDS
+        try:
+            loaded = self._read() if anew else self._loaded
+            settings = loaded.settings
+            if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
+                raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
+            versions = _versions(settings)
+            ring = self.ring()
+            service = self._build(loaded, self.service, renewing=not anew)
+        except (Refusal, ContextError, OSError, ValueError) as error:
+            if not anew:
+                self._not_before = time.monotonic() + RETRY_SECONDS
+            if anew or self._is_due(("failed", cause(error)), REPEAT_SECONDS):
+                log.error("%s not reloaded, the old one stays in force: %s", what, cause(error))
+            return None
+        except Exception:
+            log.exception("%s not reloaded by a defect in ktlsd, please report it", what)
+            return None
+        if ring is not None:
+            service.use_ring(ring)
+        self._lead_to_https(service)
+        service.renewed = anew or _is_renewed(service.faults, self._tried, versions)
+        # Only here: certificates that changed are loaded even where another configuration, read at the same time, is
+        # refused.
+        self._tried = self._seen = versions
+        self._loaded = loaded
+        self._report(service, loaded)
+        return service
+
+    def take(self, service: Service) -> None:
+        """Put a service into force; whoever serves the old one retires it."""
+        self.service = service
+        logging.getLogger().setLevel(service.settings.log_level.upper())
+
+    def certificates_changed(self) -> bool:
+        """Whether certificates or keys are others than those that were loaded, or tried, last.
+
+        False while they still change between two calls. True also when it is time to try again one that could not be
+        used. Blocks shortly; safe in a thread.
+        """
+        now = time.monotonic()
+        if now >= self._next_report:
+            self._report(self.service, self._loaded)
+        before, self._seen = self._seen, _versions(self.service.settings)
+        if self._seen != before or now < self._not_before:
+            return False
+        return before != self._tried or (bool(self.service.faults) and now >= self._next_try)
+
+    def _report(self, service: Service, loaded: Loaded) -> None:
+        """Log what is wrong with certificates, each no more than once an hour, or a day if all that is wrong is its
+        time."""
+        self._next_report = time.monotonic() + REPEAT_SECONDS
+        if self.quiet:
+            return
+        for fault in service.faults:
+            if self._is_due(fault, REPEAT_SECONDS):
+                log.error("%s", fault.line(loaded.where(fault.place)))
+        now = time.time()
+        for validity in service.validities:
+            line = out_of_time(validity.begins, validity.ends, now)
+            if line and self._is_due((*validity, line[:3]), _DAY):
+                log.warning("the certificate %s of site %s %s", validity.file, validity.site, line)
+
+    def _is_due(self, key: Hashable, seconds: float) -> bool:
+        """Whether a line was not logged for so long; it counts as logged then."""
+        now = time.monotonic()
+        if now - self._told.get(key, -seconds) < seconds:
+            return False
+        # Those that are due anyhow need no room.
+        self._told = {known: at for known, at in self._told.items() if now - at < _DAY}
+        self._told[key] = now
+        return True
+
+    def close(self) -> None:
+        self.service.close()
+        if self._tickets is not None:
+            self._tickets.close()
+
+
+def judge(service: Service, loaded: Loaded, former: Service | None) -> None:
+    """Raise SettingsError where a start, or a reload of the configuration, is to be refused for a certificate."""
+    served = any(not hosted.refused for hosted in service.all)
+    before = None if former is None else former.faults
+    fault = refused_for(service.faults, served=served, strict=loaded.settings.strict, before=before)
+    if fault is not None:
+        raise SettingsError(f"{loaded.where(fault.place)}{fault.text}")
+
+
+def certificate_files(settings: Settings) -> Iterator[Path]:
+    """The files of all certificates, keys, authorities and revocation lists."""
+    sites = (settings, *settings.site)
+    paths = (path for site in sites for path in (*site.cert, *site.key, site.client_ca, site.client_crl))
+    return iter(dict.fromkeys(path for path in paths if path is not None))
+
+
+def _is_renewed(faults: tuple[Fault, ...], before: _Versions, after: _Versions) -> bool:
+    """Whether anything that changed went live."""
+    changed = {printable(str(path)) for path, version in after.items() if before.get(path) != version}
+    return not faults or not changed <= {file for fault in faults for file in fault.files}
+
+
+def _versions(settings: Settings) -> _Versions:
+    """What tells the versions of certificates, keys and revocation lists; links are followed, so one swapped counts."""
+    return {path: _version(path) for path in certificate_files(settings)}
+
+
+def _version(path: Path) -> _Version:
+    """The time of change tells another mode or owner too, by which a file becomes readable."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, *times, os.access(path, os.R_OK)

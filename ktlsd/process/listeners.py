@@ -1,0 +1,199 @@
+"""Listening sockets, bound before any worker starts.
+
+Strategy: every address that a name has is bound; a name with several needs one that can be (localhost without IPv6).
+The file of a Unix socket is replaced only where nobody answers on it, and removed only while it is still the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from ktlsd.config.listener_kind import Kind
+from ktlsd.config.options import BackendListen, Listen
+from ktlsd.config.refusal import Refusal, cause
+from ktlsd.connection.listener import Listener, SocketFile
+from ktlsd.process.activation import Passed
+from ktlsd.process.privileges import Identity, acting_as
+
+log = logging.getLogger("ktlsd")
+
+BACKLOG: Final = 1024
+_LONGEST_BACKLOG: Final = Path("/proc/sys/net/core/somaxconn")
+
+_ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class ListenError(Refusal):
+    """An address that cannot be listened on; the text is one line for the operator."""
+
+
+_PASSED: Final = {kind.value: kind for kind in Kind}
+"""What is spoken on a passed socket, by its name; TLS on one of another name."""
+
+
+def bind_all(
+    https: Iterable[Listen],
+    http: Iterable[Listen] = (),
+    backend: Iterable[BackendListen] = (),
+    backend_mode: int = 0o660,
+    passed: Iterable[Passed] = (),
+    owner: Identity | None = None,
+) -> list[Listener]:
+    """Non-blocking listening sockets for all addresses, or none at all.
+
+    Unix sockets' files get the permissions and, where this is root, the owner given. Sockets that were passed stand for
+    all addresses of their kind. Raises ListenError, PrivilegeError.
+    """
+    listeners = [Listener(sock, _PASSED.get(name, Kind.HTTPS)) for name, sock in passed]
+    present = {listener.kind for listener in listeners}
+    wanted: tuple[tuple[Kind, Iterable[Listen | Path], str], ...] = (
+        (Kind.HTTPS, https, "--listen"),
+        (Kind.REDIRECT, http, "--http-listen"),
+        (Kind.BACKEND, (listen.place for listen in backend), "--backend-listen"),
+    )
+    try:
+        for kind, places, option in wanted:
+            for place in places if kind not in present else ():
+                if isinstance(place, Path):
+                    with acting_as(owner):
+                        listeners.append(_bind_unix(place, backend_mode))
+                else:
+                    listeners += [Listener(sock, kind) for sock in _bind(place, option)]
+    except BaseException:
+        close_all(listeners)
+        raise
+    return listeners
+
+
+def close_all(listeners: Iterable[Listener]) -> None:
+    """Close the sockets and remove their files."""
+    for listener in listeners:
+        listener.socket.close()
+        if listener.file is not None:
+            listener.file.remove()
+
+
+def tell_backlog() -> None:
+    """Log a queue of new connections that the kernel makes shorter than it was asked to be (listen(2))."""
+    try:
+        most = int(_LONGEST_BACKLOG.read_text("ascii"))
+    except (OSError, ValueError):
+        return
+    if most < BACKLOG:
+        log.warning(
+            "listen backlog lowered from %d to %d: net.core.somaxconn is %d, and clients that find the queue full wait"
+            " for a second or more; raise it (sysctl -w net.core.somaxconn=4096)",
+            *(BACKLOG, most, most),
+        )
+
+
+def bind_metrics(listen: Listen) -> list[socket.socket]:
+    """Non-blocking listening sockets for metrics, on loopback where no address is given. Raises ListenError."""
+    return _bind(Listen(listen.host or "localhost", listen.port), "--metrics-listen")
+
+
+def _bind_unix(path: Path, mode: int) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _locked(path.parent):
+            _clear(path)
+            # Nobody can connect before listen(2), and by then the permissions are those that are wanted.
+            sock.bind(os.fspath(path))
+            os.chmod(path, mode)
+            made = os.lstat(path)
+            sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        text = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"--backend-listen unix:{path}: {text}{_UNIX_ADVICE.get(error.errno or 0, '')}") from error
+    return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others that do the same out of a folder, so that none takes a socket for stale that is just being made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket's file that nobody listens on. Raises OSError where there is anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(os.fspath(path))
+    if refused != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    os.unlink(path)
+
+
+_UNIX_ADVICE: Final = {
+    errno.EADDRINUSE: ": stop what listens there or choose another path",
+    errno.EEXIST: ": it is no socket; remove it or choose another path",
+    errno.ENOENT: ": there is no such folder; make it first",
+    errno.EACCES: ": this user may not make files in that folder",
+}
+
+
+def _bind(listen: Listen, option: str) -> list[socket.socket]:
+    try:
+        found = socket.getaddrinfo(
+            listen.host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {cause(error)}") from error
+    sockets: list[socket.socket] = []
+    last_error: OSError | None = None
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        sock = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            last_error = error
+            if error.errno not in _ABSENT:
+                break
+        else:
+            sockets.append(sock)
+            last_error = None
+    if last_error is not None and (not sockets or last_error.errno not in _ABSENT):
+        for bound in sockets:
+            bound.close()
+        raise ListenError(f"{option} {listen}: {_advice(last_error)}") from last_error
+    return sockets
+
+
+def _advice(error: OSError) -> str:
+    text = os.strerror(error.errno or 0)
+    if error.errno == errno.EADDRINUSE:
+        return f"{text}: stop what listens there or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{text}: ports below 1024 need CAP_NET_BIND_SERVICE, or choose a port from 1024 on"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{text}: this machine has no such address"
+    return text

@@ -1,0 +1,213 @@
+"""The life of a serving process, from its settings to its end.
+
+Strategy: everything that can be wrong is tried before a client is accepted, in the order that privileges ask for: keys
+are read and sockets bound as whoever started this, then root is given up, then the event loops run. Import this only
+once libssl is open: trio brings Python's own ssl module along, and that the system's libssl (--libssl).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ktlsd import __version__
+from ktlsd.admission import tell_lowered
+from ktlsd.config.console import say
+from ktlsd.config.listener_kind import Kind
+from ktlsd.config.options import Settings
+from ktlsd.config.refusal import Refusal, cause
+from ktlsd.config.state import state_folder
+from ktlsd.connection import open_files
+from ktlsd.connection.listener import Listener
+from ktlsd.logs.error_log import NOTICE
+from ktlsd.logs.logs import Logs
+from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.metrics.metrics import Board
+from ktlsd.process import activation, privileges
+from ktlsd.process.configuration import Configuration, certificate_files, judge
+from ktlsd.process.cores import usable_cores
+from ktlsd.process.listeners import bind_all, bind_metrics, close_all, tell_backlog
+from ktlsd.process.notify import Notifier
+from ktlsd.process.reload import Upkeep
+from ktlsd.process.terminal import Terminal
+from ktlsd.process.watchdog import Pulse
+from ktlsd.server import END_SIGNALS, Server
+from ktlsd.service import Service
+from ktlsd.settings import Loaded
+from ktlsd.ssl_ffi import Library
+from ktlsd.tls import ktls_state
+from ktlsd.tls.ktls import Support
+from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
+
+log = logging.getLogger("ktlsd")
+
+
+def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit status. `read` gives the settings anew, for a reload.
+
+    Raises Refusal, LibraryError, ContextError.
+    """
+    settings = loaded.settings
+    open_files.allow_most()
+    passed = activation.take()
+    identity = privileges.resolve(settings.user, settings.group)
+    with privileges.acting_as(identity):
+        logs = Logs(settings)
+    logs.begin()
+    build = partial(_build, library, ktls_state.support(library, settings.ktls))
+    configuration = Configuration(read, loaded, build, _tickets)
+    service = configuration.service
+    backend_mode = int(settings.backend_mode, base=8)
+    listeners = bind_all(
+        settings.listen, settings.http_listen, settings.backend_listen, backend_mode, passed, owner=identity
+    )
+    try:
+        workers = usable_cores() if settings.workers == "auto" else settings.workers
+        # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
+        # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
+        waits = any(followed.root.may_wait() for followed in configuration.service.followed)
+        if workers == 1 and waits:
+            log.info("a worker process serves, since file systems below the roots may hang")
+        board = Board(workers)
+        metrics = None
+        if settings.metrics_listen is not None:
+            from ktlsd.status.metrics_listener import MetricsListener
+
+            metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
+        _become(identity, library, service)
+        if identity is not None:
+            configuration.settle()
+        logs.follow_rotation()
+        configuration.serve_https_on(_https_port(listeners))
+        _introduce(service, listeners)
+        tell_lowered(settings.limits)
+        tell_backlog()
+        pulse = Pulse(Notifier(), board)
+        gc.freeze()
+        gc.enable()
+
+        def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
+            async def event_loop() -> None:
+                async with logs.access_log() as access_log:
+                    row = board.take(number)
+                    server = Server(
+                        configuration.service, access_log, row, metrics, alone=alone, tells_of_roots=number == 0
+                    )
+                    async with trio.open_nursery() as nursery:
+                        upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
+                        await nursery.start(upkeep.run)
+                        nursery.start_soon(partial(pulse.beat, row, alone=alone))
+                        if alone:
+                            nursery.start_soon(pulse.tell_end, server.draining)
+                        await server.run(listeners, ready)
+                        nursery.cancel_scope.cancel()
+
+            trio.run(event_loop)
+            # The interpreter's own end would give them back their default action, and the exit status would be theirs.
+            for late in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
+                signal.signal(late, signal.SIG_IGN)
+
+        def announce() -> None:
+            for url in metrics.urls() if metrics is not None else ():
+                say(f"metrics on {url}")
+            for listener in listeners:
+                say(listener.announcement())
+            pulse.notifier.ready()
+
+        if workers == 1 and not waits:
+            work(0, announce, alone=True)
+        else:
+            from ktlsd.process.workers import Job, supervise
+
+            job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
+            supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
+    finally:
+        close_all(listeners)
+    log.log(NOTICE, "shut down")
+    configuration.close()
+    logs.close()
+    return 0
+
+
+def _build(
+    library: Library, support: Support, loaded: Loaded, former: Service | None = None, *, renewing: bool = False
+) -> Service:
+    settings = loaded.settings
+    service = Service(library, settings, support, former, renewing=renewing)
+    try:
+        if not renewing:
+            judge(service, loaded, former)
+            if service.tried is not None:
+                service.ktls_state = ktls_state.describe(library, service.tried, support)
+    except BaseException:
+        service.close()
+        raise
+    return service
+
+
+def _tickets(settings: Settings) -> TicketFile | None:
+    """Where the session ticket keys are; in memory, where the state folder is no place for them."""
+    if not settings.session_tickets:
+        return None
+    if settings.ticket_keys is not None:
+        return TicketFile(settings.ticket_keys)
+    try:
+        folder = state_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return TicketFile(folder / FILE)
+    except (TicketFileError, OSError, RuntimeError) as error:
+        log.info("sessions will not be resumed after a restart: %s", cause(error))
+        return TicketFile(None)
+
+
+def _become(identity: privileges.Identity | None, library: Library, service: Service) -> None:
+    """Give up root where asked to; refuses where ktlsd could not do its work then."""
+    if identity is None:
+        return
+    privileges.drop(identity, library.forbid_new_privileges)
+    whom = f"user {identity.user}, group {identity.group}"
+    # Modules are imported, and files opened, when they are needed first. Python lists the folders that it imports from.
+    for what, folder in (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parents[1])):
+        if (place := privileges.barred(folder, listed=True)) is not None:
+            raise Refusal(
+                f"{what} {folder}: {whom} may not read {place}: change its mode or owner, or have it elsewhere"
+            )
+    for followed in service.followed:
+        folder = followed.path
+        what = "acme_challenges" if followed is service.https_redirect.followed else "root"
+        # What is missing, or does not answer, may come later.
+        if followed.root.identity is not None and (place := privileges.barred(folder)) is not None:
+            raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
+    for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
+        if followed.root.identity is not None and privileges.barred(followed.path, listed=True) is not None:
+            log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", followed.path, whom)
+    if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        log.warning(
+            "renewed certificates will not be loaded: %s may not read %s%s: let the user's group read"
+            " copies of them, or restart ktlsd after each renewal (docs/operations.md, Without systemd)",
+            *(whom, unreadable[0], more),
+        )
+
+
+def _https_port(listeners: Sequence[Listener]) -> int:
+    """That of the first listener for HTTPS over TCP; HTTPS's own where systemd passed none."""
+    bound = [listener.socket.getsockname() for listener in listeners if listener.kind is Kind.HTTPS]
+    return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
+
+
+def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
+    if service.notice:
+        say(service.notice)
+    roots = ", ".join(str(hosted.site.followed.path) for hosted in service.all)
+    places = ", ".join(listener.url() for listener in listeners)
+    say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
+    if os.geteuid() == 0:
+        log.warning("running as root, as nothing has to: give --user NAME")

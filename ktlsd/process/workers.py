@@ -1,0 +1,277 @@
+"""Several processes on the same listening sockets: fork, watch, reload, end together.
+
+Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
+for signals. A worker that ends by itself, or cannot be started, is replaced after a pause that grows. A new
+configuration is tried by the parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from msgspec import Struct, field
+
+from ktlsd.config.refusal import Refusal
+from ktlsd.connection.listener import Listener
+from ktlsd.logs.error_log import NOTICE
+from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.process.backoff import Backoff
+from ktlsd.process.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.process.terminal import Terminal
+from ktlsd.process.watchdog import Pulse
+from ktlsd.server import END_SIGNALS
+
+log = logging.getLogger("ktlsd")
+
+_SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_HELD_SECONDS: Final = 0.5
+"""How long the kernel may take to end the threads of a worker that has ended."""
+_PATIENCE_SECONDS: Final = 5.0
+"""How much later than a worker's own bound for draining the parent ends it."""
+
+
+class Job(Struct, frozen=True):
+    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`.
+
+    `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
+    """
+
+    prepare: Callable[[int], None]
+    work: Callable[[int], None]
+
+
+class _Place(Struct):
+    """Where one worker runs, or is to run."""
+
+    backoff: Backoff = field(default_factory=Backoff)
+    worker: int | None = None
+    since: float = 0.0
+    """When the worker was started; without one, when it is to be."""
+    ended: float = math.inf
+    """When it was seen first that the worker had ended while the kernel still held a thread of it."""
+
+
+def supervise(
+    count: int,
+    listeners: Sequence[Listener],
+    job: Job,
+    configuration: Configuration,
+    terminal: Terminal,
+    pulse: Pulse,
+    ready: Callable[[], None],
+    reopen_logs: Callable[[], None],
+) -> None:
+    """Run `job` in `count` processes until SIGTERM or SIGINT; `ready` is called once they are forked.
+
+    SIGUSR1 calls `reopen_logs` here, and is passed on to workers.
+
+    Clients that come before a worker serves wait in the sockets' queues. The parent's own copies of the listeners are
+    closed at the end, so that new clients are refused while workers finish. The signals stay blocked afterwards: the
+    process is about to exit. Raises Refusal where not all workers can be started at first.
+    """
+    # Blocked and waited for, not handled: no signal can fall between a check and a wait.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _Parent(count, job, configuration, terminal, pulse, mask, reopen_logs).run(listeners, ready)
+
+
+class _Parent:
+    def __init__(
+        self,
+        count: int,
+        job: Job,
+        configuration: Configuration,
+        terminal: Terminal,
+        pulse: Pulse,
+        mask: set[int | signal.Signals],
+        reopen_logs: Callable[[], None],
+    ) -> None:
+        self._places = [_Place() for _ in range(count)]
+        self._job = job
+        self._configuration = configuration
+        self._terminal = terminal
+        self._pulse = pulse
+        self._mask = mask
+        self._reopen_logs = reopen_logs
+
+    def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
+        self._start_all()
+        ready()
+        look_at = time.monotonic() + WATCH_SECONDS
+        beat_at = time.monotonic()
+        while True:
+            due = min([look_at, beat_at, *(place.since for place in self._places if place.worker is None)])
+            # Signals come in the order of their numbers: without a look for these alone, reloads that are asked for
+            # again and again would keep the end away.
+            told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
+                _SIGNALS, max(0.0, due - time.monotonic())
+            )
+            number = told.si_signo if told else None
+            if number == RELOAD and self._terminal.hung_up():
+                number = signal.SIGTERM
+            if number in END_SIGNALS:
+                break
+            self._reap()
+            self._start_those_due()
+            if number in RELOAD_SIGNALS:
+                self._reload(signal.Signals(number))
+            if number == REOPEN_SIGNAL:
+                self._reopen()
+            if time.monotonic() >= look_at:
+                if self._configuration.certificates_changed():
+                    self._reload(RELOAD_CERTIFICATES)
+                look_at = time.monotonic() + WATCH_SECONDS
+            if time.monotonic() >= beat_at:
+                beat_at = self._beat()
+        for listener in listeners:
+            listener.socket.close()
+        self._end(signal.Signals(number))
+
+    def _beat(self) -> float:
+        """Kill the workers that are stuck, and tell systemd of the others; when to do so again."""
+        for number, place in enumerate(self._places):
+            if place.worker is None:
+                continue
+            silence = self._pulse.silence(number, place.since)
+            if silence is not None:
+                log.error("worker %d is stuck: nothing from it for %.0f s", place.worker, silence)
+                os.kill(place.worker, signal.SIGKILL)
+        self._pulse.tell()
+        return time.monotonic() + self._pulse.seconds
+
+    def _end(self, number: signal.Signals) -> None:
+        """Pass the signal on, and each that follows, and wait for the workers."""
+        self._pulse.notifier.stopping()
+        seconds = self._configuration.service.settings.drain_seconds
+        log.log(NOTICE, "shutting down on %s: %d workers, %d s to finish", number.name, len(self._workers()), seconds)
+        patience = seconds + _PATIENCE_SECONDS
+        kill_at = time.monotonic() + patience
+        self._tell(number)
+        beat_at = time.monotonic()
+        while self._workers():
+            # No signal tells that a worker has ended but for a thread.
+            until = min(kill_at, beat_at, time.monotonic() + _HELD_SECONDS)
+            told = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
+            if time.monotonic() >= beat_at:
+                beat_at = self._beat()
+            if time.monotonic() >= kill_at:
+                log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
+                self._tell(signal.SIGKILL)
+                kill_at = time.monotonic() + patience
+            elif told is not None and told.si_signo in END_SIGNALS:
+                log.log(NOTICE, "%s again: connections cut off", signal.Signals(told.si_signo).name)
+                self._tell(signal.Signals(told.si_signo))
+            elif told is not None and told.si_signo == REOPEN_SIGNAL:
+                self._reopen()
+            self._reap(ending=True)
+
+    def _workers(self) -> list[int]:
+        return [place.worker for place in self._places if place.worker is not None]
+
+    def _tell(self, number: signal.Signals) -> None:
+        for worker in self._workers():
+            os.kill(worker, number)
+
+    def _reopen(self) -> None:
+        self._reopen_logs()
+        self._tell(REOPEN_SIGNAL)
+
+    def _reload(self, number: signal.Signals) -> None:
+        anew = number == RELOAD
+        if anew:
+            self._pulse.notifier.reloading()
+        service = self._configuration.load(anew=anew)
+        if service is not None:
+            self._configuration.service.close()
+            self._configuration.take(service)
+            self._tell(number)
+            log.log(NOTICE if service.renewed else logging.DEBUG, "%s reloaded", WHAT[anew])
+        if anew:
+            self._pulse.notifier.ready()
+
+    def _reap(self, *, ending: bool = False) -> None:
+        for place in self._places:
+            if place.worker is None:
+                continue
+            worker, now = place.worker, time.monotonic()
+            ended, status = os.waitpid(worker, os.WNOHANG)
+            if not ended and not _is_zombie(worker):
+                continue
+            if not ended:
+                place.ended = min(place.ended, now)
+                if now - place.ended < _HELD_SECONDS:
+                    continue
+                log.warning("worker %d ended, but a file system that does not answer holds a thread of it", worker)
+            lived = now - place.since
+            place.worker, place.since, place.ended = None, now + place.backoff.pause(lived), math.inf
+            if not ending:
+                how = _how(status) if ended else "held by a file system"
+                log.error(
+                    "worker %d ended (%s) after %.1f s, another takes its place in %g s",
+                    *(worker, how, lived, place.since - now),
+                )
+
+    def _start_all(self) -> None:
+        try:
+            for number in range(len(self._places)):
+                self._start(number)
+        except OSError as error:
+            started = self._workers()
+            self._tell(signal.SIGKILL)
+            for worker in started:
+                os.waitpid(worker, 0)
+            reason = f"only {len(started)} of {len(self._places)} workers can be started ({error.strerror})"
+            raise Refusal(f"{reason}: have fewer, or allow this user more processes or memory") from error
+
+    def _start_those_due(self) -> None:
+        for number, place in enumerate(self._places):
+            if place.worker is None and place.since <= time.monotonic():
+                try:
+                    self._start(number)
+                except OSError as error:
+                    pause = place.backoff.pause(0.0)
+                    place.since = time.monotonic() + pause
+                    log.error("a worker cannot be started (%s), the next try is in %g s", error.strerror, pause)
+
+    def _start(self, number: int) -> None:
+        place = self._places[number]
+        place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
+
+
+def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
+    """The process that does the job as worker `number`. Raises OSError where there can be none."""
+    parent = os.getpid()
+    worker = os.fork()
+    if worker:
+        return worker
+    status = 1
+    try:
+        # A group of its own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+        os.setpgid(0, 0)
+        job.prepare(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        job.work(number)
+        status = 0
+    except BaseException:
+        log.exception("worker %d failed", os.getpid())
+    finally:
+        os._exit(status)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended but for a thread that the kernel still holds: then waitpid(2) says that it runs."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as status:
+            return status.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit status {code}" if code >= 0 else f"signal {-code}"

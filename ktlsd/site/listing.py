@@ -1,0 +1,328 @@
+"""A folder's entries as a page for people or as JSON for programs: pure.
+
+Strategy: both come as an iterator of pieces that each take about a millisecond to make, so that an event loop can do
+other work between them; an empty piece is only such a chance. Sorting fits in by sorting short runs and merging them
+while the rows are written. No name gets into the page but percent-encoded or escaped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from html import escape
+from typing import Any, Final, Literal, NamedTuple, get_args
+from urllib.parse import quote
+
+from ktlsd.site.folder import Entry
+from ktlsd.site.page_assets import asset, source
+
+LARGEST_THUMBNAIL: Final = 2 * 1024 * 1024
+"""Bytes of a picture that is shown in the list itself."""
+
+Column = Literal["name", "size", "date"]
+_MediaType = Callable[[bytes], str]
+_Key = tuple[Any, ...]
+
+
+class Sort(NamedTuple):
+    """What a listing is sorted by; folders come first in any case."""
+
+    column: Column = "name"
+    descending: bool = False
+
+
+_COLUMNS: Final[tuple[Column, ...]] = get_args(Column)
+_TITLES: Final[dict[Column, str]] = {"name": "Name", "size": "Size", "date": "Modified (UTC)"}
+# The newest and the largest are what people look for.
+_DESCENDING_FIRST: Final[dict[Column, bool]] = {"name": False, "size": True, "date": True}
+# A group of rows too: a number that many others divide, so that few rows of the gallery are short.
+_ENTRIES_IN_A_PIECE: Final = 60
+
+_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_OLDEST, _NEWEST = -62135596800, 253402300799  # the years 1 and 9999, in seconds since the epoch
+_NUMBER: Final = re.compile("0*([0-9]+)")
+# Controls, line and paragraph separators, and what changes direction or has no width; not the joiners, which emoji and
+# several scripts need.
+_UNSEEN: Final = re.compile(
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+_SAFE_IN_HREF: Final = "!$()*+,:;=@"
+
+_ICONS: Final = tuple(
+    (icon, re.compile(types))
+    for icon, types in (
+        ("picture", r"image/"),
+        ("sound", r"audio/"),
+        ("film", r"video/"),
+        ("code", r"text/(html|css|javascript|x-|xml)|application/(json|javascript|yaml|wasm|x-sh|(.*\+)?(json|xml)\b)"),
+        ("text", r"text/|application/(pdf|rtf|msword|epub|vnd\.(openxml|oasis))"),
+        ("archive", r"application/(zip|gzip|zstd|vnd\.rar|java-archive|x-(tar|7z|bzip2|xz|rar|gzip))"),
+    )
+)
+_THUMBNAIL_TYPES: Final = frozenset(
+    "image/" + name for name in ("apng", "avif", "bmp", "gif", "jpeg", "png", "svg+xml", "webp")
+)
+
+_STYLE, _SCRIPT, _SPRITE = map(asset, ("listing.css", "listing.js", "icons.svg"))
+
+
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        f"style-src {source(_STYLE)}",
+        f"script-src {source(_SCRIPT)}",
+        "img-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+# A listing has no validator: it is made anew for each request.
+_FIELDS: Final = (("Cache-Control", "no-cache"), ("Vary", "Accept"))
+_HTML_FIELDS: Final = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Content-Security-Policy", _POLICY),
+    ("Referrer-Policy", "same-origin"),
+    *_FIELDS,
+)
+_JSON_FIELDS: Final = (("Content-Type", "application/json"), *_FIELDS)
+
+
+def fields(*, as_json: bool) -> tuple[tuple[str, str], ...]:
+    """The header fields of a listing, without its length, which nobody knows before it is made."""
+    return _JSON_FIELDS if as_json else _HTML_FIELDS
+
+
+_MEDIA_RANGE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
+_QUALITY: Final = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
+
+
+def wants_json(accept: str | None) -> bool:
+    """Whether an Accept field (RFC 9110 section 12.5.1) prefers JSON to HTML.
+
+    Of two that are equally welcome, the one that is named more exactly counts; a page is what all others get.
+    """
+    ranges: dict[str, float] = {}
+    for part in _MEDIA_RANGE.findall(accept or ""):
+        quality = _QUALITY.search(part)
+        ranges[part.partition(";")[0].strip().lower()] = float(quality[1]) if quality else 1.0
+    return _preference(ranges, "application/json") > max(_preference(ranges, "text/html"), (0.0, 3))
+
+
+def _preference(ranges: dict[str, float], media_type: str) -> tuple[float, int]:
+    kind = media_type.partition("/")[0]
+    for exactness, media_range in ((2, media_type), (1, kind + "/*"), (0, "*/*")):
+        if media_range in ranges:
+            return ranges[media_range], exactness
+    return 0.0, 0
+
+
+def parse_query(query: bytes) -> Sort:
+    """Read "?sort=name|size|date&order=asc|desc"; whatever else it says has no effect."""
+    values = dict(pair.split("=", 1) for pair in query.decode("latin-1").lstrip("?").split("&") if "=" in pair)
+    column = next((column for column in _COLUMNS if column == values.get("sort")), Sort().column)
+    return Sort(column, values.get("order") == "desc")
+
+
+def render_json(entries: Sequence[Entry], sort: Sort) -> Iterator[bytes]:
+    """An array of objects with "name", "href" (relative to the folder), "type" ("file" or "directory"), "modified" and,
+    for a file, "size" in bytes. What is not UTF-8 in a name is U+FFFD there; "href" has every byte."""
+    ordered = yield from _ordered(entries, sort)
+    opening = "["
+    for piece in _pieces(ordered):
+        yield (opening + ",\n".join(map(_json_row, piece))).encode()
+        opening = ",\n"
+    yield b"]\n" if entries else b"[]\n"
+
+
+def _json_row(entry: Entry) -> str:
+    row: dict[str, str | int] = {
+        "name": entry.name.decode("utf-8", "replace"),
+        "href": _href(entry),
+        "type": "directory" if entry.directory else "file",
+        "modified": _moment(entry.mtime_ns),
+    }
+    if not entry.directory:
+        row["size"] = entry.size
+    return json.dumps(row)
+
+
+def render_html(
+    names: Sequence[bytes], entries: Sequence[Entry], sort: Sort, media_type: _MediaType
+) -> Iterator[bytes]:
+    """The page of the folder whose path below the root is `names`; `media_type` gives a file name's Content-Type."""
+    folders = size = 0
+    pictures = False
+    for piece in _pieces(entries):
+        for entry in piece:
+            folders += entry.directory
+            size += 0 if entry.directory else entry.size
+        pictures = pictures or any(_is_thumbnail(entry, media_type(entry.name)) for entry in piece)
+        yield b""
+    ordered = yield from _ordered(entries, sort)
+    yield _head(names, _summary(folders, len(entries) - folders, size)).encode()
+    if not entries:
+        yield b'<p class="empty">This folder is empty.</p></main></html>\n'
+        return
+    yield _table_head(bool(names), pictures, sort).encode()
+    for piece in _pieces(ordered):
+        yield ("<tbody>" + "".join(_html_row(entry, media_type) for entry in piece) + "</tbody>\n").encode()
+    yield _END.encode()
+
+
+def _head(names: Sequence[bytes], summary: str) -> str:
+    shown = [escape(_visible(name), quote=False) for name in names]
+    path = "".join(f"<bdi>{name}</bdi>/" for name in shown[-1:]) or "Home"
+    crumbs = "".join(
+        f'<li><a href="{"../" * (len(names) - depth)}"><bdi>{name}</bdi></a></li>'
+        for depth, name in enumerate(("Home", *shown[:-1]))
+        if depth < len(names)
+    )
+    navigation = f'<nav aria-label="Breadcrumb"><ol>{crumbs}</ol></nav>\n' if crumbs else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Index of /{"".join(name + "/" for name in shown)}</title>
+<style>{_STYLE}</style></head>
+<body>{_SPRITE}<header>
+{navigation}<h1>{path}</h1>
+<p id="status" role="status">{summary}</p></header>
+<main>"""
+
+
+def _table_head(parent: bool, pictures: bool, sort: Sort) -> str:
+    gallery = '<label class="gallery"><input type="checkbox" id="gallery" autocomplete="off">Large pictures</label>'
+    columns = "".join(_column_head(column, sort) for column in _COLUMNS)
+    up = '<tbody id="up"><tr><td><a href="../"><svg aria-hidden="true"><use href="#i-up"/></svg>Parent folder</a></tr>'
+    return f"""
+<div class="tools"><div class="script search"><input type="search" id="search" aria-label="Search in this folder"
+ placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{gallery if pictures else ""}</div>
+<table><caption class="name-only">Files and folders</caption><thead><tr>{columns}</tr></thead>
+{up + "</tbody>" if parent else ""}
+"""
+
+
+def _column_head(column: Column, sort: Sort) -> str:
+    first = "descending" if _DESCENDING_FIRST[column] else "ascending"
+    now = ""
+    descending = _DESCENDING_FIRST[column]
+    if column == sort.column:
+        now = f' aria-sort="{"descending" if sort.descending else "ascending"}"'
+        descending = not sort.descending
+    link = f"?sort={column}&amp;order={'desc' if descending else 'asc'}"
+    return f'<th scope="col" data-key="{column}" data-first="{first}"{now}><a href="{link}">{_TITLES[column]}</a></th>'
+
+
+_END: Final = f"""</table></main>
+<dialog aria-label="Picture"><img alt=""><div><a href="./"></a>
+<button type="button" data-action="-1">Previous</button>
+<button type="button" data-action="1" autofocus>Next</button>
+<button type="button" data-action="close">Close</button></div></dialog>
+<script>{_SCRIPT}</script></body></html>
+"""
+
+
+def _html_row(entry: Entry, media_type: _MediaType) -> str:
+    href = _href(entry)
+    name = escape(_visible(entry.name), quote=False)
+    moment = _moment(entry.mtime_ns)
+    if entry.directory:
+        icon, slash, size = _icon("folder"), "/", ""
+    else:
+        kind = media_type(entry.name)
+        slash, size = "", _size_cell(entry.size)
+        if _is_thumbnail(entry, kind):
+            icon = f'<img src="{href}" alt="" width="36" height="36" loading="lazy" decoding="async">'
+        else:
+            icon = _icon(next((icon for icon, types in _ICONS if types.match(kind)), "file"))
+    return (
+        f'<tr><td><a href="{href}">{icon}<bdi>{name}{slash}</bdi></a><td>{size}'
+        f'<td><time datetime="{moment}">{moment[:10]} {moment[11:16]}</time></tr>\n'
+    )
+
+
+def _icon(name: str) -> str:
+    return f'<svg aria-hidden="true"><use href="#i-{name}"/></svg>'
+
+
+def _is_thumbnail(entry: Entry, media_type: str) -> bool:
+    return media_type in _THUMBNAIL_TYPES and 0 < entry.size <= LARGEST_THUMBNAIL and not entry.directory
+
+
+def _size_cell(size: int) -> str:
+    exact = f' title="{size:,} bytes"' if size >= 1024 else ""
+    return f'<data value="{size}"{exact}>{human_size(size)}</data>'
+
+
+def _summary(folders: int, files: int, size: int) -> str:
+    parts = [f"{folders:,} folder{'s' if folders != 1 else ''}"] if folders else []
+    if files:
+        parts.append(f"{files:,} file{'s' if files != 1 else ''}, {human_size(size)}")
+    return ", ".join(parts)
+
+
+def human_size(size: int) -> str:
+    """Bytes in the unit that needs the fewest digits."""
+    if size < 1024:
+        return f"{size} B"
+    # The unit in which fewer than 1000 are shown, so that no number needs more than three digits.
+    power, amount = 0, size / 1024
+    while amount >= 999.5:
+        power, amount = power + 1, amount / 1024
+    return f"{amount:.1f} {_UNITS[power]}" if amount < 99.95 else f"{amount:.0f} {_UNITS[power]}"
+
+
+def _moment(mtime_ns: int) -> str:
+    """ISO 8601 in UTC; what a file system says beyond the years 1 to 9999 is shown as the nearest of these."""
+    year, month, day, hour, minute, second = time.gmtime(min(max(mtime_ns // 1_000_000_000, _OLDEST), _NEWEST))[:6]
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
+
+
+def _href(entry: Entry) -> str:
+    # "./" keeps a colon in the first segment from being read as a scheme's (RFC 3986 section 4.2).
+    return "./" + quote(entry.name, safe=_SAFE_IN_HREF) + ("/" if entry.directory else "")
+
+
+def _visible(name: bytes) -> str:
+    """A name as text in which nothing is unseen or changes how its neighbours are shown."""
+    return _UNSEEN.sub(_picture, name.decode("utf-8", "replace"))
+
+
+def _picture(character: re.Match[str]) -> str:
+    code = ord(character[0])
+    # Unicode's control pictures: U+2400 on for the controls, U+2421 for DEL.
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"[U+{code:04X}]"
+
+
+def _ordered(entries: Sequence[Entry], sort: Sort) -> Generator[bytes, None, Iterator[Entry]]:
+    """Sort run by run, with an empty piece after each; the iterator that is returned merges the runs as it goes."""
+    # One long sort would hold up everything else in this process, another thread too: it never lets the GIL go.
+    reverse = sort.descending and sort.column == "name"
+    runs: dict[bool, list[list[_Key]]] = {True: [], False: []}
+    for piece in _pieces(entries):
+        for directory, of_a_kind in runs.items():
+            of_a_kind.append(
+                sorted((_key(entry, sort) for entry in piece if entry.directory is directory), reverse=reverse)
+            )
+        yield b""
+    merged = (heapq.merge(*runs[directory], reverse=reverse) for directory in (True, False))
+    return (key[-1] for key in itertools.chain.from_iterable(merged))
+
+
+def _key(entry: Entry, sort: Sort) -> _Key:
+    # Each number gets its length in front, so that "2" comes before "10".
+    natural = _NUMBER.sub(lambda number: f"{len(number[1]):03}{number[1]}", _visible(entry.name).casefold())
+    sign = -1 if sort.descending else 1
+    if sort.column == "date":
+        return sign * entry.mtime_ns, natural, entry
+    if sort.column == "size" and not entry.directory:
+        return sign * entry.size, natural, entry
+    return natural, entry
+
+
+def _pieces(entries: Sequence[Entry] | Iterator[Entry]) -> Iterator[tuple[Entry, ...]]:
+    iterator = iter(entries)
+    return iter(lambda: tuple(itertools.islice(iterator, _ENTRIES_IN_A_PIECE)), ())

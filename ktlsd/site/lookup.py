@@ -1,0 +1,370 @@
+"""From a parsed target to an open regular file below the root, or the reason why there is none.
+
+Strategy: one openat2(RESOLVE_BENEATH) against the root's descriptor, so that the kernel itself keeps every name, link
+and race inside. On the event loop only from the kernel's name cache, on the root's own mount, and if its file system
+is known to be a local one; everything else belongs in a thread. What was opened is looked at through its descriptor
+only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Miss, Moved
+from ktlsd.http.multipart import Multipart
+from ktlsd.http.request_target import Target
+from ktlsd.site import mounts
+from ktlsd.site.beneath import open_beneath
+from ktlsd.ssl_ffi import FolderIdentity, Library
+
+T = TypeVar("T")
+
+INDEX: Final = b"index.html"
+PIECE: Final = 262144
+"""Bytes of a file that `waits` that are read at a time, and kept in memory until the client has taken them."""
+
+Identity = tuple[int, int, int, int, int]
+
+NO_NAMES: Final[frozenset[bytes]] = frozenset()
+# O_NONBLOCK: opening a FIFO must not wait for a writer.
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+_MISSES: Final = {
+    errno.ENOENT: Miss.ABSENT,
+    errno.ENOTDIR: Miss.ABSENT,
+    errno.ENAMETOOLONG: Miss.ABSENT,
+    errno.ELOOP: Miss.ABSENT,
+    errno.EXDEV: Miss.OUTSIDE,
+    errno.EACCES: Miss.FORBIDDEN,
+    errno.EPERM: Miss.FORBIDDEN,
+    errno.ENXIO: Miss.SPECIAL,
+    errno.ENODEV: Miss.SPECIAL,
+    errno.EAGAIN: Miss.BUSY,
+    errno.EMFILE: Miss.EXHAUSTED,
+    errno.ENFILE: Miss.EXHAUSTED,
+    errno.ENOMEM: Miss.EXHAUSTED,
+    errno.ETIMEDOUT: Miss.STALLED,
+}
+
+
+class Unusable(OSError):
+    """The root is not to be used any more, or there is none."""
+
+    def __init__(self, miss: Miss) -> None:
+        super().__init__(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.miss = miss
+
+
+def miss_of(error: OSError) -> Miss:
+    """What it means for a request that a file, or a folder, cannot be opened or read."""
+    if isinstance(error, Unusable):
+        return error.miss
+    return _MISSES.get(error.errno or 0, Miss.FAILED)
+
+
+def identify(status: os.stat_result) -> Identity:
+    """What tells one version of a file from another."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+class OpenFile(Struct):
+    """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
+
+    descriptor: int
+    root: Root
+    """The folder that `path` is below."""
+    path: bytes
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    reopens: bool = False
+    """Whether it can be opened again on the event loop (Root.open_now)."""
+    waits: bool = False
+    """Whether its file system may hold up every call on it, close(2) too: they belong in the root's threads."""
+    original: OpenFile | None = None
+    """The file, closed by now, that this one is a precompressed sibling of."""
+    first: tuple[int, bytes] | None = None
+    """Where it `waits`, an offset and what was read from there on before the response began."""
+
+    def identity(self) -> Identity:
+        """What tells one version of a file from another."""
+        return self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns
+
+    async def read_first(self, body: object) -> None:
+        """If the file `waits`, read the beginning of what a response has of it, so that one that cannot be read gets an
+        error instead of half a response. Raises OSError."""
+        if not self.waits:
+            return
+        if isinstance(body, Multipart):
+            body = body.parts[0][1]
+        if isinstance(body, ByteRange) and body.count:
+            self.first = (body.offset, await self._read(body.offset, body.count))
+
+    async def read_piece(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from `offset` on of a file that `waits`; b"" at its end. Raises OSError."""
+        if self.first is not None and self.first[0] == offset:
+            (_, data), self.first = self.first, None
+            return data[:count]
+        return await self._read(offset, count)
+
+    async def _read(self, offset: int, count: int) -> bytes:
+        size = min(count, PIECE)
+        return await self.run(lambda descriptor: os.pread(descriptor, size, offset))
+
+    async def run(self, call: Callable[[int], T]) -> T:
+        """What a call on the file returns in a thread of the root's. Raises OSError."""
+        return await self.root.threads.run_on(self.descriptor, call, waits=self.waits)
+
+    def close(self) -> None:
+        _close(self.descriptor, self.root.threads, waits=self.waits)
+
+
+class Folder(Struct):
+    """An open folder that has no index file; whoever holds it closes it."""
+
+    descriptor: int
+    path: bytes
+    root: Root
+    waits: bool = False
+    """Whether its file system may hold up every call on it."""
+
+    def close(self) -> None:
+        _close(self.descriptor, self.root.threads, waits=self.waits)
+
+
+class _Opened(NamedTuple):
+    descriptor: int
+    status: os.stat_result
+    reopens: bool
+    waits: bool
+
+
+class Root:
+    """One version of the folder that is served: a path may lead to another one later (followed_root.py)."""
+
+    def __init__(
+        self,
+        library: Library,
+        path: str | None,
+        *,
+        dotfiles: bool = False,
+        hidden: frozenset[bytes] = NO_NAMES,
+        seconds: float = DEFAULT_SECONDS,
+        why: Miss = Miss.ABSENT,
+    ) -> None:
+        """`hidden` has paths below the root that are not served; `seconds` is the time that one call on a file may
+        take. Without a path there is no folder, and every request gets `why`.
+
+        Waits for the file system. Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux
+        5.6).
+        """
+        self._library = library
+        self.dotfiles = dotfiles
+        self.hidden = hidden
+        self.why = why
+        """The answer once the root is closed."""
+        self.threads = FileThreads(path or "", seconds)
+        self._users = 0
+        self.descriptor = self._descriptor = -1
+        """Of the folder, for openat2(2); -1 once it is not to be used any more."""
+        self.identity: FolderIdentity | None = None
+        self.waits = True
+        """Whether its file system may hold up every call on it."""
+        self._opens_now = False
+        if path is not None:
+            self.descriptor = self._descriptor = _open_folder(library, path)
+            try:
+                self._examine()
+            except BaseException:
+                self.close()
+                raise
+
+    def _examine(self) -> None:
+        library, descriptor = self._library, self._descriptor
+        os.close(library.openat2(descriptor, b".", os.O_PATH, cached=False))
+        self.identity = library.folder_identity(descriptor)
+        self.waits = _waits(library, descriptor)
+        self._device = os.makedev(self.identity.device_major, self.identity.device_minor)
+        self._opens_now = not self.waits and _resolves_from_cache(library, descriptor)
+
+    def __enter__(self) -> int:
+        """Use the root for as long as this lasts: its descriptor, which close() leaves open until then.
+
+        Raises Unusable if it is closed.
+        """
+        if self._descriptor < 0:
+            raise Unusable(self.why)
+        self._users += 1
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if self.descriptor < 0:
+            self._close_unused()
+
+    def close(self) -> None:
+        """Open nothing more; the descriptor is closed by its last user."""
+        self.descriptor = -1
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if not self._users and self._descriptor >= 0:
+            # O_PATH: close(2) asks no file system.
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def may_wait(self) -> bool:
+        """Whether a file system of the root or of a mount below it may hold up its callers."""
+        if self.waits:
+            return True
+        try:
+            return bool(mounts.waiting_below(os.readlink(b"/proc/self/fd/%d" % self._descriptor), mounts.mounts()))
+        except OSError:
+            return False
+
+    async def find(self, target: Target, index: Sequence[bytes] = (INDEX,)) -> OpenFile | Folder | Moved | Miss:
+        """Open what the target names: a file, or a folder's index file, else the folder.
+
+        Raises Unusable if the root is closed, Stalled if its file system does not answer.
+        """
+        if not self.dotfiles and target.hidden():
+            return Miss.HIDDEN
+        path = target.file_path()
+        with self:
+            if target.directory:
+                return await self._find_index(path, index)
+            found = await self.open_file(path)
+            return found or Moved(target.directory_location())
+
+    async def open_file(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
+        """Open a file by its path below the root; None when it is a folder.
+
+        Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
+        the look at a name.
+        """
+        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path, others)
+
+    async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
+        """Open a file that may be one of those that are not served."""
+        opened = await self._open(path, _FLAGS, others)
+        return opened if isinstance(opened, Miss) else self._examined(opened, path)
+
+    async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
+        for name in index:
+            found = await self.open_file(name if folder == b"." else folder + b"/" + name)
+            if found is not None and found not in (Miss.ABSENT, Miss.HIDDEN):
+                return found
+        opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        return opened if isinstance(opened, Miss) else Folder(opened.descriptor, folder, self, opened.waits)
+
+    def open_now(self, path: bytes) -> int:
+        """A new descriptor of a file that `reopens`. Raises OSError, at once, if that is no longer so."""
+        return self._library.openat2(self.descriptor, path, _FLAGS, cached=True)
+
+    async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
+        try:
+            with self as root:
+                reopens = self._opens_now
+                if reopens:
+                    try:
+                        descriptor = self._library.openat2(root, path, flags, cached=True)
+                    except OSError as error:
+                        # EXDEV: an absolute link, or another mount.
+                        if error.errno not in (errno.EAGAIN, errno.EXDEV):
+                            raise
+                        reopens = error.errno == errno.EAGAIN
+                    else:
+                        return _Opened(descriptor, _status(descriptor), reopens=True, waits=False)
+                opening = partial(self._open_from_disk, root, path, flags, others)
+                descriptor, status, waits = await self.threads.run(opening, lambda opened: os.close(opened[0]))
+                return _Opened(descriptor, status, reopens and not waits, waits)
+        except Stalled:
+            # No other name is tried: each would take as long again.
+            raise
+        except OSError as error:
+            return miss_of(error)
+
+    def _open_from_disk(
+        self, root: int, path: bytes, flags: int, others: Sequence[bytes]
+    ) -> tuple[int, os.stat_result, bool]:
+        for other in others:
+            with contextlib.suppress(OSError):
+                os.close(self._library.openat2(root, other, os.O_PATH, cached=False))
+        descriptor = open_beneath(self._library, root, path, flags)
+        status = _status(descriptor)
+        waits = self.waits or (status.st_dev != self._device and _waits(self._library, descriptor))
+        return descriptor, status, waits
+
+    def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
+        """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
+        descriptor, status, reopens, waits = opened
+        if stat.S_ISREG(status.st_mode):
+            return OpenFile(
+                descriptor,
+                self,
+                path,
+                status.st_dev,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                reopens,
+                waits,
+            )
+        _close(descriptor, self.threads, waits=waits)
+        return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL
+
+
+def _status(descriptor: int) -> os.stat_result:
+    """What fstat(2) says; closes the descriptor if that fails."""
+    try:
+        return os.fstat(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _close(descriptor: int, threads: FileThreads, *, waits: bool) -> None:
+    if waits:
+        # FUSE sends FLUSH, and waits for the answer (fuse_flush() in fs/fuse/file.c, Linux 6.18).
+        threads.discard(partial(os.close, descriptor))
+    else:
+        os.close(descriptor)
+
+
+def _open_folder(library: Library, path: str) -> int:
+    try:
+        return library.folder_at(os.fsencode(path))
+    except OSError as error:
+        # EAGAIN: the disk has to be asked. EINVAL: the kernel has no RESOLVE_CACHED.
+        if error.errno not in (errno.EAGAIN, errno.EINVAL):
+            raise
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _waits(library: Library, descriptor: int) -> bool:
+    """Whether an open file's file system may hold up every call on it; asks no file system."""
+    return mounts.waits(library.folder_identity(descriptor).mount) is not False
+
+
+def _resolves_from_cache(library: Library, descriptor: int) -> bool:
+    """Whether the kernel knows RESOLVE_CACHED, which is newer than openat2."""
+    try:
+        os.close(library.openat2(descriptor, b".", os.O_PATH, cached=True))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        if error.errno != errno.EAGAIN:
+            raise
+    return True

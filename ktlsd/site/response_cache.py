@@ -1,0 +1,291 @@
+"""Responses remembered by their request head: the same bytes need no second parse and no second decision, and heads
+that differ in what had no say need no second decision.
+
+Strategy: what h11 wrote is kept but for its Date, together with what the file was when it was decided. Each use opens
+the file anew and compares, so that no byte of an old version is sent after a rename. More than the file has a say
+(siblings, rules, other names that come first): every second the folders and rules are compared, and after some
+minutes, or where they cannot tell, everything is decided again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
+
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.header_line_cache import KnownLines, takes_query, without_query
+from ktlsd.http.request_fields import Field
+from ktlsd.site.lookup import Identity, OpenFile, Root, identify
+
+if TYPE_CHECKING:
+    from ktlsd.logs.exchange_log import Noted
+
+LASTING_SECONDS: Final = 1.0
+"""How long a decision holds without another look at folders and rules."""
+RENEWED_SECONDS: Final = 600.0
+"""How long it holds with such looks."""
+MOST_BYTES: Final = 33_554_432
+"""What all that is remembered may take, about."""
+LONGEST_REMEMBERED: Final = 4096
+"""Bytes of a request head."""
+
+_ENTRY_BYTES: Final = 2048
+_LINE_END: Final = b"\r\n"
+_BLANK_LINE: Final = b"\r\n\r\n"
+# A file that was changed this recently can be changed again without its times showing it: their clock has ticks.
+_SETTLED_NS: Final = 2_000_000_000
+# Rules are read within a second of their change, but thousands of them take a while.
+_RULES_SETTLED_NS: Final = 10_000_000_000
+
+Key = tuple[str | None, bytes]
+"""The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
+
+
+class Grounds(NamedTuple):
+    """What a response was decided by: requests that agree in all of it get the same one."""
+
+    line: tuple[bytes, bool]
+    """The request line without its end; and whether it is without its query too, which had no say."""
+    names: tuple[bytes, ...]
+    """Of the fields that were asked for, whether they were there or not."""
+    values: tuple[str | bytes | None, ...]
+    """What sets the connection apart, as in a key, and the value of each of these fields (request_fields.joined)."""
+
+    @classmethod
+    def of(
+        cls, key: Key, names: tuple[bytes, ...], fields: Mapping[bytes, bytes], *, any_query: bool = False
+    ) -> Grounds:
+        """Where these of all fields of a request have a say."""
+        name, head = key
+        line = head.partition(_LINE_END)[0]
+        asked = (without_query(line), True) if any_query else (line, False)
+        return cls(asked, names, (name, *map(fields.get, names)))
+
+
+_ByFields = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], "Remembered"]]
+
+
+class Remembered(Struct, eq=False):
+    """A response: its status, its head around the value of Date, and the part of a file that follows."""
+
+    key: Key
+    grounds: Grounds | None
+    """None where it is not known."""
+    status: int
+    before: bytes
+    after: bytes
+    part: ByteRange | None
+    sources: tuple[tuple[Root, bytes, Identity], ...]
+    """Root, path and identity of the file that is sent, and of the one that it was made from."""
+    folders: tuple[tuple[Root, bytes, Identity], ...]
+    """Root, path and identity of what else had a say; empty where these do not tell all."""
+    until: float
+    last: float
+    """When to decide anew at the latest."""
+    closes: bool
+    """Whether the request asked for the end of its connection."""
+    noted: Noted | None = None
+    """For the access log, where there is one."""
+
+    def head(self, date: bytes) -> bytes:
+        """The head with this value of Date."""
+        return self.before + date + self.after
+
+
+class HeadCache:
+    """One process's memory."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self._bytes = 0
+        self._known: OrderedDict[Key, Remembered] = OrderedDict()
+        self._alike: dict[tuple[bytes, bool], _ByFields] = {}
+        """What is remembered, by its grounds: by request line, names and values."""
+        self._lines = KnownLines()
+        self._looks: dict[tuple[Root, bytes], Identity] = {}
+        """What folders and rules were at the last look, by root and path; it holds for all that is remembered."""
+        self._looks_until = 0.0
+        self.uses = 0
+        """Responses that were given from memory."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: Key) -> Remembered | None:
+        """What was decided for this head, and may still hold."""
+        found = self._known.get(key)
+        if found is not None and found.until < time.monotonic():
+            return self._holding(found)
+        return found
+
+    def read(self, head: bytes, most_fields: int) -> tuple[bytes, list[Field]] | None:
+        """The request line and the fields of a whole head; None where it has more, or nothing can be alike.
+
+        Nobody has seen the fields together: h11 may refuse a head for what it has twice.
+        """
+        line, _, rest = head.removesuffix(_BLANK_LINE).partition(_LINE_END)
+        if (line, False) not in self._alike:
+            bare = without_query(line)
+            # A fragment is no part of a target (request_target.py).
+            if (bare, True) not in self._alike or (line != bare and (b"#" in line or not takes_query(line))):
+                return None
+        lines = rest.split(_LINE_END) if rest else []
+        fields = self._lines.read(lines) if len(lines) <= most_fields else None
+        return None if fields is None else (line, fields)
+
+    def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> Remembered | None:
+        """What was decided for a request that agrees with this one in its grounds, and may still hold; the line is one
+        that was read."""
+        for asked in ((line, False), (without_query(line), True)):
+            for names, by_values in self._alike.get(asked, {}).items():
+                found = by_values.get((name, *map(fields.get, names)))
+                if found is not None:
+                    return self._holding(found)
+        return None
+
+    def _holding(self, found: Remembered) -> Remembered | None:
+        if found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
+            self._forget(found)
+            return None
+        return found
+
+    def open(self, remembered: Remembered) -> int | None:
+        """A descriptor of the file, for the caller to close; None when it is not, or may not be, what it was."""
+        descriptor = -1
+        for root, path, identity in reversed(remembered.sources):
+            if descriptor >= 0:
+                os.close(descriptor)
+            try:
+                descriptor = root.open_now(path)
+            except OSError:
+                self._forget(remembered)
+                return None
+            if not _is(descriptor, identity):
+                os.close(descriptor)
+                self._forget(remembered)
+                return None
+        now = time.monotonic()
+        if remembered.until < now:
+            if now > self._looks_until:
+                self._looks.clear()
+                self._looks_until = now + LASTING_SECONDS
+            # The names on the way to an open file are in memory: no disk is asked.
+            if not (remembered.folders and self._are_as_they_were(remembered.folders)):
+                os.close(descriptor)
+                self._forget(remembered)
+                return None
+            remembered.until = self._looks_until
+            self._known.move_to_end(remembered.key)
+        self.uses += 1
+        return descriptor
+
+    def _are_as_they_were(self, folders: Iterable[tuple[Root, bytes, Identity]]) -> bool:
+        looks = self._looks
+        try:
+            for root, path, identity in folders:
+                seen = looks.get((root, path))
+                if seen is None:
+                    seen = looks[root, path] = identify(os.stat(path, dir_fd=root.descriptor))
+                if seen != identity:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def _forget(self, remembered: Remembered) -> None:
+        del self._known[remembered.key]
+        self._bytes -= _size(remembered)
+        grounds = remembered.grounds
+        if grounds is None:
+            return
+        alike = self._alike.get(grounds.line, {})
+        by_values = alike.get(grounds.names, {})
+        # Another head may have come to stand for all that are alike.
+        if by_values.get(grounds.values) is remembered:
+            del by_values[grounds.values]
+            if not by_values:
+                del alike[grounds.names]
+            if not alike:
+                del self._alike[grounds.line]
+
+    def remember(
+        self,
+        key: Key,
+        status: int,
+        head: bytes,
+        date: bytes,
+        opened: OpenFile,
+        part: ByteRange | None,
+        noted: Noted | None = None,
+        *,
+        grounds: Grounds | None = None,
+        closes: bool = False,
+        rules: Iterable[bytes] | None = None,
+        asked_ns: int | None = None,
+    ) -> None:
+        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date, and `closes`
+        whether the request asked for the end of its connection.
+
+        `rules` has the paths below the root of what else is read; None where even more has a say. `asked_ns` is when
+        it began to be decided, in ns since the epoch; now unless given.
+        """
+        if len(key[1]) > LONGEST_REMEMBERED:
+            return
+        asked_ns = asked_ns or time.time_ns()
+        settled = asked_ns - _SETTLED_NS
+        sources = []
+        for file in (opened, opened.original):
+            if file is not None:
+                if not file.reopens:
+                    return
+                if max(file.mtime_ns, file.ctime_ns) > settled:
+                    return
+                sources.append((file.root, file.path, file.identity()))
+        before, _, after = head.partition(date)
+        folders = () if rules is None else _folders(opened, rules, asked_ns)
+        now = time.monotonic()
+        until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
+        if (known := self._known.get(key)) is not None:
+            self._forget(known)
+        new = Remembered(key, grounds, status, before, after, part, tuple(sources), folders, until, last, closes, noted)
+        self._known[key] = new
+        if grounds is not None:
+            self._alike.setdefault(grounds.line, {}).setdefault(grounds.names, {})[grounds.values] = new
+        self._bytes += _size(new)
+        while self._bytes > self.most_bytes:
+            self._forget(next(iter(self._known.values())))
+
+
+def _size(remembered: Remembered) -> int:
+    return _ENTRY_BYTES + 2 * len(remembered.key[1]) + len(remembered.before) + len(remembered.after)
+
+
+def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[Root, bytes, Identity], ...]:
+    """The folders on the way to a file, and files of rules; none where one of them had just changed, or has since."""
+    parts = opened.path.split(b"/")[:-1]
+    wanted = [(b"/".join(parts[:count]) or b".", _SETTLED_NS) for count in range(len(parts) + 1)]
+    found = []
+    for path, settled in (*wanted, *((path, _RULES_SETTLED_NS) for path in rules)):
+        try:
+            status = os.stat(path, dir_fd=opened.root.descriptor)
+        except FileNotFoundError:
+            # Its appearance would change its folder.
+            continue
+        except OSError:
+            return ()
+        if max(status.st_mtime_ns, status.st_ctime_ns) > asked_ns - settled:
+            return ()
+        found.append((opened.root, path, identify(status)))
+    return tuple(found)
+
+
+def _is(descriptor: int, identity: Identity) -> bool:
+    try:
+        return identify(os.fstat(descriptor)) == identity
+    except OSError:
+        return False

@@ -1,0 +1,159 @@
+"""One site's header rules and redirects: from its options, and from its `_headers` and `_redirects` files.
+
+Strategy: the files may change with every deployment of the site, so they are looked at again, once a second at most,
+when a request comes; what cannot be understood in them is logged with its line and left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import partial
+from typing import Final, cast
+
+import trio
+
+from ktlsd.config.options import SiteOptions
+from ktlsd.file_threads import Stalled
+from ktlsd.http.decide import Miss
+from ktlsd.http.header_rules import HeaderRules
+from ktlsd.http.protected_paths import ProtectedPaths
+from ktlsd.http.redirects import Redirects
+from ktlsd.site.lookup import Identity, OpenFile, Root, Unusable
+from ktlsd.site.rule_files import LARGEST_FILE, PROTECTING, HeadersFile, RedirectsFile, parse_headers, parse_redirects
+
+log = logging.getLogger("ktlsd")
+
+HEADERS_FILE: Final = b"_headers"
+REDIRECTS_FILE: Final = b"_redirects"
+_LOOK_SECONDS: Final = 1.0
+_OVERLAP: Final = 100
+"""Bytes that two parts of a long file share, so that no word is cut in two."""
+
+_Version = Identity | Miss | None
+
+
+class SiteRules:
+    """The rules that hold now."""
+
+    def __init__(self, site: SiteOptions) -> None:
+        """Raises ValueError for options that contradict themselves."""
+        self._site = site
+        chosen = ((HEADERS_FILE, site.headers_file), (REDIRECTS_FILE, site.redirects_file))
+        self.files = frozenset(name for name, used in chosen if used)
+        """The files that are read for rules, and therefore not served."""
+        self._versions: dict[bytes, _Version] = dict.fromkeys(self.files, Miss.ABSENT)
+        self._look_again = 0.0
+        self._wanted, self._had = int(bool(self.files)), 0
+        """First looks that are due, one for each root, and those that there were."""
+        self.at_hand = True
+        """Whether a look at the files asks no file system that may hold it up."""
+        self._looking = trio.Lock()
+        self._protected = {name: ProtectedPaths(()) for name in (HEADERS_FILE, REDIRECTS_FILE)}
+        self.headers = HeaderRules(site, ())
+        self.redirects = Redirects(site.redirect)
+
+    def protect(self, path: str) -> bool:
+        """Whether a decoded path, of a request or of a file below the root, is for those only who can log in."""
+        return any(paths.cover(path) for paths in self._protected.values())
+
+    def require_password(self, path: str) -> bool:
+        """Whether no redirect counts before that."""
+        return self._protected[HEADERS_FILE].cover(path)
+
+    @property
+    def protecting(self) -> bool:
+        """Whether any path is protected."""
+        return any(self._protected.values())
+
+    def renew(self) -> None:
+        """Read the files again before the next answer: the root is another folder."""
+        self._wanted += int(bool(self.files))
+
+    async def refresh(self, root: Root) -> None:
+        """Read the files that have changed. A request that comes meanwhile gets the former rules, but waits for the
+        first ones. Raises OSError where those cannot be had for the moment."""
+        if self._had != self._wanted:
+            async with self._looking:
+                if self._had != self._wanted:
+                    wanted = self._wanted
+                    await self._look(root, first=True)
+                    self._had = wanted
+        # Never two looks at a time: the slower one could put older rules into force.
+        elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
+            async with self._looking:
+                await self._look(root, first=False)
+
+    async def _look(self, root: Root, *, first: bool) -> None:
+        self._look_again = time.monotonic() + _LOOK_SECONDS
+        for name in self.files:
+            opened = await root.open_hidden(name)
+            if first and opened in _OF_THE_MOMENT:
+                # To serve without rules what they protect would be worse than not to serve it.
+                raise Unusable(cast(Miss, opened))
+            try:
+                await self._take(name, opened)
+            except Stalled:
+                raise
+            except OSError as error:
+                self._complain(name, error.strerror)
+            finally:
+                if isinstance(opened, OpenFile):
+                    self.at_hand = opened.reopens
+                    opened.close()
+
+    async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
+        version = opened.identity() if isinstance(opened, OpenFile) else opened
+        if version == self._versions[name]:
+            return
+        if isinstance(opened, OpenFile) or opened is Miss.ABSENT:
+            # In a thread, since thousands of rules take a while.
+            if isinstance(opened, OpenFile):
+                parsed, everything = await opened.run(partial(self._parse, name, opened.size))
+            else:
+                parsed, everything = self._parse(name, 0, None)
+            warnings = self._put_into_force(name, parsed, everything=everything)
+            self._versions[name] = version
+            for warning in warnings:
+                log.warning("%s/%s", self._site.root, warning)
+        else:
+            self._versions[name] = version
+            # The former rules hold on: a lack of descriptors must not take a Content-Security-Policy away.
+            self._complain(name, "a folder" if opened is None else opened.reason)
+
+    def _complain(self, name: bytes, reason: str | None) -> None:
+        log.error("%s/%s: cannot be read: %s", self._site.root, os.fsdecode(name), reason)
+
+    def _parse(self, name: bytes, size: int, descriptor: int | None) -> tuple[HeadersFile | RedirectsFile, bool]:
+        """What a file of that many bytes, or none, has in it; and whether what is left out of it protects paths."""
+        text, everything = "", False
+        if descriptor is not None:
+            text = os.pread(descriptor, LARGEST_FILE + 1, 0).decode("utf-8", "replace")
+            everything = size > LARGEST_FILE and _protects_beyond(descriptor, size, name)
+        return (parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)), everything
+
+    def _put_into_force(self, name: bytes, parsed: HeadersFile | RedirectsFile, *, everything: bool) -> tuple[str, ...]:
+        """Take the rules of a file; what is wrong with them."""
+        protected, warnings = parsed.protected, parsed.warnings
+        if everything:
+            protected = (*protected, "/*")
+            warnings = (f"{os.fsdecode(name)}: what is left out protects paths: 403 for all of the site", *warnings)
+        self._protected[name] = ProtectedPaths(protected, self._site.index, self._site.try_files)
+        if isinstance(parsed, HeadersFile):
+            self.headers = HeaderRules(self._site, parsed.rules)
+        else:
+            self.redirects = Redirects((*self._site.redirect, *parsed.rules))
+        return warnings
+
+
+def _protects_beyond(descriptor: int, size: int, name: bytes) -> bool:
+    """Whether what is too much of a file has lines that protect paths."""
+    wanted = PROTECTING[os.fsdecode(name)]
+    return any(
+        wanted.search(os.pread(descriptor, LARGEST_FILE + _OVERLAP, start))
+        for start in range(LARGEST_FILE - _OVERLAP, size, LARGEST_FILE)
+    )
+
+
+_OF_THE_MOMENT: Final = (Miss.BUSY, Miss.EXHAUSTED, Miss.STALLED, Miss.NO_ROOT)

@@ -1,0 +1,449 @@
+"""One site: from a request and its target to the response and the open file that it takes its body from.
+
+Strategy: one method for each step, in the order of a request: forced redirects, look-up (try_files, clean URLs, index
+files), other redirects, fallback, negotiation of a content coding, decision, error page, rules for header fields. All
+that can be decided without files is decided in the pure modules that these steps call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final, NamedTuple, cast
+
+import trio
+from msgspec.structs import replace
+
+from ktlsd.config.options import SiteOptions
+from ktlsd.file_threads import DEFAULT_SECONDS
+from ktlsd.http.accept_encoding import SUFFIXES, preferred
+from ktlsd.http.compressible import is_compressible
+from ktlsd.http.cors import Cors
+from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
+from ktlsd.http.fields import Fields, merge, without
+from ktlsd.http.header_rules import Origin
+from ktlsd.http.redirects import Redirected, Rewritten
+from ktlsd.http.request_target import Target, target_of_path
+from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.site.content_hash import ContentHashes
+from ktlsd.site.content_types import ContentTypes, Encoded, suffixes_of
+from ktlsd.site.folder import Entry, read_folder
+from ktlsd.site.followed_root import FollowedRoot
+from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
+from ktlsd.site.rules import SiteRules
+from ktlsd.site.siblings import Siblings
+from ktlsd.ssl_ffi import Library
+
+log = logging.getLogger("ktlsd")
+
+SERVER_FIELD: Final = (("Server", "ktlsd"),)
+_ABSENT: Final = (Miss.ABSENT, Miss.HIDDEN, Miss.NO_INDEX)
+"""What another file may answer for."""
+
+
+class Answer(NamedTuple):
+    """A decided response; whoever holds it closes the file."""
+
+    response: Response
+    opened: OpenFile | None = None
+    file: str | None = None
+    """The decoded path of the file that answers."""
+    rules: frozenset[bytes] | None = None
+    """Paths below the root of the files that had a say, beside the file's own and its folders; None where even more
+    had."""
+    any_query: bool = False
+    """Whether the target's query had no say."""
+
+
+_Found = OpenFile | Folder | Moved | Miss
+
+
+class _Outcome(NamedTuple):
+    """What a target gets."""
+
+    found: _Found
+    origin: Origin = Origin.OWN
+    status: HTTPStatus = HTTPStatus.OK
+    """Under which a file is sent."""
+
+
+class _Draft(NamedTuple):
+    """A response before a site's rules for header fields; whoever holds it closes the file."""
+
+    response: Response
+    opened: OpenFile | None = None
+    file: str | None = None
+    """The decoded path of the file that answers."""
+    origin: Origin = Origin.OWN
+    rejected: frozenset[bytes] = frozenset()
+    """Paths below the root of siblings that were not sent."""
+
+
+class Site:
+    """What one set of names serves."""
+
+    def __init__(
+        self,
+        library: Library,
+        site: SiteOptions,
+        file_seconds: float = DEFAULT_SECONDS,
+        *,
+        may_be_missing: bool = False,
+    ) -> None:
+        """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later.
+
+        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
+        self.options = site
+        if site.listing:
+            # It takes long to import, and not while somebody waits for it.
+            import ktlsd.site.listing  # noqa: F401
+        self._library = library
+        # Settings without a root are refused when they are read.
+        path = cast(Path, site.root)
+        self._rules = SiteRules(site)
+        self.followed = FollowedRoot(
+            library,
+            path,
+            dotfiles=site.dotfiles,
+            hidden=self._rules.files,
+            seconds=file_seconds,
+            may_be_missing=may_be_missing,
+        )
+        self.followed.on_change = self._rules.renew
+        self._types = ContentTypes(site.types, site.charset, site.encoded)
+        self._index = tuple(os.fsencode(name) for name in site.index)
+        self._hashes = ContentHashes()
+        self._siblings = Siblings()
+        # Each holds the interpreter up for a while.
+        self._listings = trio.CapacityLimiter(2)
+        self._cors = Cors(site.cors) if site.cors is not None else None
+        self._server: Fields = SERVER_FIELD if site.server_header else ()
+
+    @property
+    def root(self) -> Root:
+        """The folder that is served at this moment."""
+        return self.followed.root
+
+    def close(self) -> None:
+        self.followed.close()
+
+    async def answer(self, request: Request, target: Target, *, secure: bool) -> Answer:
+        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS."""
+        root = None
+        try:
+            # Rules and files are of the same root, even where another takes its place meanwhile.
+            while root is not self.root:
+                root = self.root
+                await self._rules.refresh(root)
+                answer = await self._respond(request, target)
+                if root is not self.root and answer.opened is not None:
+                    answer.opened.close()
+        except OSError as error:
+            answer = _Draft(decide(request, miss_of(error), time.time(), ""))
+        try:
+            # Without a reason it is no refusal, but a redirect's own page with a 404.
+            if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
+                answer = await self._with_error_page(request, answer)
+            response = answer.response
+            path = target.path()
+            fields = self._server + response.fields
+            fields = self._rules.headers.apply(path, response.status, fields, secure, answer.file, answer.origin)
+            if self._cors is not None:
+                fields = merge(fields, self._cors_fields(self._cors, request, path))
+            own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
+            rules = self._rules.files | answer.rejected if own else None
+            any_query = not self._rules.redirects.concern(path)
+            response = replace(response, fields=fields, signed=True)
+            return Answer(response, answer.opened, answer.file, rules, any_query)
+        except BaseException:
+            if answer.opened is not None:
+                answer.opened.close()
+            raise
+
+    def _is_its_own_folders(self, target: Target, opened: OpenFile | None) -> bool:
+        """Whether only the folder that the target names, and those above it, can have another file answer."""
+        if opened is None or self.options.try_files:
+            return False
+        names = target.names if target.directory else target.names[:-1]
+        return opened.path.rpartition(b"/")[0] == b"/".join(names)
+
+    def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
+        if request.method == "OPTIONS":
+            preflight = cors.preflight(path, request.fields)
+            if preflight is not None:
+                return preflight
+        return cors.fields(path, request.fields.get("origin"))
+
+    async def _respond(self, request: Request, target: Target) -> _Draft:
+        if request.method == "OPTIONS":
+            return _Draft(options())
+        found, origin, status = await self._find(target)
+        if isinstance(found, Folder):
+            return _Draft(await self._list(request, target, found))
+        now = time.time()
+        if not isinstance(found, OpenFile):
+            return _Draft(decide(request, found, now, ""))
+        file = "/" + os.fsdecode(found.path).removeprefix("./")
+        opened, representation, rejected = await self._negotiate(request, found)
+        try:
+            if status is not HTTPStatus.OK:
+                response = whole(request, representation, status, now)
+            else:
+                boundary = secrets.token_hex(16) if "," in request.fields.get("range", "") else ""
+                response = decide(request, representation, now, boundary)
+        except BaseException:
+            opened.close()
+            raise
+        await read_first(opened, response)
+        return _Draft(response, opened, file, origin, rejected)
+
+    # --- which file ---------------------------------------------------------------------------------------------------
+
+    async def _find(self, target: Target) -> _Outcome:
+        path, query = target.path(), target.query[1:].decode("latin-1")
+        rules, redirects = self._rules, self._rules.redirects
+        if rules.require_password(path):
+            return _Outcome(Miss.PROTECTED)
+        rule = redirects.find(path, query, exists=True)
+        if rule is not None:
+            return await self._follow(rule, target)
+        outcome = _Outcome(Miss.PROTECTED) if rules.protect(path) else await self._look_up(target)
+        # A rule can still send clients that may not see a file to a page for them.
+        if outcome.found not in (*_ABSENT, Miss.PROTECTED):
+            return outcome
+        rule = redirects.find(path, query, exists=False)
+        if rule is not None:
+            return await self._follow(rule, target)
+        if self.options.fallback is not None and outcome.found is not Miss.PROTECTED:
+            found = await self._look_up_path(self.options.fallback)
+            return _Outcome(self._in_its_place(target, found), Origin.FALLBACK)
+        return outcome
+
+    async def _follow(self, rule: Redirected | Rewritten, target: Target) -> _Outcome:
+        if isinstance(rule, Redirected):
+            return _Outcome(Moved(rule.location, HTTPStatus(rule.status)))
+        found, status = await self._look_up_path(rule.path), HTTPStatus(rule.status)
+        if isinstance(found, Folder) and status is not HTTPStatus.OK:
+            # A listing is no page of an error.
+            found.close()
+            found = Miss.ABSENT
+        return _Outcome(self._in_its_place(target, found), Origin.REWRITE, status)
+
+    def _in_its_place(self, target: Target, found: _Found) -> _Found:
+        """A folder is listed under a path with a slash at its end, which the links in a listing go on from."""
+        if not isinstance(found, Folder) or target.directory:
+            return found
+        found.close()
+        return Moved(target.directory_location())
+
+    async def _look_up(self, target: Target) -> _Outcome:
+        """The file that a path names, or the first of `try_files`."""
+        if not self.options.try_files:
+            return _Outcome(await self._look_up_name(target))
+        wanted = target.path()
+        outcome = _Outcome(Miss.ABSENT)
+        for entry in self.options.try_files:
+            path = entry.replace("{path}", wanted)
+            # A folder keeps its own target, for the redirect to its slash.
+            found = await (self._look_up_name(target) if path == wanted else self._look_up_path(path))
+            origin = Origin.OWN if "{path}" in entry else Origin.FALLBACK
+            outcome = _Outcome(self._in_its_place(target, found), origin)
+            if outcome.found not in _ABSENT:
+                break
+        return outcome
+
+    async def _look_up_path(self, path: str) -> _Found:
+        """The file of a path that the operator gave. A folder's name stands for its index file: a redirect to its slash
+        would tell clients a path of which they know nothing."""
+        target = target_of_path(path)
+        if target is None:
+            return Miss.ABSENT
+        found = await self._look_up_name(target)
+        if isinstance(found, Moved):
+            return await self._look_up_one(Target(target.names, directory=True))
+        return found
+
+    async def _look_up_name(self, target: Target) -> _Found:
+        """With clean URLs, about means about.html where there is no such file, even where there is such a folder."""
+        found = await self._look_up_one(target)
+        if not self.options.clean_urls or target.directory or not target.names:
+            return found
+        if found in _ABSENT or isinstance(found, Moved):
+            *folders, name = target.names
+            page = await self._look_up_one(Target((*folders, name + b".html"), directory=False))
+            if page not in _ABSENT and not isinstance(page, Moved):
+                return page
+        return found
+
+    async def _look_up_one(self, target: Target) -> _Found:
+        found = await self.root.find(target, self._index)
+        if isinstance(found, Folder) and not self.options.listing:
+            found.close()
+            return Miss.NO_INDEX
+        if isinstance(found, OpenFile | Folder) and self._is_protected(found):
+            found.close()
+            return Miss.PROTECTED
+        return found
+
+    def _is_protected(self, found: OpenFile | Folder) -> bool:
+        """Whether what is open must not be sent, by the name that it was found under or by where links led."""
+        if not self._rules.protecting:
+            return False
+        path = os.fsdecode(found.path)
+        if self._rules.protect("/" + ("" if path == "." else path)):
+            return True
+        try:
+            with found.root as root:
+                below = _real_path(root).rstrip("/") + "/"
+            real = _real_path(found.descriptor)
+        except OSError:
+            return True
+        return real.startswith(below) and self._rules.protect("/" + real.removeprefix(below))
+
+    # --- which representation of it -----------------------------------------------------------------------------------
+
+    async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation, frozenset[bytes]]:
+        """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3).
+
+        The last of the three has the paths of the siblings that are there and not sent: a change in place makes another
+        choice right.
+        """
+        rejected = set[bytes]()
+        try:
+            if (encoded := self._types.encoded(opened.path)) is not None:
+                return opened, await self._encoded(request, opened, encoded), frozenset()
+            kind = self._type_of(opened.path)
+            coding, varies = None, False
+            codings = self.options.precompressed
+            if codings and is_compressible(kind):
+                wanted = preferred(request.fields.get("accept-encoding"), codings).codings
+                # Those that are not acceptable are looked for too: Vary is due where there is a choice.
+                candidates = (*wanted, *(other for other in codings if other not in wanted))
+                siblings = [opened.path + SUFFIXES[candidate] for candidate in candidates]
+                for number, candidate in enumerate(candidates):
+                    sibling = await opened.root.open_file(siblings[number], siblings[number + 1 :])
+                    if not isinstance(sibling, OpenFile):
+                        if sibling is not Miss.ABSENT:
+                            rejected.add(siblings[number])
+                        continue
+                    try:
+                        belongs = await self._siblings.belong(opened, sibling, candidate)
+                    except BaseException:
+                        sibling.close()
+                        raise
+                    varies = varies or belongs
+                    if belongs and candidate in wanted:
+                        opened.close()
+                        sibling.original = opened
+                        opened, coding = sibling, candidate
+                        break
+                    sibling.close()
+                    rejected.add(siblings[number])
+            tag = await self._tag(opened)
+            if coding is not None:
+                tag = coded_tag(tag, coding)
+            found = Representation(opened.size, opened.mtime_ns, kind, tag, coding, varies)
+            return opened, found, frozenset(rejected)
+        except BaseException:
+            opened.close()
+            raise
+
+    async def _encoded(self, request: Request, opened: OpenFile, encoded: Encoded) -> Representation:
+        """A file that is stored in a content coding: what is in it, in that coding, or the packed file as it is.
+
+        A request without Accept-Encoding takes any coding (RFC 9110 section 12.5.3); the bytes are the same.
+        """
+        tag, accepted = await self._tag(opened), request.fields.get("accept-encoding")
+        if accepted is None or preferred(accepted, (encoded.coding,)).codings:
+            tag = coded_tag(tag, encoded.coding)
+            return Representation(opened.size, opened.mtime_ns, encoded.content_type, tag, encoded.coding, True)
+        return Representation(opened.size, opened.mtime_ns, self._type_of(opened.path), tag, varies=True)
+
+    async def _tag(self, opened: OpenFile) -> str:
+        match self.options.etag:
+            case "strong":
+                return entity_tag(opened.mtime_ns, opened.size, opened.inode, opened.ctime_ns)
+            case "size-mtime" if is_dated(opened.mtime_ns):
+                return size_mtime_tag(opened.mtime_ns, opened.size)
+            case "size-mtime" | "content":
+                return content_tag(await self._hashes.digest(opened))
+
+    # --- what is made, not found --------------------------------------------------------------------------------------
+
+    async def _list(self, request: Request, target: Target, folder: Folder) -> Response:
+        from ktlsd.site import listing
+
+        as_json = listing.wants_json(request.fields.get("accept"))
+        fields = listing.fields(as_json=as_json)
+        if request.method == "HEAD":
+            folder.close()
+            return Response(HTTPStatus.OK, fields)
+        try:
+            with folder.root as root:
+                async with self._listings:
+                    entries = await folder.root.threads.run_on(
+                        folder.descriptor, partial(self._read_folder, root, folder.path), waits=folder.waits
+                    )
+        finally:
+            folder.close()
+        sort = listing.parse_query(target.query)
+        if as_json:
+            return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
+        return Response(HTTPStatus.OK, fields, listing.render_html(target.names, entries, sort, self._type_of))
+
+    def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
+        hidden = self._rules.files if path == b"." else frozenset[bytes]()
+        return read_folder(self._library, root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
+
+    def _type_of(self, name: bytes) -> str:
+        return self._types.of_suffixes(suffixes_of(name))
+
+    async def _with_error_page(self, request: Request, answer: _Draft) -> _Draft:
+        """The operator's page for this status in place of the short text, where there is one."""
+        response = answer.response
+        path = self.options.error_pages.get(str(response.status.value))
+        if path is None:
+            return answer
+        try:
+            found = await self._look_up_path(path)
+        except OSError as error:
+            found = miss_of(error)
+        if not isinstance(found, OpenFile):
+            if isinstance(found, Folder):
+                found.close()
+            if found is not Miss.PROTECTED:
+                log.error("no error page %s for %d in %s", path, response.status, self.options.root)
+            return answer
+        try:
+            opened, representation, _ = await self._negotiate(request, found)
+            page = whole(request, representation, response.status, time.time())
+            await read_first(opened, page)
+        except OSError as error:
+            log.error("error page %s for %d in %s: %s", path, response.status, self.options.root, error.strerror)
+            return answer
+        if answer.opened is not None:
+            answer.opened.close()
+        others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
+        return _Draft(replace(page, fields=page.fields + others, reason=response.reason), opened)
+
+
+def _real_path(descriptor: int) -> str:
+    """Where a file is, links resolved (proc_pid_fd(5)); one that is removed meanwhile has " (deleted)" at its end."""
+    return os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
+
+
+async def read_first(opened: OpenFile, response: Response) -> None:
+    """Read what comes first of a file whose file system may fail to answer; closes it then. Raises OSError."""
+    try:
+        await opened.read_first(response.body)
+    except BaseException:
+        opened.close()
+        raise
+
+
+_OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})

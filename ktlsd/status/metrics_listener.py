@@ -1,0 +1,125 @@
+"""Plain HTTP for metrics, health and the status page, on sockets of its own: one request on each connection.
+
+Strategy: trio accepts, h11 reads a bounded head and writes the response; a cancel scope holds the whole exchange. It
+ends with the server, so that it still answers while connections drain.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+import h11
+import trio
+
+from ktlsd.config.options import Listen
+from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.http.empty_lines import HALF, from_request_line
+from ktlsd.http.validators import http_date
+from ktlsd.metrics.metrics import Board
+from ktlsd.service import Service
+from ktlsd.status.metrics_page import Asked, Reply, answer, short
+from ktlsd.status.status_page import View
+
+log = logging.getLogger("ktlsd")
+
+EXCHANGE_SECONDS: Final = 20.0
+"""For a whole request and its response."""
+LONGEST_HEAD: Final = 16384
+"""Bytes of a request line and its header fields."""
+MOST_CONNECTIONS: Final = 64
+"""How many are answered at once; one more is closed unanswered."""
+
+_READ_SIZE: Final = 16384
+
+
+class MetricsListener:
+    """What one ktlsd tells about itself."""
+
+    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], board: Board) -> None:
+        """`listen` is what the operator wrote, `sockets` what was bound for it."""
+        self._own_name = listen.host or "localhost"
+        self._sockets = sockets
+        self._board = board
+        self._open = 0
+
+    def urls(self) -> list[str]:
+        """Where it answers."""
+        return [f"http://{Listen(*sock.getsockname()[:2])}" for sock in self._sockets]
+
+    async def serve(self, service: Callable[[], Service], ready: Callable[[], bool]) -> None:
+        """Answer for ever, with what `service` has; `ready` tells whether the server still accepts connections."""
+
+        def view() -> View:
+            return View(self._board, service().validities, ready(), service().faults)
+
+        async with trio.open_nursery() as nursery:
+            for sock in self._sockets:
+                loopback = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+                own_name = self._own_name if loopback else None
+                handler = partial(self._serve_connection, own_name, view)
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+                nursery.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=nursery))
+
+    async def _serve_connection(
+        self, own_name: str | None, view: Callable[[], View], stream: trio.SocketStream
+    ) -> None:
+        self._open += 1
+        try:
+            async with stream:
+                if self._open <= MOST_CONNECTIONS:
+                    with of_this_loop().busy(), trio.move_on_after(EXCHANGE_SECONDS):
+                        await self._exchange(stream, own_name, view)
+        except (trio.BrokenResourceError, OSError) as error:
+            log.debug("a client of the metrics left: %s", error)
+        except Exception:
+            # A defect here must not end what is served.
+            log.exception("a defect in ktlsd's metrics, please report it")
+        finally:
+            self._open -= 1
+
+    async def _exchange(self, stream: trio.SocketStream, own_name: str | None, view: Callable[[], View]) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
+        method = "GET"
+        received = b""
+        while received in (b"", HALF):
+            some = await stream.receive_some(_READ_SIZE)
+            if not some:
+                return
+            received = from_request_line(received + some)
+        http.receive_data(received)
+        try:
+            while (event := http.next_event()) is h11.NEED_DATA:
+                http.receive_data(await stream.receive_some(_READ_SIZE))
+            if not isinstance(event, h11.Request):
+                return
+            asked = _asked(event)
+            method = asked.method
+            reply = answer(asked, view(), own_name)
+        except h11.RemoteProtocolError as error:
+            reply = short(HTTPStatus(error.error_status_hint), str(error))
+        await stream.send_all(_written(http, method, reply))
+        await stream.send_eof()
+        # Closing a socket with unread data resets the connection and can destroy the response (RFC 9112 section 9.6).
+        while await stream.receive_some(_READ_SIZE):
+            pass
+
+
+def _asked(event: h11.Request) -> Asked:
+    fields = {name: value.decode("latin-1") for name, value in event.headers}
+    method, target = event.method.decode("ascii"), event.target.decode("ascii", "replace")
+    return Asked(method, target, fields.get(b"host", ""), fields.get(b"accept", ""))
+
+
+def _written(http: h11.Connection, method: str, reply: Reply) -> bytes:
+    fields = [("Date", http_date(time.time())), *reply.fields(), ("Connection", "close")]
+    head = h11.Response(status_code=reply.status.value, headers=fields, reason=reply.status.phrase.encode())
+    body = b"" if method == "HEAD" else reply.body
+    events: tuple[h11.Event, ...] = (head, h11.Data(data=body), h11.EndOfMessage())
+    return b"".join(http.send(event) or b"" for event in events)

@@ -1,0 +1,255 @@
+"""The status page: what ktlsd has counted, as a page for people and as JSON for its script: pure.
+
+Strategy: one snapshot holds every figure as text, and the few numbers that the script plots; the page is a snapshot
+written out, readable without the script, which later fills in the texts of newer ones.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from string import Template
+from typing import Any, Final, NamedTuple
+
+from ktlsd import __version__
+from ktlsd.metrics.metrics import (
+    BY_NAME,
+    OPEN_TLS,
+    PID,
+    SEND,
+    SENDFILE,
+    STARTED,
+    USER_SPACE,
+    Board,
+    Series,
+    series,
+    total,
+)
+from ktlsd.site.listing import human_size
+from ktlsd.site.page_assets import asset, source
+from ktlsd.tls.ktls import Offload, Reason
+from ktlsd.tls.pairs import Fault, Validity
+
+_PAGE, _STYLE, _SCRIPT = map(asset, ("status.html", "status.css", "status.js"))
+_DAY: Final = 86400
+_REASONS: Final = {reason.name.lower(): reason.value for reason in Reason}
+_PATHS: Final = (
+    ("From the page cache, by sendfile", SENDFILE),
+    ("From memory, by send", SEND),
+    ("Encrypted in user space", USER_SPACE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is to know now."""
+
+    board: Board
+    validities: tuple[Validity, ...]
+    ready: bool
+    faults: tuple[Fault, ...] = ()
+
+
+class Table(NamedTuple):
+    """Texts in rows; the last `numeric` columns are numbers."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    numeric: int
+    rows: list[tuple[str, ...]]
+
+
+class Snapshot(NamedTuple):
+    """All that the page shows."""
+
+    ready: bool
+    figures: tuple[tuple[str, str, str], ...]
+    """Name, title and text of each."""
+    tables: tuple[Table, ...]
+    numbers: dict[str, float]
+    """What the script plots: totals since the start, and gauges."""
+
+
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        f"style-src {source(_STYLE)}",
+        f"script-src {source(_SCRIPT)}",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""The page's Content-Security-Policy."""
+
+
+def snapshot(view: View) -> Snapshot:
+    """What the page shows, at the current time."""
+    totals = view.board.totals()
+    now = time.time()
+
+    def of(name: str) -> list[Series]:
+        return series(BY_NAME[name], totals)
+
+    settled = of("ktlsd_tls_connections_total")
+    by_kernel = sum(number.value for number in settled if number.labels[2] != Offload.NONE.name.lower())
+    handshakes = sum(number.value for number in settled)
+    open_tls = {offload: totals[place] for offload, place in OPEN_TLS.items()}
+    numbers = {
+        "time": now,
+        "connections": total("ktlsd_open_connections", totals),
+        "tls": sum(open_tls.values()),
+        "ktls": sum(open_tls.values()) - open_tls[Offload.NONE],
+        "requests": total("ktlsd_requests_total", totals),
+        "sendfile": totals[SENDFILE],
+        "send": totals[SEND],
+        "user_space": totals[USER_SPACE],
+    }
+    figures = (
+        ("connections", "Open connections", f"{numbers['connections']:,}"),
+        ("flight", "Requests in flight", f"{total('ktlsd_requests_in_flight', totals):,}"),
+        ("requests", "Requests", f"{numbers['requests']:,}"),
+        ("sent", "Sent", human_size(total("ktlsd_sent_bytes_total", totals))),
+        ("share", "TLS connections with kTLS", f"{_percent(by_kernel, handshakes)} of {handshakes:,}"),
+        ("failures", "Failed handshakes", f"{total('ktlsd_handshake_failures_total', totals):,}"),
+        ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total', totals):,}"),
+        ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),
+    )
+    sent = sum(totals[place] for _, place in _PATHS)
+    tables = (
+        Table(
+            "paths",
+            "TLS connections",
+            ("Protocol", "Cipher", "Sends (TX)", "Receives (RX)", "Connections"),
+            1,
+            _counts(settled),
+        ),
+        Table(
+            "fallbacks",
+            "Not offloaded, by reason",
+            ("Direction", "Reason", "Connections"),
+            1,
+            [
+                (direction.upper(), _REASONS[reason], f"{value:,}")
+                for (direction, reason), value in of("ktlsd_ktls_fallbacks_total")
+                if value
+            ],
+        ),
+        Table(
+            "bytes",
+            "Sent, by path",
+            ("Path", "Bytes", "Share"),
+            2,
+            [(title, human_size(totals[place]), _percent(totals[place], sent)) for title, place in _PATHS],
+        ),
+        Table("statuses", "Requests by status", ("Status", "Requests"), 1, _counts(of("ktlsd_requests_total"))),
+        Table(
+            "failed",
+            "Failed handshakes, by reason",
+            ("Reason", "Connections"),
+            1,
+            _counts(number for number in of("ktlsd_handshake_failures_total") if number.value),
+        ),
+        Table(
+            "workers",
+            "Workers",
+            ("Worker", "Process", "Up for", "Open connections", "Requests", "Sent"),
+            6,
+            [_worker(number, row.tolist(), now) for number, row in enumerate(view.board.rows)],
+        ),
+        Table(
+            "certificates",
+            "Certificates",
+            ("Site", "File", "Ends (UTC)", "Days left"),
+            1,
+            [
+                *(_certificate(validity, now) for validity in view.validities),
+                *((fault.site, fault.file, "cannot be used: see the log", "") for fault in view.faults),
+            ],
+        ),
+    )
+    return Snapshot(view.ready, figures, tables, numbers)
+
+
+def render_json(view: View) -> bytes:
+    """A snapshot for the script: "numbers", "figures" by name, and "tables" by name as lists of rows of texts."""
+    shown = snapshot(view)
+    document: dict[str, Any] = {
+        "state": _state(shown),
+        "numbers": shown.numbers,
+        "figures": {name: text for name, _, text in shown.figures},
+        "tables": {table.name: table.rows for table in shown.tables},
+    }
+    return json.dumps(document).encode()
+
+
+def render_html(view: View) -> bytes:
+    """The page, with a snapshot in it."""
+    shown = snapshot(view)
+    figures = "".join(f'<div><dt>{title}</dt><dd id="{name}">{text}</dd></div>' for name, title, text in shown.figures)
+    tables = "".join(map(_table, shown.tables))
+    page = Template(_PAGE).substitute(
+        style=_STYLE, script=_SCRIPT, version=__version__, state=_state(shown), figures=figures, tables=tables
+    )
+    return page.encode()
+
+
+def _state(shown: Snapshot) -> str:
+    return "Ready" if shown.ready else "Draining: no new connections"
+
+
+def _table(table: Table) -> str:
+    kinds = _kinds(table)
+    head = "".join(f'<th scope="col"{kind}>{column}</th>' for column, kind in zip(table.columns, kinds, strict=True))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<section><h2 id="{table.name}-title">{table.title}</h2>'
+        f'<div class="wide" role="region" tabindex="0" aria-labelledby="{table.name}-title">'
+        f'<table aria-labelledby="{table.name}-title"><thead><tr>{head}</tr></thead>'
+        f'<tbody id="{table.name}">{rows}</tbody></table></div></section>\n'
+    )
+
+
+def _kinds(table: Table) -> Sequence[str]:
+    texts = len(table.columns) - table.numeric
+    return [""] * texts + [' class="number"'] * table.numeric
+
+
+def _counts(numbers: Iterable[Series]) -> list[tuple[str, ...]]:
+    return [(*number.labels, f"{number.value:,}") for number in numbers]
+
+
+def _worker(number: int, row: list[int], now: float) -> tuple[str, ...]:
+    return (
+        str(number + 1),
+        str(row[PID]),
+        _duration(int(now) - row[STARTED]),
+        f"{total('ktlsd_open_connections', row):,}",
+        f"{total('ktlsd_requests_total', row):,}",
+        human_size(total("ktlsd_sent_bytes_total", row)),
+    )
+
+
+def _certificate(validity: Validity, now: float) -> tuple[str, ...]:
+    ends = time.strftime("%Y-%m-%d %H:%M", time.gmtime(validity.ends))
+    return validity.site, validity.file, ends, f"{int(validity.ends - now) // _DAY:,}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "none"
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(max(seconds, 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02}:{minutes:02}:{seconds:02}" if days else f"{hours:02}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,98 @@
+"""Which path a connection's bytes take, and why not the kernel's when they do not: pure, no sockets.
+
+Strategy: Support says what this process can have at all (found once, by ktls_probe), Handshake says what one connection
+got. The reason for a missing offload is the first row of a table whose condition holds, from the most to the least
+general.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from ktlsd.config.options import Mode
+from ktlsd.ssl_ffi import Handshake
+
+# What OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM suites, ChaCha20
+# and AES-128-CCM with a full tag.
+_CARRIED: Final = re.compile(r"AES.?(128|256).GCM|CHACHA20|AES.?128.CCM(_SHA256)?$")
+_TLS13_RX_SINCE: Final = (3, 2, 0)
+
+
+class Offload(enum.Enum):
+    """Who encrypts (TX) or decrypts (RX) records: user space (none), the kernel's software, or a network device."""
+
+    NONE = "none"
+    SOFTWARE = "software"
+    DEVICE = "device"
+    KERNEL = "software or device"
+    """The kernel does not tell which: before Linux 6.15 it tells only processes with CAP_NET_ADMIN."""
+
+
+class Reason(enum.Enum):
+    """Why a direction of a connection is not offloaded; the value is what logs and the doctor print."""
+
+    SWITCHED_OFF = "switched off by --ktls off"
+    OPENSSL_WITHOUT_KTLS = "OpenSSL was built without kTLS"
+    NO_ULP = "the kernel has no tls ULP"
+    CIPHER_NEVER_CARRIED = "kTLS carries no such cipher"
+    MAX_FRAGMENT_LENGTH = "the client negotiated max_fragment_length"
+    TLS13_RX_NEEDS_OPENSSL_3_2 = "TLS 1.3 RX needs OpenSSL 3.2"
+    REFUSED = "this kernel and OpenSSL do not offload this cipher with this protocol"
+
+
+class Support(Struct, frozen=True):
+    """What a process can have: asked for, compiled into OpenSSL, present in the kernel."""
+
+    mode: Mode
+    openssl: tuple[int, int, int]
+    compiled_in: bool
+    ulp: bool
+
+
+class Direction(enum.Enum):
+    """TX is what the server sends, RX what it receives."""
+
+    TX = "tx"
+    RX = "rx"
+
+
+class Path(Struct, frozen=True):
+    """The path one direction of a connection takes; `reason` is None exactly when it is offloaded."""
+
+    offload: Offload
+    reason: Reason | None
+
+    def __str__(self) -> str:
+        return self.offload.value if self.reason is None else f"{self.offload.value} ({self.reason.value})"
+
+
+_REASONS: Final[tuple[tuple[Reason, Callable[[Support, Handshake, Direction], bool]], ...]] = (
+    (Reason.SWITCHED_OFF, lambda support, handshake, direction: support.mode is Mode.OFF),
+    (Reason.OPENSSL_WITHOUT_KTLS, lambda support, handshake, direction: not support.compiled_in),
+    (Reason.NO_ULP, lambda support, handshake, direction: not support.ulp),
+    (Reason.CIPHER_NEVER_CARRIED, lambda support, handshake, direction: not _CARRIED.search(handshake.cipher)),
+    (Reason.MAX_FRAGMENT_LENGTH, lambda support, handshake, direction: handshake.max_fragment_length),
+    (
+        Reason.TLS13_RX_NEEDS_OPENSSL_3_2,
+        lambda support, handshake, direction: (
+            direction is Direction.RX and handshake.protocol == "TLSv1.3" and support.openssl < _TLS13_RX_SINCE
+        ),
+    ),
+    (Reason.REFUSED, lambda support, handshake, direction: True),
+)
+
+
+def explain(
+    support: Support, handshake: Handshake, direction: Direction, engaged_as: Offload = Offload.SOFTWARE
+) -> Path:
+    """The path of one direction; `engaged_as` is which kind the kernel says an engaged offload is."""
+    engaged = handshake.ktls_tx if direction is Direction.TX else handshake.ktls_rx
+    if engaged:
+        return Path(engaged_as, None)
+    reason = next(reason for reason, holds in _REASONS if holds(support, handshake, direction))
+    return Path(Offload.NONE, reason)

@@ -1,0 +1,115 @@
+"""The kernel's own evidence of kTLS: /proc/net/tls_stat for all sockets, sock_diag for one.
+
+Strategy: the counters say whether any connection was ever given to a network device. Only where one was is the kernel
+asked about a single connection, over netlink (sock_diag(7), linux/inet_diag.h, linux/tls.h).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from ktlsd.tls.ktls import Direction, Offload
+
+TLS_STAT: Final = "/proc/net/tls_stat"
+
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_NLM_F_REQUEST: Final = 1
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_REQUEST: Final = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to its sockid: family, protocol, extensions, states
+_SOCKID: Final = struct.Struct(">HH16s16s12s")  # inet_diag_sockid: ports, addresses, interface and cookie
+_WITH_INFO: Final = 1 << 1  # INET_DIAG_INFO: the kernel tells of the ULP only together with it
+_NO_COOKIE: Final = bytes(4) + b"\xff" * 8
+_DIAG_MSG_SIZE: Final = 72
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_INET_DIAG_ULP_INFO: Final = 19
+_INET_ULP_INFO_TLS: Final = 2
+_CONFIGURATION: Final = {Direction.TX: 3, Direction.RX: 4}  # TLS_INFO_TXCONF, TLS_INFO_RXCONF
+_OFFLOADS: Final = {1: Offload.NONE, 2: Offload.SOFTWARE, 3: Offload.DEVICE, 4: Offload.DEVICE}  # TLS_CONF_*
+
+
+def counters() -> dict[str, int] | None:
+    """The kernel's counters of TLS sockets in this network namespace; None where the tls module is not loaded."""
+    try:
+        with open(TLS_STAT, encoding="ascii") as lines:
+            return {name: int(value) for name, value in (line.split() for line in lines)}
+    except FileNotFoundError:
+        return None
+
+
+class Offloads:
+    """Tells software from device offload for connections that have one."""
+
+    def __init__(self) -> None:
+        self._counters = -1
+
+    def close(self) -> None:
+        if self._counters >= 0:
+            os.close(self._counters)
+            self._counters = -1
+
+    def of(self, connection: socket.socket, direction: Direction) -> Offload:
+        """What carries a connection that is offloaded in this direction; KERNEL where the kernel does not tell."""
+        try:
+            if not self._any_device():
+                return Offload.SOFTWARE
+            return ask_kernel(connection).get(direction, Offload.KERNEL)
+        except OSError:
+            # The peer has left, or a sandbox forbids netlink.
+            return Offload.KERNEL
+
+    def _any_device(self) -> bool:
+        try:
+            text = self._read()
+        except OSError:
+            # The tls module was unloaded and came anew: the open file is of the old one's counters.
+            self.close()
+            text = self._read()
+        rows = (line.split() for line in text.splitlines())
+        return any(int(value) for name, value in rows if name in (b"TlsTxDevice", b"TlsRxDevice"))
+
+    def _read(self) -> bytes:
+        if self._counters < 0:
+            self._counters = os.open(TLS_STAT, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._counters, 4096, 0)
+
+
+def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
+    """The offload of each direction of one TCP connection, as sock_diag tells; empty where it does not tell.
+
+    Kernels before 6.15 tell processes with CAP_NET_ADMIN only. Raises OSError.
+    """
+    local, remote = connection.getsockname(), connection.getpeername()
+    addresses = (socket.inet_pton(connection.family, end[0].partition("%")[0]) for end in (local, remote))
+    sockid = _SOCKID.pack(local[1], remote[1], *(address.ljust(16, b"\0") for address in addresses), _NO_COOKIE)
+    request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, _WITH_INFO, 0xFFFFFFFF) + sockid
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(1)
+        netlink.send(header + request)
+        reply = netlink.recv(8192)
+    length, kind, *_ = _HEADER.unpack_from(reply)
+    if kind != _SOCK_DIAG_BY_FAMILY:
+        return {}
+    ulp = dict(_attributes(reply[_HEADER.size + _DIAG_MSG_SIZE : length])).get(_INET_DIAG_ULP_INFO, b"")
+    tls = dict(_attributes(dict(_attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
+    return {
+        direction: _OFFLOADS.get(int.from_bytes(tls[number][:2], sys.byteorder), Offload.KERNEL)
+        for direction, number in _CONFIGURATION.items()
+        if number in tls
+    }
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The netlink attributes in `data`: each a length with its header, a type, and padding to four bytes."""
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, data[_ATTRIBUTE.size : length]
+        data = data[length + 3 & ~3 :]

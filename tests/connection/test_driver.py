@@ -1,0 +1,321 @@
+"""Connections without a task of trio's (ktlsd.connection.driver, ktlsd.connection.poller)."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+import outcome
+import pytest
+import trio
+import trio.testing
+
+from ktlsd.connection import driver
+from ktlsd.connection.driver import Lights, Sleeper
+from ktlsd.connection.poller import Turn, Watch
+from ktlsd.connection.scheduler import ALONE_SECONDS, of_this_loop
+from ktlsd.ssl_ffi import Wait
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    with near, far:
+        yield near, far
+
+
+@contextlib.asynccontextmanager
+async def lit() -> AsyncIterator[tuple[Lights, trio.Nursery]]:
+    watch = Watch()
+    async with trio.open_nursery() as around:
+        around.start_soon(watch.run)
+        async with trio.open_nursery() as nursery:
+            lights = Lights(watch, nursery)
+            around.start_soon(lights.watch_terms)
+            yield lights, nursery
+            await lights.until_none()
+        around.cancel_scope.cancel()
+    watch.close()
+
+
+async def echo(sock: socket.socket, count: int) -> None:
+    with sock:
+        for _ in range(count):
+            await driver.ready(sock, Wait.READABLE)
+            sock.send(sock.recv(16))
+
+
+async def read(sock: socket.socket) -> bytes:
+    await trio.lowlevel.wait_readable(sock)
+    return sock.recv(16)
+
+
+async def test_one_that_waits_for_its_socket_alone_is_no_task(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    async with lit() as (lights, nursery):
+        lights.start(far, echo(far, 2))
+        for word in (b"one", b"two"):
+            assert len(lights) == 1
+            near.send(word)
+            assert await read(near) == word
+        assert not nursery.child_tasks
+    assert near.recv(1) == b""
+    assert len(lights) == 0
+
+
+async def test_one_that_never_waits(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    async with lit() as (lights, _):
+        lights.start(far, echo(far, 0))
+        assert len(lights) == 0
+    assert near.recv(1) == b""
+
+
+async def test_one_that_waits_for_room(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    done = trio.Event()
+
+    async def fill() -> None:
+        with far:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    far.send(bytes(65536))
+            await driver.ready(far, Wait.WRITABLE)
+            done.set()
+
+    async with lit() as (lights, _):
+        lights.start(far, fill())
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done.is_set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                near.recv(65536)
+        await done.wait()
+
+
+async def test_one_that_becomes_a_task_may_await_all_of_trio(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    steps: list[object] = []
+
+    async def connection() -> None:
+        with far:
+            await driver.ready(far, Wait.READABLE)
+            await driver.become_task()
+            steps.append(trio.lowlevel.current_task().parent_nursery)
+            await driver.become_task()
+            with trio.move_on_after(0.01):
+                await trio.sleep_forever()
+            far.recv(16)
+            await driver.ready(far, Wait.READABLE)
+            steps.append(far.recv(16))
+            await trio.sleep(1.1 * ALONE_SECONDS)
+            await turns.next()
+            steps.append(turns.alone())
+
+    async with lit() as (lights, nursery):
+        lights.start(far, connection())
+        turns = of_this_loop()
+        await turns.next()
+        assert not turns.alone()
+        near.send(b"begin")
+        await trio.sleep(0.1)
+        assert len(lights) == 0
+        assert steps == [nursery]
+        near.send(b"again")
+        await trio.sleep(2 * ALONE_SECONDS)
+        await turns.next()
+        assert not turns.alone()
+    assert steps == [nursery, b"again", True]
+
+
+async def start_each(
+    far: socket.socket,
+    connection: Callable[[str, socket.socket, int], Coroutine[Any, Any, None]],
+    each: Mapping[str, int],
+    pause: float = 0,
+) -> None:
+    """Connections over copies of a socket, one after the other, until all have ended."""
+    async with lit() as (lights, _):
+        with contextlib.ExitStack() as stack:
+            for name, number in each.items():
+                sock = stack.enter_context(far.dup())
+                lights.start(sock, connection(name, sock, number))
+                await trio.sleep(pause)
+            await lights.until_none()
+
+
+async def test_the_sooner_term_ends_first(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    _, far = ends
+    ended: list[tuple[str, float]] = []
+    began = trio.current_time()
+
+    async def connection(name: str, sock: socket.socket, seconds: int) -> None:
+        with sock, contextlib.suppress(trio.TooSlowError), driver.within(seconds, began):
+            await driver.ready(sock, Wait.READABLE)
+        ended.append((name, trio.current_time() - began))
+
+    await start_each(far, connection, {"slow": 10, "quick": 2, "other": 10})
+    assert [name for name, _ in ended] == ["quick", "slow", "other"]
+    assert [seconds for _, seconds in ended] == pytest.approx([2, 10, 10])
+
+
+async def test_a_second_term_with_the_same_deadline_does_not_queue_behind_newer_ones(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    _, far = ends
+    ended: list[tuple[str, float]] = []
+    first = trio.current_time()
+
+    async def connection(name: str, sock: socket.socket, terms: int) -> None:
+        began = trio.current_time()
+        with sock:
+            for _ in range(terms):
+                with contextlib.suppress(trio.TooSlowError), driver.within(10, began):
+                    await driver.ready(sock, Wait.READABLE)
+        ended.append((name, trio.current_time() - first))
+
+    await start_each(far, connection, {"twice": 2, "once": 1}, pause=5)
+    assert [name for name, _ in ended] == ["twice", "once"]
+    assert [seconds for _, seconds in ended] == pytest.approx([10, 15])
+
+
+async def test_terms_that_are_over_are_forgotten(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    near, far = ends
+
+    async def connection() -> None:
+        with far:
+            for _ in range(5000):
+                with driver.within(10, trio.current_time()):
+                    pass
+            with contextlib.suppress(trio.TooSlowError), driver.within(10, trio.current_time()):
+                await driver.ready(far, Wait.READABLE)
+
+    async with lit() as (lights, _):
+        lights.start(far, connection())
+        assert len(lights._terms) <= 1024
+    assert near.recv(1) == b""
+
+
+async def test_a_term_that_is_kept_ends_nothing(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    near, far = ends
+
+    async def connection() -> None:
+        with far:
+            with driver.within(1, trio.current_time()):
+                await driver.ready(far, Wait.READABLE)
+            far.recv(16)
+            await driver.ready(far, Wait.READABLE)
+
+    async with lit() as (lights, _):
+        lights.start(far, connection())
+        near.send(b"in time")
+        await trio.sleep(60)
+        assert len(lights) == 1
+        near.send(b"late")
+
+
+async def test_a_term_of_a_task_is_the_same(
+    ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(trio.TooSlowError), driver.within(5, trio.current_time()):
+        await driver.ready(ends[0], Wait.READABLE)
+
+
+async def test_what_only_tasks_can_await_is_a_defect(ends: tuple[socket.socket, socket.socket]) -> None:
+    found: list[RuntimeError] = []
+
+    async def connection() -> None:
+        with ends[1]:
+            try:
+                await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+            except RuntimeError as error:
+                found.append(error)
+
+    async with lit() as (lights, _):
+        lights.start(ends[1], connection())
+    assert str(found[0]) == "a light connection awaited what only tasks can"
+
+
+async def test_those_that_are_left_end_with_the_wait_for_them(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    with trio.move_on_after(0.05) as scope:
+        async with lit() as (lights, _):
+            lights.start(far, echo(far, 1))
+    assert scope.cancelled_caught
+    assert near.recv(1) == b""
+    assert len(lights) == 0
+
+
+class _Word(Sleeper):
+    """Sleeps until its socket has a word, or an error."""
+
+    __slots__ = ("sock", "watch")
+    patient = False
+
+    def __init__(self, watch: Watch, sock: socket.socket) -> None:
+        super().__init__()
+        self.watch = watch
+        self.sock = sock
+
+    def ready(self, turn: Turn) -> None:
+        word = self.sock.recv(16)
+        if not self.light:
+            self.watch.remove(self.sock.fileno())
+        self.wake(outcome.Value(word) if word else outcome.Error(EOFError()))
+
+
+@pytest.mark.parametrize("as_task", [False, True])
+async def test_a_sleeper_is_told_what_came(ends: tuple[socket.socket, socket.socket], as_task: bool) -> None:
+    near, far = ends
+    heard: list[bytes] = []
+    async with lit() as (lights, _):
+
+        async def connection() -> None:
+            with far:
+                if as_task:
+                    await driver.become_task()
+                with contextlib.suppress(EOFError):
+                    while True:
+                        word = _Word(lights.watch, far)
+                        lights.watch.set(far.fileno(), word)
+                        heard.append(await word.sleep(lambda: None))
+
+        lights.start(far, connection())
+        near.send(b"word")
+        await trio.sleep(0.05)
+        near.shutdown(socket.SHUT_WR)
+        await trio.sleep(0.05)
+    assert heard == [b"word"]
+
+
+async def test_a_socket_that_is_paused_is_looked_at_again(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    looks: list[float] = []
+    watch = Watch()
+
+    class Pausing:
+        patient = False
+
+        def ready(self, turn: Turn) -> None:
+            looks.append(trio.current_time())
+            watch.pause(far.fileno())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        watch.set(far.fileno(), Pausing(), select.EPOLLIN)
+        near.send(b"a part")
+        await trio.sleep(0.2)
+        nursery.cancel_scope.cancel()
+    watch.close()
+    assert 2 <= len(looks) <= 12

@@ -1,0 +1,1 @@
+"""Tests of counters and their text formats."""

@@ -1,0 +1,485 @@
+"""The counters: a slot for each series, rows that forked processes share, and what is written out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from html import unescape
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from ktlsd.config import listener_kind
+from ktlsd.metrics.metrics import (
+    ACCEPTED,
+    BEAT,
+    BUCKETS,
+    COLD_READS,
+    IN_FLIGHT,
+    METRICS,
+    OPEN,
+    OPEN_TLS,
+    OTHER,
+    PID,
+    SLOTS,
+    STARTED,
+    USER_SPACE,
+    Board,
+    Kind,
+    count_handshake,
+    counted,
+    slot,
+)
+from ktlsd.metrics.prometheus import render
+from ktlsd.ssl_ffi import Handshake
+from ktlsd.status.metrics_page import Asked, answer, is_own
+from ktlsd.status.status_page import View, render_html, render_json, snapshot
+from ktlsd.tls.ktls import Offload, Reason
+from ktlsd.tls.ktls import Path as KtlsPath
+from ktlsd.tls.pairs import Fault, Validity
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DASHBOARD = json.loads((REPOSITORY / "docs/grafana-dashboard.json").read_text(encoding="utf-8"))
+DOCUMENT = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
+VALIDITY = Validity('a"b\\c', "/etc/x\n.pem", 1_800_000_000, 1_900_000_000)
+FAULT = Fault("b.example", ("site", 1, "cert", 0), "/b.pem", ("/b.pem", "/b.key"), "wrong", former=False, served=False)
+
+NO_KTLS = KtlsPath(Offload.NONE, Reason.NO_ULP)
+SOFTWARE = KtlsPath(Offload.SOFTWARE, None)
+
+
+def shake(protocol: str = "TLSv1.3", cipher: str = "TLS_AES_128_GCM_SHA256") -> Handshake:
+    return Handshake(protocol, cipher, resumed=False, max_fragment_length=False, ktls_tx=False, ktls_rx=False)
+
+
+def read_openmetrics(text: str) -> Iterator[Family]:
+    # This parser has no annotations.
+    families: Iterator[Family] = parse_openmetrics(text)  # type: ignore[no-untyped-call]
+    return families
+
+
+def samples(board: Board, *validities: Validity) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every number of the text by its name and labels."""
+    _, text = render(board, validities, "")
+    every = [sample for family in parse_text(text.decode()) for sample in family.samples]
+    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in every}
+    assert len(found) == len(every)
+    return found
+
+
+def value(board: Board, name: str, **labels: str) -> float:
+    return samples(board)[name, frozenset(labels.items())]
+
+
+# --- slots and rows
+
+
+def test_every_series_has_a_slot_of_its_own() -> None:
+    slots = [slot(metric.name, *values) for metric in METRICS for values in metric.series]
+    sums = [metric for metric in METRICS if metric.kind is Kind.HISTOGRAM]
+    assert len({*slots, PID, STARTED, BEAT}) == len(slots) + 3
+    assert max(slots) < SLOTS == len(slots) + len(sums) + 3
+
+
+def test_names_follow_the_conventions() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("ktlsd_")
+        assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
+        assert len(set(metric.series)) == len(metric.series)
+        assert all(len(values) == len(metric.labels) for values in metric.series)
+
+
+def test_rows_are_apart_and_added_up() -> None:
+    board = Board(3)
+    rows = [board.take(number) for number in range(3)]
+    for row, amount in zip(rows, (1, 20, 300), strict=True):
+        row[USER_SPACE] += amount
+    assert [row[USER_SPACE] for row in rows] == [1, 20, 300]
+    assert board.totals()[USER_SPACE] == 321
+    assert value(board, "ktlsd_sent_bytes_total", path="user_space") == 321
+    # The neighbours of the first and the last slot belong to other rows.
+    rows[1][SLOTS - 1] = 5
+    assert (rows[0][SLOTS - 1], rows[2][PID]) == (0, os.getpid())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_counts_into_the_same_memory() -> None:
+    board = Board(2)
+    child = os.fork()
+    if not child:
+        try:
+            row = board.take(1)
+            row[COLD_READS] += 7
+            row[IN_FLIGHT] += 1
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    board.take(0)[COLD_READS] += 1
+    assert board.totals()[COLD_READS] == 8
+    assert board.rows[1][PID] == child
+    assert abs(board.rows[1][STARTED] - time.time()) < 60
+
+
+def test_a_successor_goes_on_counting_but_for_gauges() -> None:
+    board = Board(2)
+    for number in range(2):
+        row = board.take(number)
+        row[COLD_READS] = row[IN_FLIGHT] = row[OPEN[listener_kind.Kind.HTTPS]] = row[OPEN_TLS[Offload.DEVICE]] = 4
+    assert value(board, "ktlsd_worker_restarts_total") == 0
+    row = board.take(1)
+    row[COLD_READS] += 1
+    assert value(board, "ktlsd_worker_restarts_total") == 1
+    assert value(board, "ktlsd_cold_reads_total") == 9
+    assert value(board, "ktlsd_requests_in_flight") == 4
+    assert value(board, "ktlsd_open_connections", listener="https") == 4
+    assert value(board, "ktlsd_open_tls_connections", tx="device") == 4
+    board.take(1)
+    assert value(board, "ktlsd_worker_restarts_total") == 2
+
+
+def test_a_gauge_goes_back_after_an_error() -> None:
+    row = Board(1).take(0)
+    seen = []
+    with contextlib.suppress(ValueError), counted(row, IN_FLIGHT), counted(row, IN_FLIGHT):
+        seen.append(row[IN_FLIGHT])
+        raise ValueError
+    assert [*seen, row[IN_FLIGHT]] == [2, 0]
+
+
+# --- handshakes
+
+
+@pytest.mark.parametrize(
+    ("protocol", "cipher", "counted_as"),
+    [
+        ("TLSv1.3", "TLS_AES_256_GCM_SHA384", ("TLSv1.3", "TLS_AES_256_GCM_SHA384")),
+        ("TLSv1.2", "ECDHE-RSA-AES128-SHA256", ("TLSv1.2", "ECDHE-RSA-AES128-SHA256")),
+        ("TLSv1.3", "TLS_SM4_GCM_SM3", ("TLSv1.3", OTHER)),
+        ("TLSv1.2", "TLS_AES_128_GCM_SHA256", ("TLSv1.2", OTHER)),
+        ("TLSv1.4", "TLS_AES_128_GCM_SHA256", (OTHER, OTHER)),
+    ],
+)
+@pytest.mark.parametrize(("tx", "rx"), [(SOFTWARE, NO_KTLS), (NO_KTLS, NO_KTLS), (SOFTWARE, SOFTWARE)])
+def test_handshakes_by_what_they_settled(
+    protocol: str, cipher: str, counted_as: tuple[str, str], tx: KtlsPath, rx: KtlsPath
+) -> None:
+    board = Board(1)
+    count_handshake(board.take(0), 0.5, shake(protocol, cipher), tx, rx)
+    found = samples(board)
+    settled = [(dict(labels), number) for (name, labels), number in found.items() if name.startswith("ktlsd_tls_")]
+    expected = {"protocol": counted_as[0], "cipher": counted_as[1], "tx": tx.offload.value, "rx": rx.offload.value}
+    assert settled == [(expected, 1)]
+    fallbacks = {labels: number for (name, labels), number in found.items() if "fallbacks" in name and number}
+    assert fallbacks == {
+        frozenset({("direction", direction), ("reason", "no_ulp")}): 1
+        for direction, path in (("tx", tx), ("rx", rx))
+        if path is NO_KTLS
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(BUCKETS) | st.floats(0, 20), max_size=30))
+def test_the_histogram_is_cumulative(seconds: list[float]) -> None:
+    board = Board(2)
+    rows = [board.take(number) for number in range(2)]
+    for number, one in enumerate(seconds):
+        count_handshake(rows[number % 2], one, shake(), SOFTWARE, SOFTWARE)
+    found = samples(board)
+    for bound in (*BUCKETS, float("inf")):
+        text = "+Inf" if bound == float("inf") else str(bound)
+        expected = sum(one <= bound for one in seconds)
+        assert found["ktlsd_handshake_seconds_bucket", frozenset({("le", text)})] == expected
+    assert found["ktlsd_handshake_seconds_count", frozenset()] == len(seconds)
+    assert found["ktlsd_handshake_seconds_sum", frozenset()] == pytest.approx(sum(seconds), abs=1e-6)
+
+
+# --- the text
+
+
+def test_both_formats_say_the_same() -> None:
+    board = Board(2)
+    for number, place in itertools.product(range(2), range(2, SLOTS)):
+        board.rows[number][place] = place * (number + 1)
+    media_type, text = render(board, (VALIDITY,), "")
+    assert media_type.startswith("text/plain; version=0.0.4")
+    open_type, open_text = render(board, (VALIDITY,), "application/openmetrics-text; version=1.0.0")
+    assert open_type.startswith("application/openmetrics-text")
+    plain, modern = (
+        {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+        for families in (parse_text(text.decode()), read_openmetrics(open_text.decode()))
+    )
+    assert plain == modern
+    assert len(plain) == SLOTS - 3 + 1 + 1 + 2  # the count of the histogram, the workers, two of certificates
+
+
+def test_every_family_has_help_and_a_type_and_stands_together() -> None:
+    _, text = render(Board(1), (VALIDITY,), "")
+    helped = re.findall(r"^# HELP (\S+) \S.*\.$", text.decode(), re.MULTILINE)
+    typed = re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text.decode(), re.MULTILINE)
+    assert helped == typed
+    assert len(set(helped)) == len(helped) == len(METRICS) + 3
+
+
+def test_series_that_never_occurred_are_left_out_where_most_never_occur() -> None:
+    board = Board(1)
+    names = [name for name, _ in samples(board)]
+    assert "ktlsd_requests_total" not in names
+    assert "ktlsd_tls_connections_total" not in names
+    assert names.count("ktlsd_ktls_fallbacks_total") == 2 * len(Reason)
+    for place in range(2, SLOTS):
+        board.rows[0][place] = 1
+    assert [name for name, _ in samples(board)].count("ktlsd_requests_total") == len(HTTPStatus) + 1
+
+
+def test_certificates_with_strange_names() -> None:
+    labels = frozenset({("site", VALIDITY.site), ("file", VALIDITY.file)})
+    assert samples(Board(1), VALIDITY)["ktlsd_certificate_expiry_timestamp_seconds", labels] == VALIDITY.ends
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ((), {("", "true"): 0.0}),
+        ((FAULT,), {("b.example", "false"): 1.0}),
+        (
+            (FAULT, FAULT._replace(file="/b.key"), FAULT._replace(served=True, site="a")),
+            {("b.example", "false"): 2.0, ("a", "true"): 1.0},
+        ),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_counted(
+    faults: tuple[Fault, ...], expected: dict[tuple[str, str], float]
+) -> None:
+    _, text = render(Board(1), (), "", faults)
+    families = {family.name: family for family in parse_text(text.decode())}
+    found = families["ktlsd_unusable_certificates"].samples
+    assert {(sample.labels["site"], sample.labels["served"]): sample.value for sample in found} == expected
+
+
+def test_the_status_page_shows_certificates_that_cannot_be_used() -> None:
+    shown = snapshot(View(Board(1), (VALIDITY,), ready=True, faults=(FAULT,)))
+    rows = next(table.rows for table in shown.tables if table.name == "certificates")
+    assert [row[:2] for row in rows] == [(VALIDITY.site, VALIDITY.file), ("b.example", "/b.pem")]
+    assert rows[1][2] == "cannot be used: see the log"
+
+
+# --- answers
+
+
+def ask(target: str, method: str = "GET", host: str = "localhost", *, ready: bool = True) -> tuple[int, str, bytes]:
+    reply = answer(Asked(method, target, host, ""), View(Board(1), (VALIDITY,), ready), "metrics.example")
+    assert dict(reply.fields())["Content-Length"] == str(len(reply.body))
+    return reply.status.value, reply.media_type, reply.body
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "status", "begins"),
+    [
+        ("/metrics", "GET", 200, b"# HELP "),
+        ("/metrics?x=y", "GET", 200, b"# HELP "),
+        ("/healthz", "GET", 200, b"ok\n"),
+        ("/healthz", "HEAD", 200, b"ok\n"),
+        ("/readyz", "GET", 200, b"ready\n"),
+        ("/", "GET", 200, b"<!doctype html>"),
+        ("/status.json", "GET", 200, b"{"),
+        ("/", "POST", 405, b"405 Method Not Allowed: "),
+        ("/metrics", "OPTIONS", 405, b"405 "),
+        ("/nothing", "GET", 404, b"404 Not Found: "),
+        ("/nothing", "POST", 404, b"404 "),
+        ("//", "GET", 404, b"404 "),
+        ("/metrics/", "GET", 404, b"404 "),
+        ("*", "OPTIONS", 404, b"404 "),
+        ("http://localhost/metrics", "GET", 404, b"404 "),
+        ("/../etc/passwd", "GET", 404, b"404 "),
+    ],
+)
+def test_targets(target: str, method: str, status: int, begins: bytes) -> None:
+    found, media_type, body = ask(target, method)
+    assert (found, body[: len(begins)]) == (status, begins)
+    assert media_type.startswith("text/plain") == (target not in ("/", "/status.json") or status != 200)
+
+
+def test_readiness_ends_with_draining_but_life_does_not() -> None:
+    assert ask("/readyz", ready=False)[0] == 503
+    assert ask("/healthz", ready=False)[0] == 200
+    assert b"Draining" in ask("/", ready=False)[2]
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("", True),
+        ("localhost", True),
+        ("LOCALHOST:9090", True),
+        ("localhost.", True),
+        ("a.localhost:9090", True),
+        ("127.0.0.1:9090", True),
+        ("[::1]:9090", True),
+        ("[::1]", True),
+        ("192.0.2.1", True),
+        ("metrics.example:9090", True),
+        ("evil.example", False),
+        ("evil.example:9090", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("xlocalhost", False),
+        ("metrics.example.evil", False),
+    ],
+)
+def test_names_of_others_are_refused(host: str, own: bool) -> None:
+    assert is_own(host, "metrics.example") is own
+    assert ask("/metrics", host=host)[0] == (200 if own else 421)
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1].evil", "[1]", "[1.2.3.4]", "127.0.0.1]", "[127.0.0.1", "a%", "localhost:x", "a b", "::1"]
+)
+@pytest.mark.parametrize("own_name", ["metrics.example", None])
+def test_what_is_no_host_is_refused(host: str, own_name: str | None) -> None:
+    reply = answer(Asked("GET", "/metrics", host, ""), View(Board(1), (), ready=True), own_name)
+    assert reply.status == 400
+    assert not is_own(host, "metrics.example")
+
+
+def test_every_name_will_do_where_none_is_its_own() -> None:
+    reply = answer(Asked("GET", "/healthz", "evil.example", ""), View(Board(1), (), ready=True), None)
+    assert reply.status == 200
+
+
+# --- the status page
+
+
+def test_page_and_script_get_the_same_texts() -> None:
+    board = Board(2)
+    for number, place in itertools.product(range(2), range(2, SLOTS)):
+        board.rows[number][place] = 1000 * place
+    view = View(board, (VALIDITY,), ready=True)
+    document = json.loads(render_json(view))
+    page = unescape(render_html(view).decode())
+    for name, text in document["figures"].items():
+        assert f'<dd id="{name}">{text}</dd>' in page
+    for name, rows in document["tables"].items():
+        body = page.partition(f'<tbody id="{name}">')[2].partition("</tbody>")[0]
+        assert body.count("<tr>") == len(rows) > 0
+        if name != "workers":
+            assert re.findall(r"<td[^>]*>(.*?)</td>", body, re.DOTALL) == [text for row in rows for text in row]
+
+
+def test_no_name_is_markup_on_the_page() -> None:
+    page = render_html(View(Board(1), (Validity("<script>alert(1)", "<img src=x>", 0, 0),), ready=True))
+    assert page.count(b"<script>") == 1
+    assert b"<img" not in page
+
+
+def test_the_page_of_a_new_server() -> None:
+    board = Board(1)
+    row = board.take(0)
+    shown = snapshot(View(board, (), ready=True))
+    assert {name: text for name, _, text in shown.figures} == {
+        "connections": "0",
+        "flight": "0",
+        "requests": "0",
+        "sent": "0 B",
+        "share": "none of 0",
+        "failures": "0",
+        "cold": "0",
+        "restarts": "0",
+    }
+    count_handshake(row, 0.1, shake(), SOFTWARE, NO_KTLS)
+    for _ in range(2):
+        count_handshake(row, 0.1, shake(), NO_KTLS, NO_KTLS)
+    row[OPEN_TLS[Offload.NONE]], row[OPEN_TLS[Offload.SOFTWARE]], row[OPEN[listener_kind.Kind.HTTPS]] = 3, 2, 6
+    row[ACCEPTED[listener_kind.Kind.HTTPS]] = 9
+    shown = snapshot(View(board, (), ready=True))
+    assert {name: text for name, _, text in shown.figures}["share"] == "33 % of 3"
+    assert (shown.numbers["tls"], shown.numbers["ktls"], shown.numbers["connections"]) == (5, 2, 6)
+    fallbacks = next(table.rows for table in shown.tables if table.name == "fallbacks")
+    assert fallbacks == [("TX", Reason.NO_ULP.value, "2"), ("RX", Reason.NO_ULP.value, "3")]
+
+
+# --- the documents
+
+
+def exposed() -> dict[str, set[str]]:
+    """Every name in the output, those of a histogram's parts too, and the labels of each."""
+    board = Board(1)
+    for place in range(2, SLOTS):
+        board.rows[0][place] = 1
+    found: dict[str, set[str]] = {}
+    for name, labels in samples(board, VALIDITY):
+        found.setdefault(name, set()).update(label for label, _ in labels)
+    return found
+
+
+def test_every_metric_is_described() -> None:
+    rows = re.findall(r"^\| `(ktlsd_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT, re.MULTILINE)
+    described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    families = {metric.name: (metric.kind.value, set(metric.labels)) for metric in METRICS}
+    families["ktlsd_workers"] = ("gauge", set())
+    families["ktlsd_certificate_expiry_timestamp_seconds"] = ("gauge", {"site", "file"})
+    families["ktlsd_unusable_certificates"] = ("gauge", {"site", "served"})
+    assert described == families
+
+
+def test_every_value_of_a_label_is_described() -> None:
+    for metric in METRICS:
+        if not metric.sparse and metric.kind is not Kind.HISTOGRAM:
+            for text in {text for values in metric.series for text in values}:
+                assert f"`{text}`" in DOCUMENT, text
+
+
+def queries() -> list[str]:
+    alerts = re.findall(r"^ +expr: (.+)$", DOCUMENT, re.MULTILINE)
+    return alerts + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.parametrize("query", queries())
+def test_queries_name_what_there_is(query: str) -> None:
+    there = exposed()
+    names = set(re.findall(r"\bktlsd_\w+", query))
+    assert names <= there.keys()
+    if "up{" not in query:
+        assert names
+    text = re.sub(r'"[^"]*"', "", query)
+    assert all(text.count(left) == text.count(right) for left, right in ("()", "{}", "[]"))
+    allowed = {"instance", "job"}.union(*(there[name] for name in names))
+    for selector in re.findall(r"{([^}]*)}", query):
+        assert set(re.findall(r'(\w+)(?:=~|!~|!=|=)"', selector)) <= allowed
+    for grouping in re.findall(r"by \(([^)]*)\)", query):
+        assert set(re.split(r",\s*", grouping)) <= allowed
+
+
+def test_the_dashboard_has_every_metric_and_fits_together() -> None:
+    text = json.dumps([panel["targets"] for panel in DASHBOARD["panels"]])
+    for metric in METRICS:
+        assert metric.name in text
+    assert "ktlsd_workers" in text
+    assert "ktlsd_certificate_expiry_timestamp_seconds" in text
+    assert "ktlsd_unusable_certificates" in text
+    assert DASHBOARD["id"] is None
+    assert DASHBOARD["schemaVersion"] >= 36
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"]
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = set(
+            itertools.product(range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"]))
+        )
+        assert taken.isdisjoint(cells)
+        taken |= cells
+        for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}

@@ -1,0 +1,115 @@
+"""Which processes are alive, and what systemd is told of all of them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import trio
+
+from ktlsd.config.listener_kind import Kind
+from ktlsd.metrics.metrics import ACCEPTED, BEAT, OPEN, Board, slot
+from ktlsd.process.notify import Notifier
+from ktlsd.process.watchdog import STATUS_SECONDS, Pulse, describe
+
+IN_KERNEL = slot("ktlsd_tls_connections_total", "TLSv1.3", "other", "software", "none")
+BY_DEVICE = slot("ktlsd_tls_connections_total", "TLSv1.2", "other", "device", "device")
+IN_USER_SPACE = slot("ktlsd_tls_connections_total", "TLSv1.3", "other", "none", "software")
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({}, "0 connections now"),
+        ({OPEN[Kind.HTTPS]: 1, ACCEPTED[Kind.HTTPS]: 9}, "1 connection now"),
+        (
+            {OPEN[Kind.HTTPS]: 1, OPEN[Kind.REDIRECT]: 1, IN_KERNEL: 1},
+            "2 connections now, 1 handshake, 100 % of them with kTLS",
+        ),
+        ({IN_KERNEL: 1, BY_DEVICE: 1, IN_USER_SPACE: 1}, "0 connections now, 3 handshakes, 66 % of them with kTLS"),
+        ({IN_KERNEL: 999, IN_USER_SPACE: 1}, "0 connections now, 1000 handshakes, 99 % of them with kTLS"),
+    ],
+)
+def test_status_in_words(counts: Mapping[int, int], text: str) -> None:
+    board = Board(2)
+    for number, (place, count) in enumerate(counts.items()):
+        board.rows[number % 2][place] = count
+    assert describe(board.totals()) == text
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.setblocking(False)
+        yield sock
+
+
+def told(manager: socket.socket) -> list[str]:
+    messages = []
+    while True:
+        try:
+            messages.append(manager.recv(4096).decode())
+        except BlockingIOError:
+            return messages
+
+
+def pulse(tmp_path: Path, board: Board, **environment: str) -> Pulse:
+    return Pulse(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")} | environment), board)
+
+
+def test_status_is_told_once_until_it_changes(manager: socket.socket, tmp_path: Path) -> None:
+    board = Board(2)
+    watched = pulse(tmp_path, board)
+    assert watched.seconds == STATUS_SECONDS
+    for row, count in ((0, 1), (0, 1), (1, 1)):
+        board.rows[row][OPEN[Kind.HTTPS]] = count
+        watched.tell()
+    assert told(manager) == ["STATUS=1 connection now", "STATUS=2 connections now"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_an_event_loop_beats_and_only_one_without_a_parent_tells(
+    manager: socket.socket, tmp_path: Path, alone: bool
+) -> None:
+    board = Board(1)
+    watched = pulse(tmp_path, board, WATCHDOG_USEC="300000")
+    began = time.monotonic_ns()
+    with trio.move_on_after(0.5):
+        await watched.beat(board.rows[0], alone=alone)
+    assert board.rows[0][BEAT] > began + 200_000_000
+    assert (told(manager).count("WATCHDOG=1") > 2) is alone
+
+
+async def test_without_a_manager_nothing_beats() -> None:
+    board = Board(1)
+    with trio.fail_after(10):
+        await Pulse(Notifier({}), board).beat(board.rows[0], alone=True)
+    assert board.rows[0][BEAT] == 0
+
+
+def test_silence_counts_from_the_last_beat_or_the_start(tmp_path: Path) -> None:
+    board, now = Board(3), time.monotonic()
+    watched = pulse(tmp_path, board, WATCHDOG_USEC="5000000")
+    for row, beat in zip(board.rows, (now - 100, now, 0), strict=True):
+        row[BEAT] = int(beat * 1e9)
+    stuck = watched.silence(0, now - 200)
+    assert stuck is not None
+    assert 100 <= stuck < 110
+    assert watched.silence(0, now) is None
+    assert watched.silence(1, now - 200) is None
+    assert watched.silence(2, now - 200) is not None
+
+
+@pytest.mark.parametrize("name", ["", "vsock:2:1234"])
+def test_where_nobody_listens_nobody_is_stuck(name: str) -> None:
+    watched = Pulse(Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}), Board(1))
+    assert watched.silence(0, time.monotonic() - 1000) is None
+    assert watched.seconds == STATUS_SECONDS
+
+
+def test_without_a_watchdog_nobody_is_stuck(tmp_path: Path) -> None:
+    assert pulse(tmp_path, Board(1)).silence(0, time.monotonic() - 1000) is None

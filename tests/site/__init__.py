@@ -1,0 +1,1 @@
+"""Tests of lookup, rules and listings below a root."""

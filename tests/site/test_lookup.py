@@ -1,0 +1,307 @@
+"""What a target opens in a real folder; no race gets a byte from outside the root."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ktlsd.http.decide import Miss, Moved
+from ktlsd.http.request_target import parse_target
+from ktlsd.site.lookup import Folder, OpenFile, Root
+from ktlsd.ssl_ffi import Library
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for name in ("sub", "empty", "two", "odd/index.html", ".git", ".well-known/.secret", "ä"):
+        (root / name).mkdir(parents=True)
+    for name in (
+        "index.html",
+        "a.txt",
+        "_headers",
+        "sub/index.html",
+        "sub/_headers",
+        "two/index.htm",
+        "two/default.html",
+        "odd/index.htm",
+        ".hidden",
+        ".git/config",
+        ".well-known/security.txt",
+        "ä/b c",
+    ):
+        (root / name).write_text(name)
+    (tmp_path / "outside.txt").write_text("outside")
+    (root / "inside.txt").symlink_to("a.txt")
+    (root / "to-sub").symlink_to("sub")
+    (root / "outside.txt").symlink_to("../outside.txt")
+    (root / "absolute.txt").symlink_to(root / "a.txt")
+    (root / "absolute-outside.txt").symlink_to(tmp_path / "outside.txt")
+    (root / "absolute-out-and-in.txt").symlink_to(tmp_path / "way/in.txt")
+    (tmp_path / "way").mkdir()
+    (tmp_path / "way/in.txt").symlink_to(root / "a.txt")
+    (root / "to-absolute").symlink_to(root / "sub")
+    (root / "outside").symlink_to("..")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as unix:
+        # The path of a socket may have 107 bytes, too few for what pytest makes.
+        os.chdir(root)
+        unix.bind("socket")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _same_place_and_descriptors() -> Iterator[None]:
+    """Nothing stays open, whatever was looked up."""
+    place, before = Path.cwd(), len(os.listdir("/proc/self/fd"))
+    yield
+    os.chdir(place)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+Outcome = tuple[str, Any]
+FILE, FOLDER, MOVED = "file", "folder", "moved"
+
+
+async def look_up(root: Root, target: str, *index: bytes) -> Outcome | Miss:
+    """What is found, and its path, content and all closed."""
+    wanted = parse_target(target.encode("latin-1"))
+    found = await (root.find(wanted, index) if index else root.find(wanted))
+    match found:
+        case OpenFile():
+            status = os.fstat(found.descriptor)
+            assert os.pread(found.descriptor, 100, 0)
+            assert (found.size, found.mtime_ns) == (status.st_size, status.st_mtime_ns)
+            assert (found.inode, found.device) == (status.st_ino, status.st_dev)
+            found.close()
+            return FILE, found.path
+        case Folder():
+            assert os.listdir(found.descriptor) is not None
+            found.close()
+            return FOLDER, found.path
+        case Moved():
+            assert found.status == 301
+            return MOVED, found.location
+    return found
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        ("/", (FILE, b"index.html")),
+        ("/a.txt", (FILE, b"a.txt")),
+        ("/a.txt?b", (FILE, b"a.txt")),
+        ("/sub/", (FILE, b"sub/index.html")),
+        ("/sub/index.html", (FILE, b"sub/index.html")),
+        ("/%c3%a4/b%20c", (FILE, "ä/b c".encode())),
+        ("/inside.txt", (FILE, b"inside.txt")),
+        ("/to-sub/", (FILE, b"to-sub/index.html")),
+        ("/.well-known/security.txt", (FILE, b".well-known/security.txt")),
+        # a folder without an index file
+        ("/empty/", (FOLDER, b"empty")),
+        ("/two/", (FOLDER, b"two")),
+        ("/odd/", (FOLDER, b"odd")),
+        ("/.well-known/", (FOLDER, b".well-known")),
+        # without its slash
+        ("/sub", (MOVED, "/sub/")),
+        ("/empty?q", (MOVED, "/empty/?q")),
+        ("/to-sub", (MOVED, "/to-sub/")),
+        ("/%c3%a4", (MOVED, "/%C3%A4/")),
+        ("/odd/index.html", (MOVED, "/odd/index.html/")),
+        # nothing
+        ("/absent", Miss.ABSENT),
+        ("/absent/", Miss.ABSENT),
+        ("/sub/absent/a", Miss.ABSENT),
+        ("/a.txt/", Miss.ABSENT),
+        ("/a.txt/a", Miss.ABSENT),
+        ("/dangling", Miss.ABSENT),
+        ("/dangling/", Miss.ABSENT),
+        ("/loop", Miss.ABSENT),
+        ("/loop/", Miss.ABSENT),
+        ("/" + "a" * 256, Miss.ABSENT),
+        ("/" + "a/" * 3000, Miss.ABSENT),
+        # not to be seen
+        ("/.hidden", Miss.HIDDEN),
+        ("/.git/", Miss.HIDDEN),
+        ("/.git/config", Miss.HIDDEN),
+        ("/.absent", Miss.HIDDEN),
+        ("/.well-known/.secret/", Miss.HIDDEN),
+        ("/outside.txt", Miss.OUTSIDE),
+        ("/outside/", Miss.OUTSIDE),
+        ("/outside/outside.txt", Miss.OUTSIDE),
+        ("/absolute-outside.txt", Miss.OUTSIDE),
+        ("/absolute-out-and-in.txt", (FILE, b"absolute-out-and-in.txt")),
+        ("/to-absolute/index.html", (FILE, b"to-absolute/index.html")),
+        ("/to-absolute/", (FILE, b"to-absolute/index.html")),
+        ("/to-absolute", (MOVED, "/to-absolute/")),
+        ("/absolute.txt", (FILE, b"absolute.txt")),
+        # not to be read
+        ("/fifo", Miss.SPECIAL),
+        ("/socket", Miss.SPECIAL),
+    ],
+)
+async def test_what_a_target_opens(folder: Path, target: str, outcome: Outcome | Miss) -> None:
+    root = Root(Library(), str(folder))
+    assert await look_up(root, target) == outcome
+    root.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        ("/.hidden", (FILE, b".hidden")),
+        ("/.git/config", (FILE, b".git/config")),
+        ("/.git/", (FOLDER, b".git")),
+        ("/.git", (MOVED, "/.git/")),
+        ("/.absent", Miss.ABSENT),
+        ("/a.txt", (FILE, b"a.txt")),
+    ],
+)
+async def test_dotfiles_can_be_served(folder: Path, target: str, outcome: Outcome | Miss) -> None:
+    root = Root(Library(), str(folder), dotfiles=True)
+    assert await look_up(root, target) == outcome
+    root.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "index", "outcome"),
+    [
+        ("/two/", [b"index.htm", b"default.html"], (FILE, b"two/index.htm")),
+        ("/two/", [b"default.html", b"index.htm"], (FILE, b"two/default.html")),
+        ("/two/", [b"absent", b"index.htm"], (FILE, b"two/index.htm")),
+        ("/two/", [b"absent", b"missing"], (FOLDER, b"two")),
+        # A folder of that name is none.
+        ("/odd/", [b"index.html", b"index.htm"], (FILE, b"odd/index.htm")),
+        # What is there and cannot be sent is not passed over.
+        ("/", [b"fifo", b"index.html"], Miss.SPECIAL),
+        ("/", [b"outside.txt", b"index.html"], Miss.OUTSIDE),
+        ("/", [b"dangling", b"index.html"], (FILE, b"index.html")),
+        ("/absent/", [b"index.html"], Miss.ABSENT),
+        ("/a.txt", [b"index.html"], (FILE, b"a.txt")),
+    ],
+)
+async def test_the_first_index_file_that_there_is(
+    folder: Path, target: str, index: list[bytes], outcome: Outcome | Miss
+) -> None:
+    root = Root(Library(), str(folder))
+    assert await look_up(root, target, *index) == outcome
+    root.close()
+
+
+async def test_without_names_of_index_files_a_folder_is_a_folder(folder: Path) -> None:
+    root = Root(Library(), str(folder))
+    found = await root.find(parse_target(b"/sub/"), ())
+    assert isinstance(found, Folder)
+    assert set(os.listdir(found.descriptor)) == {"index.html", "_headers"}
+    found.close()
+    root.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        ("/_headers", Miss.HIDDEN),
+        ("/./_headers", Miss.HIDDEN),
+        ("/sub/../_headers", Miss.HIDDEN),
+        ("/%5fheaders", Miss.HIDDEN),
+        ("//_headers?a", Miss.HIDDEN),
+        ("/_headers/", Miss.ABSENT),
+        # Of that path alone, and whether it exists or not.
+        ("/sub/_headers", (FILE, b"sub/_headers")),
+        ("/_redirects", Miss.HIDDEN),
+        ("/_Headers", Miss.ABSENT),
+        ("/a.txt", (FILE, b"a.txt")),
+    ],
+)
+@pytest.mark.parametrize("dotfiles", [False, True])
+async def test_hidden_paths_are_not_served(folder: Path, target: str, outcome: Outcome | Miss, dotfiles: bool) -> None:
+    root = Root(Library(), str(folder), dotfiles=dotfiles, hidden=frozenset({b"_headers", b"_redirects"}))
+    assert await look_up(root, target) == outcome
+    root.close()
+
+
+async def test_a_hidden_path_is_no_index_file(folder: Path) -> None:
+    root = Root(Library(), str(folder), hidden=frozenset({b"_headers"}))
+    assert await look_up(root, "/", b"_headers") == (FOLDER, b".")
+    assert await look_up(root, "/", b"_headers", b"index.html") == (FILE, b"index.html")
+    assert await look_up(root, "/sub/", b"_headers") == (FILE, b"sub/_headers")
+    root.close()
+
+
+async def test_a_hidden_path_can_be_opened_by_who_asks_for_it(folder: Path) -> None:
+    root = Root(Library(), str(folder), hidden=frozenset({b"_headers", b"_redirects"}))
+    found = await root.open_hidden(b"_headers")
+    assert isinstance(found, OpenFile)
+    assert os.pread(found.descriptor, 100, 0) == b"_headers"
+    found.close()
+    assert await root.open_hidden(b"_redirects") is Miss.ABSENT
+    assert await root.open_file(b"_headers") is Miss.HIDDEN
+    assert await root.open_file(b"sub") is None
+    assert await root.open_hidden(b"sub") is None
+    assert await root.open_hidden(b"fifo") is Miss.SPECIAL
+    assert await root.open_hidden(b"../outside.txt") is Miss.OUTSIDE
+    root.close()
+
+
+async def test_a_root_outlives_its_name(folder: Path) -> None:
+    """It is a descriptor: a folder that is put in its place is another one."""
+    root = Root(Library(), str(folder))
+    os.rename(folder, f"{folder}.old")
+    os.mkdir(folder)
+    assert await look_up(root, "/a.txt") == (FILE, b"a.txt")
+    root.close()
+
+
+@pytest.mark.parametrize("name", ["absent", "a.txt", "a.txt/b"])
+def test_a_root_must_be_a_folder(folder: Path, name: str) -> None:
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
+        Root(Library(), str(folder / name))
+
+
+async def test_links_swapped_during_the_look_up_never_lead_outside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "inside").mkdir(parents=True)
+    (root / "inside/file.txt").write_text("inside")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file.txt").write_text("outside")
+    stop = threading.Event()
+
+    def swap() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            # A link that leads outside takes the place of the folder, and the folder that of the link.
+            os.symlink(("../outside", "inside")[number % 2], root / "next")
+            os.rename(root / "next", root / "link")
+
+    swapper = threading.Thread(target=swap)
+    os.symlink("inside", root / "link")
+    swapper.start()
+    files = Root(Library(), str(root))
+    outcomes = set()
+    try:
+        for _ in range(3000):
+            found = await files.find(parse_target(b"/link/file.txt"))
+            if isinstance(found, OpenFile):
+                assert os.pread(found.descriptor, 100, 0) == b"inside"
+                found.close()
+                outcomes.add("served")
+            else:
+                assert isinstance(found, Miss)
+                outcomes.add(found.name)
+            await trio.lowlevel.checkpoint()
+    finally:
+        stop.set()
+        swapper.join()
+        files.close()
+    assert {"served", "OUTSIDE"} <= outcomes <= {"served", "OUTSIDE", "BUSY"}

@@ -1,0 +1,1 @@
+"""Tests of packages, systemd, proxies, documents, the fuzzer and the benchmark."""

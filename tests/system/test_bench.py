@@ -1,0 +1,177 @@
+"""The benchmark measures for real, says who is missing, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.metrics import ratio
+from bench.peers import PATH, PEERS
+from bench.plot import points
+from bench.report import shortfalls, verdict
+from bench.rows import ROWS, Limit, Row, Setting, select
+from bench.run import RowResult
+from bench.summary import table
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUN_SECONDS = 240.0
+NO_PYTHON = "/nonexistent/python"
+TOOLS = ("nginx", "wrk", "openssl", "taskset")
+needs_tools = pytest.mark.skipif(
+    not all(shutil.which(tool, path=PATH) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    data: dict[str, Any]
+    table: str
+    printed: str
+    scratch: Path
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One round of one second of one row against nginx, and granian without an interpreter to run it."""
+    out, scratch = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("scratch")
+    for parent in (scratch, *scratch.parents[:2]):
+        parent.chmod(0o755)
+    done = bench(
+        *("--rows=small", "--peers=nginx,granian", f"--peer-python={NO_PYTHON}", "--workers=1", "--rounds=1"),
+        *("--seconds=1", f"--out={out}", f"--scratch={scratch}", f"--timeout={RUN_SECONDS / 2}"),
+    )
+    assert done.returncode == 0, done.stderr
+    data = json.loads((out / "results.json").read_text())
+    return Outcome(data, (out / "table.md").read_text(), done.stdout, scratch)
+
+
+@needs_tools
+def test_the_summary_has_a_line_for_each_figure_that_is_to_reach_something(outcome: Outcome) -> None:
+    _, _, *rows = table([outcome.data]).splitlines()
+    assert {row.split(" | ")[5] for row in rows} == {"uvicorn", "hypercorn", "granian", "nginx"}
+    [nginx] = [row for row in rows if " nginx " in row]
+    spread = outcome.data["rows"][0]["ratios"]["requests"]["nginx"]
+    assert f"| {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f}) |" in nginx
+    assert "0.5x: yes" in nginx or "0.5x: **no**" in nginx
+    [granian] = [row for row in rows if " granian " in row]
+    assert "missing: no interpreter" in granian or f"missing: {NO_PYTHON}" in granian
+    assert "cannot be told" in granian
+
+
+@needs_tools
+def test_the_results_have_a_figure_of_each_server_and_the_ratio(outcome: Outcome) -> None:
+    [row] = outcome.data["rows"]
+    assert (row["name"], row["setting"], row["workers"]) == ("small", "host", 1)
+    assert set(row["samples"]) == {"ktlsd", "nginx"}
+    [ours], [theirs] = row["samples"]["ktlsd"], row["samples"]["nginx"]
+    assert set(ours) == set(theirs) == {"requests", "cpu per request"}
+    assert ours["requests"] > 0
+    assert theirs["requests"] > 0
+    spread = row["ratios"]["requests"]["nginx"]
+    assert spread["min"] == spread["median"] == spread["max"] == pytest.approx(ours["requests"] / theirs["requests"])
+    assert set(outcome.data["versions"]) == {"ktlsd", "nginx"}
+    assert outcome.data["machine"]["cores"].isdecimal()
+
+
+@needs_tools
+def test_a_missing_peer_is_named_with_the_reason_and_never_guessed(outcome: Outcome) -> None:
+    assert outcome.data["missing"] == {"granian": f"no interpreter {NO_PYTHON}"}
+    assert f"- granian: no interpreter {NO_PYTHON}\n" in outcome.table
+    kept = {limit["peer"]: limit["kept"] for limit in outcome.data["rows"][0]["limits"]}
+    assert kept["granian"] is None
+    assert isinstance(kept["nginx"], bool)
+
+
+@needs_tools
+def test_the_table_is_printed_and_has_a_line_for_each_peer(outcome: Outcome) -> None:
+    assert outcome.printed == outcome.table
+    lines = [line.split(" | ") for line in outcome.table.splitlines() if line.startswith("| 10 KiB file")]
+    assert [(line[2], line[4]) for line in lines] == [("requests", "nginx"), ("cpu per request", "nginx")]
+
+
+@needs_tools
+def test_the_picture_has_a_point_for_each_ratio(outcome: Outcome) -> None:
+    drawn = [(work, peer) for work, peer, _ in points(outcome.data)]
+    work = "10 KiB file, 32 keep-alive connections, 1 worker"
+    assert drawn[0] == (f"{work}: requests", "nginx")
+
+
+@needs_tools
+def test_no_process_and_no_file_is_left(outcome: Outcome) -> None:
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if str(outcome.scratch).encode() in command]
+    assert list(outcome.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "word"), [("--rows=nonsense", "no row"), ("--peers=nonsense", "no peer")])
+def test_an_unknown_name_is_refused(option: str, word: str) -> None:
+    done = bench(option)
+    assert done.returncode == 2
+    assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("metric", "ktlsd", "peer", "expected"),
+    [
+        ("requests", 200.0, 100.0, 2.0),
+        ("cpu per request", 200.0, 100.0, 0.5),
+        ("cpu per request", 0.0, 100.0, None),
+        ("start", 0.1, 0.0, None),
+    ],
+)
+def test_a_ratio_above_one_is_better_for_ktlsd(metric: str, ktlsd: float, peer: float, expected: float | None) -> None:
+    assert ratio(metric, ktlsd, peer) == expected
+
+
+def row(name: str) -> Row:
+    return next(one for one in ROWS if one.name == name and one.setting is Setting.HOST)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (Limit("requests", 2.0, "nginx"), True),
+        (Limit("requests", 2.1, "nginx"), False),
+        (Limit("requests", 1.0, "caddy"), None),
+        (Limit("requests", 300.0), True),
+        (Limit("start", 0.3), False),
+        (Limit("start", 0.4), True),
+    ],
+)
+def test_limits_are_held_against_medians(limit: Limit, kept: bool | None) -> None:
+    samples = {
+        "ktlsd": [{"requests": one, "start": 0.4} for one in (1.0, 300.0, 300.0)],
+        "nginx": [{"requests": 150.0}, {"requests": 150.0}, {"requests": 100.0}],
+    }
+    assert verdict(RowResult(row("small"), 1, 0.0, samples), limit) is kept
+
+
+def test_what_falls_short_is_told_with_its_figure() -> None:
+    [line] = shortfalls(RowResult(row("start"), 1, 0.0, {"ktlsd": [{"start": 0.5}]}))
+    assert line.endswith("start ≤ 0.3: not reached (0.500 s)")
+
+
+def test_rows_are_chosen_by_name_and_by_family() -> None:
+    assert [one.name for one in select(Setting.HOST, ["small"])] == ["small"]
+    assert [one.name for one in select(Setting.VM, ["big"])] == ["big-1", "big-4", "big-32"]
+    with pytest.raises(KeyError, match="big"):
+        select(Setting.HOST, ["big"])
+
+
+def test_each_row_is_told_apart_and_names_known_peers() -> None:
+    assert len({(one.name, one.setting) for one in ROWS}) == len(ROWS)
+    assert {peer for one in ROWS for peer in one.peers} <= set(PEERS)
+    bounded = {limit.peer for one in ROWS for limit in (*one.at_least, *one.aim)} - {None}
+    assert bounded <= set(PEERS)

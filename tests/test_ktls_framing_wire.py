@@ -1,7 +1,0 @@
-"""Everything of test_framing_wire.py once more, on a kernel with kTLS."""
-
-import pytest
-
-from tests.test_framing_wire import *  # noqa: F403
-
-pytestmark = pytest.mark.ktls(machine="debian12")

@@ -1,7 +1,0 @@
-"""Everything of test_lifecycle.py once more, on a kernel with kTLS."""
-
-import pytest
-
-from tests.test_lifecycle import *  # noqa: F403
-
-pytestmark = pytest.mark.ktls
