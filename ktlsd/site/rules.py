@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import trio
 
@@ -89,19 +89,23 @@ class SiteRules:
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
-            if first and opened in _OF_THE_MOMENT:
-                # To serve without rules what they protect would be worse than not to serve it.
-                raise Unusable(cast(Miss, opened))
+            miss = opened if isinstance(opened, Miss) else None
             try:
                 await self._take(name, opened)
             except Stalled:
                 raise
             except OSError as error:
-                self._complain(name, error.strerror)
+                if self._versions[name] is not Miss.FAILED:
+                    self._complain(name, error.strerror)
+                self._versions[name] = miss = Miss.FAILED
             finally:
                 if isinstance(opened, OpenFile):
                     self.at_hand = opened.reopens
                     opened.close()
+            if first and miss is not None and miss not in _NO_RULES:
+                # To serve without rules what they protect would be worse than not to serve it. Apache does the same
+                # for a .htaccess that it cannot read.
+                raise Unusable(miss)
 
     async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
         version = opened.identity() if isinstance(opened, OpenFile) else opened
@@ -156,4 +160,4 @@ def _protects_beyond(descriptor: int, size: int, name: bytes) -> bool:
     )
 
 
-_OF_THE_MOMENT: Final = (Miss.BUSY, Miss.EXHAUSTED, Miss.STALLED, Miss.NO_ROOT)
+_NO_RULES: Final = (Miss.ABSENT, Miss.SPECIAL)

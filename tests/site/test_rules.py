@@ -14,8 +14,9 @@ import pytest
 import trio
 
 from ktlsd.config.options import HeaderOptions, RedirectOptions, SiteOptions
+from ktlsd.http.decide import Miss
 from ktlsd.http.redirects import Redirected
-from ktlsd.site.lookup import Root
+from ktlsd.site.lookup import Root, Unusable
 from ktlsd.site.rule_files import LARGEST_FILE
 from ktlsd.site.rules import SiteRules
 from ktlsd.ssl_ffi import Library
@@ -220,18 +221,6 @@ async def test_a_link_within_the_root_is_followed(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["_headers", "_redirects"])
-async def test_a_link_out_of_the_root_is_not_followed_and_told(
-    folder: Path, keep: Keep, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    (folder.parent / "outside").write_text(RULES[name])
-    (folder / name).symlink_to("../outside")
-    kept = keep()
-    await kept.refresh()
-    assert (kept.fields(), kept.location()) == ({}, None)
-    assert [f"{folder}/{name}" in record.getMessage() for record in caplog.records] == [True]
-
-
 async def test_rules_hold_from_the_first_request_on(folder: Path, keep: Keep) -> None:
     """Of several that come at once, none goes out without them."""
     put(folder, "_headers", "/*\n  X-A: b\n")
@@ -330,7 +319,29 @@ async def test_what_could_not_be_read_once_is_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing)
-        await kept.refresh()
+        with pytest.raises(Unusable) as refused:
+            await kept.refresh()
+    assert refused.value.miss is Miss.FAILED
     assert kept.fields() == {}
-    await kept.refresh_until(kept.fields)
+    await kept.refresh()
     assert kept.fields() == {"X-A": "b"}
+
+
+@pytest.mark.parametrize("name", ["_headers", "_redirects"])
+async def test_nothing_is_served_before_the_first_rules_are_read(
+    folder: Path, keep: Keep, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of rules that is there and cannot be read may protect paths. Told once, and read as soon as it can be."""
+    (folder.parent / "outside").write_text(RULES[name])
+    (folder / name).symlink_to("../outside")
+    kept = keep()
+    for _ in range(3):
+        with pytest.raises(Unusable) as refused:
+            await kept.refresh()
+        assert refused.value.miss is Miss.OUTSIDE
+    assert (kept.fields(), kept.location()) == ({}, None)
+    assert caplog.messages == [f"{folder}/{name}: cannot be read: a link out of the root"]
+    put(folder, name, RULES[name])
+    await kept.refresh()
+    assert kept.fields() == ({"X-A": "b"} if name == "_headers" else {})
+    assert kept.location() == ("/b" if name == "_redirects" else None)
