@@ -2,7 +2,7 @@
 
 Strategy: each site has threads of its own, a few, so that a file system that hangs takes no other site's. A call that
 takes too long is abandoned: its client gets an answer, and the thread stays occupied until the kernel lets it go. While
-all are occupied that way, calls fail at once. Nothing here delays the end of the process: a waiting task can be
+all are occupied that way, calls fail at once. Nothing here delays the end of the event loop: a waiting task can be
 cancelled, and trio's worker threads are daemons.
 """
 
@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar
 
 import outcome
 import trio
@@ -30,6 +30,8 @@ THREADS: Final = 16
 """Calls of one site that may be in progress at the same time."""
 DEFAULT_SECONDS: Final = 20.0
 _TELL_SECONDS: Final = 60.0
+_LOOKS: Final = 20
+"""How often a waiting task looks at the clock: time in which the event loop itself could not run does not count."""
 
 
 class Stalled(OSError):
@@ -48,16 +50,13 @@ class FileThreads:
         self.seconds = seconds
         self._place = place
         self._tell_again = 0.0
+        self._threads = threads
         self._limiter = trio.CapacityLimiter(threads)
-        self._last_start = 0.0
+        self._overdue: set[object] = set()
+        """Calls that were given up and still occupy their threads."""
         self._to_discard: deque[Callable[[], object]] = deque()
         self._discarding = False
         self._lock = threading.Lock()
-
-    @property
-    def stalled(self) -> bool:
-        """Whether all threads have been occupied by calls that take too long."""
-        return self._limiter.available_tokens == 0 and trio.current_time() - self._last_start > self.seconds
 
     async def run(self, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:
         """What `call` returns in a thread; a result that comes too late goes to `discard`, in a thread.
@@ -74,60 +73,56 @@ class FileThreads:
         """
         copy = os.dup(descriptor)
 
+        def close() -> None:
+            if waits:
+                self.discard(partial(os.close, copy))
+            else:
+                os.close(copy)
+
         def call_and_close() -> T:
             try:
                 return call(copy)
             finally:
-                if waits:
-                    self.discard(partial(os.close, copy))
-                else:
-                    os.close(copy)
+                close()
 
         job = _Job(self, call_and_close)
         try:
             return await self._run(job)
         finally:
-            if not job.runs:
-                self.discard(partial(os.close, copy))
+            if not job.started:
+                close()
 
     async def _run(self, job: _Job[T]) -> T:
         await self._acquire(job)
         try:
-            with trio.move_on_after(self.seconds):
-                # The limiter may be any object with these two methods (trio.to_thread.run_sync).
-                await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=cast(trio.CapacityLimiter, job))
-                return job.take()
-            raise self._stalled()
-        except RuntimeError as error:
-            if job.begun:
-                raise
-            # "can't start new thread"
-            job.runs = False
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+            job.start()
+            return await job.result(self.seconds)
+        except Stalled:
+            self._overdue.add(job)
+            self._tell()
+            raise
         finally:
-            if not job.handed_over:
-                self.release(job)
             job.abandon()
 
-    def _stalled(self) -> Stalled:
-        if (now := time.monotonic()) >= self._tell_again:
-            self._tell_again = now + _TELL_SECONDS
-            log.error("%s: its file system does not answer within %g s", self._place, self.seconds)
-        return Stalled(self.seconds)
-
     async def _acquire(self, job: _Job[T]) -> None:
-        """Wait for a thread for as long as others of these get theirs. Raises Stalled."""
+        """Wait for a thread for as long as not all are overdue. Raises Stalled."""
         while True:
-            if self.stalled:
-                raise self._stalled()
+            if len(self._overdue) == self._threads:
+                self._tell()
+                raise Stalled(self.seconds)
             with trio.move_on_after(self.seconds):
                 await self._limiter.acquire_on_behalf_of(job)
-                self._last_start = trio.current_time()
                 return
 
     def release(self, job: _Job[T]) -> None:
         """Its thread has ended, or never begun."""
+        self._overdue.discard(job)
         self._limiter.release_on_behalf_of(job)
+
+    def _tell(self) -> None:
+        if (now := time.monotonic()) >= self._tell_again:
+            self._tell_again = now + _TELL_SECONDS
+            log.error("%s: its file system does not answer within %g s", self._place, self.seconds)
 
     def discard(self, call: Callable[[], object]) -> None:
         """Have a thread make a call such as close(2), which FUSE may hold up, and wait for nothing."""
@@ -179,8 +174,7 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
 
 
 class _Job(Generic[T]):
-    """One call, and whether somebody still waits for it. It acts as the limiter of its own thread: trio says when the
-    thread has begun and ended."""
+    """One call in a thread, and whether anything still waits for it."""
 
     def __init__(
         self, threads: FileThreads, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None
@@ -188,38 +182,54 @@ class _Job(Generic[T]):
         self._threads = threads
         self._call = call
         self._discard = discard
+        self._ended = trio.Event()
         self._lock = threading.Lock()
-        self._results: list[T] = []
+        self._outcome: outcome.Outcome[T] | None = None
         self._abandoned = False
-        self.handed_over = False
-        """Whether trio releases it."""
-        self.runs = False
+        self.started = False
         """Whether a thread makes the call, or has."""
-        self.begun = False
-        """Whether it has begun."""
 
-    def __call__(self) -> None:
-        self.begun = True
-        result = self._call()
+    def start(self) -> None:
+        """Have a thread make the call. Raises OSError for ENOMEM where there is none to be had."""
+        self._token = trio.lowlevel.current_trio_token()
+        try:
+            trio.lowlevel.start_thread_soon(self._make, lambda _: None)
+        except RuntimeError as error:
+            self._threads.release(self)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+        self.started = True
+
+    def _make(self) -> None:
+        made = outcome.capture(self._call)
         with self._lock:
-            if not self._abandoned:
-                self._results.append(result)
-                return
-        self._discard(result)
+            late = self._abandoned
+            if not late:
+                self._outcome = made
+        if late and isinstance(made, outcome.Value):
+            self._discard(made.value)
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._end)
 
-    def take(self) -> T:
-        """The result, which now belongs to the caller."""
-        return self._results.pop()
+    def _end(self) -> None:
+        self._threads.release(self)
+        self._ended.set()
+
+    async def result(self, seconds: float) -> T:
+        """What the call returned or raised, which then belongs to the caller. Raises Stalled."""
+        most = seconds / _LOOKS
+        for _ in range(_LOOKS):
+            with trio.move_on_after(most):
+                await self._ended.wait()
+            with self._lock:
+                made, self._outcome = self._outcome, None
+            if made is not None:
+                return made.unwrap()
+        raise Stalled(seconds)
 
     def abandon(self) -> None:
-        """Nobody waits any more."""
+        """Nothing waits any more."""
         with self._lock:
             self._abandoned = True
-        for result in self._results:
-            self._threads.discard(partial(self._discard, result))
-
-    async def acquire_on_behalf_of(self, borrower: object) -> None:
-        self.handed_over = self.runs = True
-
-    def release_on_behalf_of(self, borrower: object) -> None:
-        self._threads.release(self)
+            made, self._outcome = self._outcome, None
+        if isinstance(made, outcome.Value):
+            self._threads.discard(partial(self._discard, made.value))
