@@ -1,8 +1,8 @@
 """The command line: `ktlsd --root DIR ...` serves, `ktlsd doctor` explains.
 
-Strategy: whatever is wrong is found before anything is served, and said in one line on stderr with exit status 2.
+Strategy: errors are found before anything is served, and reported in one line on stderr with exit status 2.
 OpenSSL is opened first of all: hashlib, and the ssl module, which trio imports, would bring the system's libcrypto
-along, and the libssl of --libssl would be bound to that. So nothing that is imported before may import them.
+along, and the libssl of --libssl would be bound to that. So no module imported before OpenSSL may import them.
 """
 
 from __future__ import annotations
@@ -45,84 +45,91 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"ktlsd: {one_line(str(error))}")
         return EXIT_USAGE
     except KeyboardInterrupt:
-        # Before anything is served; afterwards SIGINT is heeded by the server.
+        # Before anything is served; afterwards the server handles SIGINT.
         return EXIT_INTERRUPTED
 
 
 def _serve_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="ktlsd",
-        description="Serve a folder over HTTPS, encrypted by the kernel straight from the page cache where it can be.",
-        epilog=f"commands, each with a --help of its own:\n{described(COMMANDS)}",
+        description="Serve a folder over HTTPS. If kTLS is available, the kernel encrypts from the page cache.",
+        epilog=f"commands, each with its own --help:\n{described(COMMANDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--root", metavar="DIR", help="the folder to serve")
-    add("--listen", metavar="ADDR:PORT", action="append", help="where to listen (default localhost:8443); repeatable")
+    add(
+        "--listen",
+        metavar="ADDR:PORT",
+        action="append",
+        help="address to serve HTTPS on (default localhost:8443); repeatable",
+    )
     add(
         "--http-listen",
         metavar="ADDR:PORT",
         action="append",
-        help="where to answer plain HTTP, with redirects to HTTPS and ACME challenges alone; repeatable",
+        help="address for plain HTTP, which only redirects to HTTPS and answers ACME challenges; repeatable",
     )
     add(
         "--backend-listen",
         metavar="PLACE",
         action="append",
-        help="ADDR:PORT or unix:PATH, where to serve over plain HTTP for proxies that end TLS; repeatable",
+        help="ADDR:PORT or unix:PATH to serve plain HTTP on, for TLS-terminating proxies; repeatable",
     )
-    add("--acme-challenges", metavar="DIR", help="the folder of what answers ACME challenges on plain HTTP")
+    add("--acme-challenges", metavar="DIR", help="folder with the answers to ACME challenges on plain HTTP")
     add(
         "--cert",
         metavar="FILE",
         action="append",
-        help="PEM certificate chain (default: a self-signed one for localhost is made); repeatable with --key, for"
-        " several types of key",
+        help="PEM certificate chain (default: a new self-signed one for localhost); repeatable with --key, for several"
+        " key types",
     )
-    add("--key", metavar="FILE", action="append", help="its PEM key, unencrypted")
-    add("--config", metavar="FILE", help="a TOML file with these options, and more, as keys; the command line wins")
+    add("--key", metavar="FILE", action="append", help="unencrypted PEM key of the certificate")
+    add("--config", metavar="FILE", help="TOML file with these options and more as keys; the command line wins")
     add(
         "--metrics-listen",
         metavar="ADDR:PORT",
-        help="where to answer with metrics, health and a status page over plain HTTP; loopback where ADDR is left out",
+        help="address for metrics, health and the status page over plain HTTP; loopback if ADDR is left out",
     )
-    add("--workers", metavar="N|auto", help="processes to serve with (default 1); auto: as many as usable cores")
-    add("--user", metavar="NAME", help="whom to become once sockets are bound and keys are read, when started as root")
-    add("--group", metavar="NAME", help="with which group (default: the user's own)")
+    add("--workers", metavar="N|auto", help="number of worker processes (default 1); auto: one for each usable core")
+    add("--user", metavar="NAME", help="user to switch to after binding and reading keys, if started as root")
+    add("--group", metavar="NAME", help="group to switch to (default: the user's primary group)")
     add(
         "--strict",
         action="store_true",
         default=None,
-        help="refuse to start unless every certificate can be used (default: serve the sites whose certificates can)",
+        help="refuse to start unless every certificate can be used (default: leave out sites with unusable ones)",
     )
     add(
-        "--ktls", metavar="auto|require|off", help="use kTLS where it can be had (default), only with it, or not at all"
+        "--ktls",
+        metavar="auto|require|off",
+        help="use kTLS if available (default), refuse connections without it, or do not use it",
     )
-    add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot too")
+    add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot")
     add("--listing", action="store_true", default=None, help="list folders that have no index file")
-    add("--access-log", metavar="FILE", help="where to append a line for each request, or `stderr` (default: nowhere)")
+    add("--access-log", metavar="FILE", help="file to append a line for each request to, or `stderr` (default: none)")
     add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
-    add("--error-log", metavar="FILE", help="where to append everything else, or `stderr` (default)")
-    add("--libssl", metavar="PATH", help="the libssl to use (default: the system's; also KTLSD_LIBSSL)")
+    add("--error-log", metavar="FILE", help="file to append all other log lines to, or `stderr` (default)")
+    add("--libssl", metavar="PATH", help="path of libssl (default: the system's; also KTLSD_LIBSSL)")
     add(
         "--log-level",
         metavar="LEVEL",
         help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)",
     )
-    add("--version", action="store_true", help="show the versions of ktlsd, OpenSSL and the kernel, and their kTLS")
+    add("--version", action="store_true", help="show the versions and kTLS support of ktlsd, OpenSSL and the kernel")
     return parser
 
 
 def _doctor_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="ktlsd doctor",
-        description="Explain kTLS on this machine. Exit status 0 when sends are offloaded, 1 when not.",
+        description="Diagnose kTLS on this machine. Exit status 0 if sends are offloaded, 1 if not.",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--libssl", metavar="PATH", help="the libssl to examine (default: the system's; also KTLSD_LIBSSL)"
+        "--libssl", metavar="PATH", help="path of the libssl to examine (default: the system's; also KTLSD_LIBSSL)"
     )
     return parser
 
@@ -130,18 +137,18 @@ def _doctor_parser() -> argparse.ArgumentParser:
 def _check_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="ktlsd check",
-        description="Check a configuration file, and the folders and certificates that it names.",
+        description="Check a configuration file and the folders and certificates it names.",
         allow_abbrev=False,
     )
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--config", metavar="FILE", help="the TOML file to check")
-    task.add_argument("--schema", action="store_true", help="print the JSON Schema of such files, for editors")
+    task.add_argument("--config", metavar="FILE", help="TOML file to check")
+    task.add_argument("--schema", action="store_true", help="print the JSON Schema of the file, for editors")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if there are warnings")
     return parser
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of all commands by their names, the one that serves by the empty name: for what is made from them."""
+    """The parsers of all commands by name, the serving one under the empty name: for man pages and completion."""
     from ktlsd.commands import compress
 
     return {"": _serve_parser(), "doctor": _doctor_parser(), "check": _check_parser(), "compress": compress.parser()}
@@ -186,8 +193,8 @@ def _compress(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Mapping[str, Any]) -> int:
-    # What is made from here to the first client stays: to look through it for garbage costs a twentieth of the start,
-    # and in workers every page that it touches becomes a copy.
+    # Objects made from here to the first client stay. Collecting garbage among them costs 5 % of the start, and in
+    # workers every touched page becomes a copy.
     gc.disable()
     from ktlsd.logs.reload_signals import block_early_signals
     from ktlsd.process.terminal import Terminal

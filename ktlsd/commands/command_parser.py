@@ -1,7 +1,7 @@
-"""The parser of each command: a wrong command line is one line, with the option or command that was probably meant.
+"""The parser of each command. An invalid command line gets a one-line error with the nearest option or command.
 
-Strategy: argparse finds what it does not know; difflib compares that with the options of the command and, for a word
-without dashes, with the names of all commands. Python's own suggestions (3.14) are for choices only.
+Strategy: argparse finds unknown words; difflib compares each with the options of the command and, if it has no dashes,
+with the names of all commands. Python's own suggestions (3.14) are only for choices.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ktlsd.config.refusal import Refusal
 
 COMMANDS: Final = {
     "check": "check a configuration file and warn of likely mistakes",
-    "compress": "make the compressed siblings (name.zst, name.br, name.gz) of a folder's files",
-    "doctor": "explain what kTLS does on this machine",
+    "compress": "compress the files of a folder ahead of time (name.zst, name.br, name.gz)",
+    "doctor": "diagnose kTLS on this machine",
 }
-"""The commands, which come first on the command line, and what each does."""
+"""The commands, which come first on the command line, and their descriptions."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,14 +31,14 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help on stdout. Raises OutputError, and SystemExit if nobody reads it any more."""
+        """Print the help on stdout. Raises OutputError, and SystemExit if the reader has closed the pipe."""
         show(self.format_help().removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{message} ({self._meant()}{self.prog} --help shows the usage)")
 
     def _meant(self) -> str:
-        """What was probably meant by the first word that is none of this command's options."""
+        """A suggestion for the first word that is not an option of this command."""
         import difflib
 
         options = self._option_string_actions

@@ -182,20 +182,26 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("folder", metavar="DIR", help="the folder that is served")
+    add("folder", metavar="DIR", help="folder with the files to compress")
     known = ",".join(get_args(Coding))
-    add("--codings", metavar="LIST", type=_codings, default=known, help=f"which codings (default {known})")
-    # What sched_setaffinity(2) and containers leave of the processors.
+    add("--codings", metavar="LIST", type=_codings, default=known, help=f"codings to make (default {known})")
+    # The processors that sched_setaffinity(2) and containers allow.
     processors = len(os.sched_getaffinity(0))
-    add("--jobs", metavar="N", type=_positive, default=processors, help="threads (default: one for each processor)")
+    add(
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=processors,
+        help="number of threads (default: one for each processor)",
+    )
     add(
         "--min-size",
         metavar="BYTES",
         type=_positive,
         default=SMALLEST,
-        help=f"leave smaller files alone (default {SMALLEST})",
+        help=f"skip smaller files (default {SMALLEST})",
     )
-    add("--quiet", action="store_true", help="say nothing but what is wrong")
+    add("--quiet", action="store_true", help="print only errors")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""What an operator can ask for, as frozen types: the one source of the configuration file's keys, their checks, the
-JSON Schema and the defaults.
+"""The options as frozen types: the one source of the configuration file's keys, their checks, the JSON Schema and the
+defaults.
 
-Strategy: msgspec reads TOML values into these types and refuses what does not fit; settings.py says where the values
-come from. The keys of SiteOptions may stand at the top level, where they hold for every site, and in a [[site]].
+Strategy: msgspec reads TOML values into these types and refuses values that do not fit; settings.py combines the
+sources of the values. The keys of SiteOptions may stand at the top level, for every site, and in a [[site]].
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Glob = Annotated[
     str, Meta(pattern=rf"^[^\x00-\x1f\x7f]+{_END}", description='a pattern for paths, such as "/assets/**" or "*.html"')
 ]
 """A pattern for the decoded path of a target: `*` stands for anything but a slash, `**` for anything, `?` for one
-character that is no slash. One without a slash is matched against the last segment alone ("*.html")."""
+character that is no slash. One without a slash is matched only against the last segment ("*.html")."""
 SitePath = Annotated[
     str, Meta(pattern=rf"^/[^\x00-\x1f\x7f]*{_END}", description="a path below the root, with its leading slash")
 ]
@@ -100,7 +100,7 @@ Workers = Annotated[
 
 
 class Mode(enum.Enum):
-    """What the operator asks for with --ktls."""
+    """Values of --ktls."""
 
     AUTO = "auto"
     REQUIRE = "require"
@@ -108,7 +108,7 @@ class Mode(enum.Enum):
 
 
 class Listen(tuple[str, int]):
-    """Where to accept connections: a host name or address (empty: every address of this machine) and a port."""
+    """An address to accept connections on: a host name or address (empty: every address of this machine) and a port."""
 
     __slots__ = ()
 
@@ -143,7 +143,7 @@ def parse_listen(text: str) -> Listen:
 
 
 class LogPlace(tuple[Path | None]):
-    """Where a log goes: a file, or stderr."""
+    """The destination of a log: a file, or stderr."""
 
     __slots__ = ()
 
@@ -160,7 +160,7 @@ class LogPlace(tuple[Path | None]):
 
 
 class BackendListen(tuple[Listen | Path]):
-    """Where proxies that end TLS connect: an address, or the path of a Unix socket."""
+    """A listener for TLS-terminating proxies: an address, or the path of a Unix socket."""
 
     __slots__ = ()
 
@@ -202,240 +202,240 @@ def read_network(text: str) -> Network:
 
 
 class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """One [[redirect]]: from where to where. Rules are tried in their order, the first that matches counts."""
+    """One [[redirect]]: source, target and status. Rules are tried in order; the first match applies."""
 
     from_: SitePath
     """A path with `:name` segments and a `*` at its end."""
     to: RedirectTarget
-    """A path or an http(s) URL; `:name` and `:splat` stand for what `from` matched."""
+    """A path or an http(s) URL; `:name` and `:splat` stand for the parts that `from` matched."""
     status: RedirectStatus = 301
-    """200 sends another file under the asked path, 404 a page of your own."""
+    """Status code; 200 serves another file under the requested path, 404 serves a custom page."""
     force: bool = True
-    """Whether the rule also covers a file that exists."""
+    """Apply the rule even if the requested file exists."""
 
 
 class HeaderOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[header]]: response header fields for the paths that match."""
+    """One [[header]]: response header fields for matching paths."""
 
     path: Glob
-    """Which paths: "**" for all."""
+    """Pattern for paths; "**" for all."""
     set: dict[FieldName, FieldValue] = {}
-    """Fields to add, in place of those of the same name."""
+    """Fields to set; they replace fields of the same name."""
     remove: tuple[FieldName, ...] = ()
-    """Names of fields to leave out."""
+    """Names of fields to remove."""
 
 
 class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[cache]]: the Cache-Control of files whose paths match. The first rule that matches counts."""
+    """One [[cache]]: the Cache-Control of files with a matching path. The first matching rule applies."""
 
     path: Glob
-    """Which paths: "**" for all."""
+    """Pattern for paths; "**" for all."""
     control: FieldValue
-    """Such as "public, max-age=3600"."""
+    """Value of Cache-Control, such as "public, max-age=3600"."""
 
 
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[cors]: which origins' scripts may read this site (the Fetch standard's CORS protocol)."""
+    """[cors]: origins with scripts that may read this site (the Fetch standard's CORS protocol)."""
 
     origins: tuple[Text, ...]
-    """Such as "https://example.org"; "*" for all."""
+    """Allowed origins, such as "https://example.org"; "*" for all."""
     path: Glob = "**"
-    """Which paths."""
+    """Pattern for paths."""
     headers: tuple[FieldName, ...] = ()
-    """Request header fields that a script may set; those that it asks for, when there are none."""
+    """Request header fields that a script may set; if empty, all that it asks for."""
     expose: tuple[FieldName, ...] = ()
     """Response header fields that a script may read."""
     max_age: Seconds = 86400
-    """Seconds for which the answer to a preflight may be kept."""
+    """Lifetime of a cached preflight response, in seconds."""
     credentials: bool = False
-    """Whether scripts may send cookies and see what is answered to them."""
+    """Allow requests with cookies (credentials)."""
 
 
 class HstsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[hsts]: Strict-Transport-Security (RFC 6797)."""
 
     max_age: Seconds = 31536000
-    """Seconds."""
+    """Lifetime of the policy, in seconds."""
     include_subdomains: bool = False
-    """Whether it holds for every name below the site's, too."""
+    """Apply the policy to all subdomains."""
     preload: bool = False
-    """Whether browsers may carry the site in their preload lists."""
+    """Consent to the preload lists of browsers."""
 
 
 _LOOPBACK: Final = (Network("127.0.0.0/8"), Network("::1"))
 
 
 class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[limits]: how long a client may take, how much it may ask for, and how many may come. Each worker counts for
-    itself."""
+    """[limits]: time-outs, request sizes and connection counts. Each worker counts separately."""
 
     handshake_seconds: MoreSeconds = 10
-    """For the TLS handshake, a PROXY header before it included."""
+    """Time-out of the TLS handshake, including a PROXY header before it, in seconds."""
     head_seconds: MoreSeconds = 20
-    """For a whole request head, from its first byte on, however it trickles in: 408; again for the body, after the
-    answer."""
+    """Time-out of a request head, from its first to its last byte, in seconds: 408. The same time applies again to the
+    request body, after the response."""
     idle_seconds: MoreSeconds = 75
-    """Between requests, and before the first, on an open connection; it may become a quarter more."""
+    """Time-out of an idle keep-alive connection and of the first request, in seconds; enforced within 25 %."""
     send_seconds: MoreSeconds = 60
-    """How long a client is waited for in all until it is looked at whether it takes `send_bytes_per_second`."""
+    """Averaging window of the minimum send rate, in seconds; only time spent waiting for the client counts."""
     send_bytes_per_second: Count = 240
-    """What a client must take of a response while it is waited for, on the average of `send_seconds`."""
+    """Minimum send rate, in bytes a second, averaged over `send_seconds`; a slower client is disconnected."""
     file_seconds: MoreSeconds = 20
-    """For one call on a file, such as to open or to read it, in a thread; then 503, or the end of the connection where
-    the response has begun. Each site has 16 threads for that."""
+    """Time-out of one file operation, such as open or read, in seconds: 503, or the connection is cut off if the
+    response has begun. Each site has 16 threads for file operations."""
     requests_per_connection: CountOrNone = 10_000
-    """The answer to the last one says `Connection: close`; 0 for no limit."""
+    """Maximum requests on one connection; the last response says `Connection: close`. 0 for no limit."""
     key_updates_per_connection: Count = 100
-    """How many TLS records without data (KeyUpdate) a client may send."""
+    """Maximum TLS records without data (KeyUpdate) from a client."""
     head_bytes: Annotated[int, Meta(ge=256, le=1 << 20, description="a number of bytes from 256 to 1048576")] = 32768
-    """Of a request line and its header fields together: 431, or 414 where the line alone has more."""
+    """Maximum size of the request line and header fields together, in bytes: 431, or 414 if the line exceeds it."""
     header_fields: Count = 100
-    """In a request: 431."""
+    """Maximum header fields in a request: 431."""
     target_bytes: Count = 8192
-    """Of a request's target, which is the path and the query: 414."""
+    """Maximum size of a request target (path and query), in bytes: 414."""
     connections: Count = 16384
-    """Open at the same time in each worker; fewer where it may not open so many files (RLIMIT_NOFILE)."""
+    """Maximum open connections in each worker; lowered if RLIMIT_NOFILE is too low."""
     client_connections: CountOrNone = 256
-    """The same, from one client network; 0 for no limit."""
+    """Maximum open connections from one client network in each worker; 0 for no limit."""
     client_handshakes_per_second: CountOrNone = 50
-    """TLS handshakes with one client network, in each worker; those of ten seconds may come at once. 0 for no limit."""
+    """Maximum TLS handshakes a second with one client network in each worker; bursts of ten seconds' worth are allowed.
+    0 for no limit."""
     client_ipv4_prefix: Annotated[int, Meta(ge=1, le=32, description="a number from 1 to 32")] = 32
-    """Leading bits of an IPv4 address that make up its client network."""
+    """Prefix length of an IPv4 client network, in bits."""
     client_ipv6_prefix: Annotated[int, Meta(ge=1, le=128, description="a number from 1 to 128")] = 64
-    """Leading bits of an IPv6 address that make up its client network."""
+    """Prefix length of an IPv6 client network, in bits."""
     exempt_clients: tuple[Network, ...] = field(default_factory=lambda: _LOOPBACK)
-    """Networks that no limit for a client network holds for, as for trusted proxies and Unix sockets; loopback by
+    """Networks exempt from the limits for client networks, as are trusted proxies and Unix sockets; loopback by
     default."""
 
 
 class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one site is served."""
+    """Options of one site."""
 
     root: Path | None = None
     """The folder to serve. No byte from outside it is ever sent."""
     cert: tuple[Path, ...] = ()
-    """PEM certificate chains; several of different key types (ECDSA and RSA) may stand together."""
+    """PEM certificate chains; one for each key type (ECDSA, RSA)."""
     key: tuple[Path, ...] = ()
-    """The PEM keys, unencrypted, in the order of the certificates."""
+    """Unencrypted PEM keys, in the order of the certificates."""
     client_ca: Path | None = None
-    """PEM bundle of the authorities of client certificates: only clients that have one may connect (mutual TLS)."""
+    """PEM bundle of authorities; only clients with a certificate from one of them may connect (mutual TLS)."""
     client_names: tuple[Text, ...] = ()
-    """Names that a client certificate must have one of; "*.example.org" for every name below; none for any name."""
+    """Accepted names in client certificates; "*.example.org" for every name below. If empty, any name."""
     client_crl: Path | None = None
-    """PEM file of revocation lists, one of each authority: a client certificate on them is refused."""
+    """PEM file of revocation lists, one for each authority; a client with a revoked certificate is refused."""
     index: tuple[Text, ...] = ("index.html",)
-    """Names of the files that answer for a folder; the first that exists counts."""
+    """Names of index files; the first that exists is served for a folder."""
     listing: bool = False
-    """Whether a folder without index file is listed."""
+    """List folders that have no index file."""
     dotfiles: bool = False
-    """Serve names that begin with a dot too (/.well-known/ at the top is always served)."""
+    """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     clean_urls: bool = False
-    """Whether /about is answered by about.html."""
+    """Serve about.html for /about."""
     try_files: tuple[Text, ...] = ()
-    """Paths to try in this order; {path} stands for the one asked for. The last counts as what is not found."""
+    """Paths to try, in order; {path} stands for the requested path. If none exists, the request counts as not found."""
     fallback: SitePath | None = None
-    """The file that answers, with 200, for what is not found: a single-page application's. A folder means its index
+    """File to serve, with status 200, for paths that are not found (single-page application). A folder means its index
     file."""
     precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
-    """Codings of precompressed siblings (name.zst, name.br, name.gz) in the order of preference."""
+    """Codings of precompressed siblings (name.zst, name.br, name.gz), in order of preference."""
     encoded: dict[Suffix, Coding] = field(default_factory=lambda: dict(ENCODED))
-    """[encoded]: content codings of files that are stored in one and requested by their own names, by suffix."""
+    """[encoded]: content codings by suffix, for files that are stored compressed and requested by their own names."""
     etag: EntityTagRecipe = "strong"
-    """What an entity tag is made of: mtime, ctime, size and inode; mtime and size; or a hash of the content."""
+    """Source of entity tags: mtime, ctime, size and inode; mtime and size; or a hash of the content."""
     types: dict[Suffix, MediaType] = {}
     """Media types by suffix (".gpx" = "application/gpx+xml")."""
     charset: Charset = "utf-8"
-    """For text/*; empty for none."""
+    """Charset of text/*; empty for none."""
     error_pages: dict[ErrorStatus, SitePath] = {}
-    """Files that are the bodies of errors, by status."""
+    """Files to send as the body of an error, by status."""
     redirect: tuple[RedirectOptions, ...] = ()
-    """Rules that send a client, or the look-up of a file, elsewhere; the first that matches counts."""
+    """Redirects and rewrites; the first matching rule applies."""
     header: tuple[HeaderOptions, ...] = ()
-    """Rules for response header fields; all that match count, in their order."""
+    """Rules for response header fields; all matching rules apply, in order."""
     cache: tuple[CacheOptions, ...] = ()
-    """Rules for Cache-Control; the first that matches counts."""
+    """Rules for Cache-Control; the first matching rule applies."""
     hashed_names: bool = False
-    """Whether a name with a content hash (app.3f9c2b1a.js) is cached for ever (max-age=31536000, immutable)."""
+    """Cache files with a content hash in their name (app.3f9c2b1a.js) for ever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None
-    """Which origins' scripts may read this site."""
+    """Origins with scripts that may read this site."""
     hsts: HstsOptions | None = None
-    """Strict-Transport-Security: browsers use nothing but HTTPS for this site."""
+    """Strict-Transport-Security: browsers use only HTTPS for this site."""
     nosniff: bool = True
-    """X-Content-Type-Options: nosniff."""
+    """Send X-Content-Type-Options: nosniff."""
     server_header: bool = True
-    """Whether responses say Server: ktlsd."""
+    """Send Server: ktlsd."""
     downloads: tuple[Glob, ...] = ()
-    """What browsers save instead of showing (Content-Disposition: attachment)."""
+    """Patterns for files that browsers save instead of showing (Content-Disposition: attachment)."""
     headers_file: bool = False
-    """Whether the file `_headers` in the root gives header rules, as static hosts read it; it is not served then."""
+    """Read header rules from the file `_headers` in the root, as static hosts do; the file itself is not served."""
     redirects_file: bool = False
-    """Whether the file `_redirects` in the root gives redirects, as static hosts read it; it is not served then."""
+    """Read redirects from the file `_redirects` in the root, as static hosts do; the file itself is not served."""
 
 
 class NamedSiteOptions(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[site]], chosen by the name that a client asks for. What it does not say, the top level says."""
+    """One [[site]], chosen by the requested host name. Keys that it leaves out are taken from the top level."""
 
     names: Annotated[tuple[HostName, ...], Meta(min_length=1)]
     """Host names: "example.org", or "*.example.org" for every name below."""
 
 
 class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything. With a `root` here, this is the site for names that no [[site]] has; else the first [[site]] is."""
+    """All options. With a `root` here, the top level is the default site; else the first [[site]] is."""
 
     listen: Annotated[tuple[Listen, ...], Meta(min_length=1)] = (Listen("localhost", 8443),)
-    """Where to serve HTTPS."""
+    """Addresses to serve HTTPS on."""
     http_listen: tuple[Listen, ...] = ()
-    """Where to answer plain HTTP, only with redirects to HTTPS and ACME challenges."""
+    """Addresses for plain HTTP, which only redirects to HTTPS and answers ACME challenges."""
     acme_challenges: Path | None = None
-    """The folder with the answers to /.well-known/acme-challenge/ on plain HTTP."""
+    """Folder to serve at /.well-known/acme-challenge/ on plain HTTP."""
     metrics_listen: Listen | None = None
-    """Where to answer with metrics, health and a status page over plain HTTP; a port alone (":9090") means loopback."""
+    """Address for metrics, health and the status page over plain HTTP; without a host (":9090") it is loopback."""
     https_port: Port | None = None
-    """The port in redirects to HTTPS, where clients reach another than that of the first `listen`."""
+    """Port in redirects to HTTPS, if it differs from the port of the first `listen`."""
     backend_listen: tuple[BackendListen, ...] = ()
-    """Where to serve over plain HTTP, for proxies that end TLS: ADDR:PORT or unix:PATH."""
+    """Addresses to serve plain HTTP on, for TLS-terminating proxies: ADDR:PORT or unix:PATH."""
     backend_mode: FileMode = "0660"
-    """The permissions of the Unix sockets."""
+    """Permissions of the Unix sockets, in octal."""
     proxy_protocol: tuple[Network, ...] = ()
-    """Networks whose connections must begin with a PROXY header, of version 1 or 2."""
+    """Networks that must send a PROXY header (version 1 or 2) at the start of each connection."""
     trusted_proxies: tuple[Network, ...] = ()
-    """Networks whose word counts on who the client is, whether it speaks TLS, and which id a request has."""
+    """Networks of proxies trusted for client address, scheme and request id."""
     forwarded: ForwardedFields = "x-forwarded"
-    """By which fields trusted proxies say it: X-Forwarded-For and X-Forwarded-Proto, or Forwarded."""
+    """Fields to read from trusted proxies: X-Forwarded-For and X-Forwarded-Proto, or Forwarded."""
     workers: Workers = 1
-    """Processes to serve with; "auto" for as many as there are usable cores."""
+    """Number of worker processes; "auto" for one for each usable core."""
     strict: bool = False
-    """Refuse to start, and to take another configuration, unless every certificate can be used. Without it a site whose
-    certificate cannot be used is left out, and the others are served."""
+    """Refuse to start or reload unless every certificate can be used. By default a site with an unusable certificate is
+    left out and the others are served."""
     drain_seconds: Seconds = 240
-    """How long what is in flight may take after SIGTERM."""
+    """Time for requests in flight to finish after SIGTERM, in seconds."""
     limits: LimitOptions = field(default_factory=LimitOptions)
     """[limits]: time-outs and limits."""
     tls_policy: TlsPolicy = "intermediate"
-    """Which protocols and ciphers are offered: Mozilla's "modern" (TLS 1.3 alone) or "intermediate" (TLS 1.2 too), or
-    "compatible", which adds ciphers of TLS 1.2 that kTLS never carries."""
+    """TLS protocols and ciphers: Mozilla's "modern" (only TLS 1.3) or "intermediate" (also TLS 1.2), or "compatible",
+    which adds TLS 1.2 ciphers that kTLS does not support."""
     session_tickets: bool = True
-    """Whether clients may resume a TLS session instead of making a full handshake."""
+    """Allow TLS session resumption with tickets."""
     ticket_keys: Path | None = None
-    """The file with the session ticket keys, in the state folder where none is given."""
+    """File for the session ticket keys; by default in the state folder."""
     user: Text | None = None
-    """Whom to become, once sockets are bound and keys are read, when started as root; a name or a number."""
+    """User to switch to after binding and reading keys, if started as root; a name or a number."""
     group: Text | None = None
-    """With which group; the user's own by default."""
+    """Group to switch to; by default the user's primary group."""
     ktls: Mode = Mode.AUTO
-    """"auto": kTLS where it can be had; "require": refuse to start, and to serve a connection, without it; "off"."""
+    """"auto": use kTLS if available; "require": refuse to start, and refuse connections, without it; "off"."""
     libssl: Text | None = None
-    """The libssl to use instead of the system's."""
+    """Path of libssl; by default the system's."""
     log_level: LogLevel = "info"
-    """"info" says which path each connection took; "warning" and "error" say less, "debug" more."""
+    """Minimum severity of log lines; "info" includes the TLS path of each connection."""
     error_log: LogPlace | None = None
-    """A file to append what log_level asks for to, instead of writing it to stderr; "stderr" is the same as none."""
+    """File to append the log to; by default "stderr"."""
     access_log: LogPlace | None = None
-    """A file to append a line for each request to, or "stderr"; none without it."""
+    """File to append a line for each request to, or "stderr"; by default no access log."""
     access_log_format: AccessLogFormat = "combined"
-    """"combined" is Apache's, with ktlsd's own fields after it; "json" is one object a line."""
+    """"combined": Apache's format with additional fields; "json": one object a line."""
     site: tuple[NamedSiteOptions, ...] = ()
-    """Sites by name."""
+    """Sites by host name."""
 
 
 def default_site(settings: Settings) -> SiteOptions:
@@ -447,4 +447,4 @@ ONE_OR_MORE: Final = frozenset(
     {"cert", "key", "client_names", "index", "names", "listen", "http_listen", "backend_listen"}
     | {"proxy_protocol", "trusted_proxies"}
 )
-"""Keys of lists that take a single text, too."""
+"""Keys of lists that also accept a single text."""
