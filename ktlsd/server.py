@@ -95,7 +95,7 @@ class Server:
         self._tells_of_roots = tells_of_roots
         self._row = row
         self._metrics = metrics
-        self._residency = Residency(service.library.file_system_type, row)
+        self._residency = Residency(row)
         self._offloads = Offloads()
         self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
         """The paths of connections without kTLS, by what decides about them."""

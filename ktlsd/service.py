@@ -74,7 +74,7 @@ class _Error(NamedTuple):
 class _Grounds:
     """The folders that are served: what a renewal of certificates leaves as it is. Closed by its last user."""
 
-    def __init__(self, library: Library, settings: Settings, former: _Grounds | None) -> None:
+    def __init__(self, settings: Settings, former: _Grounds | None) -> None:
         """Folders that are missing refuse the settings if they are `strict`, if no root is there, or if the `former`
         service did not miss them already.
 
@@ -94,12 +94,11 @@ class _Grounds:
             for place, options in ((default_place(settings), default_options), *_named(settings)):
                 if place not in self.sites:
                     self.sites[place] = site = _site(
-                        library, options, settings.limits.file_seconds, may_be_missing=may_be_missing(options.root)
+                        options, settings.limits.file_seconds, may_be_missing=may_be_missing(options.root)
                     )
                     stack.callback(site.close)
             try:
                 self.https_redirect = HttpsRedirect(
-                    library,
                     settings.acme_challenges,
                     settings.limits.file_seconds,
                     may_be_missing=may_be_missing(settings.acme_challenges),
@@ -180,7 +179,7 @@ class Service:
             if same is not None:
                 self._grounds: _Grounds = same._grounds.shared()
             else:
-                self._grounds = _Grounds(library, settings, earlier)
+                self._grounds = _Grounds(settings, earlier)
             stack.callback(self._grounds.close)
             known = None if former is None else former._pairs
             self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)
@@ -370,9 +369,9 @@ def _name_of(options: SiteOptions) -> str:
     return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
 
 
-def _site(library: Library, options: SiteOptions, file_seconds: float, *, may_be_missing: bool) -> Site:
+def _site(options: SiteOptions, file_seconds: float, *, may_be_missing: bool) -> Site:
     try:
-        return Site(library, options, file_seconds, may_be_missing=may_be_missing)
+        return Site(options, file_seconds, may_be_missing=may_be_missing)
     except OSError as error:
         raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 

@@ -1,7 +1,6 @@
-"""OpenSSL and the few system calls that Python lacks, through cffi in out-of-line ABI mode.
+"""OpenSSL through cffi: the only module that touches its C pointers.
 
-Strategy: DECLARATIONS is compiled to ktlsd/_openssl.py when the package is built, so that no compiler and no C parser
-is needed afterwards; the distribution's own libssl is opened when a Library is made. Every SSL_CTX* has one owner, a
+Strategy: the distribution's own libssl is opened when a Library is made. Every SSL_CTX* has one owner, a Pair or a
 Context, and every SSL* one owner, a Connection, each freed by its close(). No C pointer leaves this module.
 """
 
@@ -13,139 +12,9 @@ import enum
 import errno
 import importlib
 import os
-import re
-import signal
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
-
-DECLARATIONS: Final = """
-typedef int64_t off_t;
-typedef ... SSL_METHOD;
-typedef ... SSL_CTX;
-typedef ... SSL;
-typedef ... SSL_SESSION;
-typedef ... SSL_CIPHER;
-typedef ... BIO;
-typedef ... X509;
-typedef ... EVP_PKEY;
-typedef ... X509_NAME;
-typedef ... X509_NAMES;
-typedef ... X509_STORE;
-typedef ... X509_LOOKUP;
-typedef ... X509_LOOKUP_METHOD;
-typedef ... X509_VERIFY_PARAM;
-typedef ... X509_CHAIN;
-typedef ... ASN1_TIME;
-
-unsigned long OpenSSL_version_num(void);
-const char *OpenSSL_version(int type);
-
-void ERR_clear_error(void);
-unsigned long ERR_get_error(void);
-const char *ERR_reason_error_string(unsigned long e);
-
-const SSL_METHOD *TLS_server_method(void);
-const SSL_METHOD *TLS_client_method(void);
-SSL_CTX *SSL_CTX_new(const SSL_METHOD *method);
-void SSL_CTX_free(SSL_CTX *ctx);
-long SSL_CTX_ctrl(SSL_CTX *ctx, int cmd, long larg, void *parg);
-uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
-int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *str);
-int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
-int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
-int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t num_tickets);
-int SSL_set_num_tickets(SSL *s, size_t num_tickets);
-size_t SSL_get_num_tickets(const SSL *s);
-long SSL_CTX_set_timeout(SSL_CTX *ctx, long t);
-void SSL_CTX_set_default_passwd_cb_userdata(SSL_CTX *ctx, void *u);
-int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file);
-int SSL_CTX_use_PrivateKey_file(SSL_CTX *ctx, const char *file, int type);
-X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
-EVP_PKEY *SSL_CTX_get0_privatekey(const SSL_CTX *ctx);
-int SSL_CTX_use_cert_and_key(SSL_CTX *ctx, X509 *x509, EVP_PKEY *privatekey, X509_CHAIN *chain, int override);
-int SSL_CTX_up_ref(SSL_CTX *ctx);
-EVP_PKEY *X509_get0_pubkey(const X509 *x);
-const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
-int EVP_PKEY_get_bits(const EVP_PKEY *pkey);
-int EVP_PKEY_get_group_name(const EVP_PKEY *pkey, char *gname, size_t gname_sz, size_t *gname_len);
-int X509_check_host(X509 *x, const char *name, size_t namelen, unsigned int flags, char **peername);
-int X509_check_ip_asc(X509 *x, const char *address, unsigned int flags);
-const ASN1_TIME *X509_get0_notBefore(const X509 *x);
-const ASN1_TIME *X509_get0_notAfter(const X509 *x);
-struct tm {
-    int tm_sec;
-    int tm_min;
-    int tm_hour;
-    int tm_mday;
-    int tm_mon;
-    int tm_year;
-    int tm_wday;
-    int tm_yday;
-    int tm_isdst;
-    long tm_gmtoff;
-    const char *tm_zone;
-};
-int ASN1_TIME_to_tm(const ASN1_TIME *s, struct tm *tm);
-
-void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
-int SSL_CTX_load_verify_file(SSL_CTX *ctx, const char *file);
-X509_NAMES *SSL_load_client_CA_file(const char *file);
-void SSL_CTX_set_client_CA_list(SSL_CTX *ctx, X509_NAMES *list);
-X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *ctx);
-X509_LOOKUP *X509_STORE_add_lookup(X509_STORE *store, X509_LOOKUP_METHOD *meth);
-X509_LOOKUP_METHOD *X509_LOOKUP_file(void);
-int X509_load_crl_file(X509_LOOKUP *ctx, const char *file, int type);
-int X509_STORE_set_flags(X509_STORE *xs, unsigned long flags);
-X509_VERIFY_PARAM *SSL_CTX_get0_param(SSL_CTX *ctx);
-int X509_VERIFY_PARAM_add1_host(X509_VERIFY_PARAM *param, const char *name, size_t namelen);
-void SSL_set_verify(SSL *ssl, int mode, void *callback);
-long SSL_get_verify_result(const SSL *ssl);
-const char *X509_verify_cert_error_string(long n);
-X509 *SSL_get0_peer_certificate(const SSL *s);
-X509_NAME *X509_get_subject_name(const X509 *a);
-char *X509_NAME_oneline(const X509_NAME *a, char *buf, int size);
-
-SSL *SSL_new(SSL_CTX *ctx);
-void SSL_free(SSL *ssl);
-int SSL_set_fd(SSL *ssl, int fd);
-void SSL_set_accept_state(SSL *ssl);
-void SSL_set_connect_state(SSL *ssl);
-int SSL_do_handshake(SSL *ssl);
-int SSL_read(SSL *ssl, void *buf, int num);
-int SSL_has_pending(const SSL *s);
-const char *SSL_rstate_string(const SSL *s);
-int SSL_write(SSL *ssl, const void *buf, int num);
-ssize_t SSL_sendfile(SSL *s, int fd, off_t offset, size_t size, int flags);
-int SSL_shutdown(SSL *ssl);
-int SSL_get_error(const SSL *ssl, int ret);
-int SSL_get_key_update_type(const SSL *s);
-const char *SSL_get_version(const SSL *ssl);
-const char *SSL_get_servername(const SSL *ssl, int type);
-const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
-const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
-int SSL_session_reused(const SSL *ssl);
-SSL_SESSION *SSL_get_session(const SSL *ssl);
-uint8_t SSL_SESSION_get_max_fragment_length(const SSL_SESSION *sess);
-
-BIO *SSL_get_rbio(const SSL *ssl);
-BIO *SSL_get_wbio(const SSL *ssl);
-BIO *BIO_new_socket(int sock, int close_flag);
-int BIO_free(BIO *a);
-long BIO_ctrl(BIO *bp, int cmd, long larg, void *parg);
-int BIO_test_flags(const BIO *b, int flags);
-
-struct open_how {
-    uint64_t flags;
-    uint64_t mode;
-    uint64_t resolve;
-};
-long syscall(long number, long dirfd, const char *path, struct open_how *how, size_t size);
-int fstatfs(int fd, void *buf);
-int statx(int directory, const char *path, int flags, unsigned int mask, void *buf);
-int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-"""
 
 _SSL_FILETYPE_PEM = 1
 _SSL_CTRL_MODE = 33
@@ -197,26 +66,6 @@ _BIO_CTRL_SET_KTLS_TX_CTRL_MSG = 74
 _BIO_CTRL_GET_KTLS_RECV = 76
 _BIO_FLAGS_KTLS_TX_CTRL_MSG = 0x1000
 
-# One number on every architecture: openat2 came after Linux unified its system call table.
-_SYS_openat2 = 437
-_OPEN_HOW_SIZE = 24
-_RESOLVE_NO_XDEV = 0x01
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_BENEATH = 0x08
-_RESOLVE_CACHED = 0x20
-_STATFS_SIZE = 256
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_AT_STATX_DONT_SYNC = 0x4000
-_STATX_INO = 0x100
-_STATX_MNT_ID = 0x1000
-_STATX_SIZE = 256
-# stx_ino, stx_dev_major, stx_dev_minor, stx_mnt_id (Linux 5.8; 0 before) of struct statx, which is the same on every
-# architecture.
-_STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
 PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
@@ -259,15 +108,6 @@ class Wait(enum.Enum):
 
     READABLE = enum.auto()
     WRITABLE = enum.auto()
-
-
-class FolderIdentity(NamedTuple):
-    """What tells one folder from another, even where one replaced the other (Library.folder_identity)."""
-
-    inode: int
-    device_major: int
-    device_minor: int
-    mount: int
 
 
 class LibraryError(Exception):
@@ -349,7 +189,6 @@ class Library:
             raise LibraryError(f"{wanted} is {self.version_text}, which has no SSL_sendfile: {fix}")
         self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
         self.ktls_compiled_in = self._bio_knows_ktls()
-        self._hows: dict[tuple[int, bool], Any] = {}
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
 
     def _text(self, chars: Any) -> str:
@@ -378,66 +217,6 @@ class Library:
                 reason = self._text(self.c.ERR_reason_error_string(code)) or f"error {code:#x}"
             errors.append((code, reason))
         return errors
-
-    def openat2(self, directory: int, path: bytes, flags: int, *, cached: bool) -> int:
-        """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new
-        descriptor.
-
-        With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12),
-        and with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Raises OSError.
-        """
-        how = self._hows.get((flags, cached))
-        if how is None:
-            resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-            if cached:
-                resolve |= _RESOLVE_CACHED | _RESOLVE_NO_XDEV
-            how = self.ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
-            self._hows[flags, cached] = how
-        descriptor: int = self.c.syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
-        if descriptor < 0:
-            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
-        return descriptor
-
-    def folder_at(self, path: bytes) -> int:
-        """A descriptor of the folder that an absolute path leads to (O_PATH), from the kernel's name cache alone.
-
-        Raises OSError: EAGAIN if the kernel would have to ask a file system.
-        """
-        how = self.ffi.new("struct open_how *", (os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_CACHED))
-        descriptor: int = self.c.syscall(_SYS_openat2, _AT_FDCWD, path, how, _OPEN_HOW_SIZE)
-        if descriptor < 0:
-            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno), os.fsdecode(path))
-        return descriptor
-
-    def folder_identity(self, descriptor: int) -> FolderIdentity:
-        """What tells an open folder, or file, from any other, and its mount from any other.
-
-        Asks no file system (statx(2), AT_STATX_DONT_SYNC). Raises OSError.
-        """
-        mask = _STATX_INO | _STATX_MNT_ID
-        statx = self.ffi.new("char[]", _STATX_SIZE)
-        if self.c.statx(descriptor, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, statx) < 0:
-            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
-        return FolderIdentity(*_STATX_IDENTITY.unpack_from(self.ffi.buffer(statx)))
-
-    def file_system_type(self, descriptor: int) -> int:
-        """The file system's magic number (statfs(2) f_type) under an open file. Raises OSError."""
-        buffer = self.ffi.new("long[]", _STATFS_SIZE // self.ffi.sizeof("long"))
-        if self.c.fstatfs(descriptor, buffer) < 0:
-            raise OSError(self.ffi.errno, os.strerror(self.ffi.errno))
-        return int(buffer[0])
-
-    def forbid_new_privileges(self) -> None:
-        """Let no program that this process starts have more rights than it (PR_SET_NO_NEW_PRIVS). Raises OSError."""
-        if self.c.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            number = self.ffi.errno
-            raise OSError(number, os.strerror(number))
-
-    def end_with_parent(self, parent: int) -> None:
-        """Have this process get SIGTERM when its parent, whose number is given, ends however (PR_SET_PDEATHSIG)."""
-        self.c.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Pair:
@@ -915,21 +694,11 @@ def _content(path: str) -> bytes:
         return file.read()
 
 
-def ffibuilder() -> Any:
-    """The cffi build description; setup.py names it."""
-    from cffi import FFI
-
-    builder = FFI()
-    builder.set_source("ktlsd._openssl", None)
-    builder.cdef(DECLARATIONS)
-    return builder
-
-
 def _mapped_path(*names: str) -> str | None:
     """Where the dynamic linker found a library: the first mapped file with one of these names (proc(5), maps)."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         paths = [line.split(maxsplit=5)[5].rstrip() for line in maps if line.count(" ") > 5 and "/" in line]
     for path in paths:
-        if any(re.match(re.escape(name), os.path.basename(path)) for name in names):
+        if os.path.basename(path).startswith(names):
             return path
     return None

@@ -180,7 +180,7 @@ class _Server:
             os.environ.pop("XDG_STATE_HOME")
             if before is not None:
                 os.environ["XDG_STATE_HOME"] = before
-        self._residency = Residency(library.file_system_type)
+        self._residency = Residency()
         # Younger files are not remembered, and their ctime cannot be set.
         time.sleep(_SETTLED_SECONDS)
 

@@ -12,12 +12,12 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from ktlsd.file_threads import FileThreads
 from ktlsd.metrics.metrics import COLD_READS, UNCOUNTED, Row
+from ktlsd.system_calls import file_system_type
 
 STRIDE: Final = 65536
 """Bytes between two probes at first. A hole in the page cache between them costs the event loop one read of a page; the
@@ -46,9 +46,8 @@ _DISK_SECONDS: Final = 60.0
 class Residency:
     """One process's knowledge of which files are warm."""
 
-    def __init__(self, file_system_type: Callable[[int], int], row: Row = UNCOUNTED) -> None:
+    def __init__(self, row: Row = UNCOUNTED) -> None:
         """`row` counts the parts that a thread had to read from a disk (or could not be told not to need it)."""
-        self._file_system_type = file_system_type
         self._row = row
         self._threads: dict[int, FileThreads] = {}
         """By device, so that one that hangs takes no other's."""
@@ -65,7 +64,7 @@ class Residency:
             return False
         if error.errno != errno.EOPNOTSUPP:
             raise error
-        return self._file_system_type(descriptor) in _IN_MEMORY
+        return file_system_type(descriptor) in _IN_MEMORY
 
     def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
         """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""

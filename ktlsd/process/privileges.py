@@ -10,11 +10,12 @@ import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ktlsd.config.refusal import Refusal
+from ktlsd.system_calls import forbid_new_privileges
 
 _ROOT: Final = 0
 
@@ -87,7 +88,7 @@ def acting_as(identity: Identity | None) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def drop(identity: Identity, forbid_new_privileges: Callable[[], None]) -> None:
+def drop(identity: Identity) -> None:
     """Become `identity` for good, without any other group. Raises PrivilegeError."""
     try:
         if os.geteuid() == _ROOT:

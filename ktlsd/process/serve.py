@@ -42,6 +42,7 @@ from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
 from ktlsd.ssl_ffi import Library
+from ktlsd.system_calls import end_with_parent
 from ktlsd.tls import ktls_state
 from ktlsd.tls.ktls import Support
 from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
@@ -81,7 +82,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             from ktlsd.status.metrics_listener import MetricsListener
 
             metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
-        _become(identity, library, service)
+        _become(identity, service)
         if identity is not None:
             configuration.settle()
         logs.follow_rotation()
@@ -126,7 +127,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         else:
             from ktlsd.process.workers import Job, supervise
 
-            job = Job(library.end_with_parent, lambda number: work(number, lambda: None, alone=False))
+            job = Job(end_with_parent, lambda number: work(number, lambda: None, alone=False))
             supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
     finally:
         close_all(listeners)
@@ -167,11 +168,11 @@ def _tickets(settings: Settings) -> TicketFile | None:
         return TicketFile(None)
 
 
-def _become(identity: privileges.Identity | None, library: Library, service: Service) -> None:
+def _become(identity: privileges.Identity | None, service: Service) -> None:
     """Give up root where asked to; refuses where ktlsd could not do its work then."""
     if identity is None:
         return
-    privileges.drop(identity, library.forbid_new_privileges)
+    privileges.drop(identity)
     whom = f"user {identity.user}, group {identity.group}"
     # Modules are imported, and files opened, when they are needed first. Python lists the folders that it imports from.
     for what, folder in (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parents[1])):

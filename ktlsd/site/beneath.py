@@ -13,30 +13,30 @@ import os
 import time
 from typing import Final
 
-from ktlsd.ssl_ffi import Library
+from ktlsd.system_calls import openat2
 
 # EAGAIN: a rename elsewhere might have moved the walk outside (openat2(2)), or a lease is being broken (fcntl(2)).
 _TRIES: Final = 16
 _RETRY_SECONDS: Final = 0.01
 
 
-def open_beneath(library: Library, folder: int, path: bytes, flags: int) -> int:
+def open_beneath(folder: int, path: bytes, flags: int) -> int:
     """A new descriptor of what `path` leads to below the descriptor `folder`.
 
     Waits for the disk. Raises OSError: EXDEV for a link that leads outside, EAGAIN for a lease that is not given up.
     """
     try:
-        return _open(library, folder, path, flags)
+        return _open(folder, path, flags)
     except OSError as error:
         if error.errno != errno.EXDEV or (resolved := _resolved(folder, path)) is None:
             raise
-    return _open(library, folder, resolved, flags)
+    return _open(folder, resolved, flags)
 
 
-def _open(library: Library, folder: int, path: bytes, flags: int) -> int:
+def _open(folder: int, path: bytes, flags: int) -> int:
     for _ in range(_TRIES):
         try:
-            return library.openat2(folder, path, flags, cached=False)
+            return openat2(folder, path, flags, cached=False)
         except BlockingIOError:
             time.sleep(_RETRY_SECONDS)
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

@@ -12,7 +12,6 @@ import stat
 from msgspec import Struct
 
 from ktlsd.site.beneath import open_beneath
-from ktlsd.ssl_ffi import Library
 
 
 # Without gc=False, a hundred thousand of them make the collector hold everything up for 20 ms and more.
@@ -27,7 +26,7 @@ class Entry(Struct, frozen=True, order=True, gc=False):
 
 
 def read_folder(
-    library: Library, root: int, path: bytes, folder: int, *, dotfiles: bool, hidden: frozenset[bytes] = frozenset()
+    root: int, path: bytes, folder: int, *, dotfiles: bool, hidden: frozenset[bytes] = frozenset()
 ) -> list[Entry]:
     """The entries of an open folder, in no order; blocks, so it belongs in a thread.
 
@@ -43,7 +42,7 @@ def read_folder(
                 continue
             try:
                 if found.is_symlink():
-                    status = _status_of_link(library, root, path + b"/" + name)
+                    status = _status_of_link(root, path + b"/" + name)
                 else:
                     status = found.stat(follow_symlinks=False)
             except OSError:
@@ -55,8 +54,8 @@ def read_folder(
     return entries
 
 
-def _status_of_link(library: Library, root: int, path: bytes) -> os.stat_result:
-    descriptor = open_beneath(library, root, path, os.O_PATH)
+def _status_of_link(root: int, path: bytes) -> os.stat_result:
+    descriptor = open_beneath(root, path, os.O_PATH)
     try:
         return os.fstat(descriptor)
     finally:

@@ -18,7 +18,7 @@ from typing import Final
 from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled, within
 from ktlsd.http.decide import Miss
 from ktlsd.site.lookup import NO_NAMES, Root
-from ktlsd.ssl_ffi import FolderIdentity, Library
+from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity
 
 log = logging.getLogger("ktlsd")
 
@@ -35,7 +35,6 @@ class FollowedRoot:
 
     def __init__(
         self,
-        library: Library,
         path: Path,
         *,
         dotfiles: bool = False,
@@ -48,10 +47,9 @@ class FollowedRoot:
 
         Raises OSError if there is no such folder that can be served.
         """
-        self._library = library
         # Relative to the folder that the process was started in, not to what a link there leads to.
         self.path = Path(os.path.join(os.getcwd(), path))
-        self._open_root = partial(Root, library, dotfiles=dotfiles, hidden=hidden, seconds=seconds)
+        self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, seconds=seconds)
         self._threads = FileThreads(str(self.path), seconds, 1)
         self._looking = self._closed = False
         self._failures = 0
@@ -85,9 +83,9 @@ class FollowedRoot:
     def is_the_same(self) -> bool:
         """Whether the kernel can tell at once that the path leads to the same folder as at the last look."""
         try:
-            descriptor = self._library.folder_at(os.fsencode(self.path))
+            descriptor = folder_at(os.fsencode(self.path))
             try:
-                same = self._library.folder_identity(descriptor) == self.root.identity
+                same = folder_identity(descriptor) == self.root.identity
             finally:
                 os.close(descriptor)
         except OSError:

@@ -20,7 +20,6 @@ from ktlsd.site.content_types import DEFAULT_TYPE
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.site import Answer, read_first
-from ktlsd.ssl_ffi import Library
 
 _CHALLENGE: Final = (b".well-known", b"acme-challenge")
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9_-]+")
@@ -32,7 +31,6 @@ class HttpsRedirect:
 
     def __init__(
         self,
-        library: Library,
         challenges: Path | None,
         file_seconds: float = DEFAULT_SECONDS,
         *,
@@ -44,7 +42,7 @@ class HttpsRedirect:
         """Where HTTPS is served, as clients reach it."""
         self.followed = None
         if challenges is not None:
-            self.followed = FollowedRoot(library, challenges, seconds=file_seconds, may_be_missing=may_be_missing)
+            self.followed = FollowedRoot(challenges, seconds=file_seconds, may_be_missing=may_be_missing)
 
     def close(self) -> None:
         if self.followed is not None:

@@ -25,7 +25,7 @@ from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
 from ktlsd.site import mounts
 from ktlsd.site.beneath import open_beneath
-from ktlsd.ssl_ffi import FolderIdentity, Library
+from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
 
 T = TypeVar("T")
 
@@ -155,7 +155,6 @@ class Root:
 
     def __init__(
         self,
-        library: Library,
         path: str | None,
         *,
         dotfiles: bool = False,
@@ -169,7 +168,6 @@ class Root:
         Waits for the file system. Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux
         5.6).
         """
-        self._library = library
         self.dotfiles = dotfiles
         self.hidden = hidden
         self.why = why
@@ -183,7 +181,7 @@ class Root:
         """Whether its file system may hold up every call on it."""
         self._opens_now = False
         if path is not None:
-            self.descriptor = self._descriptor = _open_folder(library, path)
+            self.descriptor = self._descriptor = _open_folder(path)
             try:
                 self._examine()
             except BaseException:
@@ -191,12 +189,12 @@ class Root:
                 raise
 
     def _examine(self) -> None:
-        library, descriptor = self._library, self._descriptor
-        os.close(library.openat2(descriptor, b".", os.O_PATH, cached=False))
-        self.identity = library.folder_identity(descriptor)
-        self.waits = _waits(library, descriptor)
+        descriptor = self._descriptor
+        os.close(openat2(descriptor, b".", os.O_PATH, cached=False))
+        self.identity = folder_identity(descriptor)
+        self.waits = _waits(descriptor)
         self._device = os.makedev(self.identity.device_major, self.identity.device_minor)
-        self._opens_now = not self.waits and _resolves_from_cache(library, descriptor)
+        self._opens_now = not self.waits and _resolves_from_cache(descriptor)
 
     def __enter__(self) -> int:
         """Use the root for as long as this lasts: its descriptor, which close() leaves open until then.
@@ -270,7 +268,7 @@ class Root:
 
     def open_now(self, path: bytes) -> int:
         """A new descriptor of a file that `reopens`. Raises OSError, at once, if that is no longer so."""
-        return self._library.openat2(self.descriptor, path, _FLAGS, cached=True)
+        return openat2(self.descriptor, path, _FLAGS, cached=True)
 
     async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
         try:
@@ -278,7 +276,7 @@ class Root:
                 reopens = self._opens_now
                 if reopens:
                     try:
-                        descriptor = self._library.openat2(root, path, flags, cached=True)
+                        descriptor = openat2(root, path, flags, cached=True)
                     except OSError as error:
                         # EXDEV: an absolute link, or another mount.
                         if error.errno not in (errno.EAGAIN, errno.EXDEV):
@@ -300,10 +298,10 @@ class Root:
     ) -> tuple[int, os.stat_result, bool]:
         for other in others:
             with contextlib.suppress(OSError):
-                os.close(self._library.openat2(root, other, os.O_PATH, cached=False))
-        descriptor = open_beneath(self._library, root, path, flags)
+                os.close(openat2(root, other, os.O_PATH, cached=False))
+        descriptor = open_beneath(root, path, flags)
         status = _status(descriptor)
-        waits = self.waits or (status.st_dev != self._device and _waits(self._library, descriptor))
+        waits = self.waits or (status.st_dev != self._device and _waits(descriptor))
         return descriptor, status, waits
 
     def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
@@ -343,9 +341,9 @@ def _close(descriptor: int, threads: FileThreads, *, waits: bool) -> None:
         os.close(descriptor)
 
 
-def _open_folder(library: Library, path: str) -> int:
+def _open_folder(path: str) -> int:
     try:
-        return library.folder_at(os.fsencode(path))
+        return folder_at(os.fsencode(path))
     except OSError as error:
         # EAGAIN: the disk has to be asked. EINVAL: the kernel has no RESOLVE_CACHED.
         if error.errno not in (errno.EAGAIN, errno.EINVAL):
@@ -353,15 +351,15 @@ def _open_folder(library: Library, path: str) -> int:
     return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _waits(library: Library, descriptor: int) -> bool:
+def _waits(descriptor: int) -> bool:
     """Whether an open file's file system may hold up every call on it; asks no file system."""
-    return mounts.waits(library.folder_identity(descriptor).mount) is not False
+    return mounts.waits(folder_identity(descriptor).mount) is not False
 
 
-def _resolves_from_cache(library: Library, descriptor: int) -> bool:
+def _resolves_from_cache(descriptor: int) -> bool:
     """Whether the kernel knows RESOLVE_CACHED, which is newer than openat2."""
     try:
-        os.close(library.openat2(descriptor, b".", os.O_PATH, cached=True))
+        os.close(openat2(descriptor, b".", os.O_PATH, cached=True))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False

@@ -37,7 +37,6 @@ from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.rules import SiteRules
 from ktlsd.site.siblings import Siblings
-from ktlsd.ssl_ffi import Library
 
 log = logging.getLogger("ktlsd")
 
@@ -89,7 +88,6 @@ class Site:
 
     def __init__(
         self,
-        library: Library,
         site: SiteOptions,
         file_seconds: float = DEFAULT_SECONDS,
         *,
@@ -102,12 +100,10 @@ class Site:
         if site.listing:
             # It takes long to import, and not while somebody waits for it.
             import ktlsd.site.listing  # noqa: F401
-        self._library = library
         # Settings without a root are refused when they are read.
         path = cast(Path, site.root)
         self._rules = SiteRules(site)
         self.followed = FollowedRoot(
-            library,
             path,
             dotfiles=site.dotfiles,
             hidden=self._rules.files,
@@ -398,7 +394,7 @@ class Site:
 
     def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
         hidden = self._rules.files if path == b"." else frozenset[bytes]()
-        return read_folder(self._library, root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
+        return read_folder(root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
 
     def _type_of(self, name: bytes) -> str:
         return self._types.of_suffixes(suffixes_of(name))

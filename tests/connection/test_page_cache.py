@@ -13,7 +13,7 @@ import trio
 
 from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, Residency, Window
 from ktlsd.metrics.metrics import COLD_READS, SLOTS
-from ktlsd.ssl_ffi import Library
+from ktlsd.system_calls import file_system_type
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
 from tests.vm.plugin import SlowDisk, drop_page_cache
 
@@ -21,11 +21,6 @@ PART = 300_000
 # Bytes that the slow disk needs two seconds for, in a part of the file that no test looks at.
 DEBT = 2 * SLOW_BYTES_PER_SECOND
 DEBT_OFFSET = 3 * DEBT
-
-
-@pytest.fixture
-def library() -> Library:
-    return Library()
 
 
 @pytest.fixture
@@ -60,9 +55,9 @@ def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, coun
 
 
 @pytest.mark.ktls
-async def test_a_cold_part_is_seen_and_read_in(cold: int, library: Library) -> None:
+async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(library.file_system_type, row)
+    residency = Residency(row)
     assert residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
     window = Window(residency, cold, 4 * FROM_DISK)
     assert window.size(0) == 0
@@ -80,11 +75,11 @@ async def test_a_cold_part_is_seen_and_read_in(cold: int, library: Library) -> N
 
 
 @pytest.mark.ktls
-async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_tell(library: Library) -> None:
+async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_tell() -> None:
     row = [0] * SLOTS
-    residency = Residency(library.file_system_type, row)
+    residency = Residency(row)
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        assert library.file_system_type(file.fileno()) == 0x01021994, "TMPFS_MAGIC of magic.h"
+        assert file_system_type(file.fileno()) == 0x01021994, "TMPFS_MAGIC of magic.h"
         file.write(bytes(PART))
         file.flush()
         with pytest.raises(OSError, match="not supported"):
@@ -98,9 +93,9 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
 
 
 @pytest.mark.ktls
-async def test_a_cold_part_is_read_in_a_thread(cold: int, library: Library) -> None:
+async def test_a_cold_part_is_read_in_a_thread(cold: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(library.file_system_type, row)
+    residency = Residency(row)
     turns = 0
 
     async def count_turns() -> None:
@@ -124,8 +119,8 @@ async def test_a_cold_part_is_read_in_a_thread(cold: int, library: Library) -> N
     assert row[COLD_READS] == 1
 
 
-async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None:
-    residency = Residency(library.file_system_type)
+async def test_the_end_of_a_file_is_the_end(warm: int) -> None:
+    residency = Residency()
     assert loaded(residency, b"", warm, PART - 10, 1000) == bytes(10)
     assert residency.load(b"head", warm, PART, 1000) is None
     assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
@@ -133,9 +128,9 @@ async def test_the_end_of_a_file_is_the_end(warm: int, library: Library) -> None
     assert residency.look(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
 
 
-def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
+def test_what_is_warm_needs_no_wait(warm: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(library.file_system_type, row)
+    residency = Residency(row)
     # What was there makes the next look a quicker one, up to some distance.
     stride = STRIDE
     for factor in (2, 4, 8, 16, 16):
@@ -145,7 +140,7 @@ def test_what_is_warm_needs_no_wait(warm: int, library: Library) -> None:
     assert row[COLD_READS] == 0
 
 
-async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path, library: Library) -> None:
+async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10 << 20))
     calls = []
@@ -156,7 +151,7 @@ async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path, li
             return super().look(descriptor, offset, end, stride)
 
     with path.open("rb") as file:
-        window = Window(Counting(library.file_system_type), file.fileno(), 10 << 20)
+        window = Window(Counting(), file.fileno(), 10 << 20)
         assert window.size(0) == 4 << 20
         assert window.size(1 << 20) == 3 << 20
         assert calls == [(0, STRIDE)]
@@ -168,8 +163,8 @@ async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path, li
     assert calls == [(0, STRIDE), (4 << 20, 2 * STRIDE), (5 << 20, 4 * STRIDE), (9 << 20, 8 * STRIDE)]
 
 
-def test_all_use_the_same_memory_and_can_tell(warm: int, library: Library) -> None:
-    residency = Residency(library.file_system_type)
+def test_all_use_the_same_memory_and_can_tell(warm: int) -> None:
+    residency = Residency()
     first = residency.load(b"head", warm, 0, 2 * PIECE)
     assert first is not None
     assert bytes(first) == b"head" + bytes(PIECE - 4)

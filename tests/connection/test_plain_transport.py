@@ -18,7 +18,7 @@ from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.connection.scheduler import ALONE_BYTES
 from ktlsd.connection.transport import FileShrank, TooSlow
-from ktlsd.ssl_ffi import ConnectionLost, Library
+from ktlsd.ssl_ffi import ConnectionLost
 from ktlsd.tls.ktls_probe import loopback_pair
 
 SIZE = 3 * ALONE_BYTES + 12345
@@ -50,7 +50,7 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def ends(pair: Pair) -> Iterator[Ends]:
     near, far = pair
-    transport = PlainTransport(far, Residency(Library().file_system_type))
+    transport = PlainTransport(far, Residency())
     yield near, transport
     transport.close()
 
@@ -200,7 +200,7 @@ async def test_a_response_survives_what_the_client_still_sends(ends: Ends, descr
 
 async def test_a_reader_that_stops_is_given_up(pair: Pair, descriptor: int) -> None:
     limits = LimitOptions(send_seconds=0.3)
-    transport = PlainTransport(pair[1], Residency(Library().file_system_type), limits=limits)
+    transport = PlainTransport(pair[1], Residency(), limits=limits)
     with trio.fail_after(30), pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.3 s"):
         await send_for_ever(transport, descriptor)
     transport.close()

@@ -25,7 +25,7 @@ from ktlsd.connection.poller import Turn, Watch
 from ktlsd.connection.scheduler import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, QUIET_SECONDS, Turns, of_this_loop
 from ktlsd.connection.transport import FileShrank
 from ktlsd.metrics.metrics import SENDFILE, SLOTS
-from ktlsd.ssl_ffi import ConnectionLost, Library, Wait
+from ktlsd.ssl_ffi import ConnectionLost, Wait
 from ktlsd.tls.ktls_probe import loopback_pair
 from tests.connection.test_plain_transport import reset
 
@@ -310,7 +310,7 @@ def download(tmp_path: Path, content: bytes) -> Iterator[Download]:
     descriptor = os.open(tmp_path / "file", os.O_RDWR)
     with loopback_pair() as (near, server):
         near.settimeout(30)
-        transport = Seen(server, Residency(Library().file_system_type), row)
+        transport = Seen(server, Residency(), row)
         try:
             yield Download(transport, row, near, descriptor)
         finally:

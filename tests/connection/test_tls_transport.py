@@ -60,9 +60,8 @@ def reader(near: socket.socket, amount: int, pause: float) -> Iterator[list[int]
 
 
 async def test_a_steady_reader_is_waited_for_however_slow(context: Context) -> None:
-    library = Library()
     with loopback_pair() as (near, far), reader(near, 20_000, 0.05) as received:
-        transport = Transport(context, far, Residency(library.file_system_type), limits=IMPATIENT)
+        transport = Transport(context, far, Residency(), limits=IMPATIENT)
         await transport.handshake()
         with trio.move_on_after(4):
             await transport.send_text(DATA)
@@ -72,9 +71,8 @@ async def test_a_steady_reader_is_waited_for_however_slow(context: Context) -> N
 
 
 async def test_a_reader_that_stops_is_given_up(context: Context) -> None:
-    library = Library()
     with loopback_pair() as (near, far), reader(near, 2000, 30.0):
-        transport = Transport(context, far, Residency(library.file_system_type), limits=IMPATIENT)
+        transport = Transport(context, far, Residency(), limits=IMPATIENT)
         await transport.handshake()
         started = time.monotonic()
         with pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.5 s"), trio.fail_after(20):
@@ -113,7 +111,7 @@ async def send_parts(context: Context, folder: Path) -> Handshake:
     descriptor = os.open(folder / "file.bin", os.O_RDONLY)
     try:
         with loopback_pair() as (near, far), collector(near) as received:
-            transport = Transport(context, far, Residency(Library().file_system_type))
+            transport = Transport(context, far, Residency())
             try:
                 with trio.fail_after(60):
                     facts = await transport.handshake()
@@ -138,7 +136,7 @@ async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path
     """All pieces go through the same memory, and sockets that take little at a time have others come between."""
     contents = [os.urandom(1_500_000 + number) for number in range(6)]
     waiting, begin = 0, threading.Event()
-    residency = Residency(Library().file_system_type)
+    residency = Residency()
     with contextlib.closing(Context(Library(), ktls=False)) as context, contextlib.ExitStack() as stack:
         certificate = str(localhost_certificate(tmp_path))
         context.use_certificate(certificate, certificate)
@@ -176,7 +174,7 @@ async def begin_parts(context: Context, folder: Path, send_buffer: int) -> Hands
     used the memory and the client reads."""
     content, size, more = os.urandom(3_000_000), 50_000, 20_000
     (folder / "file.bin").write_bytes(content)
-    residency, begin = Residency(Library().file_system_type), threading.Event()
+    residency, begin = Residency(), threading.Event()
     blocked, expected = 0, b""
     with contextlib.ExitStack() as stack:
         descriptor = stack.enter_context((folder / "file.bin").open("rb")).fileno()
@@ -240,7 +238,7 @@ async def test_the_name_asked_for_is_the_name_that_was_peeked(
     with loopback_pair() as (near, far), collector(near, asked):
         with trio.fail_after(30):
             assert (await peek_client_hello(far)).server_name == name
-            transport = Transport(context, far, Residency(Library().file_system_type))
+            transport = Transport(context, far, Residency())
             assert (await transport.handshake()).server_name == name
             await transport.finish()
         transport.close()

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from ktlsd.site import content_hash
 from ktlsd.site.content_hash import DIGEST_BYTES, ContentHashes
 from ktlsd.site.lookup import OpenFile, Root
-from ktlsd.ssl_ffi import Library
 
 CONTENT = os.urandom(600_000)
 
@@ -23,7 +22,7 @@ def opened(path: Path) -> OpenFile:
     status = os.fstat(descriptor)
     return OpenFile(
         descriptor,
-        root=Root(Library(), None),
+        root=Root(None),
         path=b"",
         device=status.st_dev,
         inode=status.st_ino,

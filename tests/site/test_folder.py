@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from ktlsd.site.folder import Entry, read_folder
-from ktlsd.ssl_ffi import Library
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def opened(path: Path) -> Iterator[int]:
 
 def read(root: Path, path: str = ".", *, dotfiles: bool = False, hidden: frozenset[bytes] = frozenset()) -> list[Entry]:
     with opened(root) as top, opened(root / path) as folder:
-        return sorted(read_folder(Library(), top, path.encode(), folder, dotfiles=dotfiles, hidden=hidden))
+        return sorted(read_folder(top, path.encode(), folder, dotfiles=dotfiles, hidden=hidden))
 
 
 def kinds(entries: list[Entry]) -> dict[bytes, bool]:
@@ -103,7 +102,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     path_only = os.open(tmp_path, os.O_PATH)
     try:
         with pytest.raises(OSError, match="Bad file descriptor"):
-            read_folder(Library(), path_only, b".", path_only, dotfiles=False)
+            read_folder(path_only, b".", path_only, dotfiles=False)
     finally:
         os.close(path_only)
 

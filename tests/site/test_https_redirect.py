@@ -15,7 +15,6 @@ from ktlsd.http.request_target import parse_target
 from ktlsd.site.content_types import DEFAULT_TYPE
 from ktlsd.site.https_redirect import HttpsRedirect
 from ktlsd.site.site import Answer
-from ktlsd.ssl_ffi import Library
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 KEY = b"evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
@@ -43,7 +42,7 @@ def challenges(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def redirect(challenges: Path) -> Iterator[HttpsRedirect]:
-    made = HttpsRedirect(Library(), challenges)
+    made = HttpsRedirect(challenges)
     yield made
     made.close()
 
@@ -51,7 +50,7 @@ def redirect(challenges: Path) -> Iterator[HttpsRedirect]:
 @pytest.fixture
 def without() -> Iterator[HttpsRedirect]:
     """One that no folder of challenges was given to."""
-    made = HttpsRedirect(Library(), None)
+    made = HttpsRedirect(None)
     yield made
     made.close()
 
@@ -199,4 +198,4 @@ async def test_no_descriptor_stays_open(redirect: HttpsRedirect) -> None:
 @pytest.mark.parametrize(("name", "error"), [("absent", FileNotFoundError), ("a.txt", NotADirectoryError)])
 def test_a_folder_of_challenges_must_be_one(challenges: Path, name: str, error: type[OSError]) -> None:
     with pytest.raises(error):
-        HttpsRedirect(Library(), challenges / name)
+        HttpsRedirect(challenges / name)

@@ -15,7 +15,6 @@ import trio
 from ktlsd.http.decide import Miss, Moved
 from ktlsd.http.request_target import parse_target
 from ktlsd.site.lookup import Folder, OpenFile, Root
-from ktlsd.ssl_ffi import Library
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ async def look_up(root: Root, target: str, *index: bytes) -> Outcome | Miss:
     ],
 )
 async def test_what_a_target_opens(folder: Path, target: str, outcome: Outcome | Miss) -> None:
-    root = Root(Library(), str(folder))
+    root = Root(str(folder))
     assert await look_up(root, target) == outcome
     root.close()
 
@@ -167,7 +166,7 @@ async def test_what_a_target_opens(folder: Path, target: str, outcome: Outcome |
     ],
 )
 async def test_dotfiles_can_be_served(folder: Path, target: str, outcome: Outcome | Miss) -> None:
-    root = Root(Library(), str(folder), dotfiles=True)
+    root = Root(str(folder), dotfiles=True)
     assert await look_up(root, target) == outcome
     root.close()
 
@@ -192,13 +191,13 @@ async def test_dotfiles_can_be_served(folder: Path, target: str, outcome: Outcom
 async def test_the_first_index_file_that_there_is(
     folder: Path, target: str, index: list[bytes], outcome: Outcome | Miss
 ) -> None:
-    root = Root(Library(), str(folder))
+    root = Root(str(folder))
     assert await look_up(root, target, *index) == outcome
     root.close()
 
 
 async def test_without_names_of_index_files_a_folder_is_a_folder(folder: Path) -> None:
-    root = Root(Library(), str(folder))
+    root = Root(str(folder))
     found = await root.find(parse_target(b"/sub/"), ())
     assert isinstance(found, Folder)
     assert set(os.listdir(found.descriptor)) == {"index.html", "_headers"}
@@ -224,13 +223,13 @@ async def test_without_names_of_index_files_a_folder_is_a_folder(folder: Path) -
 )
 @pytest.mark.parametrize("dotfiles", [False, True])
 async def test_hidden_paths_are_not_served(folder: Path, target: str, outcome: Outcome | Miss, dotfiles: bool) -> None:
-    root = Root(Library(), str(folder), dotfiles=dotfiles, hidden=frozenset({b"_headers", b"_redirects"}))
+    root = Root(str(folder), dotfiles=dotfiles, hidden=frozenset({b"_headers", b"_redirects"}))
     assert await look_up(root, target) == outcome
     root.close()
 
 
 async def test_a_hidden_path_is_no_index_file(folder: Path) -> None:
-    root = Root(Library(), str(folder), hidden=frozenset({b"_headers"}))
+    root = Root(str(folder), hidden=frozenset({b"_headers"}))
     assert await look_up(root, "/", b"_headers") == (FOLDER, b".")
     assert await look_up(root, "/", b"_headers", b"index.html") == (FILE, b"index.html")
     assert await look_up(root, "/sub/", b"_headers") == (FILE, b"sub/_headers")
@@ -238,7 +237,7 @@ async def test_a_hidden_path_is_no_index_file(folder: Path) -> None:
 
 
 async def test_a_hidden_path_can_be_opened_by_who_asks_for_it(folder: Path) -> None:
-    root = Root(Library(), str(folder), hidden=frozenset({b"_headers", b"_redirects"}))
+    root = Root(str(folder), hidden=frozenset({b"_headers", b"_redirects"}))
     found = await root.open_hidden(b"_headers")
     assert isinstance(found, OpenFile)
     assert os.pread(found.descriptor, 100, 0) == b"_headers"
@@ -254,7 +253,7 @@ async def test_a_hidden_path_can_be_opened_by_who_asks_for_it(folder: Path) -> N
 
 async def test_a_root_outlives_its_name(folder: Path) -> None:
     """It is a descriptor: a folder that is put in its place is another one."""
-    root = Root(Library(), str(folder))
+    root = Root(str(folder))
     os.rename(folder, f"{folder}.old")
     os.mkdir(folder)
     assert await look_up(root, "/a.txt") == (FILE, b"a.txt")
@@ -264,7 +263,7 @@ async def test_a_root_outlives_its_name(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["absent", "a.txt", "a.txt/b"])
 def test_a_root_must_be_a_folder(folder: Path, name: str) -> None:
     with pytest.raises((FileNotFoundError, NotADirectoryError)):
-        Root(Library(), str(folder / name))
+        Root(str(folder / name))
 
 
 async def test_links_swapped_during_the_look_up_never_lead_outside(tmp_path: Path) -> None:
@@ -287,7 +286,7 @@ async def test_links_swapped_during_the_look_up_never_lead_outside(tmp_path: Pat
     swapper = threading.Thread(target=swap)
     os.symlink("inside", root / "link")
     swapper.start()
-    files = Root(Library(), str(root))
+    files = Root(str(root))
     outcomes = set()
     try:
         for _ in range(3000):

@@ -19,7 +19,6 @@ from ktlsd.http.redirects import Redirected
 from ktlsd.site.lookup import Root, Unusable
 from ktlsd.site.rule_files import LARGEST_FILE
 from ktlsd.site.rules import SiteRules
-from ktlsd.ssl_ffi import Library
 
 WAIT_SECONDS = 10.0
 RULES = {"_headers": "/*\n  X-A: b\n", "_redirects": "/a /b\n"}
@@ -32,7 +31,7 @@ class Kept:
         self.folder = folder
         chosen = {"nosniff": False, "headers_file": True, "redirects_file": True} | options
         self.rules = SiteRules(SiteOptions(root=folder, **chosen))
-        self.root = Root(Library(), str(folder), hidden=self.rules.files)
+        self.root = Root(str(folder), hidden=self.rules.files)
 
     async def refresh(self) -> None:
         await self.rules.refresh(self.root)

@@ -347,8 +347,7 @@ def test_whatever_has_a_say_makes_another_request(
 def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
-    library = Library()
-    root = Root(library, str(tmp_path))
+    root = Root(str(tmp_path))
     heads = HeadCache()
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
@@ -606,8 +605,7 @@ def test_a_decision_is_renewed_while_nothing_changes(
 def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
-    library = Library()
-    root = Root(library, str(tmp_path))
+    root = Root(str(tmp_path))
     heads, key = HeadCache(), (None, get("/a.txt"))
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)

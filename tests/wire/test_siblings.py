@@ -279,7 +279,7 @@ def test_a_sibling_that_is_cut_in_place_is_not_sent(server: InProcess, folder: P
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], OpenFile]]:
     monkeypatch.setattr(siblings, "SETTLED_NS", int(SETTLED * SECOND))
-    root, files = Root(Library(), str(tmp_path)), []
+    root, files = Root(str(tmp_path)), []
 
     def open_one(name: str) -> OpenFile:
         found = trio.run(root.open_file, os.fsencode(name))

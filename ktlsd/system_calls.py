@@ -1,0 +1,116 @@
+"""Linux system calls that Python's os module lacks: openat2, statx, statfs, prctl.
+
+Strategy: cffi calls them in the C library that Python itself runs on, which needs no OpenSSL and loads nothing. Each
+function makes one call and turns its errno into an OSError. The declarations are in c_declarations.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from typing import Any, Final, NamedTuple
+
+from ktlsd._openssl import ffi
+
+# One number on every architecture: openat2 came after Linux unified its system call table.
+_SYS_openat2 = 437
+_OPEN_HOW_SIZE = 24
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+_RESOLVE_CACHED = 0x20
+_STATFS_SIZE = 256
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_INO = 0x100
+_STATX_MNT_ID = 0x1000
+_STATX_SIZE = 256
+# stx_ino, stx_dev_major, stx_dev_minor, stx_mnt_id (Linux 5.8; 0 before) of struct statx, which is the same on every
+# architecture.
+_STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+_libc: Final[Any] = ffi.dlopen(None)
+# openat2 is called for each request of a file: no look-up in the library, and no new struct, for each of them.
+_syscall: Final[Any] = _libc.syscall
+_hows: Final[dict[tuple[int, bool], Any]] = {}
+
+
+class FolderIdentity(NamedTuple):
+    """What tells one folder from another, even where one replaced the other (folder_identity())."""
+
+    inode: int
+    device_major: int
+    device_minor: int
+    mount: int
+
+
+def openat2(directory: int, path: bytes, flags: int, *, cached: bool) -> int:
+    """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new descriptor.
+
+    With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12), and
+    with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Raises OSError.
+    """
+    how = _hows.get((flags, cached))
+    if how is None:
+        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+        if cached:
+            resolve |= _RESOLVE_CACHED | _RESOLVE_NO_XDEV
+        how = _hows[flags, cached] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+    descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
+    if descriptor < 0:
+        raise _error()
+    return descriptor
+
+
+def folder_at(path: bytes) -> int:
+    """A descriptor of the folder that an absolute path leads to (O_PATH), from the kernel's name cache alone.
+
+    Raises OSError: EAGAIN if the kernel would have to ask a file system.
+    """
+    how = ffi.new("struct open_how *", (os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_CACHED))
+    descriptor: int = _syscall(_SYS_openat2, _AT_FDCWD, path, how, _OPEN_HOW_SIZE)
+    if descriptor < 0:
+        raise OSError(ffi.errno, os.strerror(ffi.errno), os.fsdecode(path))
+    return descriptor
+
+
+def folder_identity(descriptor: int) -> FolderIdentity:
+    """What tells an open folder, or file, from any other, and its mount from any other.
+
+    Asks no file system (statx(2), AT_STATX_DONT_SYNC). Raises OSError.
+    """
+    mask = _STATX_INO | _STATX_MNT_ID
+    statx = ffi.new("char[]", _STATX_SIZE)
+    if _libc.statx(descriptor, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, statx) < 0:
+        raise _error()
+    return FolderIdentity(*_STATX_IDENTITY.unpack_from(ffi.buffer(statx)))
+
+
+def file_system_type(descriptor: int) -> int:
+    """The file system's magic number (statfs(2) f_type) under an open file. Raises OSError."""
+    buffer = ffi.new("long[]", _STATFS_SIZE // ffi.sizeof("long"))
+    if _libc.fstatfs(descriptor, buffer) < 0:
+        raise _error()
+    return int(buffer[0])
+
+
+def forbid_new_privileges() -> None:
+    """Let no program that this process starts have more rights than it (PR_SET_NO_NEW_PRIVS). Raises OSError."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise _error()
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process get SIGTERM when its parent, whose number is given, ends however (PR_SET_PDEATHSIG)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _error() -> OSError:
+    number = ffi.errno
+    return OSError(number, os.strerror(number))
