@@ -88,6 +88,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         logs.follow_rotation()
         configuration.serve_https_on(_https_port(listeners))
         _introduce(service, listeners)
+        _tell_of_listing(loaded, service)
         tell_lowered(settings.limits)
         tell_backlog()
         pulse = Pulse(Notifier(), board)
@@ -212,3 +213,14 @@ def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
     say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:
         log.warning("running as root, as nothing has to: give --user NAME")
+
+
+def _tell_of_listing(loaded: Loaded, service: Service) -> None:
+    """Name the remedy where a folder is all that was asked for, and the first page that its user opens would be 403."""
+    site = service.all[0].site
+    # A call on a file system that may hang could keep this process from ending.
+    if loaded.document.table or "root" not in loaded.given or site.options.listing or site.root.may_wait():
+        return
+    path = site.followed.path
+    if not any(os.path.lexists(path / name) for name in site.options.index):
+        log.warning("%s: no index.html: / gets 403 Forbidden; add --listing to list folders", path)

@@ -160,6 +160,21 @@ def test_folders_are_listed_where_that_is_asked_for(root: Path, tmp_path: Path) 
         assert get(server.port, "/").body == b"hello"
 
 
+@pytest.mark.parametrize("given", ["root", "index", "listing", "config"])
+def test_a_folder_without_an_index_is_told_with_the_remedy(tmp_path: Path, given: str) -> None:
+    """Only if a folder is all that was asked for: a configuration may well want its 403."""
+    (tmp_path / "folder").mkdir()
+    if given == "index":
+        (tmp_path / "folder/index.html").write_text("hello")
+    (tmp_path / "ktlsd.toml").write_text("charset = ''\n")
+    options = {"listing": ["--listing"], "config": ["--config", str(tmp_path / "ktlsd.toml")]}.get(given, [])
+    with serving(tmp_path / "folder", *options, state=tmp_path / "state") as server:
+        told = [line for line in server.log if "403" in line]
+        hint = f"{tmp_path}/folder: no index.html: / gets 403 Forbidden; add --listing to list folders"
+        assert told == ([hint] if given == "root" else [])
+        assert get(server.port, "/").status == (403 if given in ("root", "config") else 200)
+
+
 def test_plain_http_redirects_and_answers_challenges(root: Path, tmp_path: Path) -> None:
     challenges = tmp_path / "challenges"
     challenges.mkdir()
