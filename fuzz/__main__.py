@@ -35,7 +35,8 @@ def main() -> int:
             reach.minimise(target, options.found / target.name)
         return 0
     if importlib.util.find_spec("atheris") is None:
-        print("fuzz: there is no atheris: pip install '.[fuzz]' (CPython 3.11 to 3.14 on x86-64)", file=sys.stderr)
+        remedy = "packaging/groups.py fuzz | .venv/bin/pip install -r /dev/stdin"
+        print(f"fuzz: atheris is missing: {remedy} (CPython 3.11 to 3.14 on x86-64)", file=sys.stderr)
         return EXIT_USAGE
     outcomes = []
     for target in targets:

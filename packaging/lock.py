@@ -25,7 +25,7 @@ def sources() -> dict[str, list[str]]:
     return {
         "release.txt": project["project"]["dependencies"],
         "build.txt": project["build-system"]["requires"],
-        "tools.txt": project["project"]["optional-dependencies"]["release"],
+        "tools.txt": project["dependency-groups"]["release"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import gzip
 import os
 import pty
@@ -246,6 +247,20 @@ def test_the_wheel_has_all_that_is_installed(built: Path) -> None:
     wanted |= {f"{name}.data/data/{path}": content for path, content in share.items()}
     assert {"ktlsd/_openssl.py", "ktlsd/site/assets/media.types"} <= wanted.keys()
     assert there == wanted
+
+
+def test_the_metadata_have_no_pins_and_a_readme_without_dead_links(built: Path) -> None:
+    name = f"ktlsd-{__version__}"
+    with zipfile.ZipFile(built / f"{name}-py3-none-any.whl") as wheel:
+        metadata = email.message_from_bytes(wheel.read(f"{name}.dist-info/METADATA"))
+    assert metadata.get_all("Provides-Extra") is None
+    assert [wanted for wanted in metadata.get_all("Requires-Dist") or () if "==" in wanted] == []
+    description = metadata.get_payload()
+    assert isinstance(description, str)
+    links = re.findall(r"\]\(([^)\s]+)\)", description)
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert "docs/install.md" in description
+    assert "<img" not in description
 
 
 def test_pipx_installs_a_server_that_serves_and_its_man_pages(built: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 WANTED = {
     "release.txt": PROJECT["project"]["dependencies"],
     "build.txt": PROJECT["build-system"]["requires"],
-    "tools.txt": PROJECT["project"]["optional-dependencies"]["release"],
+    "tools.txt": PROJECT["dependency-groups"]["release"],
 }
 _ENTRY = re.compile(r"^(\S+==\S+[^\n]*?) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
 
@@ -84,8 +84,8 @@ def test_a_lock_has_nothing_but_versions_and_hashes(lock: Path) -> None:
 def test_the_tools_fit_what_the_tests_are_locked_to() -> None:
     """Both are installed into one environment."""
     tools = locked(REPOSITORY / "requirements/tools.txt")
-    extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [Requirement(text) for name in ("test", "packaging") for text in extras[name]]
+    groups = PROJECT["dependency-groups"]
+    wanted = [Requirement(text) for name in ("test", "packaging") for text in groups[name]]
     common = [entry for entry in wanted if canonicalize_name(entry.name) in tools]
     assert common
     assert [str(entry) for entry in common if not entry.specifier.contains(tools[canonicalize_name(entry.name)])] == []

@@ -349,9 +349,8 @@ def make_ext4(path: Path, size: int, *options: str) -> None:
 
 
 def requirements() -> list[str]:
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    extras = project.get("optional-dependencies", {}).get("test", ["pytest", "pytest-trio", "hypothesis"])
-    return sorted({*project["dependencies"], *extras})
+    pyproject = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    return sorted({*pyproject["project"]["dependencies"], *pyproject["dependency-groups"]["test"]})
 
 
 def make_venv(variant: Variant, root: Path, say: OnLine) -> str:
