@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the requirements of dependency groups of pyproject.toml. `packaging/groups.py NAME... | pip install -r /dev/stdin`
+"""Prints dependency groups of pyproject.toml for pip. `packaging/groups.py NAME... | pip install -r /dev/stdin`
 
 Strategy: the standard library only, so that any Python can do it before anything is installed. pip 25.1 and later can
 do the same with `pip install --group NAME`.
