@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-import h11
 import outcome
 import trio
 
@@ -51,7 +50,10 @@ from ktlsd.metrics.metrics import (
     count_handshake,
     counted,
 )
-from ktlsd.protocol.http1 import Client, Clock, Http1, Shared
+from ktlsd.protocol.client import Client
+from ktlsd.protocol.http1 import Http1
+from ktlsd.protocol.refusals import last_words
+from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
 from ktlsd.site.followed_root import LOOK_SECONDS, FollowedRoot
 from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
@@ -422,18 +424,8 @@ class Server:
 
     def _last_words(self, status: HTTPStatus, reason: str, *fields: tuple[str, str]) -> bytes:
         """A whole response, in the clear, without a request that was read."""
-        http = h11.Connection(h11.SERVER)
-        text = f"{status.value} {status.phrase}: {reason}\n".encode()
-        head = [
-            ("Date", self._shared.clock.date().decode("ascii")),
-            *self._shared.service.server_field,
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(text))),
-            *fields,
-            ("Connection", "close"),
-        ]
-        response = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
-        return b"".join(http.send(event) or b"" for event in (response, h11.Data(data=text)))
+        date, server_field = self._shared.clock.date(), self._shared.service.server_field
+        return last_words(status, reason, *fields, date=date, server_field=server_field)
 
 
 class _Entrance(Sleeper):

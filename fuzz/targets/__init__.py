@@ -36,7 +36,10 @@ class Target(NamedTuple):
 _ALL: Final = (
     Target(
         "request_head",
-        ("ktlsd.protocol.http1", "ktlsd.site.response_cache", "ktlsd.http.decide", "ktlsd.site.site"),
+        (
+            *("ktlsd.protocol.http1", "ktlsd.protocol.http1_cached", "ktlsd.protocol.http1_reader"),
+            *("ktlsd.protocol.exchange", "ktlsd.site.response_cache", "ktlsd.http.decide", "ktlsd.site.site"),
+        ),
         2048,
         100,
     ),

@@ -20,3 +20,26 @@ def from_request_line(received: bytes) -> bytes:
     if not received.startswith(HALF):
         return received
     return received[cast(re.Match[bytes], _EMPTY_LINES.match(received)).end() :]
+
+
+class EmptyLines:
+    """The empty lines that come before the requests of one connection."""
+
+    def __init__(self) -> None:
+        self.half = False
+        """Whether the first half of an empty line was received, and nothing else of the next request."""
+
+    def joined(self, received: bytes) -> bytes:
+        """Received bytes behind those that without_them() kept back."""
+        if self.half and received:
+            self.half = False
+            return HALF + received
+        return received
+
+    def without_them(self, received: bytes) -> bytes:
+        """Received bytes from the request line on; half an empty line is kept back for joined()."""
+        rest = from_request_line(received)
+        if rest == HALF:
+            self.half = True
+            return b""
+        return rest

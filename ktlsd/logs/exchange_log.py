@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
-import h11
-
 from ktlsd.config.options import Listen
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead
 from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
 from ktlsd.logs.batch import GatheredLines
 from ktlsd.logs.log_files import LogFile
@@ -110,7 +109,7 @@ class RequestLog:
         self._fragment, self._id = self._own, None
         self.noted = self._log.nothing
 
-    def asked(self, request: h11.Request) -> None:
+    def asked(self, request: RequestHead) -> None:
         """This is the request."""
         self.noted = self._note(request.method, request.target, request.http_version, request.headers)
 

@@ -1,0 +1,53 @@
+"""The client of one connection, as far as its connection tells: its address, its handshake, and the proxies between.
+
+Strategy: made once, before the first request. What it has a say in beside a request's head is its cache partition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ktlsd.config.networks import Networks
+from ktlsd.http.forwarded import Origin
+
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.access_log import Channel
+
+
+class Client(Struct, frozen=True, kw_only=True):
+    """The other end of a connection."""
+
+    address: str
+    """With its port; that of the client if a PROXY header names it."""
+    secure: bool
+    """Whether TLS is spoken on this connection."""
+    origin: Origin
+    """Holds for a request without fields of a proxy."""
+    server_name: str | None = None
+    """The name in its ClientHello (RFC 6066 section 3)."""
+    via: str = ""
+    """The proxy that sent the PROXY header."""
+    trusted: Networks | None = None
+    """The proxies whose fields about the client are believed; None if this peer's are not."""
+    clients: bytes = b""
+    """What was demanded of its certificate (Context.clients)."""
+    redirected: bool = False
+    """Whether it gets nothing but redirects to HTTPS."""
+    channel: Channel | None = None
+    """The connection as the access log shows it; None without an access log."""
+
+    def partition(self, *, https: bool) -> str | None:
+        """The cache partition: no two partitions share remembered responses. `https` is the request's scheme."""
+        if self.secure and self.trusted is None and not self.clients:
+            return self.server_name
+        # No host name has a colon.
+        scheme = "https" if https else "http"
+        return f"{self.server_name or ''}:{scheme}:{self.secure}:{self.trusted is not None}:{self.clients.hex()}"
+
+    def described(self, origin: Origin) -> str:
+        """The client for the log, with the proxies between and the id of the request that has this origin."""
+        hops = [origin.address, *(hop for hop in (self.address, self.via) if hop and hop != origin.address)]
+        return " via ".join(hops) + (f" (request {origin.request_id})" if origin.request_id else "")

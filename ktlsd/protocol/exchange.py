@@ -1,0 +1,137 @@
+"""One request that no remembered response answers, from its head to the decision.
+
+Strategy: limits on the head, then the target, then the site that the request names (RFC 9110 section 7.4); the site
+decides (site.py). The protocol sends the response, and may have it remembered.
+"""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, cast
+
+from ktlsd.config.limits import Limit
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Request, Response, options, refuse_method, short
+from ktlsd.http.fields import Fields
+from ktlsd.http.request_fields import Consulted, joined
+from ktlsd.http.request_head import RequestHead
+from ktlsd.http.request_target import BadTarget, parse_target
+from ktlsd.http.uri_host import host_of
+from ktlsd.metrics.metrics import LIMITED
+from ktlsd.protocol.responder import Responder
+from ktlsd.service import Service
+from ktlsd.site.lookup import OpenFile
+from ktlsd.site.response_cache import Grounds, Key
+from ktlsd.site.site import Answer
+
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.exchange_log import RequestLog
+
+_REPEATABLE_STATUSES: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+class Exchange:
+    """A request and the decision about it.
+
+    Nothing may be awaited before decide(): the configuration can be read again meanwhile.
+    """
+
+    def __init__(self, responder: Responder, head: RequestHead, log: RequestLog | None) -> None:
+        self._responder = responder
+        self.head = head
+        self._log = log
+        self._began_ns = time.time_ns()
+        self._service: Service = responder.shared.service
+        self._answer: Answer | None = None
+        fields = Consulted(joined(head.headers))
+        self.request = Request(head.method.decode("ascii"), fields)
+        self.origin = responder.origin_of(fields.sent, self._service)
+        """Where the request came from."""
+        if log is not None and responder.client.trusted is not None:
+            log.came_from(self.origin)
+
+    async def decide(self) -> Answer:
+        """The response, and the open file of its body for the caller to close."""
+        with self._service.in_use():
+            answer = self._answer = await self._decide()
+        return answer
+
+    async def _decide(self) -> Answer:
+        responder, service, request = self._responder, self._service, self.request
+        client, limits, row, target = responder.client, responder.limits, responder.shared.row, self.head.target
+        refused = refuse_method(request.method)
+        if refused is not None:
+            return Answer(refused)
+        if (count := len(self.head.headers)) > limits.header_fields:
+            row[LIMITED[Limit.HEADER_FIELDS]] += 1
+            return self._refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"{count} header fields")
+        if len(target) > limits.target_bytes:
+            row[LIMITED[Limit.TARGET_BYTES]] += 1
+            return self._refusal(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes")
+        if request.method == "OPTIONS" and target == b"*":
+            return Answer(options())
+        try:
+            parsed = parse_target(target)
+        except BadTarget as error:
+            return self._refusal(HTTPStatus.BAD_REQUEST, str(error))
+        host = parsed.host or host_of(request.fields.get("host", "")) or None
+        if client.redirected:
+            return await service.https_redirect.answer(request, parsed, host)
+        # HTTP/1.0 may leave the host out: then the handshake alone says which site.
+        hosted = service.sites.of_request(host or client.server_name, client.server_name)
+        if hosted is None:
+            reason = f"{host} is not of the site {client.server_name} that the handshake was for"
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        demanded = hosted.context.clients
+        if demanded and demanded != client.clients:
+            reason = f"{host} demands a client certificate, and the handshake was for another site or none"
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        return await hosted.site.answer(request, parsed, secure=self.origin.https)
+
+    def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
+        return Answer(short(status, reason, head=self.request.method == "HEAD"))
+
+    def described(self) -> str:
+        """The client for the log."""
+        return self._responder.client.described(self.origin)
+
+    def remember(
+        self, key: bytes, response: Response, opened: OpenFile, head: bytes, date: bytes, *, closes: bool
+    ) -> None:
+        """Keep the decided response for requests with the same key, or that agree in everything that decided.
+
+        `head` is what the protocol wrote, with the value `date`; `key` begins with the request line in the form of
+        HTTP/1.1. `closes` says whether the request asked for the end of its connection. The protocol has seen that
+        the request is nothing but its head.
+        """
+        answer, body = self._answer, response.body
+        if (
+            answer is None
+            or response.close
+            or response.status not in _REPEATABLE_STATUSES
+            or not (isinstance(body, ByteRange) or body == b"")
+            or self._responder.client.redirected
+        ):
+            return
+        fields = cast(Consulted, self.request.fields)
+        whole_key: Key = (self._responder.partition(self.origin), key)
+        names = fields.asked_for()
+        grounds = None
+        if names is not None:
+            grounds = Grounds.of(whole_key, names, fields.sent, any_query=answer.any_query)
+        self._service.heads.remember(
+            *(whole_key, response.status.value, head, date, opened),
+            part=body if isinstance(body, ByteRange) and body.count else None,
+            noted=self._log.noted if self._log is not None else None,
+            grounds=grounds,
+            closes=closes,
+            rules=answer.rules,
+            asked_ns=self._began_ns,
+        )
+
+
+def fields_of(response: Response, date: bytes, server_field: Fields) -> Fields:
+    """All fields of a response but those of its connection; `server_field` is for one that no site made."""
+    return (("Date", date.decode("ascii")), *(() if response.signed else server_field), *response.fields)

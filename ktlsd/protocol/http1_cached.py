@@ -1,0 +1,230 @@
+"""Requests of HTTP/1.1 that remembered responses answer, without h11.
+
+Strategy: a small response is made once for all connections that ask in the same pass of the event loop, and is one
+write. As much as possible goes out without waiting and without a task (answer_known); the rest follows in finish() and
+repeat(), when the connection has a task.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Final
+
+import trio
+
+from ktlsd.connection import driver
+from ktlsd.connection.keepalive import Left
+from ktlsd.connection.poller import Turn
+from ktlsd.connection.transport import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.empty_lines import EmptyLines
+from ktlsd.metrics.metrics import IN_FLIGHT, counted
+from ktlsd.protocol.responder import Found, Responder
+from ktlsd.site.response_cache import Remembered
+from ktlsd.ssl_ffi import Wait
+
+_BLANK_LINE: Final = b"\r\n\r\n"
+_AT_A_TIME: Final = 4
+"""Pipelined requests that are answered before other connections get their turn."""
+
+
+class CachedResponses:
+    """The remembered responses of one connection. To the event loop it stands for the connection (Answering)."""
+
+    def __init__(self, responder: Responder, lines: EmptyLines) -> None:
+        self._responder = responder
+        self._shared = responder.shared
+        self._lines = lines
+        self.transport: PacedTransport = responder.transport
+
+    # --- without waiting ----------------------------------------------------------------------------------------------
+
+    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+        """Answer the heads that have come and are remembered, as long as that takes one write each and no wait.
+
+        The steps are to receive, and then for each head to make and to send its answer.
+        """
+        transport, responder, lines = self.transport, self._responder, self._lines
+        if transport.stopped:
+            return Left(None)
+        received = transport.receive()
+        if not isinstance(received, bytes):
+            return None if received is Wait.READABLE else Left(None)
+        if lines.half:
+            received = lines.joined(received)
+        if not received:
+            return Left(received)
+        if responder.client.redirected:
+            return self._left_before(received)
+        yield
+        for _ in range(_AT_A_TIME):
+            size = received.find(_BLANK_LINE) + len(_BLANK_LINE)
+            found = self._find(received[:size])
+            if found is None:
+                rest = lines.without_them(received)
+                if not rest or len(rest) == len(received):
+                    return self._left_before(rest)
+                received = rest
+                continue
+            remembered = found.remembered
+            part = remembered.part
+            if part is not None and part.count > SMALL:
+                yield
+                return self._begin_large(found, part, received, size)
+            made = turn.get(remembered)
+            if made is None:
+                made = self._make(remembered)
+                if made is None:
+                    return Left(received)
+                turn[remembered] = made
+            else:
+                self._shared.service.heads.uses += 1
+            data, head_size = made
+            yield
+            responder.begin_remembered(found, head_size, responder.log)
+            if remembered.closes:
+                transport.hold_back()
+            try:
+                unsent = transport.send_at_once(data)
+            except BaseException:
+                self._end(complete=False)
+                raise
+            received = received[size:]
+            if unsent:
+                return Left(received, Rest(unsent), ends=remembered.closes)
+            left = self._left_after(remembered, received)
+            if left is not None or not received:
+                return left
+        return Left(received)
+
+    def _left_before(self, received: bytes) -> Left | None:
+        """The rest of the work for received bytes, before an answer; None if that is to wait for more."""
+        # Empty lines alone are no request: the time that the connection has been idle goes on.
+        if rest := self._lines.without_them(received):
+            return Left(rest)
+        return Left(None) if self.transport.holds() else None
+
+    def _left_after(self, remembered: Remembered, received: bytes) -> Left | None:
+        """The rest of the work after a response that is all sent, of whose request `received` followed.
+
+        None if that is to go on with `received`, or to wait if that is empty.
+        """
+        # A call of _end() would be one more for each request.
+        if self._responder.log is not None:
+            self._responder.log.end(complete=True)
+        if remembered.closes:
+            return Left(b"", ends=True)
+        return Left(None) if not received and self.transport.holds() else None
+
+    def _begin_large(self, found: Found, part: ByteRange, received: bytes, size: int) -> Left | None:
+        """Answer the head of that size at the beginning of `received`, as far as possible without waiting.
+
+        None once nothing is left of it.
+        """
+        if part.count > AT_ONCE:
+            return Left(received)
+        remembered = found.remembered
+        recalled = self._responder.recall(remembered)
+        if recalled is None:
+            return Left(received)
+        head, descriptor = recalled
+        self._responder.begin_remembered(found, len(head), self._responder.log)
+        try:
+            rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
+        except BaseException:
+            os.close(descriptor)
+            self._end(complete=False)
+            raise
+        received = received[size:]
+        if rest is not None:
+            return Left(received, rest, descriptor, ends=remembered.closes)
+        os.close(descriptor)
+        left = self._left_after(remembered, received)
+        # A client that asks for many at once lets others have their turn between them.
+        return Left(received) if left is None and received else left
+
+    def _make(self, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
+        """A small remembered response in one piece, and the size of its head; None as Responder.recall()."""
+        recalled = self._responder.recall(remembered)
+        if recalled is None:
+            return None
+        head, descriptor = recalled
+        part = remembered.part
+        try:
+            data = head if part is None else self.transport.gathered(head, descriptor, part.offset, part.count)
+        finally:
+            os.close(descriptor)
+        return None if data is None else (data, len(head))
+
+    # --- with a task --------------------------------------------------------------------------------------------------
+
+    async def finish(self, rest: Rest, descriptor: int) -> None:
+        """Send the rest of a response that answer_known() has begun, and close the file, if any."""
+        complete = False
+        try:
+            with counted(self._shared.row, IN_FLIGHT):
+                await driver.become_task()
+                if rest.size:
+                    await self.transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+                else:
+                    await self.transport.send_text(rest.data)
+            complete = True
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._end(complete=complete)
+
+    async def repeat(self, received: bytes) -> bytes | None:
+        """Answer the heads at the beginning of `received` that are remembered; the bytes that follow them.
+
+        None if the last of them ends the connection.
+        """
+        while received := self._lines.without_them(received):
+            size = received.find(_BLANK_LINE) + len(_BLANK_LINE)
+            found = self._find(received[:size])
+            recalled = None if found is None else self._responder.recall(found.remembered)
+            if found is None or recalled is None:
+                break
+            head, descriptor = recalled
+            part = found.remembered.part
+            self._responder.begin_remembered(found, len(head), self._responder.log)
+            complete = False
+            try:
+                with counted(self._shared.row, IN_FLIGHT):
+                    if part is None:
+                        await self.transport.send_text(head)
+                    else:
+                        await self.transport.send_file(head, descriptor, part.offset, part.count)
+                complete = True
+            finally:
+                os.close(descriptor)
+                self._end(complete=complete)
+            if found.remembered.closes:
+                return None
+            received = received[size:]
+            if received:
+                await trio.lowlevel.checkpoint()
+        return received
+
+    # --- for both -----------------------------------------------------------------------------------------------------
+
+    def _find(self, head: bytes) -> Found | None:
+        """The remembered response for a head, which may lack its end."""
+        responder = self._responder
+        # The last response on a connection says so in its head, and no remembered one does.
+        if responder.requests_left <= 1 or self._shared.idle.draining or self.transport.key_update_owed():
+            return None
+        found = responder.find(head)
+        if found is not None or not head.endswith(_BLANK_LINE):
+            return found
+        limits = responder.limits
+        read = self._shared.service.heads.read(head, limits.header_fields) if len(head) <= limits.head_bytes else None
+        # A longer line may have a target that is too long.
+        if read is None or len(read[0]) > limits.target_bytes:
+            return None
+        return responder.find_alike(*read)
+
+    def _end(self, *, complete: bool) -> None:
+        if self._responder.log is not None:
+            self._responder.log.end(complete=complete)

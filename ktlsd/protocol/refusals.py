@@ -1,0 +1,62 @@
+"""The log lines of refused requests, and a response to a client that sent none.
+
+Strategy: a client's bytes reach the log only in escaped form, and not many of them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+from ktlsd.http.decide import Response
+from ktlsd.http.fields import Fields
+from ktlsd.http.request_head import RequestHead
+
+log = logging.getLogger("ktlsd")
+
+_LONGEST_LOGGED: Final = 1024
+"""Characters of a client's that are logged at a time."""
+# Looked up at import: a module that is imported when the first refusal is logged may find no descriptor left.
+_escaped: Final = codecs.getencoder("unicode_escape")
+
+
+def log_refusal(client: str, head: RequestHead | None, response: Response) -> None:
+    """Log a response that refuses a request, or bytes that are no request."""
+    what = _line_of(head) if head else "a request"
+    reason = response.reason[:_LONGEST_LOGGED]
+    _log_escaped(f"{client} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}")
+
+
+def log_closed(client: str, head: RequestHead, problem: str) -> None:
+    """Log that a connection ends because of the body of an answered request."""
+    line = _line_of(head)[:_LONGEST_LOGGED]
+    _log_escaped(f"{client} closed after the answer to {line}: its body: {problem[:_LONGEST_LOGGED]}")
+
+
+def _line_of(head: RequestHead) -> str:
+    return f"{head.method.decode()} {head.target.decode('ascii', 'replace')}"
+
+
+def _log_escaped(text: str) -> None:
+    # Nothing that ends a line or moves a terminal gets through.
+    log.info("%s", _escaped(text)[0].decode("ascii"))
+
+
+def last_words(status: HTTPStatus, reason: str, *fields: tuple[str, str], date: bytes, server_field: Fields) -> bytes:
+    """A whole response of HTTP/1.1 to a client of which no request was read; `date` is the value of Date."""
+    text = f"{status.value} {status.phrase}: {reason}\n".encode()
+    http = h11.Connection(h11.SERVER)
+    head = [
+        ("Date", date.decode("ascii")),
+        *server_field,
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(text))),
+        *fields,
+        ("Connection", "close"),
+    ]
+    event = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
+    return b"".join(http.send(part) or b"" for part in (event, h11.Data(data=text)))

@@ -1,0 +1,43 @@
+"""The state that all connections of a process share."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ktlsd.connection.keepalive import Idle
+from ktlsd.http.validators import http_date
+from ktlsd.metrics.metrics import Row
+from ktlsd.service import Service
+
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.exchange_log import AccessLog
+
+
+class Clock:
+    """The value of Date, made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._date = b""
+
+    def date(self) -> bytes:
+        now = int(time.time())
+        if self._second != now:
+            self._second, self._date = now, http_date(now).encode("ascii")
+        return self._date
+
+
+class Shared(Struct):
+    """One process's."""
+
+    service: Service
+    """Replaced when the configuration is read again."""
+    idle: Idle
+    clock: Clock
+    row: Row
+    """The counters of this process."""
+    access_log: AccessLog | None = None
