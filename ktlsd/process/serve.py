@@ -7,6 +7,7 @@ once libssl is open: trio brings Python's own ssl module along, and that the sys
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -14,6 +15,7 @@ import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -50,6 +52,9 @@ from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
 log = logging.getLogger("ktlsd")
 
 
+_MOUNTS_TOLD: Final = 3
+
+
 def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit status. `read` gives the settings anew, for a reload.
 
@@ -73,9 +78,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
-        waits = any(followed.root.may_wait() for followed in configuration.service.followed)
-        if workers == 1 and waits:
-            log.info("a worker process serves, since file systems below the roots may hang")
+        waits = _tell_waiting(service)
         board = Board(workers)
         metrics = None
         if settings.metrics_listen is not None:
@@ -197,6 +200,21 @@ def _become(identity: privileges.Identity | None, service: Service) -> None:
             " copies of them, or restart ktlsd after each renewal (docs/operations.md, Without systemd)",
             *(whom, unreadable[0], more),
         )
+
+
+def _tell_waiting(service: Service) -> bool:
+    """Log which file systems of the roots may hold up their callers; whether there are any."""
+    waits = False
+    for followed in service.followed:
+        found = []
+        with contextlib.suppress(OSError):
+            found = followed.root.waiting_mounts()
+        waits = waits or bool(found) or (followed.root.waits and not followed.missing)
+        if found:
+            more = f" and {len(found) - _MOUNTS_TOLD} more" if len(found) > _MOUNTS_TOLD else ""
+            told = ", ".join(map(str, found[:_MOUNTS_TOLD]))
+            log.info("%s: files on %s%s are read in threads and sent from memory", followed.path, told, more)
+    return waits
 
 
 def _https_port(listeners: Sequence[Listener]) -> int:

@@ -222,14 +222,12 @@ class Root:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def may_wait(self) -> bool:
-        """Whether a file system of the root or of a mount below it may hold up its callers."""
-        if self.waits:
-            return True
-        try:
-            return bool(mounts.waiting_below(os.readlink(b"/proc/self/fd/%d" % self._descriptor), mounts.mounts()))
-        except OSError:
-            return False
+    def waiting_mounts(self) -> list[mounts.Mount]:
+        """The root's mount, and those below it, whose file systems may hold up their callers. Raises OSError."""
+        if self.identity is None:
+            return []
+        folder = os.readlink(b"/proc/self/fd/%d" % self._descriptor)
+        return mounts.waiting(self.identity.mount, folder, mounts.mounts())
 
     async def find(self, target: Target, index: Sequence[bytes] = (INDEX,)) -> OpenFile | Folder | Moved | Miss:
         """Open what the target names: a file, or a folder's index file, else the folder.
@@ -353,7 +351,7 @@ def _open_folder(path: str) -> int:
 
 def _waits(descriptor: int) -> bool:
     """Whether an open file's file system may hold up every call on it; asks no file system."""
-    return mounts.waits(folder_identity(descriptor).mount) is not False
+    return mounts.waits(folder_identity(descriptor).mount)
 
 
 def _resolves_from_cache(descriptor: int) -> bool:

@@ -6,9 +6,12 @@ system waits for its disk at most; all that are not known to be local ask anothe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
+
+from ktlsd.config.printable import printable
 
 LOCAL: Final = frozenset(
     {
@@ -31,6 +34,9 @@ class Mount(NamedTuple):
     kind: str
     """The file system's type."""
 
+    def __str__(self) -> str:
+        return f"{printable(os.fsdecode(self.point))} ({self.kind})"
+
     @property
     def waits(self) -> bool:
         """Whether its file system may hold up its callers."""
@@ -51,15 +57,15 @@ def parse(line: bytes) -> Mount:
     return Mount(int(number), unescaped, rest.split(b" ", 1)[0].decode("ascii", "replace"))
 
 
-def waits(number: int) -> bool | None:
-    """Whether the mount with this ID has a file system that may hold up its callers; None if that is not to be had."""
+def waits(number: int) -> bool:
+    """Whether the mount with this ID may have a file system that holds up its callers; yes if that is not to be had."""
     try:
-        return next((mount.waits for mount in mounts() if mount.number == number), None)
+        return next((mount.waits for mount in mounts() if mount.number == number), True)
     except OSError:
-        return None
+        return True
 
 
-def waiting_below(folder: bytes, among: Iterable[Mount]) -> list[Mount]:
-    """The mounts below an absolute path whose file systems may hold up their callers."""
+def waiting(number: int, folder: bytes, among: Iterable[Mount]) -> list[Mount]:
+    """The mount with this ID, and those below an absolute path, if their file systems may hold up their callers."""
     top = folder.rstrip(b"/") + b"/"
-    return [mount for mount in among if mount.waits and mount.point.startswith(top)]
+    return [mount for mount in among if mount.waits and (mount.number == number or mount.point.startswith(top))]

@@ -177,6 +177,8 @@ def test_a_root_that_hangs_at_the_start_comes_later(place: Path, hanging: Mounte
 def test_what_arrives_from_fuse_is_what_is_there(place: Path, hanging: Mounted, below: bool) -> None:
     root, prefix = (place, f"/{hanging.path.name}") if below else (hanging.path, "")
     with two_sites(place, hanging, slow=root) as server:
+        told = rf"^{root}: files on {hanging.path} \(fuse\) are read in threads and sent from memory$"
+        assert server.wait_for_line(told)
         for _ in range(2):
             assert slow_get(server, f"{prefix}/big.bin") == (200, CONTENT)
         assert slow_get(server, f"{prefix}/big.bin", "Range: bytes=1000000-2000000") == (206, CONTENT[1000000:2000001])
