@@ -66,6 +66,19 @@ def openat2(directory: int, path: bytes, flags: int, *, cached: bool) -> int:
     return descriptor
 
 
+def path_at(directory: int, path: bytes) -> int:
+    """A descriptor of what openat2() would open, on any mount (O_PATH), from the kernel's name cache alone.
+
+    Raises OSError: EAGAIN if the kernel would have to ask a file system.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_CACHED
+    how = ffi.new("struct open_how *", (os.O_PATH | os.O_CLOEXEC, 0, resolve))
+    descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
+    if descriptor < 0:
+        raise _error()
+    return descriptor
+
+
 def folder_at(path: bytes) -> int:
     """A descriptor of the folder that an absolute path leads to (O_PATH), from the kernel's name cache alone.
 

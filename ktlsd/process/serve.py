@@ -237,7 +237,7 @@ def _tell_of_listing(loaded: Loaded, service: Service) -> None:
     """Name the remedy where a folder is all that was asked for, and the first page that its user opens would be 403."""
     site = service.all[0].site
     # A call on a file system that may hang could keep this process from ending.
-    if loaded.document.table or "root" not in loaded.given or site.options.listing or site.root.may_wait():
+    if loaded.document.table or "root" not in loaded.given or site.options.listing or site.root.waits:
         return
     path = site.followed.path
     if not any(os.path.lexists(path / name) for name in site.options.index):

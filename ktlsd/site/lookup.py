@@ -25,7 +25,7 @@ from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
 from ktlsd.site import mounts
 from ktlsd.site.beneath import open_beneath
-from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
+from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2, path_at
 
 T = TypeVar("T")
 
@@ -92,6 +92,8 @@ class OpenFile(Struct):
     """Whether it can be opened again on the event loop (Root.open_now)."""
     waits: bool = False
     """Whether its file system may hold up every call on it, close(2) too: they belong in the root's threads."""
+    crosses: bool = False
+    """Whether it is on another mount than its root."""
     original: OpenFile | None = None
     """The file, closed by now, that this one is a precompressed sibling of."""
     first: tuple[int, bytes] | None = None
@@ -148,6 +150,7 @@ class _Opened(NamedTuple):
     status: os.stat_result
     reopens: bool
     waits: bool
+    crosses: bool = False
 
 
 class Root:
@@ -180,6 +183,10 @@ class Root:
         self.waits = True
         """Whether its file system may hold up every call on it."""
         self._opens_now = False
+        self._local_mounts: set[int] = set()
+        """Mounts below the root's own that hold up nobody, for as long as nothing is mounted or unmounted."""
+        self._changes: mounts.MountChanges | None = None
+        self._generation = 0
         if path is not None:
             self.descriptor = self._descriptor = _open_folder(path)
             try:
@@ -221,6 +228,8 @@ class Root:
             # O_PATH: close(2) asks no file system.
             os.close(self._descriptor)
             self._descriptor = -1
+            if self._changes is not None:
+                self._changes.close()
 
     def waiting_mounts(self) -> list[mounts.Mount]:
         """The root's mount, and those below it, whose file systems may hold up their callers. Raises OSError."""
@@ -266,7 +275,51 @@ class Root:
 
     def open_now(self, path: bytes) -> int:
         """A new descriptor of a file that `reopens`. Raises OSError, at once, if that is no longer so."""
-        return openat2(self.descriptor, path, _FLAGS, cached=True)
+        try:
+            return openat2(self.descriptor, path, _FLAGS, cached=True)
+        except OSError as error:
+            if error.errno != errno.EAGAIN or (descriptor := self._open_across(self.descriptor, path, _FLAGS)) is None:
+                raise
+        return descriptor
+
+    def _open_across(self, root: int, path: bytes, flags: int) -> int | None:
+        """A new descriptor of what is on another mount that is known to be local, at once; None if a thread has to open
+        it. The kernel tells the mount before any file system is asked."""
+        if not self._local_mounts or not self._nothing_was_mounted():
+            return None
+        try:
+            found = path_at(root, path)
+            try:
+                if folder_identity(found).mount in self._local_mounts:
+                    return os.open(b"/proc/self/fd/%d" % found, flags | os.O_CLOEXEC)
+            finally:
+                os.close(found)
+        except OSError:
+            # A thread finds out.
+            pass
+        return None
+
+    def _nothing_was_mounted(self) -> bool:
+        """Whether what is known of mounts still holds."""
+        if self._changes is None:
+            return False
+        generation = self._changes.generation()
+        if generation == self._generation:
+            return True
+        self._generation = generation
+        self._local_mounts.clear()
+        return False
+
+    def _note_mount(self, number: int, *, known: bool) -> None:
+        """Remember that a mount is local, if nothing was mounted since before it was asked: so `known` says."""
+        if self._changes is None:
+            with contextlib.suppress(OSError):
+                self._changes = mounts.MountChanges()
+        elif known and self._nothing_was_mounted():
+            self._local_mounts.add(number)
+            if self.identity is not None:
+                # A link may lead back.
+                self._local_mounts.add(self.identity.mount)
 
     async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
         try:
@@ -276,15 +329,24 @@ class Root:
                     try:
                         descriptor = openat2(root, path, flags, cached=True)
                     except OSError as error:
-                        # EXDEV: an absolute link, or another mount.
+                        # EAGAIN: the disk has to be asked, or another mount. EXDEV: an absolute link.
                         if error.errno not in (errno.EAGAIN, errno.EXDEV):
                             raise
                         reopens = error.errno == errno.EAGAIN
+                        if reopens and (across := self._open_across(root, path, flags)) is not None:
+                            return _Opened(across, _status(across), reopens=True, waits=False, crosses=True)
                     else:
                         return _Opened(descriptor, _status(descriptor), reopens=True, waits=False)
+                known = self._nothing_was_mounted()
                 opening = partial(self._open_from_disk, root, path, flags, others)
                 descriptor, status, waits = await self.threads.run(opening, lambda opened: os.close(opened[0]))
-                return _Opened(descriptor, status, reopens and not waits, waits)
+                if waits:
+                    return _Opened(descriptor, status, reopens=False, waits=True)
+                mount = folder_identity(descriptor).mount
+                crosses = self.identity is not None and mount != self.identity.mount
+                if crosses:
+                    self._note_mount(mount, known=known)
+                return _Opened(descriptor, status, reopens, waits=False, crosses=crosses)
         except Stalled:
             # No other name is tried: each would take as long again.
             raise
@@ -304,7 +366,7 @@ class Root:
 
     def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
         """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
-        descriptor, status, reopens, waits = opened
+        descriptor, status, reopens, waits, crosses = opened
         if stat.S_ISREG(status.st_mode):
             return OpenFile(
                 descriptor,
@@ -317,6 +379,7 @@ class Root:
                 status.st_ctime_ns,
                 reopens,
                 waits,
+                crosses,
             )
         _close(descriptor, self.threads, waits=waits)
         return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -55,6 +56,26 @@ def parse(line: bytes) -> Mount:
     number, _, _, _, point, *_ = fields.split(b" ")
     unescaped = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), point)
     return Mount(int(number), unescaped, rest.split(b" ", 1)[0].decode("ascii", "replace"))
+
+
+class MountChanges:
+    """Whether anything was mounted or unmounted. For one process: one that is forked later must make its own."""
+
+    def __init__(self) -> None:
+        """Raises OSError without /proc."""
+        self._table = open("/proc/self/mountinfo", "rb")  # noqa: SIM115 (open for as long as this is used)
+        self._poll = select.poll()
+        self._poll.register(self._table, select.POLLPRI)
+        self._generation = 0
+
+    def close(self) -> None:
+        self._table.close()
+
+    def generation(self) -> int:
+        """A number that is another after each change (proc(5): mountinfo is readable by poll(2) then)."""
+        if self._poll.poll(0):
+            self._generation += 1
+        return self._generation
 
 
 def waits(number: int) -> bool:

@@ -267,6 +267,9 @@ def _size(remembered: Remembered) -> int:
 
 def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[Root, bytes, Identity], ...]:
     """The folders on the way to a file, and files of rules; none where one of them had just changed, or has since."""
+    if opened.crosses:
+        # A folder on the way may be on a file system that holds up stat(2).
+        return ()
     parts = opened.path.split(b"/")[:-1]
     wanted = [(b"/".join(parts[:count]) or b".", _SETTLED_NS) for count in range(len(parts) + 1)]
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,3 +305,65 @@ async def test_links_swapped_during_the_look_up_never_lead_outside(tmp_path: Pat
         swapper.join()
         files.close()
     assert {"served", "OUTSIDE"} <= outcomes <= {"served", "OUTSIDE", "BUSY"}
+
+
+def mount(place: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def mounted(folder: Path) -> Iterator[Path]:
+    """A tmpfs below the root."""
+    place = folder / "media"
+    place.mkdir()
+    mount(place)
+    (place / "film.txt").write_text("film")
+    (place / "up.txt").symlink_to("../a.txt")
+    yield place
+    unmount(place)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+async def test_a_local_mount_below_the_root_needs_threads_at_first_only(
+    folder: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(folder))
+    for _ in range(2):
+        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
+
+    def no_thread(*_: object) -> None:
+        raise AssertionError("a thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(root.threads, "run", no_thread)
+        for target in ("/media/film.txt", "/media/up.txt", "/a.txt"):
+            found = await root.find(parse_target(target.encode()))
+            assert isinstance(found, OpenFile)
+            assert (found.reopens, found.waits) == (True, False)
+            descriptor = root.open_now(found.path)
+            assert os.fstat(descriptor).st_ino == found.inode
+            os.close(descriptor)
+            found.close()
+    root.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+async def test_after_a_mount_nothing_is_opened_at_once_that_may_be_on_it(folder: Path, mounted: Path) -> None:
+    """The kernel gives a new mount the number, and a new file system the device, of one that is gone."""
+    root = Root(str(folder))
+    for _ in range(2):
+        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
+    os.close(root.open_now(b"media/film.txt"))
+    unmount(mounted)
+    mount(mounted)
+    (mounted / "film.txt").write_text("another film")
+    with pytest.raises(BlockingIOError):
+        root.open_now(b"media/film.txt")
+    for _ in range(2):
+        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
+    os.close(root.open_now(b"media/film.txt"))
+    root.close()
