@@ -21,8 +21,8 @@ from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.peers import Peer
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.metrics.metrics import LIMITED, Row
+from ktlsd.openssl.errors import TLSError
 from ktlsd.service import Service
-from ktlsd.ssl_ffi import TLSError
 
 log = logging.getLogger("ktlsd")
 

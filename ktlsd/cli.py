@@ -20,8 +20,9 @@ from ktlsd.config.console import say, show
 from ktlsd.config.options import LOG_LEVELS
 from ktlsd.config.printable import one_line
 from ktlsd.config.refusal import Refusal
+from ktlsd.openssl.errors import ContextError, LibraryError
 from ktlsd.process import standard_streams
-from ktlsd.ssl_ffi import ContextError, Library, LibraryError
+from ktlsd.ssl_ffi import Library
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT

@@ -50,13 +50,15 @@ from ktlsd.metrics.metrics import (
     count_handshake,
     counted,
 )
+from ktlsd.openssl.errors import ConnectionLost, PlainHTTP, TLSError
+from ktlsd.openssl.results import Handshake
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.http1 import Http1
 from ktlsd.protocol.refusals import last_words
 from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
 from ktlsd.site.followed_root import LOOK_SECONDS, FollowedRoot
-from ktlsd.ssl_ffi import ConnectionLost, Context, Handshake, PlainHTTP, TLSError
+from ktlsd.ssl_ffi import Context
 from ktlsd.tls.client_hello import NOTHING
 from ktlsd.tls.ktls import Direction, Offload, Path, explain
 from ktlsd.tls.tls_stat import Offloads

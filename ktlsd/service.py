@@ -26,11 +26,13 @@ from ktlsd.config.printable import printable
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.http.host_names import Sites
+from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
+from ktlsd.openssl.errors import ContextError, PairError, RevokedError
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.https_redirect import HttpsRedirect
 from ktlsd.site.response_cache import HeadCache
 from ktlsd.site.site import SERVER_FIELD, Site
-from ktlsd.ssl_ffi import TICKET_KEY_BYTES, Context, ContextError, Library, PairError, RevokedError
+from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls.ktls import Support
 from ktlsd.tls.pairs import Fault, Found, Pairs, Validity
 from ktlsd.tls.policy import POLICIES

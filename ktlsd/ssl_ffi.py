@@ -7,156 +7,21 @@ Context, and every SSL* one owner, a Connection, each freed by its close(). No C
 from __future__ import annotations
 
 import contextlib
-import copy
-import enum
-import errno
 import importlib
 import os
-import stat
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-_SSL_FILETYPE_PEM = 1
-_SSL_CTRL_MODE = 33
-_SSL_CTRL_SET_SESS_CACHE_MODE = 44
-_SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
-_SSL_CTRL_CLEAR_MODE = 78
-_SSL_CTRL_SET_GROUPS_LIST = 92
-_SSL_CTRL_GET_CHAIN_CERTS = 115
-_SSL_CTRL_SET_MIN_PROTO_VERSION = 123
-_SSL_CTRL_SET_MAX_PROTO_VERSION = 124
-_SSL_SESS_CACHE_OFF = 0
-_SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER = 0x2
-_SSL_MODE_AUTO_RETRY = 0x4
-_SSL_MODE_RELEASE_BUFFERS = 0x10
-_SSL_OP_ENABLE_KTLS = 1 << 3
-_SSL_OP_NO_TICKET = 1 << 14
-_SSL_OP_NO_COMPRESSION = 1 << 17
-_SSL_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
-_SSL_OP_NO_RENEGOTIATION = 1 << 30
-_SSL_ERROR_SSL = 1
-_SSL_ERROR_WANT_READ = 2
-_SSL_ERROR_WANT_WRITE = 3
-_SSL_ERROR_SYSCALL = 5
-_SSL_ERROR_ZERO_RETURN = 6
-_SSL_KEY_UPDATE_NONE = -1
-_TLSEXT_NAMETYPE_host_name = 0
-_SSL_VERIFY_NONE = 0
-_SSL_VERIFY_PEER = 0x1
-_SSL_VERIFY_FAIL_IF_NO_PEER_CERT = 0x2
-_X509_FILETYPE_PEM = 1
-_X509_V_OK = 0
-_X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS = 0x4
-_X509_CHECK_FLAG_NEVER_CHECK_SUBJECT = 0x20
-_LONGEST_GROUP_NAME = 80
-_X509_V_FLAG_CRL_CHECK = 0x4
-_X509_V_FLAG_CRL_CHECK_ALL = 0x8
-_SSL_R_CERTIFICATE_VERIFY_FAILED = 134
-_SSL_R_HTTP_REQUEST = 156
-_SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
-_SSL_R_NO_SUITABLE_RECORD_LAYER = 322
-_ERR_LIB_SSL = 20
-_ERR_SYSTEM_FLAG = 1 << 31
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-_MISMATCHES = frozenset({"key values mismatch", "key type mismatch", "different parameters", "different key types"})
-_LONGEST_PEM = 1 << 20
-_BIO_NOCLOSE = 0
-_BIO_CTRL_GET_KTLS_SEND = 73
-_BIO_CTRL_SET_KTLS_TX_CTRL_MSG = 74
-_BIO_CTRL_GET_KTLS_RECV = 76
-_BIO_FLAGS_KTLS_TX_CTRL_MSG = 0x1000
+from ktlsd.openssl import macros
+from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, GROUP_LISTS, TICKET_KEY_BYTES, TLS_1_2, TLS_1_3
+from ktlsd.openssl.error_queue import connection_error, file_reason, in_words
+from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost, ContextError, LibraryError, PairError, TLSError
+from ktlsd.openssl.results import READ_SIZE, Handshake, Wait
 
-TLS_1_2: Final = 0x0303
-TLS_1_3: Final = 0x0304
-PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""What send(2) and sendfile(2) say when it is the connection that failed, and not the file."""
 OLDEST_OPENSSL: Final = (3, 0, 0)
-READ_SIZE: Final = 16384
-TICKET_KEY_BYTES: Final = 80
-"""Of a session ticket key: 16 for its name, which stands at the beginning of each ticket, 32 for HMAC, 32 for AES."""
+_LONGEST_GROUP_NAME: Final = 80
 _LONGEST_SUBJECT: Final = 512
 _READ_HEADER: Final = "RH"
-
-# AES-GCM first, and AES-128 before AES-256, as Mozilla's intermediate list has it: those are the suites that every kTLS
-# kernel takes.
-CIPHER_LIST: Final = ":".join(
-    f"ECDHE-{authentication}-{cipher}"
-    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
-    for authentication in ("ECDSA", "RSA")
-)
-CIPHERSUITES: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-# The first that OpenSSL takes: 3.5 and later have the hybrid group, which wins over all that stand behind the slash
-# (SSL_CTX_set1_groups_list(3)); a FIPS provider has no X25519. Without a list OpenSSL would let any client have it do
-# finite-field exchanges of 8192 bits.
-GROUP_LISTS: Final = (
-    "X25519MLKEM768/X25519:secp256r1:secp384r1",
-    "X25519:secp256r1:secp384r1",
-    "secp256r1:secp384r1",
-)
-
-CLIENT_GROUPS: Final = ("X25519:secp256r1:secp384r1:secp521r1:X448", *GROUP_LISTS[2:])
-"""Those that clients have: one of TLS 1.2 must have the curve of an ECDSA certificate among them (RFC 8422 section
-5.1), which has no part in the key exchange."""
-
-
-class Wait(enum.Enum):
-    """What a call that would block is waiting for; the caller waits and makes the same call again.
-
-    Where each instruction counts, ask whether a result is what the call gives: isinstance(result, Wait) goes through
-    the metaclass of enums, which takes five times as long.
-    """
-
-    READABLE = enum.auto()
-    WRITABLE = enum.auto()
-
-
-class LibraryError(Exception):
-    """No usable OpenSSL; the text is one line for the operator."""
-
-
-class ContextError(Exception):
-    """OpenSSL refused a certificate, key or cipher list; the text is one line for the operator."""
-
-
-class RevokedError(ContextError):
-    """A file with revocation lists that cannot be used; the text is one line for the operator."""
-
-
-class PairError(ContextError):
-    """A certificate or its key that cannot be used; the text is one line for the operator."""
-
-    def __init__(self, text: str, *, of_key: bool = False) -> None:
-        """`of_key` tells whether the key is at fault, and not the certificate."""
-        super().__init__(text)
-        self.of_key = of_key
-
-
-class TLSError(Exception):
-    """The connection cannot go on; the text is OpenSSL's reason."""
-
-
-class ConnectionLost(TLSError):
-    """The peer went away without close_notify (RFC 8446 section 6.1): a reset, or the end of the TCP stream."""
-
-
-class PlainHTTP(TLSError):
-    """The peer began with an HTTP request instead of a ClientHello."""
-
-
-class Handshake(NamedTuple):
-    """What a finished handshake settled, as OpenSSL tells it."""
-
-    protocol: str
-    cipher: str
-    resumed: bool
-    max_fragment_length: bool
-    ktls_tx: bool
-    ktls_rx: bool
-    server_name: str | None = None
-    """The host name that the client asked for, as it wrote it (RFC 6066 section 3); None also in a resumed TLS 1.2
-    session, where OpenSSL does not tell it."""
-    client: str | None = None
-    """The subject of the verified client certificate, as in "/CN=proxy"."""
 
 
 class Library:
@@ -200,19 +65,23 @@ class Library:
         With OPENSSL_NO_KTLS the control below is unknown and sets no flag (crypto/bio/bss_sock.c, OpenSSL 3.0 to 3.5),
         so that the build can be told apart from a kernel without the tls ULP.
         """
-        bio = self.c.BIO_new_socket(-1, _BIO_NOCLOSE)
+        bio = self.c.BIO_new_socket(-1, macros.BIO_NOCLOSE)
         try:
-            self.c.BIO_ctrl(bio, _BIO_CTRL_SET_KTLS_TX_CTRL_MSG, 0, self.ffi.NULL)
-            return bool(self.c.BIO_test_flags(bio, _BIO_FLAGS_KTLS_TX_CTRL_MSG))
+            self.c.BIO_ctrl(bio, macros.BIO_CTRL_SET_KTLS_TX_CTRL_MSG, 0, self.ffi.NULL)
+            return bool(self.c.BIO_test_flags(bio, macros.BIO_FLAGS_KTLS_TX_CTRL_MSG))
         finally:
             self.c.BIO_free(bio)
+
+    def reasons(self) -> str:
+        """Empty this thread's error queue into one line."""
+        return in_words(self.take_errors())
 
     def take_errors(self) -> list[tuple[int, str]]:
         """Empty this thread's error queue: (packed code, reason) of each entry, oldest first."""
         errors = []
         while code := self.c.ERR_get_error():
-            if code & _ERR_SYSTEM_FLAG:
-                reason = os.strerror(code & ~_ERR_SYSTEM_FLAG)
+            if code & macros.ERR_SYSTEM_FLAG:
+                reason = os.strerror(code & ~macros.ERR_SYSTEM_FLAG)
             else:
                 reason = self._text(self.c.ERR_reason_error_string(code)) or f"error {code:#x}"
             errors.append((code, reason))
@@ -235,7 +104,7 @@ class Pair:
         # A context of its own, from which the others take what they share.
         self._ctx = c.SSL_CTX_new(c.TLS_server_method())
         if self._ctx == library.ffi.NULL:
-            raise ContextError(f"SSL_CTX_new failed: {_reasons(library)}")
+            raise ContextError(f"SSL_CTX_new failed: {library.reasons()}")
         try:
             self._load(certificate, key)
         except BaseException:
@@ -253,25 +122,23 @@ class Pair:
         """When it ends."""
 
     def _load(self, certificate: str, key: str) -> None:
-        from ktlsd.config.certificate_files import certificate_trouble, key_trouble
+        from ktlsd.openssl import pem_files
 
         c, library = self._library.c, self._library
         if c.SSL_CTX_use_certificate_chain_file(self._ctx, os.fsencode(certificate)) != 1:
-            why = certificate_trouble(_beginning(certificate), _usable_reason(library, certificate))
-            raise PairError(f"{certificate} cannot be used as a PEM certificate chain: {why}")
+            raise pem_files.certificate_error(certificate, file_reason(library.take_errors(), certificate))
         loaded = c.SSL_CTX_get0_certificate(self._ctx)
         # Without this OpenSSL would ask the terminal for the passphrase of an encrypted key.
         no_passphrase = library.ffi.new("char[]", b"")
         c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, no_passphrase)
-        taken = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), _SSL_FILETYPE_PEM)
+        taken = c.SSL_CTX_use_PrivateKey_file(self._ctx, os.fsencode(key), macros.SSL_FILETYPE_PEM)
         c.SSL_CTX_set_default_passwd_cb_userdata(self._ctx, library.ffi.NULL)
-        reason = "" if taken == 1 else _usable_reason(library, key)
+        reason = "" if taken == 1 else file_reason(library.take_errors(), key)
         # A key of another type than the certificate's is taken for a certificate that is to come.
-        if c.SSL_CTX_get0_certificate(self._ctx) != loaded or reason in _MISMATCHES:
-            raise PairError(f"the key {key} does not belong to the certificate {certificate}", of_key=True)
+        if c.SSL_CTX_get0_certificate(self._ctx) != loaded or reason in pem_files.MISMATCHES:
+            raise pem_files.mismatch_error(certificate, key)
         if reason:
-            why = key_trouble(_beginning(key), reason)
-            raise PairError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {why}", of_key=True)
+            raise pem_files.key_error(certificate, key, reason)
 
     def _group(self, public: Any) -> str:
         name = self._library.ffi.new("char[]", _LONGEST_GROUP_NAME)
@@ -295,13 +162,15 @@ class Pair:
         """Whether clients take the certificate for a host name or an IPv4 address (RFC 6125, without common names)."""
         c = self._library.c
         raw = name.encode()
-        flags = _X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        flags = macros.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | macros.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
         if c.X509_check_host(self._leaf, raw, len(raw), flags, self._library.ffi.NULL) == 1:
             return True
         return bool(c.X509_check_ip_asc(self._leaf, raw, flags) == 1)
 
     def shared(self) -> Pair:
         """A second owner of the same certificate and key."""
+        import copy
+
         other = copy.copy(self)
         self._library.c.SSL_CTX_up_ref(self._ctx)
         return other
@@ -343,27 +212,27 @@ class Context:
         c.ERR_clear_error()
         self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
         if self._ctx == null:
-            raise ContextError(f"SSL_CTX_new failed: {self._reasons()}")
-        options = _SSL_OP_NO_COMPRESSION | _SSL_OP_CIPHER_SERVER_PREFERENCE | _SSL_OP_NO_RENEGOTIATION
-        c.SSL_CTX_set_options(self._ctx, options | (_SSL_OP_ENABLE_KTLS if ktls else 0))
+            raise ContextError(f"SSL_CTX_new failed: {self._library.reasons()}")
+        options = macros.SSL_OP_NO_COMPRESSION | macros.SSL_OP_CIPHER_SERVER_PREFERENCE | macros.SSL_OP_NO_RENEGOTIATION
+        c.SSL_CTX_set_options(self._ctx, options | (macros.SSL_OP_ENABLE_KTLS if ktls else 0))
         # A retried SSL_write may come from another buffer with the same bytes: Python does not promise one address.
-        mode = _SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | _SSL_MODE_RELEASE_BUFFERS
-        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_MODE, mode, null)
+        mode = macros.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | macros.SSL_MODE_RELEASE_BUFFERS
+        c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_MODE, mode, null)
         # On by default, it would keep SSL_read in C for as long as a peer sends records without data (KeyUpdates).
-        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_CLEAR_MODE, _SSL_MODE_AUTO_RETRY, null)
-        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MIN_PROTO_VERSION, oldest, null)
-        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_MAX_PROTO_VERSION, newest, null)
+        c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_CLEAR_MODE, macros.SSL_MODE_AUTO_RETRY, null)
+        c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_SET_MIN_PROTO_VERSION, oldest, null)
+        c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_SET_MAX_PROTO_VERSION, newest, null)
         # Sessions travel in tickets, which OpenSSL issues by default; a cache here would only hold memory.
-        c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF, null)
+        c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_SET_SESS_CACHE_MODE, macros.SSL_SESS_CACHE_OFF, null)
         if (
             c.SSL_CTX_set_cipher_list(self._ctx, ciphers.encode()) != 1
             or c.SSL_CTX_set_ciphersuites(self._ctx, ciphersuites.encode()) != 1
         ):
-            reasons = self._reasons()
+            reasons = self._library.reasons()
             self.close()
             raise ContextError(f"OpenSSL has none of the ciphers {ciphers}, {ciphersuites}: {reasons}")
         if not any(map(self._takes_groups, groups)):
-            reasons = self._reasons()
+            reasons = self._library.reasons()
             self.close()
             raise ContextError(f"OpenSSL has none of the groups {groups[-1]}: {reasons}")
 
@@ -371,10 +240,7 @@ class Context:
         c = self._library.c
         c.ERR_clear_error()
         text = self._library.ffi.new("char[]", groups.encode())
-        return bool(c.SSL_CTX_ctrl(self._ctx, _SSL_CTRL_SET_GROUPS_LIST, 0, text) == 1)
-
-    def _reasons(self) -> str:
-        return _reasons(self._library)
+        return bool(c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_SET_GROUPS_LIST, 0, text) == 1)
 
     def use_certificate(self, certificate: str, key: str) -> None:
         """Load a pair from files and use it. Raises what Pair() and use_pair() raise."""
@@ -393,15 +259,17 @@ class Context:
         c, null = self._library.c, self._library.ffi.NULL
         c.ERR_clear_error()
         chain = self._library.ffi.new("X509_CHAIN **")
-        c.SSL_CTX_ctrl(pair._ctx, _SSL_CTRL_GET_CHAIN_CERTS, 0, chain)
+        c.SSL_CTX_ctrl(pair._ctx, macros.SSL_CTRL_GET_CHAIN_CERTS, 0, chain)
         # OpenSSL counts references, so that the pair may be closed before this.
         key = c.SSL_CTX_get0_privatekey(pair._ctx)
         if c.SSL_CTX_use_cert_and_key(self._ctx, pair._leaf, key, chain[0] or null, 1) != 1:
-            raise PairError(f"{pair.certificate} cannot be used: {self._reasons()}")
+            raise PairError(f"{pair.certificate} cannot be used: {self._library.reasons()}")
         self._certificates[pair.key_type] = pair.certificate
 
     def shared(self) -> Context:
         """A second owner of the same SSL_CTX*."""
+        import copy
+
         other = copy.copy(self)
         self._library.c.SSL_CTX_up_ref(self._ctx)
         return other
@@ -420,14 +288,14 @@ class Context:
     def use_ticket_key(self, key: bytes) -> None:
         """Make tickets, and read those that come, with this key of TICKET_KEY_BYTES from now on."""
         self._library.c.SSL_CTX_ctrl(
-            self._ctx, _SSL_CTRL_SET_TLSEXT_TICKET_KEYS, TICKET_KEY_BYTES, self._library.ffi.from_buffer(key)
+            self._ctx, macros.SSL_CTRL_SET_TLSEXT_TICKET_KEYS, TICKET_KEY_BYTES, self._library.ffi.from_buffer(key)
         )
         self._ticket_key = key
 
     def use_no_tickets(self) -> None:
         """Let no client resume a session."""
         c = self._library.c
-        c.SSL_CTX_set_options(self._ctx, _SSL_OP_NO_TICKET)
+        c.SSL_CTX_set_options(self._ctx, macros.SSL_OP_NO_TICKET)
         # Without tickets TLS 1.3 would send the names of sessions in a cache, and there is none.
         c.SSL_CTX_set_num_tickets(self._ctx, 0)
 
@@ -455,30 +323,28 @@ class Context:
         # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
         import hashlib
 
-        from ktlsd.config.certificate_files import authorities_trouble, revoked_trouble
+        from ktlsd.openssl import pem_files
 
         c, null = self._library.c, self._library.ffi.NULL
         c.ERR_clear_error()
         path = os.fsencode(authorities)
         announced = c.SSL_load_client_CA_file(path)
         if announced == null or c.SSL_CTX_load_verify_file(self._ctx, path) != 1:
-            why = authorities_trouble(_beginning(authorities), _usable_reason(self._library, authorities))
-            raise ContextError(f"{authorities} cannot be used as PEM certificates of authorities: {why}")
+            raise pem_files.authorities_error(authorities, file_reason(self._library.take_errors(), authorities))
         c.SSL_CTX_set_client_CA_list(self._ctx, announced)
         store = c.SSL_CTX_get_cert_store(self._ctx)
         if revoked is not None:
             lookup = c.X509_STORE_add_lookup(store, c.X509_LOOKUP_file())
-            if lookup == null or c.X509_load_crl_file(lookup, os.fsencode(revoked), _X509_FILETYPE_PEM) < 1:
-                why = revoked_trouble(_beginning(revoked), _usable_reason(self._library, revoked))
-                raise RevokedError(f"{revoked} cannot be used as PEM revocation lists: {why}")
-            c.X509_STORE_set_flags(store, _X509_V_FLAG_CRL_CHECK | _X509_V_FLAG_CRL_CHECK_ALL)
+            if lookup == null or c.X509_load_crl_file(lookup, os.fsencode(revoked), macros.X509_FILETYPE_PEM) < 1:
+                raise pem_files.revoked_error(revoked, file_reason(self._library.take_errors(), revoked))
+            c.X509_STORE_set_flags(store, macros.X509_V_FLAG_CRL_CHECK | macros.X509_V_FLAG_CRL_CHECK_ALL)
         parameters = c.SSL_CTX_get0_param(self._ctx)
         for name in names:
             # A name that begins with a dot stands for all below it.
             raw = name.removeprefix("*").encode()
             if c.X509_VERIFY_PARAM_add1_host(parameters, raw, len(raw)) != 1:
-                raise ContextError(f"{name!r} cannot be a name in a client certificate: {self._reasons()}")
-        c.SSL_CTX_set_verify(self._ctx, _SSL_VERIFY_PEER | _SSL_VERIFY_FAIL_IF_NO_PEER_CERT, null)
+                raise ContextError(f"{name!r} cannot be a name in a client certificate: {self._library.reasons()}")
+        c.SSL_CTX_set_verify(self._ctx, macros.SSL_VERIFY_PEER | macros.SSL_VERIFY_FAIL_IF_NO_PEER_CERT, null)
         # A resumed session is not verified again: it must come from a context that demanded the same (use_sessions()).
         digest = hashlib.blake2b(digest_size=32)
         for part in (_content(authorities), b"" if revoked is None else _content(revoked), "\n".join(names).encode()):
@@ -516,7 +382,7 @@ class Connection:
         c.ERR_clear_error()
         self._ssl = c.SSL_new(ctx)
         if self._ssl == library.ffi.NULL or c.SSL_set_fd(self._ssl, descriptor) != 1:
-            reasons = library.take_errors()
+            reasons = library.reasons()
             self.close()
             raise TLSError(f"no SSL object: {reasons}")
         if server:
@@ -526,34 +392,26 @@ class Connection:
 
     def ask_for_no_certificate(self) -> None:
         """Let a client of our own in without a certificate; call it before the handshake."""
-        self._c.SSL_set_verify(self._ssl, _SSL_VERIFY_NONE, self._library.ffi.NULL)
+        self._c.SSL_set_verify(self._ssl, macros.SSL_VERIFY_NONE, self._library.ffi.NULL)
 
     def _stopped(self, result: int) -> Wait:
         """Turn a failed call's result into a Wait or the right TLSError (SSL_get_error(3))."""
         system_error = self._library.ffi.errno
         code = self._c.SSL_get_error(self._ssl, result)
-        if code == _SSL_ERROR_WANT_READ:
+        if code == macros.SSL_ERROR_WANT_READ:
             return Wait.READABLE
-        if code == _SSL_ERROR_WANT_WRITE:
+        if code == macros.SSL_ERROR_WANT_WRITE:
             return Wait.WRITABLE
         errors = self._library.take_errors()
-        if code == _SSL_ERROR_ZERO_RETURN:
+        if code == macros.SSL_ERROR_ZERO_RETURN:
             raise TLSError("the peer sent close_notify")
-        if code == _SSL_ERROR_SYSCALL:
+        if code == macros.SSL_ERROR_SYSCALL:
             raise ConnectionLost(os.strerror(system_error) if system_error else "the peer closed the TCP connection")
-        reasons = {packed & 0x7FFFFF for packed, _ in errors if packed >> 23 & 0xFF == _ERR_LIB_SSL}
-        text = "; ".join(reason for _, reason in errors) or "no reason given"
-        if _SSL_R_NO_SUITABLE_RECORD_LAYER in reasons:
-            # OpenSSL 3.2 and later when it would set TLS_RX anew, which Linux before 6.14 refuses: docs/key-update.md.
-            raise TLSError(f"the peer updated its keys, which kTLS RX cannot follow ({text})")
-        if _SSL_R_CERTIFICATE_VERIFY_FAILED in reasons:
-            why = self._library._text(self._c.X509_verify_cert_error_string(self._c.SSL_get_verify_result(self._ssl)))
-            raise TLSError(f"{text}: {why}")
-        if _SSL_R_HTTP_REQUEST in reasons:
-            raise PlainHTTP(text)
-        if _SSL_R_UNEXPECTED_EOF_WHILE_READING in reasons:
-            raise ConnectionLost(text)
-        raise TLSError(text)
+        raise connection_error(errors, self._verification)
+
+    def _verification(self) -> str:
+        """What is wrong with the peer's certificate."""
+        return self._library._text(self._c.X509_verify_cert_error_string(self._c.SSL_get_verify_result(self._ssl)))
 
     def handshake(self) -> Wait | None:
         """Go on with the handshake; None once it is done."""
@@ -579,7 +437,7 @@ class Connection:
         if result > 0:
             received: bytes = self._library.ffi.unpack(buffer, result)
             return received
-        if self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_ZERO_RETURN:
+        if self._c.SSL_get_error(self._ssl, result) == macros.SSL_ERROR_ZERO_RETURN:
             return b""
         return self._stopped(result)
 
@@ -611,7 +469,7 @@ class Connection:
             return result
         system_error = self._library.ffi.errno
         code = self._c.SSL_get_error(self._ssl, result)
-        if code == _SSL_ERROR_WANT_WRITE:
+        if code == macros.SSL_ERROR_WANT_WRITE:
             return Wait.WRITABLE
         self._library.take_errors()
         # Before OpenSSL 3.4 the queue says SSL_R_UNINITIALIZED for any failing sendfile(2): errno holds the truth.
@@ -623,14 +481,14 @@ class Connection:
         """Send close_notify (SSL_shutdown(3)); None once the kernel has it. A peer that is gone is no error."""
         self._c.ERR_clear_error()
         result: int = self._c.SSL_shutdown(self._ssl)
-        if result < 0 and self._c.SSL_get_error(self._ssl, result) == _SSL_ERROR_WANT_WRITE:
+        if result < 0 and self._c.SSL_get_error(self._ssl, result) == macros.SSL_ERROR_WANT_WRITE:
             return Wait.WRITABLE
         self._library.take_errors()
         return None
 
     def key_update_owed(self) -> bool:
         """Whether the peer asked for a TLS 1.3 KeyUpdate of ours (RFC 8446 section 4.6.3) that has not been sent."""
-        return bool(self._c.SSL_get_key_update_type(self._ssl) != _SSL_KEY_UPDATE_NONE)
+        return bool(self._c.SSL_get_key_update_type(self._ssl) != macros.SSL_KEY_UPDATE_NONE)
 
     def facts(self) -> Handshake:
         """What the handshake settled; call it once the handshake is done."""
@@ -642,15 +500,15 @@ class Connection:
             cipher=text(c.SSL_CIPHER_get_name(c.SSL_get_current_cipher(ssl))),
             resumed=bool(c.SSL_session_reused(ssl)),
             max_fragment_length=session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
-            ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), _BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
-            ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), _BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
-            server_name=text(c.SSL_get_servername(ssl, _TLSEXT_NAMETYPE_host_name)) or None,
+            ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), macros.BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
+            ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
+            server_name=text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
             client=self._client(),
         )
 
     def _client(self) -> str | None:
         certificate = self._c.SSL_get0_peer_certificate(self._ssl)
-        if certificate == self._library.ffi.NULL or self._c.SSL_get_verify_result(self._ssl) != _X509_V_OK:
+        if certificate == self._library.ffi.NULL or self._c.SSL_get_verify_result(self._ssl) != macros.X509_V_OK:
             return None
         buffer = self._library.ffi.new("char[]", _LONGEST_SUBJECT)
         # What is not printable ASCII comes out as \xHH.
@@ -662,31 +520,6 @@ class Connection:
         if self._ssl is not None:
             self._c.SSL_free(self._ssl)
             self._ssl = None
-
-
-def _reasons(library: Library) -> str:
-    return "; ".join(reason for _, reason in library.take_errors()) or "no reason given"
-
-
-def _usable_reason(library: Library, path: str) -> str:
-    """Why OpenSSL could not use a file: the first reason in the queue, which is the cause of the others.
-
-    Raises OSError where the cause is not the file.
-    """
-    errors = library.take_errors()
-    for code, reason in errors:
-        if code & _ERR_SYSTEM_FLAG and code & ~_ERR_SYSTEM_FLAG in _EXHAUSTED:
-            raise OSError(code & ~_ERR_SYSTEM_FLAG, reason, path)
-    return errors[0][1] if errors else "no reason given"
-
-
-def _beginning(path: str) -> bytes:
-    """What there is of a file to say what is wrong with it; nothing of one that cannot be read or is no file."""
-    try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return file.read(_LONGEST_PEM) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-    except OSError:
-        return b""
 
 
 def _content(path: str) -> bytes:

@@ -19,7 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from ktlsd.ssl_ffi import TICKET_KEY_BYTES, TLS_1_2, TLS_1_3, Connection, Context, ContextError, Library, TLSError, Wait
+from ktlsd.openssl.algorithms import TICKET_KEY_BYTES, TLS_1_2, TLS_1_3
+from ktlsd.openssl.errors import ContextError, TLSError
+from ktlsd.openssl.results import Wait
+from ktlsd.ssl_ffi import Connection, Context, Library
 from ktlsd.tls.certificate import localhost_certificate
 from ktlsd.tls.ktls_probe import loopback_pair
 

@@ -31,12 +31,13 @@ from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_target import BadTarget, parse_target
 from ktlsd.http.validators import http_date
 from ktlsd.metrics.metrics import UNCOUNTED
+from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.http1 import Http1
 from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
 from ktlsd.site.response_cache import HeadCache
-from ktlsd.ssl_ffi import ConnectionLost, Library
+from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 
 TOKENS: Final = (

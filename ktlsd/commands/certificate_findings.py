@@ -13,7 +13,8 @@ from typing import Final
 
 from ktlsd.config.findings import Finding, Place, sites_of
 from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions
-from ktlsd.ssl_ffi import ContextError, Library, LibraryError, Pair
+from ktlsd.openssl.errors import ContextError, LibraryError
+from ktlsd.ssl_ffi import Library, Pair
 from ktlsd.tls.pairs import out_of_time
 
 _ANY_LABEL: Final = "ktlsd-check"

@@ -12,7 +12,8 @@ from typing import Final
 
 from ktlsd import __version__
 from ktlsd.config.printable import one_line
-from ktlsd.ssl_ffi import Library, LibraryError
+from ktlsd.openssl.errors import LibraryError
+from ktlsd.ssl_ffi import Library
 
 _KNOWN_ULPS: Final = Path("/proc/sys/net/ipv4/tcp_available_ulp")
 

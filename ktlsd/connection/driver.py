@@ -23,7 +23,7 @@ import trio
 
 from ktlsd.connection.poller import Turn, Watch
 from ktlsd.connection.scheduler import of_this_loop
-from ktlsd.ssl_ffi import Wait
+from ktlsd.openssl.results import Wait
 
 _FEW_TERMS: Final = 1024
 _PARKED: Final = object()

@@ -17,7 +17,8 @@ from ktlsd.config.options import LimitOptions
 from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.transport import DEFAULTS, PacedTransport, Rest
 from ktlsd.metrics.metrics import UNCOUNTED, Row
-from ktlsd.ssl_ffi import PEER_IS_GONE, READ_SIZE, ConnectionLost, Wait
+from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost
+from ktlsd.openssl.results import READ_SIZE, Wait
 
 # struct linger of socket(7): on, with no time. close(2) then resets the connection and drops what is unsent.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)

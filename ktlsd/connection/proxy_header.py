@@ -11,7 +11,7 @@ import socket
 import trio
 
 from ktlsd.connection.proxy_protocol import LONGEST, BadHeader, Header, Incomplete, parse
-from ktlsd.ssl_ffi import ConnectionLost
+from ktlsd.openssl.errors import ConnectionLost
 
 
 async def take_proxy_header(sock: socket.socket) -> Header:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 
 from ktlsd.connection import driver
-from ktlsd.ssl_ffi import Wait
+from ktlsd.openssl.results import Wait
 from ktlsd.tls.client_hello import NOTHING, Asked, HelloReader, Incomplete
 
 _NO_BOUND = 1

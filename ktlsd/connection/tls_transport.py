@@ -17,7 +17,9 @@ from ktlsd.connection.page_cache import PIECE, Residency
 from ktlsd.connection.scheduler import of_this_loop
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
-from ktlsd.ssl_ffi import Connection, ConnectionLost, Context, Handshake, TLSError, Wait
+from ktlsd.openssl.errors import ConnectionLost, TLSError
+from ktlsd.openssl.results import Handshake, Wait
+from ktlsd.ssl_ffi import Connection, Context
 from ktlsd.tls.client_hello import host_name
 
 __all__ = ["USER_SPACE_CHUNK", "FileShrank", "Transport"]

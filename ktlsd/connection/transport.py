@@ -27,7 +27,8 @@ from ktlsd.connection.page_cache import Residency, Window
 from ktlsd.connection.poller import PART_SECONDS
 from ktlsd.connection.scheduler import ALONE_BYTES, Turns, of_this_loop
 from ktlsd.metrics.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
-from ktlsd.ssl_ffi import ConnectionLost, TLSError, Wait
+from ktlsd.openssl.errors import ConnectionLost, TLSError
+from ktlsd.openssl.results import Wait
 
 DEFAULTS: Final = LimitOptions()
 

@@ -1,4 +1,4 @@
 """Counters in memory that all workers share, and their text for Prometheus.
 
-It may import http/, tls/, config/ and ssl_ffi.py. Begin with metrics.py.
+It may import http/, tls/, config/ and openssl/. Begin with metrics.py.
 """

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple, Protocol
 
 from ktlsd.config import listener_kind
 from ktlsd.config.limits import Limit
-from ktlsd.ssl_ffi import CIPHERSUITES, Handshake
+from ktlsd.openssl.algorithms import CIPHERSUITES
+from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Direction, Offload, Path, Reason
 from ktlsd.tls.policy import EVERY_CIPHER
 

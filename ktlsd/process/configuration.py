@@ -18,9 +18,9 @@ from typing import Final, Protocol
 from ktlsd.config.options import Settings
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal, SettingsError, cause
+from ktlsd.openssl.errors import ContextError
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
-from ktlsd.ssl_ffi import ContextError
 from ktlsd.tls.pairs import Fault, out_of_time, refused_for
 from ktlsd.tls.ticket_file import TicketFile
 from ktlsd.tls.ticket_keys import Ring

@@ -24,6 +24,7 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, counted
+from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
@@ -36,7 +37,6 @@ from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
 from ktlsd.protocol.shared import Shared
 from ktlsd.site.lookup import OpenFile
 from ktlsd.site.site import Answer
-from ktlsd.ssl_ffi import ConnectionLost
 
 log = logging.getLogger("ktlsd")
 

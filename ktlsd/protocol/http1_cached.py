@@ -20,9 +20,9 @@ from ktlsd.connection.transport import AT_ONCE, SMALL, PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.metrics.metrics import IN_FLIGHT, counted
+from ktlsd.openssl.results import Wait
 from ktlsd.protocol.responder import Found, Responder
 from ktlsd.site.response_cache import Remembered
-from ktlsd.ssl_ffi import Wait
 
 _BLANK_LINE: Final = b"\r\n\r\n"
 _AT_A_TIME: Final = 4

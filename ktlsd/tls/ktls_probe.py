@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ktlsd.config.options import Mode
-from ktlsd.ssl_ffi import Connection, Context, Handshake, Library, Wait
+from ktlsd.openssl.results import Handshake, Wait
+from ktlsd.ssl_ffi import Connection, Context, Library
 from ktlsd.tls.ktls import Support
 
 _TCP_ULP: Final = 31

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ktlsd.config.options import Mode
 from ktlsd.config.refusal import Refusal, cause
-from ktlsd.ssl_ffi import Context, Library, TLSError
+from ktlsd.openssl.errors import TLSError
+from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls import ktls_probe
 from ktlsd.tls.ktls import Direction, Support, explain
 from ktlsd.tls.pairs import PROTOCOLS, probing_client

@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.config.findings import Place
-from ktlsd.ssl_ffi import CLIENT_GROUPS, TLS_1_2, TLS_1_3, Context, Library, Pair, PairError, TLSError
+from ktlsd.openssl.algorithms import CLIENT_GROUPS, TLS_1_2, TLS_1_3
+from ktlsd.openssl.errors import PairError, TLSError
+from ktlsd.ssl_ffi import Context, Library, Pair
 from ktlsd.tls.ktls_probe import loopback_handshake
 from ktlsd.tls.policy import Policy
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from ktlsd.config.options import TlsPolicy
-from ktlsd.ssl_ffi import CIPHER_LIST, TLS_1_2, TLS_1_3
+from ktlsd.openssl.algorithms import CIPHER_LIST, TLS_1_2, TLS_1_3
 
 
 class Policy(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-from ktlsd.ssl_ffi import TICKET_KEY_BYTES
+from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 
 SESSION_SECONDS: Final = 7200
 """How long a session can be resumed: OpenSSL's own choice, and the one of RFC 8446 section 4.6.1 in spirit, 7 days at

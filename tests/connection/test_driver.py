@@ -17,7 +17,7 @@ from ktlsd.connection import driver
 from ktlsd.connection.driver import Lights, Sleeper
 from ktlsd.connection.poller import Turn, Watch
 from ktlsd.connection.scheduler import ALONE_SECONDS, of_this_loop
-from ktlsd.ssl_ffi import Wait
+from ktlsd.openssl.results import Wait
 
 
 @pytest.fixture

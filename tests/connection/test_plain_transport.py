@@ -18,7 +18,7 @@ from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.connection.scheduler import ALONE_BYTES
 from ktlsd.connection.transport import FileShrank, TooSlow
-from ktlsd.ssl_ffi import ConnectionLost
+from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.tls.ktls_probe import loopback_pair
 
 SIZE = 3 * ALONE_BYTES + 12345

@@ -26,7 +26,7 @@ from ktlsd.connection.proxy_protocol import (
     crc32c,
     parse,
 )
-from ktlsd.ssl_ffi import ConnectionLost
+from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.tls.ktls_probe import loopback_pair
 
 START = b"\r\n\r\n\0\r\nQUIT\n"

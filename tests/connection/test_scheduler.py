@@ -25,7 +25,8 @@ from ktlsd.connection.poller import Turn, Watch
 from ktlsd.connection.scheduler import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, QUIET_SECONDS, Turns, of_this_loop
 from ktlsd.connection.transport import FileShrank
 from ktlsd.metrics.metrics import SENDFILE, SLOTS
-from ktlsd.ssl_ffi import ConnectionLost, Wait
+from ktlsd.openssl.errors import ConnectionLost
+from ktlsd.openssl.results import Wait
 from ktlsd.tls.ktls_probe import loopback_pair
 from tests.connection.test_plain_transport import reset
 

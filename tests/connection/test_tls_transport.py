@@ -18,7 +18,8 @@ from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.sni import peek_client_hello
 from ktlsd.connection.tls_transport import Transport
 from ktlsd.connection.transport import TooSlow
-from ktlsd.ssl_ffi import Context, Handshake, Library
+from ktlsd.openssl.results import Handshake
+from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls.certificate import localhost_certificate
 from ktlsd.tls.ktls_probe import loopback_pair
 from tests.serving import client_context

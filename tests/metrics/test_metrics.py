@@ -42,7 +42,7 @@ from ktlsd.metrics.metrics import (
     slot,
 )
 from ktlsd.metrics.prometheus import render
-from ktlsd.ssl_ffi import Handshake
+from ktlsd.openssl.results import Handshake
 from ktlsd.status.metrics_page import Asked, answer, is_own
 from ktlsd.status.status_page import View, render_html, render_json, snapshot
 from ktlsd.tls.ktls import Offload, Reason

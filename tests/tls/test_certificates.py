@@ -19,7 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from ktlsd.ssl_ffi import CIPHER_LIST, Connection, Context, ContextError, Handshake, Library, Wait
+from ktlsd.openssl.algorithms import CIPHER_LIST
+from ktlsd.openssl.errors import ContextError
+from ktlsd.openssl.results import Handshake, Wait
+from ktlsd.ssl_ffi import Connection, Context, Library
 from ktlsd.tls.ktls_probe import loopback_pair
 from tests.serving import client_context
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from ktlsd.config.options import Mode
-from ktlsd.ssl_ffi import Handshake
+from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Direction, Offload, Path, Reason, Support, explain
 
 GOOD = Support(mode=Mode.AUTO, openssl=(3, 5, 0), compiled_in=True, ulp=True)

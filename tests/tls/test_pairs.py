@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ktlsd.config.certificate_files import authorities_trouble, certificate_trouble, key_trouble, revoked_trouble
+from ktlsd.openssl.errors import PairError
 from ktlsd.settings import load
-from ktlsd.ssl_ffi import Library, Pair, PairError
+from ktlsd.ssl_ffi import Library, Pair
 from ktlsd.tls.pairs import Fault, out_of_time, refused_for
 from tests.authority import Authority
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.ssl_ffi import TICKET_KEY_BYTES
+from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.tls.ticket_file import TicketFile, TicketFileError
 from ktlsd.tls.ticket_keys import LEAD_SECONDS, PERIOD_SECONDS, SESSION_SECONDS, TicketKey, ring, rotated
 from tests.serving import Running, client_context, connect, parse, read_to_end, serving

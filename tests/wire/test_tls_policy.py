@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from ktlsd.config.options import Mode, TlsPolicy
-from ktlsd.ssl_ffi import CIPHERSUITES, TLS_1_2, Handshake, Library
+from ktlsd.openssl.algorithms import CIPHERSUITES, TLS_1_2
+from ktlsd.openssl.results import Handshake
+from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls import Direction, Reason, Support, explain
 from ktlsd.tls.policy import EVERY_CIPHER, POLICIES
 from tests.serving import Running, client_context, connect, get, run_to_end, serving

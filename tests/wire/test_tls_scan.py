@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ktlsd.config.options import TlsPolicy
-from ktlsd.ssl_ffi import CIPHERSUITES, TLS_1_2
+from ktlsd.openssl.algorithms import CIPHERSUITES, TLS_1_2
 from ktlsd.tls.policy import POLICIES
 from tests.serving import serving
 

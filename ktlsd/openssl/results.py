@@ -1,0 +1,39 @@
+"""What calls on a connection return: a Wait when the socket is not ready, a Handshake when it is done.
+
+Strategy: plain values, which connections without TLS return too, so that callers handle both kinds alike.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple
+
+READ_SIZE: Final = 16384
+"""Bytes that one call reads at most: the content of a TLS record (RFC 8446 section 5.1)."""
+
+
+class Wait(enum.Enum):
+    """What a call that would block is waiting for; the caller waits and makes the same call again.
+
+    Where each instruction counts, ask whether a result is what the call gives: isinstance(result, Wait) goes through
+    the metaclass of enums, which takes five times as long.
+    """
+
+    READABLE = enum.auto()
+    WRITABLE = enum.auto()
+
+
+class Handshake(NamedTuple):
+    """What a finished handshake settled, as OpenSSL tells it."""
+
+    protocol: str
+    cipher: str
+    resumed: bool
+    max_fragment_length: bool
+    ktls_tx: bool
+    ktls_rx: bool
+    server_name: str | None = None
+    """The host name that the client asked for, as it wrote it (RFC 6066 section 3); None also in a resumed TLS 1.2
+    session, where OpenSSL does not tell it."""
+    client: str | None = None
+    """The subject of the verified client certificate, as in "/CN=proxy"."""

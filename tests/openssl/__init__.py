@@ -1,0 +1,1 @@
+"""Tests of what OpenSSL is told and tells, without a C pointer."""
