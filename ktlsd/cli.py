@@ -17,9 +17,9 @@ from typing import Any
 
 from ktlsd.commands.command_parser import COMMANDS, CommandParser, described
 from ktlsd.config.console import say, show
-from ktlsd.config.options import LOG_LEVELS
 from ktlsd.config.printable import one_line
 from ktlsd.config.refusal import Refusal
+from ktlsd.config.values import LOG_LEVELS
 from ktlsd.openssl.errors import ContextError, LibraryError
 from ktlsd.process import standard_streams
 from ktlsd.ssl_ffi import Library

@@ -21,8 +21,8 @@ import trio
 from ktlsd.admission import EXHAUSTED, Door
 from ktlsd.config.limits import Limit
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import Mode
 from ktlsd.config.refusal import cause
+from ktlsd.config.values import Mode
 from ktlsd.connection import driver
 from ktlsd.connection.driver import Lights, Sleeper
 from ktlsd.connection.keepalive import Idle

@@ -21,10 +21,11 @@ from msgspec import Struct
 
 from ktlsd.config.findings import Place
 from ktlsd.config.networks import Networks
-from ktlsd.config.options import Mode, NamedSiteOptions, Settings, SiteOptions, TlsPolicy, default_site
+from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, default_site
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
+from ktlsd.config.values import Mode, TlsPolicy
 from ktlsd.http.host_names import Sites
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError

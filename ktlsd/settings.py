@@ -20,21 +20,18 @@ import msgspec
 
 from ktlsd.config import errors
 from ktlsd.config.errors import Read, Steps
-from ktlsd.config.options import (
-    ONE_OR_MORE,
+from ktlsd.config.options import ONE_OR_MORE, NamedSiteOptions, Settings, SiteOptions
+from ktlsd.config.refusal import SettingsError
+from ktlsd.config.values import (
     STDERR,
     BackendListen,
     Listen,
     LogPlace,
-    NamedSiteOptions,
     Network,
-    Settings,
-    SiteOptions,
     parse_backend_listen,
     parse_listen,
     read_network,
 )
-from ktlsd.config.refusal import SettingsError
 
 _PAIR: Final = frozenset({"cert", "key"})
 _INHERITED: Final = SiteOptions.__struct_fields__

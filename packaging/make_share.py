@@ -21,8 +21,8 @@ from man_pages import command_page, configuration_page  # noqa: E402
 
 from ktlsd import __version__  # noqa: E402
 from ktlsd.cli import parsers  # noqa: E402
-from ktlsd.config.options import LOG_LEVELS  # noqa: E402
 from ktlsd.config.schema import schema  # noqa: E402
+from ktlsd.config.values import LOG_LEVELS  # noqa: E402
 
 COMPLETION_PLACES: Final = {
     "bash": "bash-completion/completions/ktlsd",

@@ -9,7 +9,7 @@ import itertools
 import string
 from typing import Final
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.http.accept_encoding import LONGEST, Preference, preferred
 
 TOKENS: Final = (b"gzip", b"x-gzip", b"br", b"zstd", b"identity", b"*", b";q=", b"0.", b"1.000", b", ", b"0.001")

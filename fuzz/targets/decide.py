@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from fuzz.targets import byte_range, validators
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, refuse_head, refuse_method, whole
 from ktlsd.http.multipart import Multipart

@@ -13,7 +13,7 @@ from typing import Final, get_args
 
 from fuzz.targets.validators import fields_of
 from ktlsd.config.networks import Networks
-from ktlsd.config.options import ForwardedFields
+from ktlsd.config.values import ForwardedFields
 from ktlsd.http.forwarded import MOST_HOPS, Origin, origin
 
 TOKENS: Final = (

@@ -23,7 +23,8 @@ import trio
 import trio.testing
 
 from ktlsd.config.networks import Networks
-from ktlsd.config.options import HeaderOptions, Mode, RedirectOptions, Settings
+from ktlsd.config.options import HeaderOptions, RedirectOptions, Settings
+from ktlsd.config.values import Mode
 from ktlsd.connection.keepalive import Idle
 from ktlsd.connection.page_cache import Residency
 from ktlsd.connection.plain_transport import PlainTransport

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from ktlsd.commands.command_parser import CommandParser
 from ktlsd.commands.encoders import encoder
 from ktlsd.config.console import say, show
-from ktlsd.config.options import Coding
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal
+from ktlsd.config.values import Coding
 from ktlsd.http.accept_encoding import SUFFIXES
 from ktlsd.http.compressible import is_compressible
 from ktlsd.site.content_types import ContentTypes, suffixes_of

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ktlsd import __version__
 from ktlsd.config.console import show
-from ktlsd.config.options import Mode
+from ktlsd.config.values import Mode
 from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, TLS_1_2, TLS_1_3
 from ktlsd.openssl.errors import ContextError, LibraryError, TLSError
 from ktlsd.ssl_ffi import Context, Library

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import brotli
 import zstandard
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 
 # The highest with a window of at most 8 MiB, which clients need not exceed (RFC 9659).
 _ZSTD_LEVEL: Final = 19

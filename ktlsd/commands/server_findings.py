@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from ktlsd.config.findings import Finding, Place
-from ktlsd.config.options import Listen, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Listen
 from ktlsd.process import privileges
 
 _LISTENERS: Final = ("listen", "http_listen", "backend_listen")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 import msgspec
 
-from ktlsd.config.options import ONE_OR_MORE, BackendListen, Listen, LogPlace, Network, Settings
+from ktlsd.config.options import ONE_OR_MORE, Settings
+from ktlsd.config.values import BackendListen, Listen, LogPlace, Network
 
 Read = Callable[[type, Any], Any]
 """Makes a value of a type that msgspec does not know; raises ValueError that says what the value is not."""

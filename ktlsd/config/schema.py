@@ -17,7 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from ktlsd.config import options
-from ktlsd.config.options import ONE_OR_MORE, BackendListen, Listen, LogPlace, NamedSiteOptions, Network, Settings
+from ktlsd.config.options import ONE_OR_MORE, NamedSiteOptions, Settings
+from ktlsd.config.values import BackendListen, Listen, LogPlace, Network
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _TEXTS: Final[dict[type, dict[str, Any]]] = {

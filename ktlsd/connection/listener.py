@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import Listen
+from ktlsd.config.values import Listen
 
 
 class SocketFile(NamedTuple):

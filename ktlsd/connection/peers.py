@@ -11,7 +11,7 @@ import socket
 from typing import NamedTuple
 
 from ktlsd.config.networks import UNIX, Address, address_of
-from ktlsd.config.options import Listen
+from ktlsd.config.values import Listen
 from ktlsd.connection.proxy_header import take_proxy_header
 
 log = logging.getLogger("ktlsd")

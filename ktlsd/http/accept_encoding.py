@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 
 SUFFIXES: Final[Mapping[Coding, bytes]] = {"zstd": b".zst", "br": b".br", "gzip": b".gz"}
 """What is added to a file's name for its sibling in this coding."""

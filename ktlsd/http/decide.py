@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.http.byte_range import ByteRange, Unsatisfiable, parse_range
 from ktlsd.http.fields import Fields
 from ktlsd.http.multipart import Multipart, multipart

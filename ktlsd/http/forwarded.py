@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from ktlsd.config.networks import UNIX, Address, Networks, parse_address
-from ktlsd.config.options import ForwardedFields
+from ktlsd.config.values import ForwardedFields
 
 MOST_HOPS: Final = 64
 """Hops that are looked at."""

@@ -25,7 +25,7 @@ _LOOSE_WILDCARDS: Final = re.compile(rf"(\*+|:{NAME})")
 
 
 def compile_glob(pattern: str) -> Matcher:
-    """A matcher for a Glob of options.py; the path has its leading slash, and a folder's a trailing one too.
+    """A matcher for a Glob of values.py; the path has its leading slash, and a folder's a trailing one too.
 
     A pattern without a slash is matched against the last segment, which is empty for a folder. Any other is matched
     against the whole path, and may leave the leading slash out.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
-from ktlsd.config.options import AccessLogFormat
+from ktlsd.config.values import AccessLogFormat
 from ktlsd.http.validators import http_date
 from ktlsd.tls.ktls import Path
 

@@ -10,8 +10,8 @@ import datetime
 import logging
 from typing import Final
 
-from ktlsd.config.options import LogLevel
 from ktlsd.config.printable import printable
+from ktlsd.config.values import LogLevel
 from ktlsd.logs.log_files import LogFile
 
 NOTICE: Final = logging.WARNING + 5

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
-from ktlsd.config.options import Listen
+from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import RequestHead

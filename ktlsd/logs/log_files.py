@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ktlsd.config.options import LogPlace
+from ktlsd.config.values import LogPlace
 
 MODE: Final = 0o640
 """Of a file that is made; the umask takes from it."""

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ktlsd.config.options import LogPlace, Settings
+from ktlsd.config.options import Settings
 from ktlsd.config.refusal import SettingsError
+from ktlsd.config.values import LogPlace
 from ktlsd.logs import error_log
 from ktlsd.logs.log_files import LogFile
 from ktlsd.logs.reload_signals import REOPEN_SIGNAL, unblock_reopen_signal

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import BackendListen, Listen
 from ktlsd.config.refusal import Refusal, cause
+from ktlsd.config.values import BackendListen, Listen
 from ktlsd.connection.listener import Listener, SocketFile
 from ktlsd.process.activation import Passed
 from ktlsd.process.privileges import Identity, acting_as

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from ktlsd.config.options import ENCODED, Coding
+from ktlsd.config.values import ENCODED, Coding
 from ktlsd.http.accept_encoding import SUFFIXES
 
 DEFAULT_TYPE: Final = "application/octet-stream"

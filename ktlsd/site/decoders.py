@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import brotli
 import zstandard
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 # RFC 9659 section 3: a content coding needs no larger window, and browsers take no larger one.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, get_args
 from urllib.parse import quote
 
-from ktlsd.config.options import RedirectStatus
+from ktlsd.config.values import RedirectStatus
 from ktlsd.http.fields import Fields
 from ktlsd.http.header_rules import HeaderRule, is_field_value, refuse_remove, refuse_set
 from ktlsd.http.path_glob import Captures, compile_captures, compile_host_pattern, decoded, placeholders_of

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.http.validators import is_dated
 from ktlsd.site.lookup import Identity, OpenFile, identify
 

@@ -18,7 +18,7 @@ from typing import Final
 import h11
 import trio
 
-from ktlsd.config.options import Listen
+from ktlsd.config.values import Listen
 from ktlsd.connection.scheduler import of_this_loop
 from ktlsd.http.empty_lines import HALF, from_request_line
 from ktlsd.http.validators import http_date

@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ktlsd.config.options import Mode
+from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake
 
 # What OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM suites, ChaCha20

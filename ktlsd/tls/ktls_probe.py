@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from ktlsd.config.options import Mode
+from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake, Wait
 from ktlsd.ssl_ffi import Connection, Context, Library
 from ktlsd.tls.ktls import Support

@@ -5,8 +5,8 @@ Strategy: a handshake of each protocol on loopback (ktls_probe.py) tells it; --k
 
 from __future__ import annotations
 
-from ktlsd.config.options import Mode
 from ktlsd.config.refusal import Refusal, cause
+from ktlsd.config.values import Mode
 from ktlsd.openssl.errors import TLSError
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls import ktls_probe

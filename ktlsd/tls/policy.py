@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ktlsd.config.options import TlsPolicy
+from ktlsd.config.values import TlsPolicy
 from ktlsd.openssl.algorithms import CIPHER_LIST, TLS_1_2, TLS_1_3
 
 

@@ -18,25 +18,21 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ktlsd.config.options import (
-    MOST_WORKERS,
     ONE_OR_MORE,
     CacheOptions,
     CorsOptions,
     HeaderOptions,
     HstsOptions,
     LimitOptions,
-    Listen,
-    LogPlace,
-    Mode,
     NamedSiteOptions,
     RedirectOptions,
     Settings,
     SiteOptions,
     default_site,
-    parse_listen,
 )
 from ktlsd.config.refusal import SettingsError
 from ktlsd.config.schema import schema
+from ktlsd.config.values import MOST_WORKERS, Listen, LogPlace, Mode, parse_listen
 from ktlsd.settings import combine
 from tests.serving import run_to_end
 

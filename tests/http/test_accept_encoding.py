@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.http.accept_encoding import LONGEST, SUFFIXES, preferred
 from tests.http.test_validators import processor_seconds
 

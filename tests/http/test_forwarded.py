@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.config.networks import UNIX, Address, Networks, parse_address
-from ktlsd.config.options import ForwardedFields
+from ktlsd.config.values import ForwardedFields
 from ktlsd.http.forwarded import FIELDS, MOST_HOPS, Origin, origin
 
 TRUSTED = Networks(["10.0.0.0/8", "2001:db8::/32", UNIX])

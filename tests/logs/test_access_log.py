@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.config.options import AccessLogFormat
+from ktlsd.config.values import AccessLogFormat
 from ktlsd.logs.access_log import FORMATS, Asked, Channel, Outcome
 from ktlsd.tls.ktls import Offload, Path, Reason
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.config.options import LogPlace
+from ktlsd.config.values import LogPlace
 from ktlsd.logs.error_log import ErrorLogHandler, LineFormatter
 from ktlsd.logs.log_files import LogFile
 

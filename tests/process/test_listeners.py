@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.config.options import Listen
+from ktlsd.config.values import Listen
 from ktlsd.process.listeners import bind_all, close_all
 
 CONGESTION_NAME = 16  # TCP_CA_NAME_MAX of linux/tcp.h

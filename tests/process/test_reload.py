@@ -20,7 +20,8 @@ from unittest.mock import Mock
 import pytest
 import trio
 
-from ktlsd.config.options import Mode, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Mode
 from ktlsd.process.configuration import RESTART_ONLY
 from ktlsd.process.notify import Notifier
 from ktlsd.process.reload import Upkeep

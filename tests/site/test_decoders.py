@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.commands.encoders import encoder
-from ktlsd.config.options import Coding
+from ktlsd.config.values import Coding
 from ktlsd.site.decoders import DecodeError, is_packed, unpack
 
 CODINGS: tuple[Coding, ...] = get_args(Coding)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from ktlsd.config.options import Mode
+from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Direction, Offload, Path, Reason, Support, explain
 

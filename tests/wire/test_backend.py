@@ -21,7 +21,8 @@ import trio
 import trio.testing
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import BackendListen, LimitOptions, Listen, Mode, Network
+from ktlsd.config.options import LimitOptions
+from ktlsd.config.values import BackendListen, Listen, Mode, Network
 from ktlsd.connection.peers import peer_of
 from ktlsd.process.listeners import ListenError, bind_all, close_all
 from ktlsd.server import Server

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.config.options import Mode
+from ktlsd.config.values import Mode
 from ktlsd.process.configuration import Configuration
 from ktlsd.process.serve import _build
 from ktlsd.settings import load

@@ -20,7 +20,8 @@ import msgspec
 import pytest
 import trio
 
-from ktlsd.config.options import Listen, LogPlace, Mode, Network, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Listen, LogPlace, Mode, Network
 from ktlsd.connection.tls_transport import USER_SPACE_CHUNK
 from ktlsd.logs.access_log import FORMATS
 from ktlsd.logs.exchange_log import LONGEST_RECEIVED, AccessLog

@@ -18,7 +18,8 @@ import pytest
 from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
-from ktlsd.config.options import LimitOptions, Listen, Mode, Settings
+from ktlsd.config.options import LimitOptions, Settings
+from ktlsd.config.values import Listen, Mode
 from ktlsd.connection.transport import DEFAULTS
 from ktlsd.metrics.metrics import Board, slot
 from ktlsd.process.listeners import bind_all, bind_metrics

@@ -35,7 +35,8 @@ from hypothesis.stateful import (
 )
 
 from fuzz.targets import accept_encoding, byte_range, validators
-from ktlsd.config.options import Listen, Mode, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Listen, Mode
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.validators import Verdict, http_date
 from ktlsd.process.listeners import bind_all

@@ -22,7 +22,8 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.config.options import Listen, Mode, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Listen, Mode
 from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from ktlsd.config.options import Listen, Mode, Settings
+from ktlsd.config.options import Settings
+from ktlsd.config.values import Listen, Mode
 from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service

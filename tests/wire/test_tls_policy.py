@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.config.options import Mode, TlsPolicy
+from ktlsd.config.values import Mode, TlsPolicy
 from ktlsd.openssl.algorithms import CIPHERSUITES, TLS_1_2
 from ktlsd.openssl.results import Handshake
 from ktlsd.ssl_ffi import Library

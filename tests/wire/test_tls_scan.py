@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ktlsd.config.options import TlsPolicy
+from ktlsd.config.values import TlsPolicy
 from ktlsd.openssl.algorithms import CIPHERSUITES, TLS_1_2
 from ktlsd.tls.policy import POLICIES
 from tests.serving import serving
