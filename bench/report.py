@@ -1,4 +1,4 @@
-"""The outcome as data and as a Markdown table: medians, ratios with their spread, and what was to be reached.
+"""The outcome as data and as a Markdown table: medians, ratios with their spread, and targets.
 
 Strategy: ratios are taken within a round and then summed up, so that what slows the whole machine down for a while
 touches both sides of a ratio.

@@ -1,7 +1,8 @@
-"""Who is let in: clients that a limit turns away are told so where that can be, and closed.
+"""Admission control: connections beyond a limit get a response, if possible, and are closed.
 
-Strategy: limits.py decides. Before a TLS handshake nothing can be said. A few at a time are waited for, since a close
-with unread data would reset the connection before its client knows. The log has a line now and then, the metrics all.
+Strategy: limits.py decides. Before a TLS handshake no response is possible. The server waits for a few of the clients
+to close, since a close with unread data would reset the connection before the client has read the response. Log lines
+are throttled; the metrics count every refusal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ktlsd.service import Service
 log = logging.getLogger("ktlsd")
 
 MOST_TOLD: Final = 64
-"""How many that are turned away are waited for at the same time."""
+"""Maximum number of refused connections that are closed gracefully at the same time."""
 _TOO_FEW: Final = 100
 """Connections: a browser opens up to six to a site (HTTP/1.1), so some 16 visitors."""
 EXHAUSTED: Final = {
@@ -36,11 +37,11 @@ EXHAUSTED: Final = {
     errno.ENOBUFS: Limit.MEMORY,
     errno.ENOMEM: Limit.MEMORY,
 }
-"""What accept(2) lacks, by what it says."""
+"""The exhausted resource for each errno of accept(2)."""
 
 
 class Door:
-    """One process's way in."""
+    """The admission control of one process."""
 
     def __init__(self, service: Service, residency: Residency, row: Row) -> None:
         self._service = service
@@ -52,7 +53,7 @@ class Door:
         self.gate = Gate(limits, _most(limits))
 
     def use(self, service: Service) -> None:
-        """Take another service's limits from now on."""
+        """Apply the limits of another service from here on."""
         limits = service.settings.limits
         if limits.connections != self._service.settings.limits.connections:
             tell_lowered(limits)
@@ -60,9 +61,9 @@ class Door:
         self.gate.use(limits, _most(limits))
 
     def refuses(self, visit: Visit, peer: Peer, *, shakes: bool) -> Limit | None:
-        """The limit that forbids a connection, which begins with a TLS handshake where it `shakes`.
+        """The limit that forbids a connection; `shakes`: the connection begins with a TLS handshake.
 
-        Proxies that are trusted to name their clients are not limited for all of those.
+        A trusted proxy is exempt, since its connections belong to many clients.
         """
         if visit.refused is not None:
             return visit.refused
@@ -74,7 +75,7 @@ class Door:
         return visit.is_of(address, trio.current_time(), shakes=shakes)
 
     async def turn_away(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
-        """Count, log and end a connection, after a `response` that is empty where nothing can be said."""
+        """Count, log and close a connection after sending `response`, which is empty before a TLS handshake."""
         self.reached(limit, "%s refused", peer)
         if self._told >= MOST_TOLD:
             return
@@ -87,7 +88,7 @@ class Door:
             self._told -= 1
 
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:
-        """Count a limit that was reached, and log it if the last line about it is old enough."""
+        """Count a limit that was reached, and log it unless the log has had a line about it recently."""
         self._row[LIMITED[limit]] += 1
         kept_back = self._hush.due(limit, trio.current_time())
         if kept_back is not None:
@@ -101,9 +102,9 @@ class Door:
 
 
 def tell_lowered(limits: LimitOptions) -> None:
-    """Log a limit of connections that this process may not have enough open files for.
+    """Log that the connection limit was lowered for lack of open files.
 
-    An error if so few are left that a handful of clients takes all of them, else a warning.
+    An error if a handful of clients can exhaust the lowered limit, else a warning.
     """
     most, allowed = _most(limits), open_files.allowed()
     if most < limits.connections:

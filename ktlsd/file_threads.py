@@ -122,7 +122,7 @@ class FileThreads:
     def _tell(self) -> None:
         if (now := time.monotonic()) >= self._tell_again:
             self._tell_again = now + _TELL_SECONDS
-            log.error("%s: its file system does not answer within %g s", self._place, self.seconds)
+            log.error("%s: the file system did not answer within %g s", self._place, self.seconds)
 
     def discard(self, call: Callable[[], object]) -> None:
         """Have a thread make a call such as close(2), which FUSE may hold up, and wait for nothing."""

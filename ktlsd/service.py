@@ -120,7 +120,7 @@ class _Grounds:
             for folder in self.followed:
                 if folder.fault is not None:
                     advice = _folder_advice(folder.fault)
-                    log.error("%s: %s: requests get 503 until there is one", folder.path, advice)
+                    log.error("%s: %s: requests get 503 until it exists", folder.path, advice)
             self._opened = stack.pop_all()
 
     def shared(self) -> _Grounds:

@@ -1,7 +1,7 @@
-"""Who may come in, how fast a response must be taken, and what is said about those who are turned away: pure.
+"""Limits of connections and handshakes, the minimum send rate, and the throttle of log lines about limits: pure.
 
-Strategy: connections are counted by their client's network; the handshakes of a network have a token bucket, kept as
-one number (GCRA, ITU-T I.371), and the oldest buckets are forgotten. Times are the caller's, in seconds of any clock.
+Strategy: connections are counted by client network; the handshakes of a network have a token bucket, stored as one
+number (GCRA, ITU-T I.371), and the oldest buckets are evicted. Callers pass times, in seconds of any clock.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from ktlsd.config.networks import Address
 from ktlsd.config.options import LimitOptions
 
 BURST_SECONDS: Final = 10
-"""How many seconds' worth of handshakes a network may make at once, after it made none for so long."""
+"""Size of the token bucket, in seconds' worth of handshakes."""
 MOST_NETWORKS: Final = 16384
-"""Of how many networks handshakes are remembered."""
+"""Maximum number of token buckets."""
 QUIET_SECONDS: Final = 10.0
-"""Between two lines of the log about the same limit."""
+"""Minimum time between two log lines about the same limit."""
 
-# Descriptors for listeners, logs, folders, and those who are told that there is no room (admission.py). Of the rest, a
-# connection may need one more for a file.
+# Descriptors for listeners, logs, folders, and refused connections (admission.py). Of the rest, each connection may
+# need a second one for a file.
 _RESERVED_DESCRIPTORS: Final = 128
 _CROWDED_PART: Final = 16
 
 
 class Limit(enum.Enum):
-    """What can be reached; the value is the key in [limits], where there is one."""
+    """The limits; the value is the key in [limits], if there is one."""
 
     HANDSHAKE = "handshake_seconds"
     HEAD = "head_seconds"
@@ -44,61 +44,61 @@ class Limit(enum.Enum):
     CLIENT_CONNECTIONS = "client_connections"
     CLIENT_HANDSHAKES = "client_handshakes_per_second"
     CROWDED = "crowded"
-    """An idle connection was ended to make room."""
+    """An idle connection was closed to make room."""
     DESCRIPTORS = "open_files"
     """No descriptor for one more connection (EMFILE, ENFILE)."""
     MEMORY = "memory"
 
 
 def most_connections(wanted: int, descriptors: int) -> int:
-    """How many connections a process with so many descriptors may have, `wanted` at most."""
+    """The connection limit of a process with so many descriptors; at most `wanted`."""
     return max(1, min(wanted, (descriptors - _RESERVED_DESCRIPTORS) // 2))
 
 
 def descriptors_for(connections: int) -> int:
-    """How many descriptors a process needs for so many connections."""
+    """The number of descriptors that a process needs for so many connections."""
     return 2 * connections + _RESERVED_DESCRIPTORS
 
 
 def network_of(address: Address, limits: LimitOptions) -> int:
-    """The client network that an address belongs to, as a number that no other network has."""
+    """The client network of an address, as a unique number."""
     if isinstance(address, IPv6Address):
         return ~(int(address) >> (address.max_prefixlen - limits.client_ipv6_prefix))
     return int(address) >> (address.max_prefixlen - limits.client_ipv4_prefix)
 
 
 class Gate:
-    """One process's open connections, in all and by client network."""
+    """Counts the open connections of one process, in total and by client network."""
 
     def __init__(self, limits: LimitOptions, most: int) -> None:
-        """`most` is how many connections there may be in all."""
+        """`most` is the maximum of connections in total."""
         self.open = 0
         self._by_network: dict[int, int] = {}
-        # When the bucket of a network is full again; the network that shook hands last is the last.
+        # The time at which the bucket of a network is full again, ordered by the network's last handshake.
         self._full_at: dict[int, float] = {}
         self.use(limits, most)
 
     def use(self, limits: LimitOptions, most: int) -> None:
-        """Take other limits from now on; who is there may stay."""
+        """Apply other limits from here on; open connections stay."""
         self.limits = limits
         self.most = most
 
     @property
     def crowded(self) -> bool:
-        """Whether there is little room left."""
+        """True if few connections are left."""
         return self.open > self.most - self.most // _CROWDED_PART
 
     @property
     def remembered(self) -> int:
-        """Networks of which anything is known."""
+        """The number of stored entries."""
         return len(self._by_network) + len(self._full_at)
 
     def visit(self) -> Visit:
-        """One more connection, for as long as this lasts; one that is refused does not count."""
+        """Count one more connection for the lifetime of the result; a refused one does not count."""
         return Visit(self)
 
     def enter(self, network: int, now: float, *, shakes: bool) -> Limit | None:
-        """Count one more connection of a network, which `shakes` hands or not; the limit that forbids it."""
+        """Count one more connection of a network; the limit that forbids it. `shakes`: it makes a TLS handshake."""
         limits = self.limits
         here = self._by_network.get(network, 0)
         if limits.client_connections and here >= limits.client_connections:
@@ -115,7 +115,7 @@ class Gate:
             return False
         self._full_at.pop(network, None)
         self._full_at[network] = full_at
-        # Two for each that is added: those that have become full again go sooner than they come.
+        # Two for each that is added: full buckets are removed faster than new ones are added.
         for _ in range(2):
             oldest = next(iter(self._full_at))
             if self._full_at[oldest] > now and len(self._full_at) <= MOST_NETWORKS:
@@ -132,14 +132,14 @@ class Gate:
 
 
 class Visit:
-    """One connection's passage through a Gate."""
+    """One connection, counted until it closes."""
 
     __slots__ = ("_gate", "network", "refused")
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.refused = Limit.CONNECTIONS if gate.open >= gate.most else None
-        """The limit that forbids it in all."""
+        """The limit on connections in total, if it forbids this one."""
         self.network: int | None = None
 
     def __enter__(self) -> Visit:
@@ -154,7 +154,7 @@ class Visit:
                 self._gate.leave(self.network)
 
     def is_of(self, address: Address, now: float, *, shakes: bool) -> Limit | None:
-        """Count it for its client's network; the limit that forbids it. Call it once."""
+        """Count the connection for its client network; the limit that forbids it. Call once."""
         network = network_of(address, self._gate.limits)
         refused = self._gate.enter(network, now, shakes=shakes)
         if refused is None:
@@ -163,46 +163,46 @@ class Visit:
 
 
 class Pace:
-    """Whether a client takes what it is sent fast enough: so much in each stretch of the time that it is waited for."""
+    """Enforces the minimum send rate, averaged over windows of the time that the server waits for the client."""
 
     __slots__ = ("_before", "_least", "_seconds", "left")
 
     def __init__(self, limits: LimitOptions) -> None:
         self.left = self._seconds = limits.send_seconds
-        """Seconds that the client may be waited for until it is looked at again."""
+        """Seconds of waiting until the end of the window."""
         self._least = max(1, limits.send_bytes_per_second * limits.send_seconds)
         self._before: int | None = None
 
     @property
     def begins(self) -> bool:
-        """Whether begin() is due."""
+        """True if begin() is due."""
         return self._before is None
 
     def begin(self, taken: int) -> None:
-        """Begin a stretch; `taken` is how many bytes the client has taken so far."""
+        """Begin a window; `taken` is the number of bytes that the client has acknowledged so far."""
         self._before = taken
         self.left = self._seconds
 
     def waited(self, seconds: float) -> bool:
-        """Count time that the client was waited for; whether it is to be looked at now."""
+        """Add time spent waiting for the client; true at the end of the window."""
         self.left -= seconds
         return self.left <= 0
 
     def keeps_up(self, taken: int) -> bool:
-        """Whether the client took enough in the stretch that ends here; if so, begin another."""
+        """True if the client took enough in the window that ends here; begins another."""
         before = taken if self._before is None else self._before
         self.begin(taken)
         return taken - before >= self._least
 
 
 class Hush:
-    """Lets one line of the log through for each limit, and then none for QUIET_SECONDS."""
+    """Throttles log lines: at most one for each limit in QUIET_SECONDS."""
 
     def __init__(self) -> None:
         self._last: dict[Limit, tuple[float, int]] = {}
 
     def due(self, limit: Limit, now: float) -> int | None:
-        """How many lines were kept back since the last; None where this one is, too."""
+        """The number of lines suppressed since the last one; None if this one is suppressed too."""
         at, kept_back = self._last.get(limit, (-math.inf, 0))
         if now - at < QUIET_SECONDS:
             self._last[limit] = (at, kept_back + 1)

@@ -1,8 +1,8 @@
-"""Connections that have no task of trio's until they need one: handshakes, and all that is answered from memory.
+"""Inline tasks: connections without a trio task until they need one, for handshakes and cached responses.
 
-Strategy: a light connection is a coroutine that whoever watches its socket (poller.py) begins and goes on with, for as
-long as it awaits nothing but what is here; a task, with a wait and a cancel scope of trio's for each step, would cost
-as much as the handshake. become_task() gives it to trio, and from then on the same functions are trio's own.
+Strategy: an inline task is a coroutine that the poller of its socket (poller.py) starts and resumes, as long as it
+awaits only the functions of this module; a trio task, with a wait and a cancel scope for each step, would cost as much
+as the handshake. become_task() turns it into a trio task; from then on the same functions call trio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TO_TRIO: Final = object()
 
 
 class _Now(threading.local):
-    """Which light connection of this thread's event loop runs at this moment; none while a task does."""
+    """The running inline task of this thread's event loop; None while a trio task runs."""
 
     light: _Light | None = None
 
@@ -40,15 +40,15 @@ _now: Final = _Now()
 
 
 class Lights:
-    """One process's light connections."""
+    """The inline tasks of one process."""
 
     def __init__(self, watch: Watch, nursery: trio.Nursery) -> None:
-        """Those that need a task become one of the nursery's."""
+        """Inline tasks that need a trio task become tasks of the nursery."""
         self.watch = watch
         self.nursery = nursery
         self._all: dict[_Light, None] = {}
         self._terms: list[tuple[float, int, _Term]] = []
-        """A heap of all that may still be running, the next deadline first."""
+        """A heap of all that may still run, the next deadline first."""
         self._count = itertools.count()
         self._most_terms = _FEW_TERMS
         self._next_look = math.inf
@@ -59,13 +59,13 @@ class Lights:
         return len(self._all)
 
     def start(self, sock: socket.socket, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Begin a connection, which closes its socket when it ends."""
+        """Start an inline task, which closes its socket at its end."""
         light = _Light(self, sock.fileno(), coroutine)
         self._all[light] = None
         light.go_on(coroutine.send, None)
 
     async def until_none(self) -> None:
-        """Wait until none is left; when that is cancelled, they are ended on the spot."""
+        """Wait until all have ended; cancelling this wait closes the remaining ones."""
         try:
             while self._all:
                 self._ended = trio.Event()
@@ -75,7 +75,7 @@ class Lights:
                 light.close()
 
     async def watch_terms(self) -> None:
-        """End what takes too long, for ever."""
+        """Enforce the deadlines, until cancelled."""
         while True:
             now = trio.current_time()
             terms = self._terms
@@ -89,10 +89,10 @@ class Lights:
                 await self._sooner.wait()
 
     def begin_term(self, term: _Term, deadline: float) -> None:
-        """Have a connection fail at a time."""
+        """Set a deadline at which the inline task fails."""
         terms = self._terms
         if len(terms) >= self._most_terms:
-            # Most ends come long before their deadlines.
+            # Most end long before their deadlines.
             terms[:] = [entry for entry in terms if not entry[2].over]
             heapq.heapify(terms)
             self._most_terms = max(_FEW_TERMS, 2 * len(terms))
@@ -102,7 +102,7 @@ class Lights:
             self._sooner.set()
 
     def leave(self, light: _Light) -> None:
-        """It has ended, or become a task."""
+        """Remove an inline task that has ended or become a trio task."""
         del self._all[light]
         if not self._all:
             self._ended.set()
@@ -122,7 +122,7 @@ class _Light:
         self.go_on(self.send, None)
 
     def go_on(self, step: Callable[[Any], object], argument: object) -> None:
-        """Run it until it awaits something."""
+        """Run the coroutine to its next await."""
         _now.light = self
         try:
             awaited = step(argument)
@@ -138,7 +138,7 @@ class _Light:
                 lights.leave(self)
                 lights.nursery.start_soon(_as_task, self._coroutine)
             elif awaited is not _PARKED:
-                self.go_on(self.throw, RuntimeError("a light connection awaited what only tasks can"))
+                self.go_on(self.throw, RuntimeError("an inline task awaited a function of trio before become_task()"))
         finally:
             _now.light = None
 
@@ -153,7 +153,7 @@ class _Light:
         self.lights.leave(self)
 
     def look_for(self, events: int) -> None:
-        """Go on when its socket shows any of these."""
+        """Resume when the socket has any of these events."""
         self.lights.watch.set(self._number, self, events)
 
 
@@ -189,13 +189,13 @@ async def _as_task(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def become_task() -> None:
-    """From here on, everything of trio's may be awaited. Not within within()."""
+    """Turn the inline task into a trio task; afterwards all of trio may be awaited. Not inside within()."""
     if _now.light is not None:
         await _yield(_TO_TRIO)
 
 
 async def ready(sock: socket.socket, wait: Wait) -> None:
-    """Wait for this connection's own socket."""
+    """Wait for the connection's socket."""
     light = _now.light
     if light is not None:
         light.look_for(select.EPOLLIN if wait is Wait.READABLE else select.EPOLLOUT)
@@ -207,23 +207,23 @@ async def ready(sock: socket.socket, wait: Wait) -> None:
 
 
 def within(seconds: float, since: float) -> AbstractContextManager[object]:
-    """Raise trio.TooSlowError where ready() takes longer; times are trio's."""
+    """Raise trio.TooSlowError if ready() takes longer; times are of trio's clock."""
     light = _now.light
     return trio.fail_at(since + seconds) if light is None else _Term(light, since + seconds)
 
 
 class Sleeper:
-    """A wait that somebody else ends."""
+    """A wait that another task ends."""
 
     __slots__ = ("_of", "light")
 
     def __init__(self) -> None:
         self._of = _now.light or trio.lowlevel.current_task()
         self.light = _now.light is not None
-        """Whether the socket stays watched, for whoever waits for it next."""
+        """True for an inline task: its socket stays registered with the poller."""
 
     async def sleep(self, abort: Callable[[], None]) -> Any:
-        """Until wake(); `abort` is called when a task is cancelled meanwhile."""
+        """Sleep until wake(); `abort` is called if a trio task is cancelled meanwhile."""
         if self.light:
             return await _yield(_PARKED)
 
@@ -234,7 +234,7 @@ class Sleeper:
         return await trio.lowlevel.wait_task_rescheduled(stop)
 
     def wake(self, result: outcome.Value[Any] | outcome.Error) -> None:
-        """Have sleep() return that, or raise it. A light connection runs at once."""
+        """Make sleep() return or raise `result`. An inline task runs at once."""
         sleeping = self._of
         if not isinstance(sleeping, _Light):
             trio.lowlevel.reschedule(sleeping, result)

@@ -1,8 +1,8 @@
-"""Connections that wait for a request, or for the first byte: the only ones that may be ended at any moment.
+"""Idle keep-alive connections, and connections without a first byte: the only ones that may be closed at any moment.
 
-Strategy: what watches the sockets of all of them (poller.py) has each answer at once what it can answer without
-waiting; a connection itself is woken only for the rest, since waking a task costs more than such an answer. To end a
-wait, its socket is told that nothing more will come (shutdown(2), SHUT_RD). The oldest come first.
+Strategy: the poller of their sockets (poller.py) lets each send at once the responses that need no waiting; a task is
+woken only for the rest, since waking it costs more than such a response. A wait is ended with shutdown(2), SHUT_RD, on
+its socket. The oldest are closed first.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, Row
 
 FIRST_REQUEST_SECONDS: Final = 2.0
-"""How long a connection that had no request yet may wait for one while the server drains."""
+"""Time-out of the first request on a connection while the server drains."""
 
 
 class Left(NamedTuple):
-    """What is left for a connection's own coroutine to do."""
+    """Work left for the coroutine of a connection."""
 
     received: bytes | None
-    """What the client sent, b"" after its end; None where that has to be read first."""
+    """Received bytes, b"" at the end of the stream; None if they must be read first."""
     unsent: Rest | None = None
-    """The rest of a response that has begun, to be sent before."""
+    """The rest of a response that has begun, to be sent first."""
     descriptor: int = -1
-    """Of the file that the rest has a part of, to be closed then; negative for none."""
+    """The file of that rest, to be closed afterwards; negative for none."""
     ends: bool = False
-    """Whether that response, or one that is all sent, is the last, whatever else the client sends."""
+    """True if that response, or the one just sent, is the last on the connection."""
 
 
 class Answering(Protocol):
-    """A connection that waits for a request."""
+    """A connection that waits for its next request."""
 
     @property
     def transport(self) -> PacedTransport: ...
 
     def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
-        """Answer what has come, step by step without waiting, as far as possible; None once nothing is left of it.
+        """Answer received requests from the cache, step by step without waiting; None if nothing is left to do.
 
         Raises TLSError.
         """
@@ -73,7 +73,7 @@ class _Waiting(Sleeper):
 
 
 class _Silent:
-    """A connection that nothing has come over yet, for as long as this lasts."""
+    """A connection without a first byte, until the context ends."""
 
     __slots__ = ("_all", "_socket", "since", "stopped")
 
@@ -96,29 +96,30 @@ class _Silent:
 
 
 class Idle:
-    """One process's idle connections. Whoever makes one closes it."""
+    """The idle connections of one process. The creator closes it."""
 
     def __init__(self, seconds: float, row: Row = UNCOUNTED) -> None:
-        """`row` counts the waits that took too long."""
+        """`row` counts the waits that timed out."""
         self.seconds = seconds
-        """How long a connection may wait, and a quarter more at most."""
+        """Time-out of an idle connection, enforced within 25 %."""
         self._row = row
         self.sockets = Watch()
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
         self._silent: dict[_Silent, None] = {}
         self._body_waits: dict[trio.CancelScope, None] = {}
         self.draining = False
-        """Whether every request is the last on its connection."""
+        """True if every response is the last on its connection."""
         self._drains = trio.Event()
 
     def close(self) -> None:
         self.sockets.close()
 
     async def wait(self, connection: Answering) -> Left:
-        """What is left to do when the client has sent something, is done, sent nothing for too long, or the server
-        drains: one that had no request yet is still waited for then, for a while, as its client cannot know.
+        """Wait for a request, the end of the stream, the time-out, or the drain of the server, and return the work
+        left.
 
-        Raises TLSError.
+        While the server drains, a connection without a request so far still gets a short time for its first one, since
+        its client cannot know of the drain. Raises TLSError.
         """
         transport = connection.transport
         if self.draining and transport.sent:
@@ -138,7 +139,7 @@ class Idle:
 
     @contextlib.contextmanager
     def body_wait(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """A task waits for the rest of a request that is answered: for so long, and not while the server drains."""
+        """The time-out for the body of an answered request; ends at once if the server drains."""
         with trio.move_on_after(seconds) as scope, of_this_loop().busy(-1):
             self._body_waits[scope] = None
             if self.draining:
@@ -149,11 +150,11 @@ class Idle:
                 del self._body_waits[scope]
 
     def silent(self, sock: socket.socket) -> AbstractContextManager[None]:
-        """A connection waits for the first byte of its client, for as long as this lasts."""
+        """Register a connection that waits for its first byte, until the context ends."""
         return _Silent(self._silent, sock)
 
     def drain(self) -> None:
-        """End all waits but for a first request, and let none but such begin."""
+        """End all waits except for a first request, and allow only such waits from here on."""
         self.draining = True
         self._drains.set()
         for scope in self._body_waits:
@@ -166,7 +167,7 @@ class Idle:
                 waiting.since = now
 
     def end_oldest(self) -> bool:
-        """End the longest wait to make room; whether there was one."""
+        """Close the connection with the longest wait to make room; false if there is none."""
         waits = (waiting for waiting in self._waiting.values() if not waiting.connection.transport.stopped)
         silents = (silent for silent in self._silent if not silent.stopped)
         oldest = [(waiting.since, waiting.connection.transport.stop_reading) for waiting in islice(waits, 1)]
@@ -176,13 +177,13 @@ class Idle:
         return bool(oldest)
 
     async def watch(self) -> None:
-        """Answer those that send something, and end the waits that take too long, for ever."""
+        """Answer requests and enforce the time-out, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sockets.run)
             nursery.start_soon(self._watch_clock)
 
     def look_after(self, waiting: _Waiting, turn: Turn) -> Steps:
-        """Have it answer what came."""
+        """Let the connection answer received requests."""
         transport = waiting.connection.transport
         sent = transport.sent
         try:
@@ -195,7 +196,7 @@ class Idle:
             self._forget(waiting)
             waiting.wake(outcome.Value(left))
         elif transport.sent != sent:
-            # It was answered, and waits anew.
+            # A response was sent; a new wait begins.
             waiting.since = time.monotonic()
             self._waiting.move_to_end(waiting.number)
         elif transport.wakes_early:
@@ -216,7 +217,7 @@ class Idle:
             self._end_older_than(FIRST_REQUEST_SECONDS)
 
     def _end_older_than(self, seconds: float) -> int:
-        """How many there were."""
+        """Returns the number of closed connections."""
         ended = 0
         oldest = time.monotonic() - seconds
         for waiting in self._waiting.values():

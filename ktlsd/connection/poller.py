@@ -1,9 +1,9 @@
-"""One epoll for the sockets of all connections that wait without trio.
+"""One epoll for the sockets of all connections that wait without a trio task.
 
-Strategy: trio waits for the epoll itself, and every socket that shows something is looked after at once, many in a row:
-for each of them a wait of trio's own would cost more than most of what is done. They go on step by step, together: code
-that has just run is fast, and clients that get their answers in a row do not fall asleep between them. Who sends much
-looks between two pieces (scheduler.py), which comes sooner than a pass of the event loop.
+Strategy: trio waits for the epoll itself, and all ready sockets are handled in one batch: a trio wait for each would
+cost more than most of the work. A batch runs step by step, all sockets together: code that has just run is in the
+caches, and clients that get their responses in a row do not fall asleep in between. A large send polls between two
+pieces (scheduler.py), which is sooner than the next iteration of the event loop.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from ktlsd.connection.scheduler import of_this_loop
 log = logging.getLogger("ktlsd")
 
 PART_SECONDS: Final = 0.02
-"""How long the rest of a TLS record is waited for where the socket does not tell that it came."""
+"""Pause before a socket with a partial TLS record is polled again, if the kernel reports it as readable."""
 _PAUSE_SECONDS: Final = 0.1
 _EACH_PART_SECONDS: Final = 0.0005
 _AT_ONCE: Final = 32
-"""Sockets that are looked at before other tasks get their turn."""
+"""Maximum sockets in a batch; other tasks run between two batches."""
 _LAST: Final = object()
 
 Turn = dict[Any, Any]
-"""What one answer was made of, for others of the same turn: all of them were asked for before the first one is made."""
+"""Intermediate results that sockets of one batch share: all their requests arrived before the first response is
+made."""
 Steps = Iterator[None]
-"""What is done for one socket, up to where others of the same turn may do as much."""
+"""The work for one socket; each step runs for all sockets of a batch before the next one."""
 
 
 class Watched(Protocol):
-    """Whoever waits for a socket."""
+    """The handler of a socket."""
 
     patient: bool
-    """Whether others of the same turn come first, since this one may take long."""
+    """True if other sockets of the batch come first, since this handler may be slow."""
 
     def ready(self, turn: Turn) -> Steps | None:
-        """The socket shows something: what is to be done, or None where that is done. It is watched until remove().
+        """Handle a ready socket: the steps to run, or None if there are none. The socket is polled until remove().
 
-        Steps that are never begun have done nothing, and those that are begun are gone through.
+        Steps that were not started have no effect; started ones run to their end.
         """
 
 
 class Watch:
-    """One process's watched sockets. Whoever makes one closes it."""
+    """The polled sockets of one process. The creator closes it."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[Watched, int]] = {}
-        """Who waits, and what the epoll looks for."""
+        """The handler and the events of each socket."""
         self._paused: list[int] = []
         self._pause_begins = trio.Event()
 
@@ -62,7 +63,7 @@ class Watch:
         self._epoll.close()
 
     def set(self, number: int, watched: Watched, events: int = select.EPOLLIN) -> None:
-        """Watch a socket, in the place of whoever did before. Raises OSError."""
+        """Poll a socket; the handler replaces an earlier one. Raises OSError."""
         before = self._watched.get(number)
         if before is None:
             self._epoll.register(number, events)
@@ -71,23 +72,23 @@ class Watch:
         self._watched[number] = watched, events
 
     def remove(self, number: int) -> None:
-        """Watch a socket no longer."""
+        """Stop polling a socket."""
         self.forget(number)
         self._unregister(number)
 
     def forget(self, number: int) -> None:
-        """A watched socket was closed."""
+        """Forget a closed socket."""
         self._watched.pop(number, None)
 
     def pause(self, number: int) -> None:
-        """Look away from a socket for a while: it may show a part of a TLS record until the rest is there
+        """Stop polling a socket for a while: the kernel may report a partial TLS record as readable
         (PacedTransport.wakes_early)."""
         self.set(number, self._watched[number][0], 0)
         self._paused.append(number)
         self._pause_begins.set()
 
     async def run(self) -> None:
-        """Look after the sockets, for ever."""
+        """Handle ready sockets until cancelled."""
         with of_this_loop().looking(self._look):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_sockets)
@@ -104,18 +105,18 @@ class Watch:
                         await trio.lowlevel.checkpoint()
                         left = _AT_ONCE
             except (OSError, MemoryError) as error:
-                # There was no memory for the wait (epoll_ctl(2)): no reason to accept and answer nobody ever after.
-                log.error("connections have to wait: %s", cause(error))
+                # No memory for the wait (epoll_ctl(2)): the server must not stop for ever.
+                log.error("cannot poll connections, retrying: %s", cause(error))
                 await trio.sleep(_PAUSE_SECONDS)
 
     def _look(self) -> None:
         try:
             self._look_after(_AT_ONCE)
         except (OSError, MemoryError) as error:
-            log.error("connections have to wait: %s", cause(error))
+            log.error("cannot poll connections, retrying: %s", cause(error))
 
     def _look_after(self, most: int) -> int:
-        """How many sockets showed something, of up to that many. Raises OSError, MemoryError."""
+        """Handle one batch of up to `most` ready sockets; returns their number. Raises OSError, MemoryError."""
         ready = self._epoll.poll(0, most)
         if not ready:
             return 0
@@ -146,7 +147,7 @@ class Watch:
             await self._pause_begins.wait()
             self._pause_begins = trio.Event()
             paused, self._paused = self._paused, []
-            # The more there are the longer, so that a great many are not much work.
+            # The pause grows with their number, to bound the work for a great many.
             await trio.sleep(PART_SECONDS + len(paused) * _EACH_PART_SECONDS)
             for number in paused:
                 found = self._watched.get(number)
@@ -155,13 +156,13 @@ class Watch:
                         self.set(number, found[0])
 
     def _unregister(self, number: int) -> None:
-        # What fails is tried again when the socket shows something, and close(2) does it too (epoll(7)).
+        # A failure is repaired when the socket is ready again, and close(2) unregisters too (epoll(7)).
         with contextlib.suppress(OSError):
             self._epoll.unregister(number)
 
 
 def _go_on(everyone: list[Steps]) -> None:
-    """Have each of them take its next step, again and again until none is left. Raises what one of them raises."""
+    """Run the next step of each until all have ended. Raises the exception of any of them."""
     while everyone:
         left: list[Steps] = []
         rest = iter(everyone)
@@ -170,7 +171,7 @@ def _go_on(everyone: list[Steps]) -> None:
                 if next(steps, _LAST) is None:
                     left.append(steps)
         except BaseException:
-            # The others may have received requests that nothing would show again.
+            # The others may have received requests for which the socket will not become ready again.
             _go_on([*rest, *left])
             raise
         everyone = left

@@ -1,9 +1,10 @@
-"""Turns of those who send much, so that a small request waits for few of them.
+"""Fair scheduling of large sends, so that small requests are not delayed.
 
-Strategy: in one pass of the event loop all big sends together take about PASS_SECONDS; who comes later stands in line,
-and each pass lets the first one in. Between two pieces a sender looks after those who ask (poller.py). What the kernel
-is given at once is as much as takes that time, by what it took before, unless nobody asks for anything. Then the only
-one with something to do may send from a thread, where the kernel itself waits for the client.
+Strategy: in one iteration of the event loop all large sends together take about PASS_SECONDS; later ones queue, and
+each iteration admits the first of the queue. Between two pieces a sender lets the poller answer new requests
+(poller.py). The size of a piece is the amount that the kernel takes in that time, estimated from earlier pieces, unless
+there are no new requests. If one connection is the only active one, it sends from a thread, where the kernel waits for
+the client.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Final
 import trio
 
 PASS_SECONDS: Final = 0.0005
-"""How long big sends may hold up everyone else."""
+"""Time that large sends may block the event loop in one iteration."""
 ALONE_SECONDS: Final = 0.2
-"""How long after the last request those who send are alone."""
+"""Time without a new request after which large sends need no fairness."""
 QUIET_SECONDS: Final = 0.02
-"""The same for the only one, which leaves the event loop to others."""
+"""The same for a send from a thread, which does not block the event loop."""
 ALONE_BYTES: Final = 4 << 20
-"""Bytes of a file that who sends alone may give the kernel at once; a multiple of the TLS record size."""
+"""Maximum bytes of a file for one call without fairness; a multiple of the TLS record size."""
 _MOST_WAITING: Final = 9
-"""How many times as long as for the kernel's work a client may be waited for in a thread."""
+"""Maximum ratio of the time waiting for the client to the kernel's own work in a thread."""
 _LEAST: Final = 131072
-"""Bytes that are always worth a turn."""
+"""Minimum bytes of one piece."""
 _TELLING: Final = 65536
-"""Bytes that take longer than the call itself."""
+"""Minimum bytes of a piece for the estimate: smaller ones measure the cost of the call itself."""
 
 
 def _look_at_nobody() -> None:
@@ -37,43 +38,43 @@ def _look_at_nobody() -> None:
 
 
 class Turns:
-    """The line of one event loop."""
+    """The queue of large sends of one event loop."""
 
     def __init__(self) -> None:
         self._line: deque[trio.lowlevel.Task] = deque()
         self._until = 0.0
-        """When the time of this pass is over."""
+        """The end of this iteration's time slice."""
         self._asked = -ALONE_SECONDS
-        """When somebody asked for something."""
+        """The time of the last request."""
         self._rate = 0.0
-        """Bytes a second that the kernel takes of files."""
+        """Estimate of the bytes of files a second that the kernel takes."""
         self._tasks = 0
-        """Connections that are tasks of trio's and have something to do; all others are looked after by `_look`."""
+        """Number of active connections with a trio task; `_look` serves all others."""
         self._look: Callable[[], None] = _look_at_nobody
         self._thread = trio.CapacityLimiter(1)
 
     def asked(self) -> None:
-        """Somebody who is not in the line asks for something."""
+        """Note a new request from a connection outside the queue."""
         self._asked = time.perf_counter()
 
     def share(self, most: int) -> int:
-        """How many bytes of a file the kernel may be given at once, up to `most`."""
+        """The size of the next piece of a file, up to `most` bytes."""
         if time.perf_counter() - self._asked > ALONE_SECONDS:
             return most
         return min(max(_LEAST, int(self._rate * PASS_SECONDS)), most)
 
     def took(self, count: int, seconds: float) -> None:
-        """The kernel took that many bytes of a file in that time."""
+        """Update the estimate: the kernel took `count` bytes of a file in `seconds`."""
         if count >= _TELLING:
             self._rate += (count / seconds - self._rate) / 4
 
     def keeps_up(self, count: int, seconds: float) -> bool:
-        """Whether who took that many bytes of a file in that time takes not much less than the kernel could give."""
+        """True if a client that took `count` bytes in `seconds` is not much slower than the kernel."""
         return (1 + _MOST_WAITING) * count > self._rate * seconds > 0
 
     @contextlib.contextmanager
     def looking(self, look: Callable[[], None]) -> Iterator[None]:
-        """For as long as this lasts, `look` is called between two pieces, to look after who asks without waiting."""
+        """Call `look` between two pieces, to answer new requests, until the context ends."""
         self._look = look
         try:
             yield
@@ -83,7 +84,7 @@ class Turns:
 
     @contextlib.contextmanager
     def busy(self, tasks: int = 1) -> Iterator[None]:
-        """For as long as this lasts, that many more connections that are tasks have something to do."""
+        """Count that many more active connections with a task until the context ends."""
         self._tasks += tasks
         try:
             yield
@@ -91,18 +92,18 @@ class Turns:
             self._tasks -= tasks
 
     def alone(self) -> bool:
-        """Whether who sends is the only one that has had anything to do for a while. Any thread may ask."""
+        """True if the sender has been the only active connection for QUIET_SECONDS. Callable from any thread."""
         return self._tasks == 1 and time.perf_counter() - self._asked > QUIET_SECONDS
 
     async def in_thread(self, send: Callable[[], bool]) -> bool:
-        """What `send` returns in a thread; False without that where the system has no more threads."""
+        """Run `send` in a thread and return its result; False if the system has no more threads."""
         try:
             return await trio.to_thread.run_sync(send, limiter=self._thread)
         except RuntimeError:
             return False
 
     async def next(self) -> None:
-        """Return when some more may be sent: at once, or in a later pass. Raises trio.Cancelled."""
+        """Wait until the next piece may be sent: now, or in a later iteration. Raises trio.Cancelled."""
         if time.perf_counter() >= self._until:
             await self._next_pass()
         self._look()
@@ -121,7 +122,7 @@ class Turns:
         self._until = time.perf_counter() + PASS_SECONDS
 
     async def _wait(self) -> None:
-        """Stand in line behind others, until the one before leaves it."""
+        """Queue until the sender in front leaves the queue."""
         task = trio.lowlevel.current_task()
         self._line.append(task)
 
@@ -132,7 +133,7 @@ class Turns:
         await trio.lowlevel.wait_task_rescheduled(give_up)
 
     def _leave(self) -> None:
-        """Leave the head of the line; who is behind runs in the next pass."""
+        """Leave the head of the queue; the next sender runs in the next iteration."""
         self._line.popleft()
         if self._line:
             trio.lowlevel.reschedule(self._line[0])
@@ -142,7 +143,7 @@ _turns: trio.lowlevel.RunVar[Turns] = trio.lowlevel.RunVar("ktlsd.connection.sch
 
 
 def of_this_loop() -> Turns:
-    """The one line of the event loop that runs."""
+    """The scheduler of the running event loop."""
     try:
         return _turns.get()
     except LookupError:

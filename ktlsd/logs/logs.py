@@ -58,9 +58,9 @@ class Logs:
             try:
                 file.reopen()
             except OSError as error:
-                log.error("log %s: not opened again (%s), the old file is still written", file.place, error.strerror)
+                log.error("log %s: cannot be reopened (%s), the old file is still in use", file.place, error.strerror)
             else:
-                log.log(error_log.NOTICE, "log %s: opened again", file.place)
+                log.log(error_log.NOTICE, "log %s: reopened", file.place)
 
     @contextlib.asynccontextmanager
     async def access_log(self) -> AsyncIterator[AccessLog | None]:

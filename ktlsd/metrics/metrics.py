@@ -1,7 +1,7 @@
-"""What is counted, and where: a row of numbers in shared memory for each worker, one for each series of a metric.
+"""The metrics and their storage: a row of numbers in shared memory for each worker, one number for each series.
 
-Strategy: the memory is made before workers are forked, and each writes to its own row alone, so that a count is one
-8-byte store without a lock. Whoever is asked adds up all rows; the next worker in a row goes on where the last ended.
+Strategy: the memory is allocated before workers are forked, and each worker writes only to its own row, so that a count
+is one 8-byte store without a lock. A scrape adds up all rows; a replacement worker continues the row of the old one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ktlsd.tls.ktls import Direction, Offload, Path, Reason
 from ktlsd.tls.policy import EVERY_CIPHER
 
 OTHER: Final = "other"
-"""The value of a label for whatever is not among those that are expected."""
+"""The value of a label for unexpected values."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histogram of handshakes, in seconds."""
 
@@ -34,17 +34,17 @@ _BYTES_IN_A_SLOT: Final = 8
 
 
 class Kind(enum.Enum):
-    """How a metric's numbers are read."""
+    """The type of a metric."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
-    """Begins anew with each worker."""
+    """Reset with each worker."""
     HISTOGRAM = "histogram"
-    """A number for each bucket, of what fell into it and into none before, and the sum in nanoseconds after them."""
+    """A number for each bucket (not cumulative), followed by the sum in nanoseconds."""
 
 
 class Failure(enum.Enum):
-    """Why a connection was not served."""
+    """The reasons why a connection was not served."""
 
     TIMEOUT = "timeout"
     PLAIN_HTTP = "plain_http"
@@ -65,7 +65,7 @@ class Metric(NamedTuple):
     labels: tuple[str, ...] = ()
     series: tuple[tuple[str, ...], ...] = ((),)
     sparse: bool = False
-    """Whether series that are 0 are left out: for those of which most never occur."""
+    """Leave out series that are 0, if most never occur."""
 
     @property
     def size(self) -> int:
@@ -97,7 +97,8 @@ METRICS: Final = (
     Metric(
         "ktlsd_tls_connections_total",
         Kind.COUNTER,
-        "TLS handshakes completed, by what they settled and by who encrypts (tx) and decrypts (rx).",
+        "TLS handshakes completed, by negotiated protocol and cipher, and by encryption path (tx) and decryption path"
+        " (rx).",
         ("protocol", "cipher", "tx", "rx"),
         tuple((*cipher, tx, rx) for cipher in _CIPHERS for tx in _OFFLOADS for rx in _OFFLOADS),
         sparse=True,
@@ -105,14 +106,14 @@ METRICS: Final = (
     Metric(
         "ktlsd_open_tls_connections",
         Kind.GAUGE,
-        "TLS connections past their handshake, by who encrypts.",
+        "Open TLS connections with a completed handshake, by encryption path.",
         ("tx",),
         _each(*_OFFLOADS),
     ),
     Metric(
         "ktlsd_ktls_fallbacks_total",
         Kind.COUNTER,
-        "TLS connections with a direction that is not offloaded, by reason.",
+        "TLS connections without kernel TLS in a direction, by reason.",
         ("direction", "reason"),
         tuple((direction.value, reason.name.lower()) for direction in Direction for reason in Reason),
     ),
@@ -133,7 +134,7 @@ METRICS: Final = (
     Metric(
         "ktlsd_limited_total",
         Kind.COUNTER,
-        "How often a limit was reached, by limit.",
+        "Number of times a limit was reached, by limit.",
         ("limit",),
         _each(*(limit.value for limit in Limit)),
     ),
@@ -149,12 +150,16 @@ METRICS: Final = (
     Metric(
         "ktlsd_sent_bytes_total",
         Kind.COUNTER,
-        "Bytes of responses that the kernel took, by path, without what TLS adds.",
+        "Bytes of responses handed to the kernel, by path, without TLS overhead.",
         ("path",),
         _each("sendfile", "send", "user_space"),
     ),
-    Metric("ktlsd_cold_reads_total", Kind.COUNTER, "Parts of files that a thread had to read from a disk first."),
-    Metric("ktlsd_worker_restarts_total", Kind.COUNTER, "Workers that took the place of one that ended."),
+    Metric(
+        "ktlsd_cold_reads_total",
+        Kind.COUNTER,
+        "Parts of files read from disk by a thread because they were not cached.",
+    ),
+    Metric("ktlsd_worker_restarts_total", Kind.COUNTER, "Workers started to replace one that ended."),
 )
 
 BY_NAME: Final = {metric.name: metric for metric in METRICS}
@@ -162,9 +167,9 @@ BY_NAME: Final = {metric.name: metric for metric in METRICS}
 PID: Final = 0
 """The slot with the number of the process that has a row."""
 STARTED: Final = 1
-"""The slot with the time since which it has it, in seconds since the epoch; 0 in a row that nobody has had."""
+"""The slot with the start time of that process, in seconds since the epoch; 0 in an unused row."""
 BEAT: Final = 2
-"""The slot with the time at which its event loop was last known to run, in nanoseconds of the monotonic clock."""
+"""The slot with the last heartbeat of its event loop, in nanoseconds of the monotonic clock."""
 _RESERVED: Final = 3
 
 _FIRST: Final = dict(
@@ -184,7 +189,7 @@ SLOTS: Final = _RESERVED + sum(metric.size for metric in METRICS)
 
 
 class Row(Protocol):
-    """What one worker counts into."""
+    """The counters of one worker."""
 
     def __getitem__(self, slot: int, /) -> int: ...
 
@@ -192,7 +197,7 @@ class Row(Protocol):
 
 
 UNCOUNTED: Final[Row] = [0] * SLOTS
-"""Where counts go that nobody asks for."""
+"""A row for counts that are not reported."""
 
 
 def slot(name: str, *values: str) -> int:

@@ -48,10 +48,10 @@ class _Counts(Collector):
         totals = self._board.totals()
         for metric in METRICS:
             yield _family(metric, totals)
-        yield GaugeMetricFamily("ktlsd_workers", "Processes that are meant to serve.", value=len(self._board.rows))
+        yield GaugeMetricFamily("ktlsd_workers", "Configured number of worker processes.", value=len(self._board.rows))
         dates = GaugeMetricFamily(
             "ktlsd_certificate_expiry_timestamp_seconds",
-            "When a certificate that is served ends, in seconds since the epoch.",
+            "Expiry of a served certificate, in seconds since the epoch.",
             labels=("site", "file"),
         )
         for validity in self._validities:
@@ -59,8 +59,8 @@ class _Counts(Collector):
         yield dates
         unusable = GaugeMetricFamily(
             "ktlsd_unusable_certificates",
-            "Files of certificates, keys, authorities and revocation lists that cannot be used, by site; the old ones"
-            " stay in force for a site that is served.",
+            "Unusable files of certificates, keys, authorities and revocation lists, by site; a served site keeps using"
+            " the old ones.",
             labels=("site", "served"),
         )
         counted = Counter((fault.site, str(fault.served).lower()) for fault in self._faults)

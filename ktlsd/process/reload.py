@@ -112,7 +112,7 @@ class Upkeep:
             try:
                 ring = await self._in_thread(self._configuration.ring)
             except OSError as error:
-                log.error("session ticket keys stay as they are: %s", cause(error))
+                log.error("session ticket keys not reloaded, the old ones stay in force: %s", cause(error))
             else:
                 if ring is None:
                     return

@@ -168,7 +168,7 @@ def _tickets(settings: Settings) -> TicketFile | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return TicketFile(folder / FILE)
     except (TicketFileError, OSError, RuntimeError) as error:
-        log.info("sessions will not be resumed after a restart: %s", cause(error))
+        log.info("TLS sessions will not be resumed after a restart: %s", cause(error))
         return TicketFile(None)
 
 
@@ -192,7 +192,9 @@ def _become(identity: privileges.Identity | None, service: Service) -> None:
             raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
     for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
         if followed.root.identity is not None and privileges.barred(followed.path, listed=True) is not None:
-            log.warning("root %s: %s may not list it: chmod o+r it, or leave listing out", followed.path, whom)
+            log.warning(
+                "root %s: %s has no permission to list it: run chmod o+r, or turn listing off", followed.path, whom
+            )
     if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         log.warning(
@@ -230,7 +232,7 @@ def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
     places = ", ".join(listener.url() for listener in listeners)
     say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:
-        log.warning("running as root, as nothing has to: give --user NAME")
+        log.warning("running as root; use --user to drop privileges")
 
 
 def _tell_of_listing(loaded: Loaded, service: Service) -> None:

@@ -1,8 +1,8 @@
-"""Is every process of this service alive, and what does it serve? The answer to systemd's watchdog and STATUS.
+"""The watchdog of all processes: heartbeats of event loops, systemd's watchdog and the STATUS line.
 
-Strategy: each event loop writes the time of its beat into its row (metrics.py); a loop that is stuck misses it. The
-process that systemd started reads all rows: it answers for itself, and its workers' parent kills one that falls
-silent, which is then replaced: a stuck worker does not end the downloads of the others.
+Strategy: each event loop writes the time of its heartbeat into its row (metrics.py); a stuck loop misses it. The
+process that systemd started reads all rows: it reports its own health to systemd, and as the parent of workers it kills
+and replaces a worker without heartbeats: a stuck worker does not end the downloads of the others.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ktlsd.metrics.metrics import BEAT, BY_NAME, Board, Row, series, total
 from ktlsd.process.notify import Notifier
 
 STATUS_SECONDS: Final = 5.0
-"""Between two beats, and so between two STATUS lines; less where the watchdog is stricter."""
+"""Interval of heartbeats and STATUS lines; shorter if systemd's watchdog requires it."""
 _BEATS_IN_TIME: Final = 3
 _NS: Final = 1_000_000_000
 
 
 class Pulse:
-    """The life of all processes, as the one that systemd knows tells of it."""
+    """Monitors all processes and reports to systemd."""
 
     def __init__(self, notifier: Notifier, board: Board) -> None:
         self.notifier = notifier
         self._board = board
-        # Where nobody listens nothing beats, so silence says nothing.
+        # Without systemd there are no heartbeats, so a missing one means nothing.
         self._limit = notifier.watchdog_seconds if notifier.heard else None
         self.seconds = STATUS_SECONDS if self._limit is None else min(STATUS_SECONDS, self._limit / _BEATS_IN_TIME)
-        """Between two beats."""
+        """Interval of heartbeats."""
         self._status = ""
 
     async def beat(self, row: Row, *, alone: bool) -> None:
-        """Show that this event loop is alive, until cancelled; at once the end where nobody listens.
+        """Write heartbeats of this event loop, until cancelled; return at once without systemd.
 
-        A process that is `alone` has no parent that tells of it.
+        A process that is `alone` has no parent and reports to systemd itself.
         """
         while self.notifier.heard:
             row[BEAT] = time.monotonic_ns()
@@ -46,17 +46,18 @@ class Pulse:
             await trio.sleep(self.seconds)
 
     async def tell_end(self, draining: trio.Event) -> None:
-        """Tell systemd when the end begins."""
+        """Tell systemd when the shutdown begins."""
         await draining.wait()
         self.notifier.stopping()
 
     def silence(self, number: int, since: float) -> float | None:
-        """For how many seconds too long worker `number`, started at `since` (time.monotonic()), has missed its beat."""
+        """Seconds since the last heartbeat of worker `number`, started at `since` (time.monotonic()); None if in
+        time."""
         silent = time.monotonic() - max(since, self._board.rows[number][BEAT] / _NS)
         return silent if self._limit is not None and silent > self._limit else None
 
     def tell(self) -> None:
-        """Tell systemd that the calling process is alive, and what all of them serve."""
+        """Report to systemd that the calling process is alive, and the status of all processes."""
         if self._limit is not None:
             self.notifier.alive()
         status = describe(self._board.totals())

@@ -139,7 +139,7 @@ class _Parent:
                 continue
             silence = self._pulse.silence(number, place.since)
             if silence is not None:
-                log.error("worker %d is stuck: nothing from it for %.0f s", place.worker, silence)
+                log.error("worker %d is stuck and will be replaced: no heartbeat for %.0f s", place.worker, silence)
                 os.kill(place.worker, signal.SIGKILL)
         self._pulse.tell()
         return time.monotonic() + self._pulse.seconds
@@ -206,7 +206,9 @@ class _Parent:
                 place.ended = min(place.ended, now)
                 if now - place.ended < _HELD_SECONDS:
                     continue
-                log.warning("worker %d ended, but a file system that does not answer holds a thread of it", worker)
+                log.warning(
+                    "worker %d has ended, but one of its threads hangs in a file system that does not answer", worker
+                )
             lived = now - place.since
             place.worker, place.since, place.ended = None, now + place.backoff.pause(lived), math.inf
             if not ending:
@@ -236,7 +238,7 @@ class _Parent:
                 except OSError as error:
                     pause = place.backoff.pause(0.0)
                     place.since = time.monotonic() + pause
-                    log.error("a worker cannot be started (%s), the next try is in %g s", error.strerror, pause)
+                    log.error("a worker cannot be started (%s), next try in %g s", error.strerror, pause)
 
     def _start(self, number: int) -> None:
         place = self._places[number]

@@ -60,7 +60,7 @@ class FollowedRoot:
         try:
             self.root = within(START_SECONDS, self._open, Root.close)
         except Stalled:
-            log.error("%s: its file system does not answer: requests get 503 until it does", self.path)
+            log.error("%s: the file system does not answer: requests get 503 until it does", self.path)
             self.root = self._open_root(None, why=Miss.STALLED)
         except OSError as error:
             if not may_be_missing or error.errno != errno.ENOENT:
@@ -111,7 +111,7 @@ class FollowedRoot:
             self._failures += 1
             if error.errno in _NOT_THERE and self._failures > 1 and not self.missing:
                 if tell:
-                    log.error("%s: %s: requests get 503 until it is there again", self.path, error.strerror)
+                    log.error("%s: %s: requests get 503 until it exists again", self.path, error.strerror)
                 self._take(self._open_root(None, why=Miss.NO_ROOT))
             return
         finally:
@@ -119,7 +119,7 @@ class FollowedRoot:
         self._failures = 0
         if found is not None:
             if tell:
-                log.info("%s: leads to another folder, which is served now", self.path)
+                log.info("%s: now leads to another folder, which is served", self.path)
             self._take(found)
 
     def _open_if_other(self, known: FolderIdentity | None) -> Root | None:

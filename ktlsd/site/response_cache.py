@@ -1,10 +1,10 @@
-"""Responses remembered by their request head: the same bytes need no second parse and no second decision, and heads
-that differ in what had no say need no second decision.
+"""The response cache: an identical request head needs no second parse and no second decision, and an equivalent one (it
+differs only in fields that did not influence the response) needs no second decision.
 
-Strategy: what h11 wrote is kept but for its Date, together with what the file was when it was decided. Each use opens
-the file anew and compares, so that no byte of an old version is sent after a rename. More than the file has a say
-(siblings, rules, other names that come first): every second the folders and rules are compared, and after some
-minutes, or where they cannot tell, everything is decided again.
+Strategy: an entry has the head that h11 wrote, without its Date, and the identity of the file. Each use opens the file
+again and compares, so that no byte of an old version is sent after a rename. Other files influence the response too
+(siblings, rules, names of higher precedence): every second the folders and rules are compared, and after some minutes,
+or if the comparison is not possible, the entry expires.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ if TYPE_CHECKING:
     from ktlsd.logs.exchange_log import Noted
 
 LASTING_SECONDS: Final = 1.0
-"""How long a decision holds without another look at folders and rules."""
+"""Lifetime of an entry without another comparison of folders and rules."""
 RENEWED_SECONDS: Final = 600.0
-"""How long it holds with such looks."""
+"""Lifetime of an entry with such comparisons."""
 MOST_BYTES: Final = 33_554_432
-"""What all that is remembered may take, about."""
+"""Approximate maximum size of the cache."""
 LONGEST_REMEMBERED: Final = 4096
-"""Bytes of a request head."""
+"""Maximum size of a cached request head, in bytes."""
 
 _ENTRY_BYTES: Final = 2048
 _LINE_END: Final = b"\r\n"
 _BLANK_LINE: Final = b"\r\n\r\n"
-# A file that was changed this recently can be changed again without its times showing it: their clock has ticks.
+# A recently changed file can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
 _RULES_SETTLED_NS: Final = 10_000_000_000
 
 Key = tuple[str | None, bytes]
-"""The name that a client gave in the handshake, or what else sets its connection apart, and a request head."""
+"""The cache partition (the server name of the handshake, or another property of the connection) and a request head."""
 
 
 class Grounds(NamedTuple):
-    """What a response was decided by: requests that agree in all of it get the same one."""
+    """The parts of a request that influenced its response: requests with the same ones get the same response."""
 
     line: tuple[bytes, bool]
-    """The request line without its end; and whether it is without its query too, which had no say."""
+    """The request line without its line end; and true if its query, which had no influence, was removed."""
     names: tuple[bytes, ...]
-    """Of the fields that were asked for, whether they were there or not."""
+    """Names of the fields that were read, present or not."""
     values: tuple[str | bytes | None, ...]
-    """What sets the connection apart, as in a key, and the value of each of these fields (request_fields.joined)."""
+    """The cache partition, as in a key, and the value of each of these fields (request_fields.joined)."""
 
     @classmethod
     def of(
         cls, key: Key, names: tuple[bytes, ...], fields: Mapping[bytes, bytes], *, any_query: bool = False
     ) -> Grounds:
-        """Where these of all fields of a request have a say."""
+        """Made from a request of which the fields `names` were read; `any_query`: the query had no influence."""
         name, head = key
         line = head.partition(_LINE_END)[0]
         asked = (without_query(line), True) if any_query else (line, False)
@@ -75,7 +75,7 @@ class Remembered(Struct, eq=False):
 
     key: Key
     grounds: Grounds | None
-    """None where it is not known."""
+    """None if unknown."""
     status: int
     before: bytes
     after: bytes
@@ -83,14 +83,14 @@ class Remembered(Struct, eq=False):
     sources: tuple[tuple[Root, bytes, Identity], ...]
     """Root, path and identity of the file that is sent, and of the one that it was made from."""
     folders: tuple[tuple[Root, bytes, Identity], ...]
-    """Root, path and identity of what else had a say; empty where these do not tell all."""
+    """Root, path and identity of folders and rules that influenced the response; empty if they are not all known."""
     until: float
     last: float
-    """When to decide anew at the latest."""
+    """The latest expiry."""
     closes: bool
-    """Whether the request asked for the end of its connection."""
+    """True if the request asked to close its connection."""
     noted: Noted | None = None
-    """For the access log, where there is one."""
+    """For the access log, if there is one."""
 
     def head(self, date: bytes) -> bytes:
         """The head with this value of Date."""
@@ -98,35 +98,35 @@ class Remembered(Struct, eq=False):
 
 
 class HeadCache:
-    """One process's memory."""
+    """The response cache of one process."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._bytes = 0
         self._known: OrderedDict[Key, Remembered] = OrderedDict()
         self._alike: dict[tuple[bytes, bool], _ByFields] = {}
-        """What is remembered, by its grounds: by request line, names and values."""
+        """The entries by request line, field names and values."""
         self._lines = KnownLines()
         self._looks: dict[tuple[Root, bytes], Identity] = {}
-        """What folders and rules were at the last look, by root and path; it holds for all that is remembered."""
+        """The identities of folders and rules at the last comparison, by root and path, for all entries."""
         self._looks_until = 0.0
         self.uses = 0
-        """Responses that were given from memory."""
+        """Number of cache hits."""
 
     def __len__(self) -> int:
         return len(self._known)
 
     def get(self, key: Key) -> Remembered | None:
-        """What was decided for this head, and may still hold."""
+        """The entry for an identical head, if it has not expired."""
         found = self._known.get(key)
         if found is not None and found.until < time.monotonic():
             return self._holding(found)
         return found
 
     def read(self, head: bytes, most_fields: int) -> tuple[bytes, list[Field]] | None:
-        """The request line and the fields of a whole head; None where it has more, or nothing can be alike.
+        """The request line and the fields of a whole head; None if it has more fields, or no entry can be equivalent.
 
-        Nobody has seen the fields together: h11 may refuse a head for what it has twice.
+        h11 has read the fields one by one only: it may refuse a head for a repeated field.
         """
         line, _, rest = head.removesuffix(_BLANK_LINE).partition(_LINE_END)
         if (line, False) not in self._alike:
@@ -139,8 +139,7 @@ class HeadCache:
         return None if fields is None else (line, fields)
 
     def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> Remembered | None:
-        """What was decided for a request that agrees with this one in its grounds, and may still hold; the line is one
-        that was read."""
+        """The entry for an equivalent request, if it has not expired; the line is one that read() returned."""
         for asked in ((line, False), (without_query(line), True)):
             for names, by_values in self._alike.get(asked, {}).items():
                 found = by_values.get((name, *map(fields.get, names)))
@@ -155,7 +154,7 @@ class HeadCache:
         return found
 
     def open(self, remembered: Remembered) -> int | None:
-        """A descriptor of the file, for the caller to close; None when it is not, or may not be, what it was."""
+        """A descriptor of the file, for the caller to close; None if the file has changed, or may have."""
         descriptor = -1
         for root, path, identity in reversed(remembered.sources):
             if descriptor >= 0:
@@ -174,7 +173,7 @@ class HeadCache:
             if now > self._looks_until:
                 self._looks.clear()
                 self._looks_until = now + LASTING_SECONDS
-            # The names on the way to an open file are in memory: no disk is asked.
+            # The kernel has the names on the way to an open file in memory: no disk access.
             if not (remembered.folders and self._are_as_they_were(remembered.folders)):
                 os.close(descriptor)
                 self._forget(remembered)
@@ -205,7 +204,7 @@ class HeadCache:
             return
         alike = self._alike.get(grounds.line, {})
         by_values = alike.get(grounds.names, {})
-        # Another head may have come to stand for all that are alike.
+        # Another entry may have replaced it as the equivalent one.
         if by_values.get(grounds.values) is remembered:
             del by_values[grounds.values]
             if not by_values:
@@ -228,11 +227,11 @@ class HeadCache:
         rules: Iterable[bytes] | None = None,
         asked_ns: int | None = None,
     ) -> None:
-        """Keep a response that h11 wrote as `head`, where that is safe; `date` is the value of its Date, and `closes`
-        whether the request asked for the end of its connection.
+        """Cache a response that h11 wrote as `head`, if that is safe; `date` is the value of its Date; `closes`: the
+        request asked to close its connection.
 
-        `rules` has the paths below the root of what else is read; None where even more has a say. `asked_ns` is when
-        it began to be decided, in ns since the epoch; now unless given.
+        `rules` has the paths of rule files below the root; None if other files influence the response. `asked_ns` is
+        the time at which the decision began, in ns since the epoch; by default the current time.
         """
         if len(key[1]) > LONGEST_REMEMBERED:
             return
@@ -266,7 +265,7 @@ def _size(remembered: Remembered) -> int:
 
 
 def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[Root, bytes, Identity], ...]:
-    """The folders on the way to a file, and files of rules; none where one of them had just changed, or has since."""
+    """The folders on the way to a file, and files of rules; none if one of them has changed recently."""
     if opened.crosses:
         # A folder on the way may be on a file system that holds up stat(2).
         return ()

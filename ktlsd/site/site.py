@@ -413,7 +413,7 @@ class Site:
             if isinstance(found, Folder):
                 found.close()
             if found is not Miss.PROTECTED:
-                log.error("no error page %s for %d in %s", path, response.status, self.options.root)
+                log.error("error page %s for %d not found in %s", path, response.status, self.options.root)
             return answer
         try:
             opened, representation, _ = await self._negotiate(request, found)

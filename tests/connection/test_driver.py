@@ -244,7 +244,7 @@ async def test_what_only_tasks_can_await_is_a_defect(ends: tuple[socket.socket, 
 
     async with lit() as (lights, _):
         lights.start(ends[1], connection())
-    assert str(found[0]) == "a light connection awaited what only tasks can"
+    assert str(found[0]) == "an inline task awaited a function of trio before become_task()"
 
 
 async def test_those_that_are_left_end_with_the_wait_for_them(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -85,7 +85,7 @@ async def test_calls_that_hang_make_others_fail_at_once_until_they_end(
     assert failed == 5
     with pytest.raises(Stalled):
         await threads.run(lambda: None)
-    assert caplog.messages == [f"/srv/slow: its file system does not answer within {SECONDS:g} s"]
+    assert caplog.messages == [f"/srv/slow: the file system did not answer within {SECONDS:g} s"]
     gate.set()
     with trio.fail_after(30):
         while True:

@@ -88,4 +88,6 @@ async def test_what_others_have_received_is_answered_whatever_happens_to_one(
     # What has failed is not begun again by itself.
     assert seen.count((trouble, 1)) == 1
     assert seen[-1] == ("send", SOME - 1)
-    assert [record.getMessage() for record in caplog.records] == [f"connections have to wait: no memory to {trouble}"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot poll connections, retrying: no memory to {trouble}"
+    ]

@@ -199,7 +199,7 @@ async def test_who_asks_is_looked_after_between_two_pieces(
         assert turns.share(MOST) < MOST
         assert passes.number == number
     assert [record.getMessage() for record in caplog.records] == (
-        [] if trouble is None else ["connections have to wait: no memory for that"]
+        [] if trouble is None else ["cannot poll connections, retrying: no memory for that"]
     )
     # Nobody is watched any more.
     await turns.next()

@@ -161,7 +161,7 @@ def test_root_binds_and_reads_and_is_gone(open_folder: Path, tmp_path: Path, wor
 @needs_root
 def test_staying_root_is_worth_a_line(open_folder: Path, tmp_path: Path) -> None:
     with serving(open_folder, state=tmp_path) as server:
-        assert "running as root, as nothing has to: give --user NAME" in server.log
+        assert "running as root; use --user to drop privileges" in server.log
 
 
 @needs_root

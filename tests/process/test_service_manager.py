@@ -99,7 +99,7 @@ def test_a_stuck_worker_is_replaced_and_the_service_lives(manager: Manager, root
     with started(manager, root, tmp_path, "3000000", "--workers", "2") as server:
         stuck = min(children(server.process.pid))
         os.kill(stuck, signal.SIGSTOP)
-        server.wait_for_line(rf"worker {stuck} is stuck: nothing from it for \d+ s")
+        server.wait_for_line(rf"worker {stuck} is stuck and will be replaced: no heartbeat for \d+ s")
         assert eventually(lambda: len(children(server.process.pid) - {stuck}) == 2)
         seen = manager.beats()
         assert eventually(lambda: manager.beats() > seen)

@@ -124,7 +124,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(root: Path, tmp_path: Pa
         os.kill(victim, signal.SIGKILL)
         for pause in ("0.2", "0.4"):
             server.wait_for_line(
-                rf"^a worker cannot be started \(Resource temporarily unavailable\), the next try is in {pause} s$"
+                rf"^a worker cannot be started \(Resource temporarily unavailable\), next try in {pause} s$"
             )
         successor(server, {steady, victim})
         assert get(server.port, "/small.txt").body == b"small"

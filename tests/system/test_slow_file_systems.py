@@ -98,7 +98,7 @@ def test_a_call_that_hangs_is_answered_and_holds_up_nobody_else(
         else:
             assert waiting.result()[0] == 503
             assert server.wait_for_line(f"503 GET {target}: the file system does not answer")
-            assert server.wait_for_line(f"{place}/mount: its file system does not answer within 1 s")
+            assert server.wait_for_line(f"{place}/mount: the file system did not answer within 1 s")
             assert counts(server, "ktlsd_limited_total")["file_seconds"] == 1
         assert get(server.port, "/20.txt").body == b"20"
         hanging.hold()

@@ -360,7 +360,7 @@ def test_accepting_outlives_a_kernel_without_memory_for_a_wait(
             with failing(worker, "epoll_ctl", "ENOMEM", "1+3", tmp_path / "trace"):
                 for _ in range(6):
                     download(server.port, "small.bin", contents["small.bin"], patience=3.0)
-            assert server.wait_for_line("connections have to wait: ")
+            assert server.wait_for_line("cannot poll connections, retrying: ")
             for _ in range(3):
                 assert download(server.port, "small.bin", contents["small.bin"]) is Outcome.WHOLE
             assert children(server.process.pid) == {asleep, worker}, "\n".join(server.log)

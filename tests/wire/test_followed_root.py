@@ -112,7 +112,7 @@ def test_the_new_tree_answers(server: Running, place: Path, swap: Callable[[Path
     gone = get(server.port, "/only-41.txt")
     assert (gone.status, gone.body) == (404, b"not in " + NEW)
     told = [line for line in server.log[lines:] if "leads to another folder" in line]
-    assert told == [f"{place}/current: leads to another folder, which is served now"]
+    assert told == [f"{place}/current: now leads to another folder, which is served"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -146,7 +146,7 @@ def test_a_root_that_is_missing_is_told_and_comes_back(server: Running, place: P
     assert get(server.port, "/a.txt").body == OLD
     (place / "current").unlink()
     assert eventually(lambda: get(server.port, "/a.txt").status == 503)
-    assert server.wait_for_line(f"{place}/current: No such file or directory: requests get 503 until it is there again")
+    assert server.wait_for_line(f"{place}/current: No such file or directory: requests get 503 until it exists again")
     assert server.wait_for_line("503 GET /a.txt: the root folder is missing")
     (place / "current").symlink_to(release(place, 42, NEW))
     assert eventually(lambda: serves_new(server))
@@ -240,7 +240,7 @@ def test_a_folder_that_is_missing_at_the_start_stops_no_other_site(place: Path) 
     config = two_sites(place)
     with serving(None, "--config", str(config), state=place / "state") as server:
         for name in ("other", "challenges"):
-            advice = "there is no such folder: requests get 503 until there is one"
+            advice = "there is no such folder: requests get 503 until it exists"
             assert server.wait_for_line(f"^{place}/{name}: {advice}$")
         assert get(server.port, "/a.txt").body == OLD
         assert get(server.port, "/a.txt", host="other.example", name="other.example").status == 503

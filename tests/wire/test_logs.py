@@ -333,7 +333,7 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
                 file.rename(f"{file}.{rotation}")
             server.process.send_signal(signal.SIGUSR1)
             assert eventually(lambda: access.exists() and access.stat().st_size > 0 and errors.exists())
-            assert eventually(lambda: errors.read_text().count(f"log {access}: opened again") >= workers)
+            assert eventually(lambda: errors.read_text().count(f"log {access}: reopened") >= workers)
         over.set()
         for thread in threads:
             thread.join()
@@ -362,7 +362,7 @@ def test_a_rotation_may_come_before_the_start_is_done(root: Path, tmp_path: Path
             assert process.poll() is None
         process.send_signal(signal.SIGUSR1)
         assert process.stderr
-        assert any(line == f"log {path}: opened again\n" for line in process.stderr)
+        assert any(line == f"log {path}: reopened\n" for line in process.stderr)
         assert any(line.startswith("listening on ") for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
@@ -393,7 +393,7 @@ def test_a_name_that_cannot_be_opened_again_leaves_the_old_file(root: Path, tmp_
         moved = folder.rename(tmp_path / "moved") / "access.log"
         server.process.send_signal(signal.SIGUSR1)
         server.wait_for_line(
-            r"access\.log: not opened again \(No such file or directory\), the old file is still written"
+            r"access\.log: cannot be reopened \(No such file or directory\), the old file is still in use"
         )
         get(server.port, "/small.txt")
         assert eventually(lambda: len(records(moved)) == 1)
@@ -520,13 +520,13 @@ def test_a_reload_and_the_end_are_told_at_warning(root: Path, tmp_path: Path, wo
         server.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: "notice configuration reloaded\n" in log.read_text())
         server.process.send_signal(signal.SIGUSR1)
-        assert eventually(lambda: f"notice log {log}: opened again\n" in log.read_text())
+        assert eventually(lambda: f"notice log {log}: reopened\n" in log.read_text())
         assert server.stop() == 0
     told = [line.partition("Z ")[2] for line in log.read_text().removeprefix(before).splitlines()]
     open_ones = "0 connections" if workers == "1" else "2 workers"
     assert told[0] == "notice configuration reloaded"
     # Each process opens the file again.
-    assert set(told[1:-2]) == {f"notice log {log}: opened again"}
+    assert set(told[1:-2]) == {f"notice log {log}: reopened"}
     assert told[-2:] == [f"notice shutting down on SIGTERM: {open_ones}, 9 s to finish", "notice shut down"]
 
 
