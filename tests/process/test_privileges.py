@@ -192,7 +192,8 @@ def test_a_listing_that_cannot_be_made_is_worth_a_line(open_folder: Path, tmp_pa
     (open_folder / "a.txt").write_text("text")
     open_folder.chmod(0o711)
     with serving_as(open_folder, "--user", "nobody", "--listing", state=tmp_path) as server:
-        server.wait_for_line(rf"^root {open_folder}: user {NOBODY.pw_uid}, group \d+ has no permission to list it: chmod o\+r it")
+        nobody = rf"user {NOBODY.pw_uid}, group \d+"
+        server.wait_for_line(rf"^root {open_folder}: {nobody} has no permission to list it: run chmod o\+r")
         assert get(server.port, "/").status == 403
         assert get(server.port, "/a.txt").body == b"text"
 
