@@ -366,6 +366,8 @@ STATUS_OF_A_MISS = {
     Miss.PROTECTED: 403,
     Miss.BUSY: 503,
     Miss.EXHAUSTED: 503,
+    Miss.STALLED: 503,
+    Miss.NO_ROOT: 503,
     Miss.FAILED: 500,
 }
 
