@@ -13,12 +13,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ktlsd.cli import parsers
 from ktlsd.config import options
 from ktlsd.config.options import Settings
+from ktlsd.http.decide import Miss
 from ktlsd.settings import combine
+from ktlsd.tls.ktls import Reason
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+DOCUMENTS = (
+    *(REPOSITORY / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "bench/README.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+)
+ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 FEATURES = REPOSITORY / "docs" / "features.md"
 CONFIGURATION = REPOSITORY / "docs" / "configuration.md"
 
@@ -140,3 +147,43 @@ def test_json_examples_are_json() -> None:
     texts = examples(CONFIGURATION, "json")
     assert texts
     assert all(json.loads(text) for text in texts)
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    linked = {(REPOSITORY / "docs" / link.partition("#")[0]).resolve() for link in _LINK.findall(index)}
+    assert set(DOCUMENTS) - linked == {REPOSITORY / "README.md", REPOSITORY / "docs/README.md"}
+
+
+def test_every_option_is_in_the_document_of_the_command_line() -> None:
+    described = {
+        option
+        for head, rows in tables(REPOSITORY / "docs/command-line.md")
+        if head[0] == "option"
+        for row in rows
+        for option in re.findall(r"`(--[\w-]+)`", row[0])
+    }
+    known = {option for action in parsers()[""]._actions for option in action.option_strings}
+    assert described == known - {"-h", "--help"}
+
+
+def test_troubleshooting_has_a_remedy_for_every_reason() -> None:
+    rows = [row for _, rows in tables(REPOSITORY / "docs/troubleshooting.md") for row in rows]
+    remedies = {row[0] for row in rows if row[1]}
+    assert {reason.value for reason in Reason} <= remedies
+    assert {miss.reason for miss in Miss if miss.status == 403} <= remedies
+
+
+def test_the_floors_are_those_that_import_linter_holds() -> None:
+    _, drawn = _EXAMPLE.findall(ARCHITECTURE.read_text(encoding="utf-8"))[0]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (floors,) = [one for one in project["tool"]["importlinter"]["contracts"] if one["id"] == "floors"]
+    assert [re.split(r" {3,}", line)[0].rstrip() for line in drawn.splitlines()] == floors["layers"]
+
+
+def test_the_modules_of_the_architecture_exist_and_every_wing_is_there() -> None:
+    named = set(re.findall(r"`?\b((?:\w+/)?\w+\.py)\b", ARCHITECTURE.read_text(encoding="utf-8")))
+    ours = {name for name in named if not name.startswith(("tests/", "vm/", "__init__"))}
+    assert {name for name in ours if not (REPOSITORY / "ktlsd" / name).is_file()} == set()
+    wings = {path.parent.name for path in (REPOSITORY / "ktlsd").glob("*/__init__.py")}
+    assert wings <= {name.partition("/")[0] for name in ours}
