@@ -68,7 +68,7 @@ def make_certificate(folder: Path, name: str) -> None:
     """NAME.pem and NAME.key in `folder`."""
     folder.mkdir(exist_ok=True)
     subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"]
+    files = ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], capture_output=True, check=True)
 
