@@ -25,6 +25,8 @@ def from_request_line(received: bytes) -> bytes:
 class EmptyLines:
     """The empty lines that come before the requests of one connection."""
 
+    __slots__ = ("half",)
+
     def __init__(self) -> None:
         self.half = False
         """Whether the first half of an empty line was received, and nothing else of the next request."""

@@ -5,16 +5,33 @@ Strategy: made once, before the first request. What it has a say in beside a req
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from ktlsd.config.networks import Networks
+from ktlsd.connection.peers import Peer
 from ktlsd.http.forwarded import Origin
+from ktlsd.openssl.results import Handshake
+from ktlsd.tls.ktls import Path
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
     from ktlsd.logs.access_log import Channel
+
+
+class Secured(NamedTuple):
+    """The outcome of a TLS handshake."""
+
+    handshake: Handshake
+    tx: Path
+    """Of sent bytes."""
+    rx: Path
+    """Of received bytes."""
+    server_name: str | None
+    """The name in the ClientHello."""
+    clients: bytes
+    """What was demanded of the client's certificate (Context.clients)."""
 
 
 class Client(Struct, frozen=True, kw_only=True):
@@ -51,3 +68,40 @@ class Client(Struct, frozen=True, kw_only=True):
         """The client for the log, with the proxies between and the id of the request that has this origin."""
         hops = [origin.address, *(hop for hop in (self.address, self.via) if hop and hop != origin.address)]
         return " via ".join(hops) + (f" (request {origin.request_id})" if origin.request_id else "")
+
+
+def make_client(
+    peer: Peer, trusted: Networks, secured: Secured | None = None, *, logged: bool, redirected: bool = False
+) -> Client:
+    """The client of a connection; without a handshake, of plain HTTP. `trusted` are proxies whose fields are believed,
+    `logged` is whether there is an access log."""
+    https = secured is not None
+    return Client(
+        address=peer.name,
+        secure=https,
+        origin=Origin(peer.name, https=https or peer.https),
+        server_name=None if secured is None else secured.server_name,
+        via=peer.via,
+        trusted=trusted if trusted and trusted.holds(peer.address) else None,
+        clients=b"" if secured is None else secured.clients,
+        redirected=redirected,
+        channel=_channel(peer, secured) if logged else None,
+    )
+
+
+def _channel(peer: Peer, secured: Secured | None) -> Channel:
+    from ktlsd.logs.access_log import Channel
+
+    channel = Channel(peer.host, peer.port or None, peer.via or None)
+    if secured is None:
+        return channel
+    handshake = secured.handshake
+    return channel._replace(
+        protocol=handshake.protocol,
+        cipher=handshake.cipher,
+        resumed=handshake.resumed,
+        server_name=secured.server_name or handshake.server_name,
+        client_certificate=handshake.client or None,
+        ktls_tx=secured.tx,
+        ktls_rx=secured.rx,
+    )

@@ -49,6 +49,11 @@ _UNLOGGED: Final = contextlib.nullcontext()
 class Http1:
     """One connection that speaks HTTP/1.1."""
 
+    __slots__ = (
+        *("_body", "_cached", "_client", "_exchange", "_limits", "_lines", "_log", "_reader", "_responder"),
+        *("_shared", "_transport"),
+    )
+
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
         self._shared = shared
         self._transport = transport

@@ -32,6 +32,8 @@ _AT_A_TIME: Final = 4
 class CachedResponses:
     """The remembered responses of one connection. To the event loop it stands for the connection (Answering)."""
 
+    __slots__ = ("_lines", "_responder", "_shared", "transport")
+
     def __init__(self, responder: Responder, lines: EmptyLines) -> None:
         self._responder = responder
         self._shared = responder.shared

@@ -30,6 +30,8 @@ LIMIT_OF: Final = {
 class HeadReader:
     """Received bytes in, h11's requests out."""
 
+    __slots__ = ("_http", "_lines", "_looked_at", "_most_bytes", "head")
+
     def __init__(self, most_bytes: int, lines: EmptyLines) -> None:
         """`most_bytes` is the limit of a head."""
         self._most_bytes = most_bytes

@@ -50,6 +50,8 @@ class Found(Struct, frozen=True, gc=False):
 class Responder:
     """The requests of one connection, whatever protocol brings them."""
 
+    __slots__ = ("_partition", "client", "limits", "log", "requests_left", "shared", "transport")
+
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
         self.shared = shared
         self.transport = transport

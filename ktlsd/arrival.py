@@ -1,0 +1,157 @@
+"""One connection from accept to its protocol: PROXY header -> admission -> handshake -> protocol.
+
+Strategy: a staircase that leads down only, each step handing its outcome to the next: serve() has a Peer and a refusal
+or none, then a Secured or none (handshake.py), then a Client, which is all that a protocol needs to know (client.py).
+Everything that ends a connection before its time is logged here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from http import HTTPStatus
+from typing import Final
+
+import trio
+
+from ktlsd.admission import Door
+from ktlsd.config.limits import Limit
+from ktlsd.config.listener_kind import Kind
+from ktlsd.config.refusal import cause
+from ktlsd.connection import driver
+from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.peers import Peer, client_of
+from ktlsd.connection.plain_transport import PlainTransport
+from ktlsd.connection.proxy_protocol import BadHeader
+from ktlsd.connection.tls_transport import Transport
+from ktlsd.connection.transport import FileShrank
+from ktlsd.file_threads import Stalled
+from ktlsd.handshake import Handshakes
+from ktlsd.metrics.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, Failure, counted
+from ktlsd.openssl.errors import ConnectionLost, TLSError
+from ktlsd.protocol.client import make_client
+from ktlsd.protocol.http1 import Http1
+from ktlsd.protocol.refusals import last_words
+from ktlsd.protocol.shared import Shared
+from ktlsd.service import Service
+
+log = logging.getLogger("ktlsd")
+
+_BUSY: Final = (HTTPStatus.SERVICE_UNAVAILABLE, "too many connections, try again later", ("Retry-After", "10"))
+
+
+class Arrivals:
+    """One process's. Whoever makes one closes it."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._row = row = shared.row
+        self._residency = Residency(row)
+        self._handshakes = Handshakes(shared)
+        self._door = Door(shared.service, self._residency, row)
+
+    def close(self) -> None:
+        self._handshakes.close()
+
+    def use(self, service: Service) -> None:
+        """Take another service's limits from now on."""
+        self._handshakes.settings_changed()
+        self._door.use(service)
+
+    def lacks(self, limit: Limit, error: Exception) -> None:
+        """Accepting stops for lack of something: make room, and log it now and then."""
+        self._door.reached(limit, "accepting pauses: %s", cause(error))
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._row[LIMITED[Limit.CROWDED]] += self._shared.idle.end_oldest()
+
+    async def serve(self, sock: socket.socket, peer: Peer, kind: Kind) -> None:
+        """Serve a connection from its first byte to its last, and close it. Raises nothing but cancellation."""
+        row = self._row
+        row[ACCEPTED[kind]] += 1
+        limits = self._shared.service.settings.limits
+        try:
+            with sock, counted(row, OPEN[kind]):
+                sock.setblocking(False)
+                began = trio.current_time()
+                with self._door.gate.visit() as visit:
+                    if self._door.gate.crowded:
+                        self._make_room()
+                    if visit.refused is None:
+                        peer = await self._named(sock, peer, began)
+                    refused = self._door.refuses(visit, peer, shakes=kind is Kind.HTTPS)
+                    if refused is None:
+                        if kind is Kind.HTTPS:
+                            await self._serve_tls(sock, peer, began)
+                        else:
+                            await self._serve_plain(sock, peer, redirected=kind is Kind.REDIRECT)
+                if refused is not None:
+                    await self._turn_away(sock, peer, kind, refused)
+        except FileShrank:
+            log.error("%s cut off: the file shrank while it was sent", peer)
+        except ConnectionLost as error:
+            log.debug("%s left: %s", peer, error)
+        except BadHeader as error:
+            row[FAILED[Failure.PROXY_HEADER]] += 1
+            log.info("%s cut off: proxy_protocol demands a PROXY header of it, and it sent %s", peer, error)
+        except trio.TooSlowError:
+            row[FAILED[Failure.PROXY_HEADER]] += 1
+            row[LIMITED[Limit.HANDSHAKE]] += 1
+            log.info("%s cut off: no PROXY header within %g s", peer, limits.handshake_seconds)
+        except TLSError as error:
+            log.info("%s cut off: %s", peer, error)
+        except Stalled as error:
+            row[LIMITED[Limit.FILE]] += 1
+            log.error("%s cut off: the file system did not answer a read within %g s", peer, error.seconds)
+        except OSError as error:
+            log.error("%s cut off: %s", peer, cause(error))
+        except MemoryError:
+            self._door.reached(Limit.MEMORY, "%s cut off", peer)
+        except Exception:
+            # A defect in serving one connection must not end the others.
+            log.exception("%s cut off by a defect in ktlsd, please report it", peer)
+
+    async def _named(self, sock: socket.socket, peer: Peer, began: float) -> Peer:
+        """The client that a proxy speaks for, if that is to begin with a PROXY header; else the peer itself.
+
+        Raises BadHeader, ConnectionLost, trio.TooSlowError.
+        """
+        speak_proxy = self._shared.service.speak_proxy
+        if not speak_proxy or not speak_proxy.holds(peer.address):
+            return peer
+        await driver.become_task()
+        with driver.within(self._shared.service.settings.limits.handshake_seconds, began):
+            return await client_of(sock, peer)
+
+    async def _turn_away(self, sock: socket.socket, peer: Peer, kind: Kind, refused: Limit) -> None:
+        await driver.become_task()
+        response = b""
+        # Before a handshake nothing can be said.
+        if kind is not Kind.HTTPS:
+            server_field = self._shared.service.server_field
+            response = last_words(*_BUSY, date=self._shared.clock.date(), server_field=server_field)
+        await self._door.turn_away(sock, peer, refused, response)
+
+    async def _serve_plain(self, sock: socket.socket, peer: Peer, *, redirected: bool) -> None:
+        shared = self._shared
+        service, logged = shared.service, shared.access_log is not None
+        with contextlib.closing(PlainTransport(sock, self._residency, self._row, service.settings.limits)) as transport:
+            client = make_client(peer, service.trusted, logged=logged, redirected=redirected)
+            await Http1(shared, transport, client).serve()
+
+    async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
+        """Shake hands within a time that began when the connection was accepted, and serve."""
+        shared, row, logged = self._shared, self._row, self._shared.access_log is not None
+        asked = await self._handshakes.read_hello(sock, began)
+        service = shared.service
+        hosted = service.sites.of_name(asked.server_name)
+        with contextlib.closing(
+            Transport(hosted.context, sock, self._residency, row, service.settings.limits)
+        ) as transport:
+            secured = await self._handshakes.complete(transport, sock, hosted, asked, peer, began)
+            if secured is not None:
+                client = make_client(peer, shared.service.trusted, secured, logged=logged)
+                with counted(row, OPEN_TLS[secured.tx.offload]):
+                    await Http1(shared, transport, client).serve()

@@ -1,0 +1,152 @@
+"""TLS handshakes: ClientHello -> site and certificate -> handshake -> path of the bytes, kernel or user space.
+
+Strategy: look at the ClientHello, choose the context of the site that it names, let OpenSSL shake hands, then ask the
+kernel for the path. A handshake that fails is counted and logged here, and its client gets an alert or an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from http import HTTPStatus
+from typing import Final
+
+import trio
+
+from ktlsd.config.limits import Limit
+from ktlsd.config.values import Mode
+from ktlsd.connection import driver
+from ktlsd.connection.peers import Peer
+from ktlsd.connection.sni import peek_client_hello
+from ktlsd.connection.tls_transport import Transport
+from ktlsd.metrics.metrics import FAILED, LIMITED, Failure, count_handshake
+from ktlsd.openssl.errors import ConnectionLost, PlainHTTP, TLSError
+from ktlsd.openssl.results import Handshake
+from ktlsd.protocol.client import Secured
+from ktlsd.protocol.refusals import last_words
+from ktlsd.protocol.shared import Shared
+from ktlsd.service import Hosted
+from ktlsd.tls.client_hello import NOTHING, Asked
+from ktlsd.tls.ktls import Direction, Offload, Path, explain
+from ktlsd.tls.tls_stat import Offloads
+
+log = logging.getLogger("ktlsd")
+
+_SPEAK_HTTPS: Final = (HTTPStatus.BAD_REQUEST, "this port speaks HTTPS, use an https:// address")
+
+
+class Handshakes:
+    """One process's. Whoever makes one closes it."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._offloads = Offloads()
+        self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
+        """The paths of connections without kTLS, by what decides about them."""
+
+    def close(self) -> None:
+        self._offloads.close()
+
+    def settings_changed(self) -> None:
+        """Another service is in force."""
+        self._not_offloaded.clear()
+
+    # --- the steps of a handshake -------------------------------------------------------------------------------------
+
+    async def read_hello(self, sock: socket.socket, began: float) -> Asked:
+        """The ClientHello on a fresh socket; NOTHING if there is none in the time for a handshake."""
+        seconds = self._shared.service.settings.limits.handshake_seconds
+        # Only a look: after a resumed TLS 1.2 handshake OpenSSL does not tell the name.
+        with contextlib.suppress(trio.TooSlowError), driver.within(seconds, began), self._shared.idle.silent(sock):
+            return await peek_client_hello(sock)
+        return NOTHING
+
+    async def complete(
+        self, transport: Transport, sock: socket.socket, hosted: Hosted, asked: Asked, peer: Peer, began: float
+    ) -> Secured | None:
+        """Shake hands for the site that was asked for; None once the connection is finished instead.
+
+        Raises TLSError.
+        """
+        row = self._shared.row
+        handshake = await self._shake(transport, hosted, asked, peer, began)
+        if handshake is None:
+            return None
+        tx, rx = self._paths(sock, handshake)
+        count_handshake(row, trio.current_time() - began, handshake, tx, rx)
+        secured = Secured(handshake, tx, rx, asked.server_name, hosted.context.clients)
+        if not self._may_go_on(peer, secured):
+            await transport.finish()
+            return None
+        return secured
+
+    async def _shake(
+        self, transport: Transport, hosted: Hosted, asked: Asked, peer: Peer, began: float
+    ) -> Handshake | None:
+        row, service = self._shared.row, self._shared.service
+        seconds = service.settings.limits.handshake_seconds
+        if hosted.refused and asked.server_name is not None:
+            row[FAILED[Failure.NO_CERTIFICATE]] += 1
+            log.info("%s handshake refused: there is no usable certificate for %s", peer, asked.server_name)
+            await transport.refuse_name()
+            return None
+        # No ticket is good for a site that is refused.
+        older_key = None if hosted.refused else service.older_ticket_key(asked.ticket_key_name)
+        try:
+            with driver.within(seconds, began):
+                return await transport.handshake(older_key)
+        except trio.TooSlowError:
+            row[FAILED[Failure.TIMEOUT]] += 1
+            row[LIMITED[Limit.HANDSHAKE]] += 1
+            log.info("%s handshake failed: none within %g s", peer, seconds)
+        except ConnectionLost as error:
+            row[FAILED[Failure.LOST]] += 1
+            log.info("%s handshake failed: %s", peer, error)
+        except TLSError as error:
+            if asked.plain_http or isinstance(error, PlainHTTP):
+                row[FAILED[Failure.PLAIN_HTTP]] += 1
+                log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
+                date, server_field = self._shared.clock.date(), self._shared.service.server_field
+                await transport.answer_plain_http(last_words(*_SPEAK_HTTPS, date=date, server_field=server_field))
+            else:
+                row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
+                log.info("%s handshake failed: %s", peer, error)
+                await transport.end_refused()
+        return None
+
+    def _may_go_on(self, peer: Peer, secured: Secured) -> bool:
+        """Log which path the connection takes, and whose it is; whether both are allowed."""
+        handshake, tx, row = secured.handshake, secured.tx, self._shared.row
+        if log.isEnabledFor(logging.INFO):
+            cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
+            whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
+            log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose)
+        if secured.clients and handshake.client is None:
+            row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
+            log.warning("%s closed: its session has no verified client certificate", peer)
+        elif self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:
+            row[FAILED[Failure.KTLS_REQUIRED]] += 1
+            log.warning("%s closed: --ktls require, and sends are not offloaded: %s", peer, tx.reason.value)
+        else:
+            return True
+        return False
+
+    # --- the path of the bytes ----------------------------------------------------------------------------------------
+
+    def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
+        """The path of sent and of received bytes."""
+        if handshake.ktls_tx or handshake.ktls_rx:
+            return self._explained(sock, handshake)
+        key = handshake.protocol, handshake.cipher, handshake.max_fragment_length
+        if (paths := self._not_offloaded.get(key)) is None:
+            paths = self._not_offloaded[key] = self._explained(sock, handshake)
+        return paths
+
+    def _explained(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
+        support = self._shared.service.support
+        tx, rx = (
+            explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)
+            for direction, engaged in ((Direction.TX, handshake.ktls_tx), (Direction.RX, handshake.ktls_rx))
+        )
+        return tx, rx
