@@ -179,6 +179,8 @@ class Root:
         self._users = 0
         self.descriptor = self._descriptor = -1
         """Of the folder, for openat2(2); -1 once it is not to be used any more."""
+        self.closed = False
+        """Whether another folder has taken its place."""
         self.identity: FolderIdentity | None = None
         self.waits = True
         """Whether its file system may hold up every call on it."""
@@ -220,6 +222,7 @@ class Root:
 
     def close(self) -> None:
         """Open nothing more; the descriptor is closed by its last user."""
+        self.closed = True
         self.descriptor = -1
         self._close_unused()
 
@@ -320,6 +323,15 @@ class Root:
             if self.identity is not None:
                 # A link may lead back.
                 self._local_mounts.add(self.identity.mount)
+
+    def identity_now(self, path: bytes) -> Identity:
+        """What tells one version of a folder, or file, on the root's own mount from another. Raises OSError, at once,
+        if the kernel would have to ask a disk, or another file system."""
+        descriptor = openat2(self.descriptor, path, os.O_PATH, cached=True)
+        try:
+            return identify(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
 
     async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
         try:

@@ -189,7 +189,7 @@ class HeadCache:
             for root, path, identity in folders:
                 seen = looks.get((root, path))
                 if seen is None:
-                    seen = looks[root, path] = identify(os.stat(path, dir_fd=root.descriptor))
+                    seen = looks[root, path] = root.identity_now(path)
                 if seen != identity:
                     return False
         except OSError:
@@ -265,7 +265,8 @@ def _size(remembered: Remembered) -> int:
 
 
 def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[tuple[Root, bytes, Identity], ...]:
-    """The folders on the way to a file, and files of rules; none if one of them has changed recently."""
+    """The folders on the way to a file, and files of rules; none if one of them has changed recently, or the kernel
+    would have to ask another file system: a sibling that is not sent may be a link to any."""
     if opened.crosses:
         # A folder on the way may be on a file system that holds up stat(2).
         return ()
@@ -274,15 +275,16 @@ def _folders(opened: OpenFile, rules: Iterable[bytes], asked_ns: int) -> tuple[t
     found = []
     for path, settled in (*wanted, *((path, _RULES_SETTLED_NS) for path in rules)):
         try:
-            status = os.stat(path, dir_fd=opened.root.descriptor)
+            identity = opened.root.identity_now(path)
         except FileNotFoundError:
             # Its appearance would change its folder.
             continue
         except OSError:
             return ()
-        if max(status.st_mtime_ns, status.st_ctime_ns) > asked_ns - settled:
+        *_, mtime_ns, ctime_ns = identity
+        if max(mtime_ns, ctime_ns) > asked_ns - settled:
             return ()
-        found.append((opened.root, path, identify(status)))
+        found.append((opened.root, path, identity))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ from ktlsd.http.decide import Miss
 from ktlsd.http.header_rules import HeaderRules
 from ktlsd.http.protected_paths import ProtectedPaths
 from ktlsd.http.redirects import Redirects
-from ktlsd.site.lookup import Identity, OpenFile, Root, Unusable
+from ktlsd.site.lookup import Identity, OpenFile, Root, Unusable, miss_of
 from ktlsd.site.rule_files import LARGEST_FILE, PROTECTING, HeadersFile, RedirectsFile, parse_headers, parse_redirects
 
 log = logging.getLogger("ktlsd")
@@ -47,6 +47,9 @@ class SiteRules:
         self._look_again = 0.0
         self._wanted, self._had = int(bool(self.files)), 0
         """First looks that are due, one for each root, and those that there were."""
+        self._failures = 0
+        self._failed_as = Miss.FAILED
+        """First looks that failed, and the answer to the requests that waited for the last of them."""
         self.at_hand = True
         """Whether a look at the files asks no file system that may hold it up."""
         self._looking = trio.Lock()
@@ -75,20 +78,35 @@ class SiteRules:
         """Read the files that have changed. A request that comes meanwhile gets the former rules, but waits for the
         first ones. Raises OSError where those cannot be had for the moment."""
         if self._had != self._wanted:
+            failures = self._failures
             async with self._looking:
-                if self._had != self._wanted:
-                    wanted = self._wanted
-                    await self._look(root, first=True)
-                    self._had = wanted
+                if self._had == self._wanted:
+                    return
+                if self._failures != failures:
+                    # The look that this request waited for failed: another one would take as long again.
+                    raise Unusable(self._failed_as)
+                wanted = self._wanted
+                try:
+                    if await self._look(root, first=True):
+                        self._had = wanted
+                except OSError as error:
+                    self._failures += 1
+                    self._failed_as = miss_of(error)
+                    raise
         # Never two looks at a time: the slower one could put older rules into force.
         elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
             async with self._looking:
                 await self._look(root, first=False)
 
-    async def _look(self, root: Root, *, first: bool) -> None:
+    async def _look(self, root: Root, *, first: bool) -> bool:
+        """Whether all files were looked at: a root that is closed meanwhile has another one's files in its place."""
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
+            if root.closed:
+                if isinstance(opened, OpenFile):
+                    opened.close()
+                return False
             miss = opened if isinstance(opened, Miss) else None
             try:
                 await self._take(name, opened)
@@ -106,6 +124,7 @@ class SiteRules:
                 # To serve without rules what they protect would be worse than not to serve it. Apache does the same
                 # for a .htaccess that it cannot read.
                 raise Unusable(miss)
+        return True
 
     async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
         version = opened.identity() if isinstance(opened, OpenFile) else opened

@@ -344,3 +344,19 @@ async def test_nothing_is_served_before_the_first_rules_are_read(
     await kept.refresh()
     assert kept.fields() == ({"X-A": "b"} if name == "_headers" else {})
     assert kept.location() == ("/b" if name == "_redirects" else None)
+
+
+async def test_a_root_that_is_closed_says_nothing_of_the_rules(folder: Path, keep: Keep) -> None:
+    """A request may have taken a root before another one came into its place, and look only then."""
+    put(folder, "_headers", "/secret/*\n  Basic-Auth: user:password\n")
+    former, kept = keep(), keep()
+    former.root.close()
+    await kept.rules.refresh(former.root)
+    await kept.refresh()
+    assert kept.rules.protect("/secret/a")
+    kept.rules.renew()
+    await kept.rules.refresh(former.root)
+    assert kept.rules.protect("/secret/a")
+    put(folder, "_headers", "/other/*\n  Basic-Auth: user:password\n")
+    await kept.refresh()
+    assert kept.rules.protect("/other/a")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.hanging_fs import Mounted, mounted
-from tests.serving import Running, connect, counts, eventually, get, read_to_end, serving
+from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, get, read_to_end, serving
 
 CONTENT = os.urandom(3_000_000)
 FILE_SECONDS = 1.0
@@ -232,3 +232,46 @@ def test_rules_on_a_file_system_that_hangs_are_not_left_out(place: Path, hanging
         hanging.hold()
         answer = get(server.port, "/app.js", host="slow.example", name="slow.example")
         assert (answer.status, answer.fields["x-rule"]) == (200, "holds")
+
+
+def test_requests_that_wait_for_the_same_rules_fail_together(place: Path, hanging: Mounted) -> None:
+    (place / "shown/_headers").write_text("/*\n  X-Rule: holds\n")
+    limits = 'client_connections = 0\n[[site]]\nnames = ["other.example"]\nheaders_file = true\n'
+    limits += f'root = "{hanging.path}"'
+    with two_sites(place, hanging, limits=limits) as server, ThreadPoolExecutor(10) as crowd:
+        hanging.hold("read")
+        began = time.monotonic()
+        name = "other.example"
+        waiting = [crowd.submit(get, server.port, "/app.js", host=name, name=name) for _ in range(10)]
+        assert {answer.result().status for answer in waiting} == {503}
+        # One after the other, they would take ten times as long as one.
+        assert time.monotonic() - began < 5 * FILE_SECONDS
+        hanging.hold()
+        assert eventually(lambda: get(server.port, "/app.js", host=name, name=name).fields.get("x-rule") == "holds")
+
+
+def test_a_sibling_that_is_a_link_to_a_mount_that_hangs_holds_up_nobody(place: Path) -> None:
+    (place / "local/page.js").write_bytes(b"page")
+    # A file that has not changed for a while: only those are remembered.
+    library = Path(os.__file__)
+    (place / "local/page.js.gz").symlink_to(f"../library/{library.name}")
+    config = place / "ktlsd.toml"
+    config.write_text(f'root = "{place}/local"\nprecompressed = ["gzip"]\n[limits]\nfile_seconds = {FILE_SECONDS}\n')
+    time.sleep(2.5)
+    with (
+        mounted(library.parent, place / "library", place / "held") as hanging,
+        serving(None, "--config", str(config), state=place / "state") as server,
+        ThreadPoolExecutor(1) as other,
+    ):
+        assert get(server.port, "/page.js").body == b"page"
+        assert get(server.port, "/1.txt").body == b"1"
+        # What is remembered is compared with its folders and siblings after a second.
+        time.sleep(1.1)
+        hanging.stop()
+        asked = other.submit(get, server.port, "/page.js")
+        began = time.monotonic()
+        for number in range(20):
+            assert get(server.port, f"/{number}.txt").body == str(number).encode()
+        assert time.monotonic() - began < WAIT_SECONDS / 2
+        hanging.go_on()
+        assert asked.result().status in (200, 503)
