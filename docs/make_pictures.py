@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the pictures of the README: a listing and the status page, as Chromium shows them. `docs/make_pictures.py`
+"""Makes the README's pictures, of a listing and the status page, with Chromium. `docs/make_pictures.py [--seconds N]`
 
 Strategy: a real server on a folder with fixed names, sizes and times; real downloads at a bounded rate, so that the
 status page's plots have something to show. It needs the environment of tests/run, and Chromium. Takes two minutes.
@@ -7,6 +7,7 @@ status page's plots have something to show. It needs the environment of tests/ru
 
 from __future__ import annotations
 
+import argparse
 import os
 import struct
 import subprocess
@@ -43,6 +44,7 @@ STATUS_SHOWN: Final = {"width": 900, "height": 816}
 RATE: Final = "3M"
 """Bytes per second of each download."""
 STATUS_SECONDS: Final = 75
+"""Of downloads before the picture of the status page, which plots two minutes."""
 
 
 def gradient(red: int, green: int, blue: int, edge: int = 96) -> bytes:
@@ -73,10 +75,10 @@ def fill(folder: Path) -> None:
 
 
 @contextmanager
-def downloads(server: Running, count: int) -> Iterator[None]:
-    """So many curl processes, each with a large file at a bounded rate."""
+def downloads(server: Running, count: int, seconds: int) -> Iterator[None]:
+    """Run `count` curl processes, each with a large file at a bounded rate, for twice as long at most."""
     url = server.url("/backup-2026-11.tar.zst")
-    curl = ["curl", "-sk", "--limit-rate", RATE, "-o", os.devnull, "--max-time", str(2 * STATUS_SECONDS), url]
+    curl = ["curl", "-sk", "--limit-rate", RATE, "-o", os.devnull, "--max-time", str(2 * seconds), url]
     with ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(subprocess.Popen(curl))
@@ -84,8 +86,8 @@ def downloads(server: Running, count: int) -> Iterator[None]:
         yield
 
 
-def make() -> None:
-    PICTURES.mkdir(exist_ok=True)
+def make(pictures: Path, seconds: int) -> None:
+    pictures.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         # A path of every machine, since the pictures show it.
         folder, state = Path(scratch) / "srv", Path(scratch) / "state"
@@ -94,20 +96,30 @@ def make() -> None:
         with serving(folder, *options, state=state) as server:
             with opened(browser, server.url(), viewport=SHOWN) as page:
                 wait_until(page, "[...document.querySelectorAll('td img')].every(one => one.naturalWidth > 0)")
-                page.screenshot(path=PICTURES / "listing.png")
+                page.screenshot(path=pictures / "listing.png")
             status = server.wait_for_line("^metrics on ").removeprefix("metrics on ")
-            with opened(browser, status, viewport=STATUS_SHOWN) as page, downloads(server, 4):
-                for second in range(STATUS_SECONDS):
+            with opened(browser, status, viewport=STATUS_SHOWN) as page, downloads(server, 4, seconds):
+                for second in range(seconds):
                     for _ in range(1 + second * 7 % 5):
                         subprocess.run(["curl", "-skO", server.url("/minutes.md")], cwd=scratch, check=True)
                     page.wait_for_timeout(1000)
-                page.screenshot(path=PICTURES / "status.png")
+                page.screenshot(path=pictures / "status.png")
     for name in ("listing.png", "status.png"):
-        size = (PICTURES / name).stat().st_size
-        print(f"docs/pictures/{name}: {size} bytes")
+        size = (pictures / name).stat().st_size
+        print(f"{pictures / name}: {size} bytes")
         if size > MOST_BYTES:
-            raise SystemExit(f"docs/pictures/{name}: more than {MOST_BYTES} bytes")
+            raise SystemExit(f"{pictures / name}: more than {MOST_BYTES} bytes")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="Make the README's pictures.")
+    arguments.add_argument(
+        "--seconds", type=int, default=STATUS_SECONDS, help="time of downloads (default %(default)s)"
+    )
+    arguments.add_argument("folder", nargs="?", type=Path, default=PICTURES, help="default: %(default)s")
+    given = arguments.parse_args()
+    make(given.folder, given.seconds)
 
 
 if __name__ == "__main__":
-    make()
+    main()
