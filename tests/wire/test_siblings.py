@@ -54,8 +54,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        for name in ("siblings.SETTLED_NS", "head_cache._SETTLED_NS", "head_cache._RULES_SETTLED_NS"):
-            patch.setattr(f"ktlsd.{name}", int(SETTLED * SECOND))
+        for name in ("siblings.SETTLED_NS", "response_cache._SETTLED_NS", "response_cache._RULES_SETTLED_NS"):
+            patch.setattr(f"ktlsd.site.{name}", int(SETTLED * SECOND))
         service = Service(library, Settings(root=root), support(library, Mode.OFF))
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])
