@@ -21,25 +21,30 @@ _LONGEST_PEM: Final = 1 << 20
 
 
 def certificate_error(certificate: str, reason: str) -> PairError:
+    """The error of a certificate chain that cannot be used."""
     why = certificate_trouble(_beginning(certificate), reason)
     return PairError(f"{certificate} cannot be used as a PEM certificate chain: {why}")
 
 
 def mismatch_error(certificate: str, key: str) -> PairError:
+    """The error of a key that belongs to another certificate."""
     return PairError(f"the key {key} does not belong to the certificate {certificate}", of_key=True)
 
 
 def key_error(certificate: str, key: str, reason: str) -> PairError:
+    """The error of a private key that cannot be used."""
     why = key_trouble(_beginning(key), reason)
     return PairError(f"{key} cannot be used as an unencrypted PEM key for {certificate}: {why}", of_key=True)
 
 
 def authorities_error(authorities: str, reason: str) -> ContextError:
+    """The error of a file of authorities that cannot be used."""
     why = authorities_trouble(_beginning(authorities), reason)
     return ContextError(f"{authorities} cannot be used as PEM certificates of authorities: {why}")
 
 
 def revoked_error(revoked: str, reason: str) -> RevokedError:
+    """The error of a file of revocation lists that cannot be used."""
     why = revoked_trouble(_beginning(revoked), reason)
     return RevokedError(f"{revoked} cannot be used as PEM revocation lists: {why}")
 
