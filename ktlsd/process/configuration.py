@@ -91,6 +91,14 @@ class Configuration:
         self._https_port = port
         self._lead_to_https(self.service)
 
+    def files(self) -> Iterator[Path]:
+        """The files that a reload reads."""
+        yield from certificate_files(self.service.settings)
+        if self._loaded.document.path != Path():
+            yield self._loaded.document.path
+        if (tickets := self.service.settings.ticket_keys) is not None:
+            yield tickets
+
     def settle(self) -> None:
         """Take the certificates for unchanged that this process may not read any longer, as another user."""
         now = _versions(self.service.settings)

@@ -35,6 +35,7 @@ from ktlsd.metrics.metrics import Board
 from ktlsd.process import activation, privileges
 from ktlsd.process.configuration import Configuration, certificate_files, judge
 from ktlsd.process.cores import usable_cores
+from ktlsd.process.file_probe import may_wait
 from ktlsd.process.listeners import bind_all, bind_metrics, close_all, tell_backlog
 from ktlsd.process.notify import Notifier
 from ktlsd.process.reload import Upkeep
@@ -78,7 +79,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
-        waits = _tell_waiting(service)
+        waits = _tell_waiting(service) or bool(may_wait(configuration.files()))
         board = Board(workers)
         metrics = None
         if settings.metrics_listen is not None:

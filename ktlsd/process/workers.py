@@ -22,7 +22,8 @@ from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.process.backoff import Backoff
-from ktlsd.process.configuration import WATCH_SECONDS, WHAT, Configuration
+from ktlsd.process.configuration import REPEAT_SECONDS, WATCH_SECONDS, WHAT, Configuration
+from ktlsd.process.file_probe import SECONDS, FileProbe
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.watchdog import Pulse
 from ktlsd.server import END_SIGNALS
@@ -98,8 +99,12 @@ class _Parent:
         self._pulse = pulse
         self._mask = mask
         self._reopen_logs = reopen_logs
+        self._probe = FileProbe()
+        self._tell_again = -math.inf
+        """When a look that is not possible may be logged again."""
 
     def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
+        self._probe.watch(self._configuration.files())
         self._start_all()
         ready()
         look_at = time.monotonic() + WATCH_SECONDS
@@ -123,7 +128,7 @@ class _Parent:
             if number == REOPEN_SIGNAL:
                 self._reopen()
             if time.monotonic() >= look_at:
-                if self._configuration.certificates_changed():
+                if self._files_answer(RELOAD_CERTIFICATES) and self._configuration.certificates_changed():
                     self._reload(RELOAD_CERTIFICATES)
                 look_at = time.monotonic() + WATCH_SECONDS
             if time.monotonic() >= beat_at:
@@ -185,14 +190,28 @@ class _Parent:
         anew = number == RELOAD
         if anew:
             self._pulse.notifier.reloading()
-        service = self._configuration.load(anew=anew)
+        service = self._configuration.load(anew=anew) if self._files_answer(number) else None
         if service is not None:
             self._configuration.service.close()
             self._configuration.take(service)
+            self._probe.watch(self._configuration.files())
             self._tell(number)
             log.log(NOTICE if service.renewed else logging.DEBUG, "%s reloaded", WHAT[anew])
         if anew:
             self._pulse.notifier.ready()
+
+    def _files_answer(self, number: signal.Signals) -> bool:
+        """Whether the files of a reload can be read now; a line in the log if not."""
+        if self._probe.answers():
+            return True
+        anew, now = number == RELOAD, time.monotonic()
+        if signal.sigpending().isdisjoint(END_SIGNALS) and (anew or now >= self._tell_again):
+            self._tell_again = now + REPEAT_SECONDS
+            log.error(
+                "%s not reloaded, the old one stays in force: the file system of %s does not answer within %g s",
+                *(WHAT[anew], self._probe.paths[0], SECONDS),
+            )
+        return False
 
     def _reap(self, *, ending: bool = False) -> None:
         for place in self._places:

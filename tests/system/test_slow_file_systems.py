@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,3 +276,42 @@ def test_a_sibling_that_is_a_link_to_a_mount_that_hangs_holds_up_nobody(place: P
         assert time.monotonic() - began < WAIT_SECONDS / 2
         hanging.go_on()
         assert asked.result().status in (200, 503)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_certificates_on_a_file_system_that_hangs_keep_nothing_from_ending(
+    place: Path, hanging: Mounted, workers: int
+) -> None:
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=localhost"
+    files = ["-keyout", str(place / "shown/key.pem"), "-out", str(place / "shown/cert.pem")]
+    subprocess.run([*make.split(), *files], check=True, capture_output=True)
+    config = place / "ktlsd.toml"
+    config.write_text(
+        f'root = "{place}/local"\nworkers = {workers}\ndrain_seconds = 2\n'
+        f'cert = "{hanging.path}/cert.pem"\nkey = "{hanging.path}/key.pem"\n'
+    )
+    with serving(None, "--config", str(config), state=place / "state") as server:
+        assert get(server.port, "/1.txt").body == b"1"
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        hanging.hold("getattr", "open")
+        try:
+            assert server.wait_for_line("certificates not reloaded.*the file system of .* does not answer within 5 s")
+            server.process.send_signal(signal.SIGHUP)
+            assert server.wait_for_line("configuration not reloaded.*the file system of .* does not answer")
+            assert get(server.port, "/2.txt").body == b"2"
+            hanging.hold()
+            lines = len(server.log)
+            assert eventually(lambda: reloads(server, lines))
+            hanging.hold("getattr", "open")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(30) == 0
+        finally:
+            hanging.hold()
+
+
+def reloads(server: Running, since: int) -> bool:
+    """Whether a reload that is asked for succeeds at once."""
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    return any("configuration reloaded" in line for line in server.log[since:])
