@@ -1,4 +1,4 @@
-"""Where it ran: processor, kernel, OpenSSL, kTLS and how busy the machine was, for whoever reads the figures later.
+"""The machine of a run: processor, kernel, OpenSSL, kTLS and load, for later readers of the figures.
 
 Strategy: read /proc and ask the programs themselves; nothing is taken from memory.
 """

@@ -175,7 +175,7 @@ MEMORY: Final = Row(
 )
 
 _ASKED: Final = {Setting.HOST: 100, Setting.VM: 20}
-"""10 KiB requests a second: few, so that nobody queues by that alone."""
+"""10 KiB requests a second: few, so that they cause no queue by themselves."""
 _DOWNLOAD_RATE: Final = {Setting.HOST: 4 * MEGABYTE, Setting.VM: MEGABYTE // 8}
 
 LATENCY: Final = tuple(

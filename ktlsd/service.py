@@ -135,7 +135,7 @@ class _Grounds:
 
 
 class Service:
-    """All that outlives a server, and can be replaced while one runs. Whoever makes one closes it."""
+    """The state that outlives a server and can be replaced while one runs. The creator closes it."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class Service:
         return next(usable, None)
 
     def use_ring(self, ring: Ring) -> None:
-        """Take other session ticket keys from now on; those of the beginning are nobody else's."""
+        """Take other session ticket keys from now on; the initial ones are used by no other process."""
         if ring != self._ring:
             self._ring = ring
             for context in self._resuming:
@@ -253,7 +253,7 @@ class Service:
                 self.close()
 
     def retire(self) -> None:
-        """Close as soon as nobody uses it."""
+        """Close after its last use."""
         self._retired = True
         if not self._users:
             self.close()

@@ -1,6 +1,6 @@
 """What the operator asked for: the command line over a TOML file over the defaults, as one frozen Settings.
 
-Strategy: both are read into the types of options.py; whatever does not fit, or contradicts itself, is one line that
+Strategy: both are read into the types of options.py; an invalid or contradictory setting gets one line that
 names the option, or file, line and key. What a [[site]] does not give is taken from the top level.
 """
 
@@ -212,7 +212,7 @@ def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
 
 
 def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
-    """What those who follow the rules of a site have to say about each."""
+    """The checks of a site's rules, by key."""
     if site.redirect:
         from ktlsd.http import redirects
 

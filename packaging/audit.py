@@ -21,7 +21,9 @@ KNOWN, NOT_AUDITED = 1, 2
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description="Look for known vulnerabilities in what is locked.")
-    arguments.add_argument("--service", choices=["pypi", "osv"], default="pypi", help="whom to ask (default: pypi)")
+    arguments.add_argument(
+        "--service", choices=["pypi", "osv"], default="pypi", help="vulnerability service to query (default: pypi)"
+    )
     arguments.add_argument("lock", metavar="LOCK", nargs="?", type=Path, default=LOCK)
     given = arguments.parse_args()
     command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--format", "json"]

@@ -2,7 +2,7 @@
 """Makes the bill of materials of an installed ktlsd, CycloneDX in JSON. `python packaging/make_sbom.py PYTHON FILE`
 
 Strategy: cyclonedx-bom reads what is installed for PYTHON, the interpreter of the environment that is shipped:
-versions, licenses and who needs whom, as they are there. The version of ktlsd, which pyproject.toml lacks, is put in.
+versions, licenses and dependencies, as installed. The version of ktlsd, which pyproject.toml lacks, is put in.
 """
 
 from __future__ import annotations

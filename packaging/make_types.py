@@ -62,7 +62,7 @@ CHOICES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("bat", "c", "h", "ksh", "pl", "srt"), "text/plain"),
     "py": "text/x-python",
     "rst": "text/x-rst",
-    # Packed files are what they are, whatever is in them.
+    # Packed files have their own type, regardless of their content.
     **dict.fromkeys(("svgz", "taz", "tgz", "tz"), "application/gzip"),
     **dict.fromkeys(("tbz", "tbz2"), "application/x-bzip2"),
     "txz": "application/x-xz",

@@ -1,4 +1,4 @@
-"""Fields of proxies: nobody but those who are trusted has a say, and what they say is read as RFC 7239 has it.
+"""Fields of proxies: only trusted proxies are believed, and their fields are read as in RFC 7239.
 
 Strategy: an input is lines of fields. They are read once more one character at a time; then what a client could have
 written before what a trusted proxy adds must not change what is known of that proxy's client.
@@ -53,7 +53,7 @@ def check(data: bytes) -> None:
         assert found.address == "unix" or str(ipaddress.ip_address(found.address)) == found.address
         name = "forwarded" if written == "forwarded" else "x-forwarded-for"
         before = fields.get(name, "")
-        # Whatever stands there, a proxy that appends is believed about its own client, who is not trusted.
+        # Regardless of earlier values, a proxy that appends is believed about its own client, which is not trusted.
         added = fields | {name: f"{before}, {_ADDED[name]}" if before else _ADDED[name]}
         after = origin(added, _NEAREST, _TRUSTED, written).address
         assert after in (_CLIENT, _NEAREST.address)

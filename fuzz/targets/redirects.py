@@ -72,7 +72,7 @@ def check(data: bytes) -> None:
 
 
 def _check_conditions(text: str) -> None:
-    """A rule with a condition at its end is none, and one for a role keeps everybody from its files."""
+    """A rule with a condition at its end is none, and one for a role hides its files from all clients."""
     for line in text.removeprefix("\ufeff").split("\n"):
         words = re.sub(r"\s#.*", "", line.strip(), flags=re.DOTALL).split()
         if len(words) > 1 and not words[0].startswith("#") and re.fullmatch("(?i:role|country|language)=.*", words[-1]):

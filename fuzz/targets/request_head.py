@@ -250,7 +250,7 @@ def _check_answers(sent: Sequence[_Sent], answers: bytes) -> None:
         closing = response.fields.get(b"connection") == b"close"
         assert not closing or number == len(got) - 1
         if number >= len(sent):
-            # Nobody asked for this: it can only be the refusal of what is no request.
+            # There is no request for this: it can only refuse malformed bytes.
             assert response.status in _REFUSALS
             assert closing
         elif response.status == HTTPStatus.OK and sent[number].method == b"GET":
@@ -343,7 +343,7 @@ def _body_length(fields: dict[bytes, list[bytes]], rest: bytes) -> int | None:
 
 
 def _are_fields(lines: list[bytes]) -> bool:
-    """Whether these are the lines of a trailer section, where nobody minds a folded line."""
+    """True if these are the lines of a trailer section, where a folded line is accepted."""
     unfolded: list[bytes] = []
     for line in lines:
         if line[:1] in (b" ", b"\t") and unfolded:

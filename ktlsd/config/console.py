@@ -1,4 +1,4 @@
-"""Lines on stderr for the operator, whatever becomes of the logs, and what a command prints on stdout.
+"""Lines on stderr for the operator, independent of the logs, and the output of commands on stdout.
 
 Strategy: each line on stderr is one write(2), since workers may be saying something too, and past sys.stderr, which
 would keep a line that nobody reads, and turn it into an exit status of its own at the end. A full pipe holds up a start
@@ -49,7 +49,7 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a text on stdout. Raises OutputError, and SystemExit if nobody reads it any more."""
+    """Print a text on stdout. Raises OutputError, and SystemExit if the reader has closed the pipe."""
     try:
         print(text, flush=True)
     except OSError as error:

@@ -21,7 +21,7 @@ class SocketFile(NamedTuple):
     inode: int
 
     def remove(self) -> None:
-        """Remove the file if nobody put another in its place."""
+        """Remove the file unless it has been replaced."""
         with contextlib.suppress(OSError):
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == (self.device, self.inode):

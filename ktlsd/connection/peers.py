@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection: what the socket says, or a proxy that speaks for its client.
+"""The peer of a connection: from the socket, or from the PROXY header of a proxy.
 
 Strategy: a PROXY header is read only from peers that the operator named, and takes the socket's place where it names a
 client; whether request fields about the client are believed is decided once for each connection.

@@ -1,6 +1,6 @@
 """Taking a PROXY header, and not a byte more, from a fresh connection.
 
-Strategy: look with MSG_PEEK and take only what is surely the header's, so that OpenSSL, or whoever comes next, owns all
+Strategy: look with MSG_PEEK and take only bytes that certainly belong to the header, so that the next reader owns all
 that follows. What was taken no longer makes the socket readable: the kernel waits for the rest by itself.
 """
 

@@ -1,7 +1,8 @@
 """The PROXY protocol: what a header before the first byte of a connection says about the client. Pure, no sockets.
 
-Strategy: whoever reads gives all the bytes so far and gets the header, or that it goes on, which also says that every
-byte so far is the header's. What HAProxy's specification (proxy-protocol.txt) does not allow is an error with a reason.
+Strategy: the reader passes all bytes so far and gets the header, or learns that it is incomplete, which also means that
+every byte so far is the header's. What HAProxy's specification (proxy-protocol.txt) does not allow is an error with a
+reason.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _parse_v2(data: bytes) -> Header | Incomplete:
     if len(data) < length:
         return Incomplete()
     if local:
-        # Whatever such a header carries is to be thrown away (section 2.2).
+        # The content of such a header must be ignored (section 2.2).
         return Header(length, local=True)
     if _UNSPECIFIED in (family, transport):
         # There is no telling where addresses end: nothing of it counts.
@@ -190,7 +191,7 @@ def _refuse(start: bytes) -> None:
         raise BadHeader(f"version {version} in a version 2 header")
     if command not in (_LOCAL, _PROXY):
         raise BadHeader(f"the command {command}")
-    # The family of a LOCAL header is ignored, whatever it is.
+    # Any family of a LOCAL header is ignored.
     if command == _LOCAL or len(start) < 2:
         return
     family, transport = divmod(start[1], 16)

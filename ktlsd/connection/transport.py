@@ -275,10 +275,10 @@ class PacedTransport(abc.ABC):
         return sent
 
     async def _send_in_thread(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
-        """Send in a thread for as long as nobody else has anything to do; whether the client keeps up.
+        """Send in a thread while no other connection is active; true if the client is fast enough.
 
         There the kernel waits for the client, and for a disk, which takes less than to hear of it and to give it the
-        next part; and the event loop is free for who asks. Raises as _send_part() does.
+        next part; and the event loop can serve new requests. Raises as _send_part() does.
         """
         before = self.sent
         try:
@@ -288,7 +288,7 @@ class PacedTransport(abc.ABC):
             self._row[SENDFILE] += self.sent - before
 
     def _send_alone(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
-        """What the thread does. The socket blocks meanwhile: nobody else has anything to do with it."""
+        """The work of the thread. The socket is blocking meanwhile: nothing else uses it."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_WAIT)
         self._socket.setblocking(True)
         try:
@@ -317,7 +317,8 @@ class PacedTransport(abc.ABC):
         await driver.ready(self._socket, wait)
 
     async def _progress(self, wait: Wait) -> None:
-        """Wait for the socket as long as the client keeps pace; writability alone would need it to take much."""
+        """Wait for the socket while the client is fast enough; epoll would report it only after many acknowledged
+        bytes."""
         await driver.become_task()
         pace = self._pace
         if pace.begins:

@@ -56,7 +56,7 @@ def _weigh(field: str, available: tuple[Coding, ...]) -> Preference:
             name = match[1].lower()
             weights.setdefault(_ALIASES.get(name, name), float(match[2] or "1"))
     others = weights.get("*", 0.0)
-    # What nobody mentions is taken, but anything that is mentioned is liked better.
+    # An unmentioned coding is acceptable, but a mentioned one is preferred.
     plain = weights.get("identity")
     weighed = [(weights.get(coding, others), coding) for coding in available]
     liked = sorted((pair for pair in weighed if pair[0] > 0 and pair[0] >= (plain or 0)), key=lambda pair: -pair[0])

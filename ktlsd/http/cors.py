@@ -1,7 +1,8 @@
 """The CORS protocol of the Fetch standard (section 3.3), for what a static site serves: pure.
 
-Strategy: an origin is compared, never parsed: it is in the list as a browser writes it, or it is not. Whatever depends
-on the origin says Vary, whether or not the origin is allowed, so that no cache gives one origin's answer to another.
+Strategy: an origin is compared, never parsed: it is in the list as a browser writes it, or it is not. Every response
+that depends on the origin says Vary, whether or not the origin is allowed, so that no cache gives one origin's answer
+to another.
 """
 
 from __future__ import annotations

@@ -99,13 +99,13 @@ def refuse_head(version: bytes, request: Request) -> Response | None:
     if not version.startswith(b"1."):
         reason = f"HTTP/{version.decode('ascii')}"
         return short(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, reason, head=head, close=True)
-    # h11 asks for it in HTTP/1.1 alone, which later minor versions are too (RFC 9110 section 6.2).
+    # h11 requires it only in HTTP/1.1, but later minor versions need it too (RFC 9110 section 6.2).
     if version != b"1.0" and "host" not in fields:
         return short(HTTPStatus.BAD_REQUEST, "no Host", head=head, close=True)
     # It may be empty (RFC 9112 section 3.2).
     if host_of(fields.get("host", "")) is None:
         return short(HTTPStatus.BAD_REQUEST, "a Host that names no host", head=head, close=True)
-    # Whoever sends such a body may want it to be read in two ways (RFC 9112 sections 6.1 and 11.2).
+    # Such a body may be an attempt at request smuggling (RFC 9112 sections 6.1 and 11.2).
     if "transfer-encoding" in fields and ("content-length" in fields or version == b"1.0"):
         both = "Transfer-Encoding with Content-Length or in HTTP/1.0"
         return short(HTTPStatus.BAD_REQUEST, both, head=head, close=True)
@@ -169,7 +169,7 @@ def _decide_representation(request: Request, found: Representation, now: float, 
 
     parts: tuple[ByteRange, ...] = ()
     asked = request.fields.get("range")
-    # Range has a meaning for GET alone (RFC 9110 section 14.2).
+    # Range has a meaning only for GET (RFC 9110 section 14.2).
     if asked is not None and not head and range_applies(request.fields.get("if-range"), found.tag, found.mtime_ns, now):
         try:
             parts = parse_range(asked, found.size)

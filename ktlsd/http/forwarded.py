@@ -37,7 +37,7 @@ class Hop(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a request came from, as far as those who are trusted tell."""
+    """The origin of a request, as reported by trusted proxies."""
 
     address: str
     """The client's, without a port where a proxy told it; "unix" for one on a Unix socket."""
@@ -72,7 +72,7 @@ def _from_forwarded(fields: Mapping[str, str]) -> list[Hop]:
 
 
 def _from_x_forwarded(fields: Mapping[str, str]) -> list[Hop]:
-    """The hops, the nearest first; where the schemes are not one for each, the nearest proxy's word counts alone."""
+    """The hops, the nearest first; where the schemes are not one for each, only the nearest proxy's counts.""" ""
     nodes = _from_the_right(fields.get("x-forwarded-for", ""))
     schemes = [scheme.lower() for scheme in _from_the_right(fields.get("x-forwarded-proto", ""))]
     if len(schemes) != len(nodes):

@@ -231,7 +231,7 @@ class HeaderRules:
             removed: set[str] = set()
             for_file = is_file and bool(by_file) and rule.matches(file)
             if rule.matches(path):
-                # Caches may always be told to keep nothing: what is private is so whatever file answers.
+                # A rule may always forbid caching: private content stays private, regardless of the file served.
                 news += tuple(
                     (name, value)
                     for name, value in rule.fields(path)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Sites(Generic[T]):
-    """Sites by name; T is whatever a site is."""
+    """Sites by host name; T is the type of a site."""
 
     def __init__(self, default: T, named: Iterable[tuple[Iterable[str], T]] = ()) -> None:
         """`named` has for each site its names in lower case: "example.org", or "*.example.org"."""
@@ -21,7 +21,7 @@ class Sites(Generic[T]):
         self._by_name = {name: site for names, site in named for name in names}
 
     def of_name(self, name: str | None) -> T:
-        """The site that a host name belongs to; the default for None, and for a name that belongs to nobody."""
+        """The site that a host name belongs to; the default for None and for unknown names."""
         if not self._by_name or name is None:
             return self.default
         name = name.lower().removesuffix(".")

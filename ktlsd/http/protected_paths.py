@@ -17,7 +17,7 @@ from ktlsd.http.path_glob import compile_protected, decoded
 MOST_PATTERNS: Final = 1000
 """More than these protect the whole site: a request must not have to try them all."""
 MOST_NAMES: Final = 32
-"""A path with more names than these is protected: nobody asks for such a path in earnest."""
+"""A path with more names than these is protected: no real request has such a path."""
 
 _EVERYTHING: Final = "/*"
 _WANTED: Final = "{path}"

@@ -1,7 +1,7 @@
-"""The fields of a request by name, with a note of those that somebody asked for.
+"""The fields of a request by name, with a record of the fields that were read.
 
-Strategy: whoever decides a response reads fields through a Mapping that keeps the names. Requests that agree in all
-that was asked for, there or not, get the same response whatever else they say.
+Strategy: the code that decides a response reads fields through a Mapping that records their names. Requests with the
+same values of these fields, present or not, get the same response; all other fields have no influence.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Consulted(Mapping[str, str]):
         self._all = False
 
     def asked_for(self) -> tuple[bytes, ...] | None:
-        """The names that were asked for until now, sorted; None where somebody went through all there are."""
+        """The names read so far, sorted; None if all fields were iterated."""
         return None if self._all else _sorted(frozenset(self._names))
 
     def __getitem__(self, name: str) -> str:

@@ -67,7 +67,7 @@ def size_mtime_tag(mtime_ns: int, size: int) -> str:
 
 
 def content_tag(digest: bytes) -> str:
-    """A strong entity tag that changes with the content alone, of which this is a cryptographic digest."""
+    """A strong entity tag that changes only with the content, made from its cryptographic digest."""
     return f'"{digest.hex()}"'
 
 

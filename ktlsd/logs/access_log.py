@@ -1,7 +1,7 @@
 """The access log's two formats, Apache's "combined" and JSON: from what is known of a request to one line. Pure.
 
 Strategy: what holds for a whole connection, and what a request head says, are turned into text once and kept, so that a
-line is put together from few pieces. Whatever a client sent is escaped: as nginx does (\\xHH), or by JSON's rules.
+line is put together from few pieces. All text from clients is escaped: as nginx does (\\xHH), or by JSON's rules.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Channel(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a request head says, as it was received; None for what it does not say, or what nobody could read."""
+    """The request head as received; None for missing or unreadable parts."""
 
     method: bytes | None = None
     target: bytes | None = None

@@ -75,7 +75,7 @@ class GatheredLines(Generic[T]):
                 self._some.set()
 
     async def _write_in_thread(self) -> None:
-        # It ends by itself, whatever else is cancelled.
+        # It ends by itself, even if everything else is cancelled.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._write_for_ever, limiter=trio.CapacityLimiter(1))
 

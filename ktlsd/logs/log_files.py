@@ -1,7 +1,8 @@
 """A log's file, or stderr: opened to append, opened again after a rotation, and never waited for longer than told.
 
 Strategy: every write(2) has whole lines, so that processes can share a file. A pipe or terminal is opened anew, since
-O_NONBLOCK on the one that was given would hold for whoever shares it; a socket, such as journald's, has MSG_DONTWAIT.
+O_NONBLOCK on an inherited descriptor would affect the processes that share it; a socket, such as journald's, has
+MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -105,14 +106,14 @@ def _open(place: LogPlace) -> int:
         return os.open(place.path, _FLAGS | os.O_CREAT, MODE)
     mode = os.fstat(_STDERR).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        # It may belong to somebody else: then a full pipe is waited for.
+        # It may belong to another process: then the write waits for a full pipe.
         with contextlib.suppress(OSError):
             return os.open(f"/proc/self/fd/{_STDERR}", _FLAGS)
     return os.dup(_STDERR)
 
 
 def _ends(lines: bytes, most: int | None) -> Iterator[int]:
-    """The ends of runs of whole lines of up to `most` bytes; a longer line stands alone."""
+    """The ends of runs of whole lines of up to `most` bytes; a longer line is a run of its own."""
     start = 0
     while most is not None and len(lines) - start > most:
         start = lines.rfind(b"\n", start, start + most) + 1 or lines.index(b"\n", start) + 1

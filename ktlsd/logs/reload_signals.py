@@ -1,6 +1,6 @@
 """The signals that ask a running ktlsd to read or open something again.
 
-Strategy: they stay blocked, and thereby wait, until somebody heeds them, so that none that comes early ends the
+Strategy: they stay blocked, and thereby pending, until a handler is ready, so that an early signal does not end the
 process.
 """
 

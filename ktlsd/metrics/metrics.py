@@ -277,7 +277,7 @@ class Board:
         self.rows: Final = tuple(memory[number * SLOTS : (number + 1) * SLOTS] for number in range(workers))
 
     def take(self, number: int) -> Row:
-        """A row for the calling process, which nobody else writes to from now on; `number` counts workers from 0."""
+        """A row for the exclusive use of the calling process; `number` counts workers from 0."""
         row = self.rows[number]
         for gauge in _GAUGES:
             row[gauge] = 0

@@ -1,6 +1,6 @@
 """Sockets that systemd bound for this service and passed on (sd_listen_fds(3)).
 
-Strategy: LISTEN_PID says whom they are for, LISTEN_FDS how many there are from descriptor 3 on, LISTEN_FDNAMES their
+Strategy: LISTEN_PID names the process, LISTEN_FDS the number of descriptors from 3 on, LISTEN_FDNAMES their
 names; a name says what is spoken on a socket. systemd keeps its own copy, so clients queue there while this service is
 restarted.
 """

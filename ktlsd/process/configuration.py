@@ -61,7 +61,7 @@ _Versions = dict[Path, _Version]
 
 
 class Configuration:
-    """The service in force. Whoever makes one closes it."""
+    """The service in force. The creator closes it."""
 
     def __init__(self, read: Callable[[], Loaded], loaded: Loaded, build: Build, open_tickets: OpenTickets) -> None:
         """`read` gives the settings as they are now, `loaded` are what it gave first.
@@ -149,7 +149,7 @@ class Configuration:
         return service
 
     def take(self, service: Service) -> None:
-        """Put a service into force; whoever serves the old one retires it."""
+        """Put a service into force; the server retires the old one."""
         self.service = service
         logging.getLogger().setLevel(service.settings.log_level.upper())
 

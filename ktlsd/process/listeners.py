@@ -1,7 +1,8 @@
 """Listening sockets, bound before any worker starts.
 
 Strategy: every address that a name has is bound; a name with several needs one that can be (localhost without IPv6).
-The file of a Unix socket is replaced only where nobody answers on it, and removed only while it is still the same file.
+The file of a Unix socket is replaced only if no process answers on it, and removed only while it is still the same
+file.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _bind_unix(path: Path, mode: int) -> Listener:
     try:
         with _locked(path.parent):
             _clear(path)
-            # Nobody can connect before listen(2), and by then the permissions are those that are wanted.
+            # No client can connect before listen(2), and by then the permissions are set.
             sock.bind(os.fspath(path))
             os.chmod(path, mode)
             made = os.lstat(path)
@@ -131,7 +132,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket's file that nobody listens on. Raises OSError where there is anything else."""
+    """Remove the file of a stale socket. Raises OSError for any other file."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))

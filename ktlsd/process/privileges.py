@@ -1,4 +1,4 @@
-"""From root to somebody who may do less, once the sockets are bound and the keys are read.
+"""Dropping root privileges after binding the sockets and reading the keys.
 
 Strategy: user and group are looked up before anything is bound; then groups, group and user go in this order, each for
 good (credentials(7)), no program that is started can give them back (PR_SET_NO_NEW_PRIVS), and the way back is tried.
@@ -25,14 +25,14 @@ class PrivilegeError(Refusal):
 
 
 class Identity(NamedTuple):
-    """Whom to become."""
+    """User and group to switch to."""
 
     user: int
     group: int
 
 
 def resolve(user: str | None, group: str | None) -> Identity | None:
-    """Whom `user` and `group`, names or numbers, mean; the user's own group without one. None: stay as you are.
+    """Resolve `user` and `group`, names or numbers; by default the user's primary group. None: no switch.
 
     Raises PrivilegeError.
     """
@@ -40,14 +40,14 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
     if identity is None:
         return None
     if os.geteuid() not in (_ROOT, identity.user):
-        raise PrivilegeError(f"--user {user}: only root can become somebody else: start as root, or leave it out")
+        raise PrivilegeError(f"--user {user}: only root can switch to another user: start as root, or leave it out")
     if group is not None and os.geteuid() != _ROOT and identity.group != os.getegid():
         raise PrivilegeError(f"--group {group}: only root can take another group: start as root, or leave it out")
     return identity
 
 
 def look_up(user: str | None, group: str | None) -> Identity | None:
-    """The same, whoever this process is. Raises PrivilegeError."""
+    """The same, regardless of the current user. Raises PrivilegeError."""
     if user is None:
         if group is not None:
             raise PrivilegeError("--group without --user: give both")
@@ -60,13 +60,13 @@ def look_up(user: str | None, group: str | None) -> Identity | None:
     else:
         raise PrivilegeError(f"--user {user}: there is no such user to take the group from: give --group too")
     if identity.user == _ROOT:
-        raise PrivilegeError(f"--user {user} is root: name a user who may do less")
+        raise PrivilegeError(f"--user {user} is root: name an unprivileged user")
     return identity
 
 
 @contextlib.contextmanager
 def acting_as(identity: Identity | None) -> Iterator[None]:
-    """Open and make files as `identity` would: what root opened in a folder of somebody else's could be a link.
+    """Open and make files as `identity` would: a file that root opens in another user's folder could be a link.
 
     Raises PrivilegeError.
     """

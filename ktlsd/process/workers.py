@@ -272,7 +272,7 @@ def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
         return worker
     status = 1
     try:
-        # A group of its own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+        # A group of its own: a terminal's Ctrl-C reaches only the parent, which passes it on once.
         os.setpgid(0, 0)
         job.prepare(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -45,7 +45,7 @@ def _open(folder: int, path: bytes, flags: int) -> int:
 def _resolved(folder: int, path: bytes) -> bytes | None:
     """The path without links, relative to the folder; None where it leads outside."""
     with contextlib.suppress(OSError):
-        # Where the folder is now, whatever it was opened as.
+        # The current path of the folder, independent of the path used to open it.
         top = os.readlink(b"/proc/self/fd/%d" % folder)
         real = os.path.realpath(os.path.join(top, path))
         if os.path.commonpath((top, real)) == top:

@@ -21,7 +21,7 @@ class Entry(Struct, frozen=True, order=True, gc=False):
     name: bytes
     directory: bool
     size: int
-    """Bytes; of a folder, whatever its file system says."""
+    """Bytes; for a folder the value depends on its file system."""
     mtime_ns: int
 
 

@@ -31,7 +31,7 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLON
 
 
 class FollowedRoot:
-    """A path to a folder, and the folder. Whoever makes one closes it."""
+    """A path to a folder, and the folder. The creator closes it."""
 
     def __init__(
         self,

@@ -93,7 +93,7 @@ _JSON_FIELDS: Final = (("Content-Type", "application/json"), *_FIELDS)
 
 
 def fields(*, as_json: bool) -> tuple[tuple[str, str], ...]:
-    """The header fields of a listing, without its length, which nobody knows before it is made."""
+    """The header fields of a listing, without its length, which is unknown before it is made."""
     return _JSON_FIELDS if as_json else _HTML_FIELDS
 
 
@@ -122,7 +122,7 @@ def _preference(ranges: dict[str, float], media_type: str) -> tuple[float, int]:
 
 
 def parse_query(query: bytes) -> Sort:
-    """Read "?sort=name|size|date&order=asc|desc"; whatever else it says has no effect."""
+    """Read "?sort=name|size|date&order=asc|desc"; other parameters have no effect."""
     values = dict(pair.split("=", 1) for pair in query.decode("latin-1").lstrip("?").split("&") if "=" in pair)
     column = next((column for column in _COLUMNS if column == values.get("sort")), Sort().column)
     return Sort(column, values.get("order") == "desc")

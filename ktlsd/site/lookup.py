@@ -77,7 +77,7 @@ def identify(status: os.stat_result) -> Identity:
 
 
 class OpenFile(Struct):
-    """An open regular file and what fstat(2) says of it; whoever holds it closes it."""
+    """An open regular file and its fstat(2) data; the holder closes it."""
 
     descriptor: int
     root: Root
@@ -133,7 +133,7 @@ class OpenFile(Struct):
 
 
 class Folder(Struct):
-    """An open folder that has no index file; whoever holds it closes it."""
+    """An open folder that has no index file; the holder closes it."""
 
     descriptor: int
     path: bytes
@@ -186,7 +186,7 @@ class Root:
         """Whether its file system may hold up every call on it."""
         self._opens_now = False
         self._local_mounts: set[int] = set()
-        """Mounts below the root's own that hold up nobody, for as long as nothing is mounted or unmounted."""
+        """Local mounts below the root's own, valid until the next mount or unmount."""
         self._changes: mounts.MountChanges | None = None
         self._generation = 0
         if path is not None:

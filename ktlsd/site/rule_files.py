@@ -274,7 +274,7 @@ def _lines(text: str, warnings: _Warnings) -> Iterator[_Line]:
 def _protected_by(line: str) -> str | None:
     """The path that a line of `_redirects` keeps clients from by what ktlsd does not do; None where there is none.
 
-    `/admin/* 200! Role=admin` lets nobody else see these files, and `/admin/* /sorry 401!` nobody at all.
+    `/admin/* 200! Role=admin` hides these files from all other clients, and `/admin/* /sorry 401!` from all clients.
     """
     source, *rest = _COMMENT.sub("", line).split()
     role = any(map(_ROLE.fullmatch, rest))

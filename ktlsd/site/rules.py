@@ -58,7 +58,7 @@ class SiteRules:
         self.redirects = Redirects(site.redirect)
 
     def protect(self, path: str) -> bool:
-        """Whether a decoded path, of a request or of a file below the root, is for those only who can log in."""
+        """True if a decoded path, of a request or of a file below the root, requires a login."""
         return any(paths.cover(path) for paths in self._protected.values())
 
     def require_password(self, path: str) -> bool:

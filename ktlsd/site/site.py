@@ -46,7 +46,7 @@ _ABSENT: Final = (Miss.ABSENT, Miss.HIDDEN, Miss.NO_INDEX)
 
 
 class Answer(NamedTuple):
-    """A decided response; whoever holds it closes the file."""
+    """A decided response; the holder closes the file."""
 
     response: Response
     opened: OpenFile | None = None
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
     """Paths below the root of the files that had a say, beside the file's own and its folders; None where even more
     had."""
     any_query: bool = False
-    """Whether the target's query had no say."""
+    """True if the query of the target had no influence."""
 
 
 _Found = OpenFile | Folder | Moved | Miss
@@ -72,7 +72,7 @@ class _Outcome(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """A response before a site's rules for header fields; whoever holds it closes the file."""
+    """A response before a site's rules for header fields; the holder closes the file."""
 
     response: Response
     opened: OpenFile | None = None
@@ -98,7 +98,7 @@ class Site:
         Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
         self.options = site
         if site.listing:
-            # It takes long to import, and not while somebody waits for it.
+            # Its import is slow, and must not delay a request.
             import ktlsd.site.listing  # noqa: F401
         # Settings without a root are refused when they are read.
         path = cast(Path, site.root)

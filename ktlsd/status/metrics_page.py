@@ -54,7 +54,7 @@ def answer(asked: Asked, view: View, own_name: str | None) -> Reply:
     if host_of(asked.host) is None:
         return short(HTTPStatus.BAD_REQUEST, "a Host that names no host")
     if own_name is not None and not is_own(asked.host, own_name):
-        return short(HTTPStatus.MISDIRECTED_REQUEST, f"metrics are answered for {own_name} and addresses alone")
+        return short(HTTPStatus.MISDIRECTED_REQUEST, f"metrics are served only for {own_name} and IP addresses")
     route = _ROUTES.get(asked.target.partition("?")[0])
     if route is None:
         return short(HTTPStatus.NOT_FOUND, f"there are {', '.join(_ROUTES)}")

@@ -186,7 +186,7 @@ def _asked(hello: bytes) -> Asked:
             # The first of its identities, before the binders.
             ticket = _vector(_vector(body, 0, 2), 0, 2)
         except _Malformed:
-            # Nobody reads it in TLS 1.2, where the name still counts.
+            # TLS 1.2 ignores it, and the name still counts.
             ticket = None
     return Asked(name, ticket[:_KEY_NAME] if ticket else None)
 

@@ -24,7 +24,8 @@ _TLS13_RX_SINCE: Final = (3, 2, 0)
 
 
 class Offload(enum.Enum):
-    """Who encrypts (TX) or decrypts (RX) records: user space (none), the kernel's software, or a network device."""
+    """Encryption (TX) or decryption (RX) path of records: user space (none), the kernel's software, or a network
+    device."""
 
     NONE = "none"
     SOFTWARE = "software"

@@ -75,7 +75,7 @@ def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connect
         stack.callback(connecting.close)
         deadline = time.monotonic() + _HANDSHAKE_SECONDS
         pending = [connecting, accepting]
-        # Not select(2), which takes no descriptor from 1024 on: whoever reloads may have thousands of connections.
+        # Not select(2), which takes no descriptor from 1024 on: a reloading server may have thousands of connections.
         arrivals = select.poll()
         for sock in (near, far):
             arrivals.register(sock, select.POLLIN)

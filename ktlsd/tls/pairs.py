@@ -69,7 +69,7 @@ class Found(Struct, frozen=True):
 
 
 class Pairs:
-    """The pairs that one service has loaded. Whoever makes it closes it."""
+    """The pairs that one service has loaded. The creator closes it."""
 
     def __init__(self, library: Library, policy: Policy, former: Pairs | None = None) -> None:
         """`former` are those of the service that this one is to replace."""

@@ -28,12 +28,12 @@ class TicketFileError(Refusal):
 
 
 class TicketFile:
-    """An open file with ticket keys; whoever makes one closes it."""
+    """An open file with ticket keys; the creator closes it."""
 
     def __init__(self, path: Path | None) -> None:
         """Open `path`, made with mode 0600 where it is absent; None for one in memory.
 
-        Raises TicketFileError: also for a file that others may read, since whoever has the keys can read what clients
+        Raises TicketFileError: also for a file that others may read, since a reader of the keys can read what clients
         send in sessions that began with a ticket.
         """
         self._descriptor = os.memfd_create("ktlsd-ticket-keys") if path is None else _open(path)

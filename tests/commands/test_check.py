@@ -139,7 +139,7 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ),
         ("user = 'nobody'\ngroup = 'no-such-group'", r"user: there is no such group: create it \(groupadd --system .*"),
         ("user = '4000000'", "user: there is no such user to take the group from: give --group too"),
-        ("user = 'root'", "user: --user root is root: name a user who may do less"),
+        ("user = 'root'", "user: --user root is root: name an unprivileged user"),
         ("group = 'nogroup'", "group: --group without --user: give both"),
         ("access_log = 'logs/access.log'", "access_log: there is no folder {folder}/logs: create it, .*"),
         ("error_log = 'logs/error.log'", "error_log: there is no folder {folder}/logs: create it, .*"),

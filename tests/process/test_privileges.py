@@ -1,4 +1,4 @@
-"""From root to somebody who may do less."""
+"""Dropping root privileges."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ needs_python_for_everybody = pytest.mark.skipif(
     FOR_EVERYBODY is None,
     reason="only this user may read this Python (the machine of test_systemd.py has one for everybody)",
 )
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
 
 NOBODY = pwd.getpwnam("nobody")
 DAEMON = grp.getgrnam("daemon")
@@ -108,7 +108,7 @@ def test_only_root_can_become_somebody_else() -> None:
         check=False,
     )
     assert done.stdout.startswith("Identity"), done.stderr
-    assert "only root can become somebody else" in done.stderr
+    assert "only root can switch to another user" in done.stderr
 
 
 @pytest.mark.parametrize("group", ["654321", "daemon"])
