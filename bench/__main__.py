@@ -28,7 +28,7 @@ from bench.run import Plan, run
 
 CLIENT_SETTINGS: Final = Path(__file__).with_name("client.cnf")
 SECONDS: Final = {(Setting.HOST, False): 4, (Setting.HOST, True): 1, (Setting.VM, False): 12, (Setting.VM, True): 5}
-"""How long a sample takes, by setting and whether it is to be quick."""
+"""Duration of a sample, by setting and by --quick."""
 HANDSHAKES: Final = {Setting.HOST: 200, Setting.VM: 4}
 ROUNDS: Final = {False: 5, True: 2}
 GUEST_SCRATCH: Final = Path("/mnt/disk")

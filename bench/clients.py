@@ -82,11 +82,11 @@ class Target:
 class Client(Protocol):
     @property
     def serial(self) -> bool:
-        """Whether a server that serves one connection at a time, for one response, can be measured."""
+        """True if a server that serves one response on one connection at a time can be measured."""
 
     @property
     def warms_up(self) -> bool:
-        """Whether a first sample, which is not counted, makes the others truer."""
+        """True if an uncounted first sample makes the others more accurate."""
 
     def prepare(self, site: Site) -> None:
         """Make the files."""
@@ -209,11 +209,11 @@ class Wrk:
     files: int = 0
     """How many different files below `path` are asked for in turn."""
     conditional: bool = False
-    """Whether the requests carry the validators of an answer before them."""
+    """True if the requests carry the validators of an earlier response."""
     range_length: int = 0
     """The length of the ranges that are asked for, at random places."""
     new_heads: bool = False
-    """Whether each request is another one by a cookie, and says what a browser says."""
+    """True if each request has a browser's fields and a different cookie."""
 
     serial = False
     warms_up = True

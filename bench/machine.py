@@ -36,7 +36,7 @@ def output(*command: str) -> str:
 
 
 def has_ktls() -> bool:
-    """Whether this kernel's tls module is there (Documentation/networking/tls.rst)."""
+    """True if the kernel's tls module is loaded (Documentation/networking/tls.rst)."""
     return "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
 
 

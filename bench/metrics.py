@@ -18,7 +18,7 @@ class Metric:
     more_is_better: bool
     digits: int
     compared: bool = True
-    """Whether ktlsd's figure is set against a peer's; the others only explain."""
+    """True if ktlsd's figure is compared with a peer's; the others only explain."""
 
 
 METRICS: Final[dict[str, Metric]] = {

@@ -33,7 +33,7 @@ Options = KTLS
 
 @dataclass(frozen=True)
 class Place:
-    """What a server is told: the folder to serve, with which certificate, where, and by how many workers."""
+    """The settings of a server: folder, certificate, port and number of workers."""
 
     root: Path
     certificate: Path
@@ -63,9 +63,9 @@ class Peer:
     version: Callable[[Programs], str]
     python: bool = False
     ktls: bool = False
-    """Whether its sends have to be the kernel's: without that it is another server, and missing here."""
+    """True if the kernel must encrypt its sends; otherwise the server is missing."""
     serial: bool = False
-    """Whether it serves one connection at a time and closes it after one response."""
+    """True if it serves one connection at a time and closes it after one response."""
 
     def why_missing(self, programs: Programs) -> str:
         """Why it cannot run on this machine; empty if it can."""

@@ -45,7 +45,7 @@ def metrics_of(outcome: RowResult) -> list[str]:
 
 
 def verdict(outcome: RowResult, limit: Limit) -> bool | None:
-    """Whether the limit is kept; None where a figure is missing."""
+    """True if the target is met; None if a figure is missing."""
     if limit.peer is not None:
         spread = summary(ratios(outcome, limit.peer, limit.metric))
         return None if spread is None else spread["median"] >= limit.value

@@ -1,7 +1,7 @@
 """The run: servers side by side, rows one after the other, and in each row the servers in turn, A B A B.
 
-Strategy: all servers of a number of workers are started once and stay, idle but for their turns; whatever cannot be
-measured is written down with its reason where the figure would be.
+Strategy: all servers of a number of workers are started once and stay, idle but for their turns; any server that cannot
+be measured is written down with its reason where the figure would be.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Plan:
     workers: Sequence[int]
     rounds: int
     seconds: int
-    """How long a sample takes."""
+    """Duration of a sample."""
     warm_up_seconds: int
     handshakes: int
     """How many handshakes a second the slowest server does here at least."""

@@ -53,8 +53,8 @@ class Answer(NamedTuple):
     file: str | None = None
     """The decoded path of the file that answers."""
     rules: frozenset[bytes] | None = None
-    """Paths below the root of the files that had a say, beside the file's own and its folders; None where even more
-    had."""
+    """Paths below the root of the files that had an influence, beside the file's own and its folders; None where even
+    more had."""
     any_query: bool = False
     """True if the query of the target had no influence."""
 
