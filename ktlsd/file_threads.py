@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final, Generic, TypeVar
 
@@ -146,6 +147,29 @@ class FileThreads:
                 call = self._to_discard.popleft()
             with contextlib.suppress(OSError):
                 call()
+
+
+class Lanes:
+    """Room for a few jobs at a time. A job that waits behind one that stalls fails with it, if its own file may stall:
+    one after the other, they would wait for many times as long."""
+
+    def __init__(self, count: int) -> None:
+        self._limiter = trio.CapacityLimiter(count)
+        self._stalled_at = -math.inf
+
+    @contextlib.asynccontextmanager
+    async def one(self, seconds: float, *, waits: bool) -> AsyncIterator[None]:
+        """Wait for room, and keep it; `waits` says whether the file system may hold up its callers, and `seconds` the
+        time that a call on a file may take. Raises Stalled."""
+        since = trio.current_time()
+        async with self._limiter:
+            if waits and self._stalled_at > since:
+                raise Stalled(seconds)
+            try:
+                yield
+            except Stalled:
+                self._stalled_at = trio.current_time()
+                raise
 
 
 def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:

@@ -16,11 +16,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple, cast
 
-import trio
 from msgspec.structs import replace
 
 from ktlsd.config.options import SiteOptions
-from ktlsd.file_threads import DEFAULT_SECONDS
+from ktlsd.file_threads import DEFAULT_SECONDS, Lanes
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.compressible import is_compressible
 from ktlsd.http.cors import Cors
@@ -116,7 +115,7 @@ class Site:
         self._hashes = ContentHashes()
         self._siblings = Siblings()
         # Each holds the interpreter up for a while.
-        self._listings = trio.CapacityLimiter(2)
+        self._listings = Lanes(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._server: Fields = SERVER_FIELD if site.server_header else ()
 
@@ -328,7 +327,10 @@ class Site:
                             rejected.add(siblings[number])
                         continue
                     try:
-                        belongs = await self._siblings.belong(opened, sibling, candidate)
+                        # It may be a link to what is protected.
+                        belongs = not self._is_protected(sibling) and await self._siblings.belong(
+                            opened, sibling, candidate
+                        )
                     except BaseException:
                         sibling.close()
                         raise
@@ -381,7 +383,7 @@ class Site:
             return Response(HTTPStatus.OK, fields)
         try:
             with folder.root as root:
-                async with self._listings:
+                async with self._listings.one(folder.root.threads.seconds, waits=folder.waits):
                     entries = await folder.root.threads.run_on(
                         folder.descriptor, partial(self._read_folder, root, folder.path), waits=folder.waits
                     )

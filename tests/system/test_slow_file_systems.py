@@ -310,6 +310,28 @@ def test_certificates_on_a_file_system_that_hangs_keep_nothing_from_ending(
             hanging.hold()
 
 
+@pytest.mark.parametrize(
+    ("call", "target", "line"), [("readdir", "/folder/", ""), ("read", "/app.js", 'etag = "content"')]
+)
+def test_requests_that_wait_for_each_other_fail_together(
+    place: Path, hanging: Mounted, call: str, target: str, line: str
+) -> None:
+    """Of listings and hashes, a few at a time are made."""
+    limits = (
+        f"client_connections = 0\n[[site]]\nnames = ['other.example']\nroot = '{hanging.path}'\nlisting = true\n{line}"
+    )
+    name = "other.example"
+    with two_sites(place, hanging, limits=limits) as server, ThreadPoolExecutor(12) as crowd:
+        hanging.hold(call)
+        began = time.monotonic()
+        waiting = [crowd.submit(get, server.port, target, host=name, name=name) for _ in range(12)]
+        assert {answer.result().status for answer in waiting} == {503}
+        # Two at a time, they would take six times as long as one.
+        assert time.monotonic() - began < 4.5 * FILE_SECONDS
+        hanging.hold()
+        assert eventually(lambda: get(server.port, target, host=name, name=name).status == 200)
+
+
 def reloads(server: Running, since: int) -> bool:
     """Whether a reload that is asked for succeeds at once."""
     server.process.send_signal(signal.SIGHUP)

@@ -265,6 +265,12 @@ https://example.org/*.pdf
 """,
     )
 
+    # A sibling that has its original's times is taken for its content.
+    write(root / "other.html", "open")
+    (root / "other.html.gz").symlink_to("secret/page.html.gz")
+    for file in (root / "other.html", root / "secret/page.html.gz"):
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+
 
 def make_roles(root: Path) -> None:
     for name in ("admin/index.html", "admin/page.html", "gated/page.html", "gone/page.html", "personal.html"):
@@ -400,13 +406,15 @@ def test_an_error_page_that_is_protected_is_not_shown(place: Place) -> None:
     assert (answer.status, answer.body, answer.fields["x-all"]) == (404, b"404 Not Found\n", "yes")
 
 
-@pytest.mark.parametrize("target", ["/", "/public", "/public.html", "/secretary", "/public.html.gz"])
+@pytest.mark.parametrize("target", ["/", "/public", "/public.html", "/secretary", "/public.html.gz", "/other"])
 def test_what_is_not_protected_is_served(place: Place, target: str) -> None:
     answer = place.ask("secrets", target)
     assert answer.status == (404 if target == "/secretary" else 200)
     assert SECRET not in answer.body
     assert "x-rule" not in answer.fields
     assert answer.fields["x-all"] == "yes"
+    packed = place.ask("secrets", target, "Accept-Encoding: gzip")
+    assert SECRET not in (gzip.decompress(packed.body) if "content-encoding" in packed.fields else packed.body)
 
 
 def test_the_log_says_why_and_no_password(place: Place) -> None:
