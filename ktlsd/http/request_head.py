@@ -28,4 +28,4 @@ class RequestHead(Protocol):
 
     @property
     def headers(self) -> Sequence[Field]:
-        """All fields in the order in which they came, under lower-case names."""
+        """All fields in the order in which they came, under lower-case names; "host" has the value of :authority."""

@@ -61,8 +61,8 @@ class Http1:
         self._lines = EmptyLines()
         self._responder = Responder(shared, transport, client)
         self._limits = self._responder.limits
-        self._log = self._responder.log
-        self._cached = CachedResponses(self._responder, self._lines)
+        self._log = self._responder.new_log(transport)
+        self._cached = CachedResponses(self._responder, self._lines, self._log)
         self._reader = HeadReader(self._limits.head_bytes, self._lines)
         self._exchange: Exchange | None = None
         """The request that is being answered, once its head is read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -24,6 +24,10 @@ from ktlsd.openssl.results import Wait
 from ktlsd.protocol.responder import Found, Responder
 from ktlsd.site.response_cache import Remembered
 
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.exchange_log import RequestLog
+
 _BLANK_LINE: Final = b"\r\n\r\n"
 _AT_A_TIME: Final = 4
 """Pipelined requests that are answered before other connections get their turn."""
@@ -32,12 +36,13 @@ _AT_A_TIME: Final = 4
 class CachedResponses:
     """The remembered responses of one connection. To the event loop it stands for the connection (Answering)."""
 
-    __slots__ = ("_lines", "_responder", "_shared", "transport")
+    __slots__ = ("_lines", "_log", "_responder", "_shared", "transport")
 
-    def __init__(self, responder: Responder, lines: EmptyLines) -> None:
+    def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
         self._responder = responder
         self._shared = responder.shared
         self._lines = lines
+        self._log = log
         self.transport: PacedTransport = responder.transport
 
     # --- without waiting ----------------------------------------------------------------------------------------------
@@ -84,7 +89,7 @@ class CachedResponses:
                 self._shared.service.heads.uses += 1
             data, head_size = made
             yield
-            responder.begin_remembered(found, head_size, responder.log)
+            responder.begin_remembered(found, head_size, self._log)
             if remembered.closes:
                 transport.hold_back()
             try:
@@ -113,8 +118,8 @@ class CachedResponses:
         None if that is to go on with `received`, or to wait if that is empty.
         """
         # A call of _end() would be one more for each request.
-        if self._responder.log is not None:
-            self._responder.log.end(complete=True)
+        if self._log is not None:
+            self._log.end(complete=True)
         if remembered.closes:
             return Left(b"", ends=True)
         return Left(None) if not received and self.transport.holds() else None
@@ -131,7 +136,7 @@ class CachedResponses:
         if recalled is None:
             return Left(received)
         head, descriptor = recalled
-        self._responder.begin_remembered(found, len(head), self._responder.log)
+        self._responder.begin_remembered(found, len(head), self._log)
         try:
             rest = self.transport.begin_file(head, descriptor, part.offset, part.count)
         except BaseException:
@@ -190,7 +195,7 @@ class CachedResponses:
                 break
             head, descriptor = recalled
             part = found.remembered.part
-            self._responder.begin_remembered(found, len(head), self._responder.log)
+            self._responder.begin_remembered(found, len(head), self._log)
             complete = False
             try:
                 with counted(self._shared.row, IN_FLIGHT):
@@ -225,8 +230,8 @@ class CachedResponses:
         # A longer line may have a target that is too long.
         if read is None or len(read[0]) > limits.target_bytes:
             return None
-        return responder.find_alike(*read)
+        return responder.find_alike(*read, self._log)
 
     def _end(self, *, complete: bool) -> None:
-        if self._responder.log is not None:
-            self._responder.log.end(complete=complete)
+        if self._log is not None:
+            self._log.end(complete=complete)

@@ -4,8 +4,8 @@ A protocol turns bytes into request heads, and responses into bytes. It needs fi
 
 - remembered responses: Responder.find(), find_alike(), recall() and begin_remembered(), and Exchange.remember();
 - decisions: Exchange.decide(), one Exchange for each request that has no remembered response (exchange.py);
-- the access log: Responder.log, a RequestLog for each request at a time (exchange_log.py); the metrics and limits:
-  `shared.row` and `limits`;
+- the access log: Responder.new_log(), for each sequence of requests that come one after the other (exchange_log.py):
+  a connection of HTTP/1.1, or a stream of HTTP/2; the metrics and limits: `shared.row` and `limits`;
 - the body of a response: pieces() and send_part() (response_body.py), which keep calls that may wait for a file system
   off the event loop;
 - the transport: PacedTransport (connection/transport.py), which encrypts, sends files, and ends slow clients.
@@ -34,7 +34,7 @@ from ktlsd.site.response_cache import Remembered
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
-    from ktlsd.logs.exchange_log import Noted, RequestLog
+    from ktlsd.logs.exchange_log import Noted, RequestLog, Sending
 
 
 class Found(Struct, frozen=True, gc=False):
@@ -50,7 +50,7 @@ class Found(Struct, frozen=True, gc=False):
 class Responder:
     """The requests of one connection, whatever protocol brings them."""
 
-    __slots__ = ("_partition", "client", "limits", "log", "requests_left", "shared", "transport")
+    __slots__ = ("_partition", "client", "limits", "requests_left", "shared", "transport")
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
         self.shared = shared
@@ -59,11 +59,15 @@ class Responder:
         self.limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection began."""
         self.requests_left = limits.requests_per_connection or sys.maxsize
-        self.log: RequestLog | None = None
-        """The access log for a protocol that has one request at a time."""
-        if shared.access_log is not None and client.channel is not None:
-            self.log = shared.access_log.of_connection(client.channel, transport)
         self._partition = client.partition(https=client.origin.https)
+
+    def new_log(self, sending: Sending) -> RequestLog | None:
+        """The access log of requests that come one after the other, and whose responses `sending` counts the bytes of.
+
+        None if there is no access log.
+        """
+        access_log, channel = self.shared.access_log, self.client.channel
+        return None if access_log is None or channel is None else access_log.of_connection(channel, sending)
 
     # --- remembered responses -----------------------------------------------------------------------------------------
 
@@ -77,7 +81,7 @@ class Responder:
         remembered = self.shared.service.heads.get((self._partition, head))
         return None if remembered is None else Found(remembered, remembered.noted)
 
-    def find_alike(self, line: bytes, fields: Iterable[Field]) -> Found | None:
+    def find_alike(self, line: bytes, fields: Iterable[Field], log: RequestLog | None) -> Found | None:
         """The response to another request that agrees with this one in everything that decided.
 
         `line` is the request line in the form of HTTP/1.1, without its end.
@@ -90,7 +94,7 @@ class Responder:
         remembered = service.heads.get_alike(self.partition(origin or client.origin), line, values)
         if remembered is None:
             return None
-        noted = self.log.note_alike(remembered.status, line, fields) if self.log is not None else None
+        noted = log.note_alike(remembered.status, line, fields) if log is not None else None
         return Found(remembered, noted, origin)
 
     def recall(self, remembered: Remembered) -> tuple[bytes, int] | None:

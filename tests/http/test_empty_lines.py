@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.http.empty_lines import HALF, from_request_line
+from ktlsd.http.empty_lines import HALF, EmptyLines, from_request_line
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,16 @@ def test_it_is_what_a_loop_finds(received: bytes) -> None:
     while rest[:2] == b"\r\n":
         rest = rest[2:]
     assert from_request_line(received) == rest
+
+
+@given(st.lists(st.text("\r\nG").map(str.encode)))
+def test_pieces_come_to_the_same_as_the_whole(received: list[bytes]) -> None:
+    lines, rest = EmptyLines(), b""
+    for number, piece in enumerate(received):
+        rest = lines.without_them(lines.joined(piece))
+        if rest:
+            # From a request line on nothing is removed.
+            rest += b"".join(received[number + 1 :])
+            break
+    whole = from_request_line(b"".join(received))
+    assert (rest or HALF if lines.half else rest) == whole
