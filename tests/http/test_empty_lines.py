@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.http.empty_lines import HALF, EmptyLines, from_request_line
@@ -30,6 +30,7 @@ def test_only_whole_empty_lines_go(received: bytes, rest: bytes) -> None:
     assert from_request_line(received) == rest
 
 
+@settings(deadline=None)
 @given(st.text("\r\nG").map(str.encode))
 def test_it_is_what_a_loop_finds(received: bytes) -> None:
     rest = received
@@ -38,6 +39,7 @@ def test_it_is_what_a_loop_finds(received: bytes) -> None:
     assert from_request_line(received) == rest
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("\r\nG").map(str.encode)))
 def test_pieces_come_to_the_same_as_the_whole(received: list[bytes]) -> None:
     lines, rest = EmptyLines(), b""

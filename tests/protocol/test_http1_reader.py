@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.http.empty_lines import EmptyLines
@@ -20,6 +20,7 @@ def reader(received: bytes = b"") -> HeadReader:
     return made
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(HEAD)), max_size=5).map(sorted))
 def test_a_head_in_pieces_is_the_same_request(cuts: list[int]) -> None:
     made = HeadReader(MOST, EmptyLines())

@@ -6,7 +6,7 @@ import itertools
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlsd.protocol.request_body import LARGEST, RequestBody, TooLarge
@@ -56,6 +56,7 @@ def test_http_1_0_waits_for_no_100() -> None:
         (CHUNKED, b"3;x=y\r\nabc\r\n2\r\n\r\n\r\n0;z\r\nX: y\r\n\r\n"),
     ],
 )
+@settings(deadline=None)
 @given(data=st.data())
 def test_its_end_is_found_however_it_comes(fields: bytes, body: bytes, data: st.DataObject) -> None:
     stream = body + NEXT
