@@ -31,6 +31,7 @@ THREADS: Final = 16
 """Calls of one site that may be in progress at the same time."""
 DEFAULT_SECONDS: Final = 20.0
 _TELL_SECONDS: Final = 60.0
+_MOMENT_SECONDS: Final = 0.1
 _LOOKS: Final = 20
 """How often a waiting task looks at the clock: time in which the event loop itself could not run does not count."""
 
@@ -195,6 +196,22 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
     if not results:
         raise Stalled(seconds)
     return results[0].unwrap()
+
+
+class Patience:
+    """The time, in seconds, that calls which stall may take together, one after the other."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def within(self, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:
+        """The same as within(), for what is left of the time; a call after that still gets a moment."""
+        seconds = max(self._left, _MOMENT_SECONDS)
+        try:
+            return within(seconds, call, discard)
+        except Stalled:
+            self._left -= seconds
+            raise
 
 
 class _Job(Generic[T]):

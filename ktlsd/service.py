@@ -26,10 +26,11 @@ from ktlsd.config.printable import printable
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.config.values import Mode, TlsPolicy
+from ktlsd.file_threads import Patience
 from ktlsd.http.host_names import Sites
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError
-from ktlsd.site.followed_root import FollowedRoot
+from ktlsd.site.followed_root import START_SECONDS, FollowedRoot, absolute
 from ktlsd.site.https_redirect import HttpsRedirect
 from ktlsd.site.response_cache import HeadCache
 from ktlsd.site.site import SERVER_FIELD, Site
@@ -87,8 +88,10 @@ class _Grounds:
         known = None if former is None else {followed.path for followed in former.followed if followed.missing}
 
         def may_be_missing(folder: Path | None) -> bool:
-            return not settings.strict and (known is None or Path(os.getcwd(), folder or "") in known)
+            return not settings.strict and (known is None or (folder is not None and absolute(folder) in known))
 
+        # Hundreds of roots may be on the same file system that hangs.
+        patience = Patience(START_SECONDS)
         self.sites: dict[Place, Site] = {}
         self.followed: tuple[FollowedRoot, ...] = ()
         """As their paths lead to them."""
@@ -97,7 +100,10 @@ class _Grounds:
             for place, options in ((default_place(settings), default_options), *_named(settings)):
                 if place not in self.sites:
                     self.sites[place] = site = _site(
-                        options, settings.limits.file_seconds, may_be_missing=may_be_missing(options.root)
+                        options,
+                        settings.limits.file_seconds,
+                        may_be_missing=may_be_missing(options.root),
+                        patience=patience,
                     )
                     stack.callback(site.close)
             try:
@@ -105,6 +111,7 @@ class _Grounds:
                     settings.acme_challenges,
                     settings.limits.file_seconds,
                     may_be_missing=may_be_missing(settings.acme_challenges),
+                    patience=patience,
                 )
             except OSError as error:
                 reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
@@ -372,9 +379,9 @@ def _name_of(options: SiteOptions) -> str:
     return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
 
 
-def _site(options: SiteOptions, file_seconds: float, *, may_be_missing: bool) -> Site:
+def _site(options: SiteOptions, file_seconds: float, *, may_be_missing: bool, patience: Patience) -> Site:
     try:
-        return Site(options, file_seconds, may_be_missing=may_be_missing)
+        return Site(options, file_seconds, may_be_missing=may_be_missing, patience=patience)
     except OSError as error:
         raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled, within
+from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Patience, Stalled
 from ktlsd.http.decide import Miss
 from ktlsd.site.lookup import NO_NAMES, Root
 from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity
@@ -41,14 +41,16 @@ class FollowedRoot:
         hidden: frozenset[bytes] = NO_NAMES,
         seconds: float = DEFAULT_SECONDS,
         may_be_missing: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         """`hidden` has paths below the folder that are not served; `seconds` is the time that one call on a file may
-        take. A folder that `may_be_missing`, or whose file system does not answer within START_SECONDS, may come later.
+        take. A folder that `may_be_missing`, or whose file system does not answer within START_SECONDS, or within the
+        `patience` for several of them, may come later.
 
         Raises OSError if there is no such folder that can be served.
         """
         # Relative to the folder that the process was started in, not to what a link there leads to.
-        self.path = Path(os.path.join(os.getcwd(), path))
+        self.path = absolute(path)
         self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, seconds=seconds)
         self._threads = FileThreads(str(self.path), seconds, 1)
         self._looking = self._closed = False
@@ -58,7 +60,7 @@ class FollowedRoot:
         self.on_change: Callable[[], object] = bool
         """Called when another folder has taken the place of the former."""
         try:
-            self.root = within(START_SECONDS, self._open, Root.close)
+            self.root = (patience or Patience(START_SECONDS)).within(self._open, Root.close)
         except Stalled:
             log.error("%s: the file system does not answer: requests get 503 until it does", self.path)
             self.root = self._open_root(None, why=Miss.STALLED)
@@ -136,6 +138,11 @@ class FollowedRoot:
         if self._closed:
             root.close()
         self.on_change()
+
+
+def absolute(path: Path) -> Path:
+    """The path from the top on. Raises OSError for a relative one if the working folder is gone."""
+    return path if path.is_absolute() else Path(os.getcwd(), path)
 
 
 def _close_root(root: Root | None) -> None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from ktlsd.file_threads import DEFAULT_SECONDS
+from ktlsd.file_threads import DEFAULT_SECONDS, Patience
 from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, short
 from ktlsd.http.request_target import Target
 from ktlsd.http.validators import entity_tag
@@ -35,14 +35,18 @@ class HttpsRedirect:
         file_seconds: float = DEFAULT_SECONDS,
         *,
         may_be_missing: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         """`challenges` is the folder that an ACME client writes its answers to, `file_seconds` the time that one call
-        on a file there may take; if it `may_be_missing` it may come later. Raises OSError."""
+        on a file there may take; if it `may_be_missing`, or stalls beyond the `patience`, it
+        may come later. Raises OSError."""
         self.port = _HTTPS_PORT
         """Where HTTPS is served, as clients reach it."""
         self.followed = None
         if challenges is not None:
-            self.followed = FollowedRoot(challenges, seconds=file_seconds, may_be_missing=may_be_missing)
+            self.followed = FollowedRoot(
+                challenges, seconds=file_seconds, may_be_missing=may_be_missing, patience=patience
+            )
 
     def close(self) -> None:
         if self.followed is not None:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, cast
 from msgspec.structs import replace
 
 from ktlsd.config.options import SiteOptions
-from ktlsd.file_threads import DEFAULT_SECONDS, Lanes
+from ktlsd.file_threads import DEFAULT_SECONDS, Lanes, Patience
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.compressible import is_compressible
 from ktlsd.http.cors import Cors
@@ -91,8 +91,10 @@ class Site:
         file_seconds: float = DEFAULT_SECONDS,
         *,
         may_be_missing: bool = False,
+        patience: Patience | None = None,
     ) -> None:
-        """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later.
+        """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later,
+        as may one that stalls beyond the `patience`.
 
         Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
         self.options = site
@@ -108,6 +110,7 @@ class Site:
             hidden=self._rules.files,
             seconds=file_seconds,
             may_be_missing=may_be_missing,
+            patience=patience,
         )
         self.followed.on_change = self._rules.renew
         self._types = ContentTypes(site.types, site.charset, site.encoded)

@@ -167,11 +167,26 @@ def test_a_daemon_that_hangs_is_survived(place: Path, hanging: Mounted) -> None:
 def test_a_root_that_hangs_at_the_start_comes_later(place: Path, hanging: Mounted) -> None:
     hanging.hold("getattr")
     with two_sites(place, hanging, slow=hanging.path / "folder") as server:
-        assert server.wait_for_line(rf"{place}/mount/folder: its file system does not answer")
+        assert server.wait_for_line(rf"{place}/mount/folder: the file system does not answer")
         assert get(server.port, "/1.txt").body == b"1"
         assert slow_get(server, "/a.txt")[0] == 503
         hanging.hold()
         assert eventually(lambda: slow_get(server, "/a.txt") == (200, b"a"))
+
+
+def test_a_start_does_not_wait_for_each_root_that_hangs(place: Path, hanging: Mounted) -> None:
+    for number in range(6):
+        (place / f"shown/{number}").mkdir()
+    sites = (f"[[site]]\nnames = ['{n}.example']\nroot = '{hanging.path}/{n}'" for n in range(6))
+    hanging.hold("getattr")
+    began = time.monotonic()
+    with two_sites(place, hanging, limits="\n".join(sites)) as server:
+        # One after the other, these six alone would take 30 s.
+        assert time.monotonic() - began < 20
+        assert get(server.port, "/1.txt").body == b"1"
+        assert get(server.port, "/", host="5.example", name="5.example").status == 503
+        hanging.hold()
+        assert eventually(lambda: get(server.port, "/absent", host="5.example", name="5.example").status == 404)
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["as a root", "below a root"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_a_file_system_that_is_mounted_over_the_root_is_served(server: Running, 
     finally:
         subprocess.run(["umount", "-l", root], check=True)
     assert eventually(lambda: get(server.port, "/a.txt").body == OLD)
+
+
+def test_an_absolute_root_needs_no_working_folder(place: Path) -> None:
+    """The folder of an older release that a service was started in may be removed."""
+    (place / "working").mkdir()
+    gone = ("sh", "-c", f'cd "{place}/working" && rmdir "$PWD" && exec "$@"', "sh")
+    program = (str(Path(sys.executable).with_name("ktlsd")),)
+    with serving(place / "current", state=place / "state", wrapper=gone, program=program) as server:
+        assert get(server.port, "/a.txt").body == OLD
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        swap_link(place)
+        assert eventually(lambda: serves_new(server))
 
 
 def test_a_response_that_has_begun_ends_with_its_file(server: Running, place: Path) -> None:
