@@ -202,7 +202,9 @@ def test_swaps_under_load_mix_no_two_trees(place: Path, workers: int) -> None:
             asker.start()
         try:
             for number in itertools.islice(itertools.cycle((42, 41)), 4):
+                lines = len(server.log)
                 point(place / "current", place / f"releases/{number}")
+                assert server.wait_for_line("leads to another folder", since=lines)
                 content = NEW if number == 42 else OLD
                 assert eventually(lambda content=content: get(server.port, "/a.txt").body == content)  # type: ignore[misc]
         finally:
