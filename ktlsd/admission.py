@@ -15,10 +15,17 @@ from typing import Final
 
 import trio
 
-from ktlsd.config.limits import Gate, Hush, Limit, Visit, descriptors_for, most_connections
+from ktlsd.config.limits import (
+    ConnectionLimiter,
+    ConnectionPermit,
+    Limit,
+    LogThrottle,
+    descriptors_for,
+    most_connections,
+)
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import open_files
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.metrics.metrics import LIMITED, Row
@@ -27,7 +34,7 @@ from ktlsd.service import Service
 
 log = logging.getLogger("ktlsd")
 
-MOST_TOLD: Final = 64
+MOST_REJECTING: Final = 64
 """Maximum number of refused connections that are closed gracefully at the same time."""
 _TOO_FEW: Final = 100
 """Connections: a browser opens up to six to a site (HTTP/1.1), so some 16 visitors."""
@@ -40,68 +47,68 @@ EXHAUSTED: Final = {
 """The exhausted resource for each errno of accept(2)."""
 
 
-class Door:
+class AdmissionControl:
     """The admission control of one process."""
 
-    def __init__(self, service: Service, residency: Residency, row: Row) -> None:
+    def __init__(self, service: Service, page_cache: PageCache, row: Row) -> None:
         self._service = service
-        self._residency = residency
+        self._page_cache = page_cache
         self._row = row
-        self._hush = Hush()
-        self._told = 0
+        self._throttle = LogThrottle()
+        self._rejecting = 0
         limits = service.settings.limits
-        self.gate = Gate(limits, _most(limits))
+        self.limiter = ConnectionLimiter(limits, _most(limits))
 
     def use(self, service: Service) -> None:
         """Apply the limits of another service from here on."""
         limits = service.settings.limits
         if limits.connections != self._service.settings.limits.connections:
-            tell_lowered(limits)
+            warn_lowered_limit(limits)
         self._service = service
-        self.gate.use(limits, _most(limits))
+        self.limiter.use(limits, _most(limits))
 
-    def refuses(self, visit: Visit, peer: Peer, *, shakes: bool) -> Limit | None:
-        """The limit that forbids a connection; `shakes`: the connection begins with a TLS handshake.
+    def refuses(self, permit: ConnectionPermit, peer: Peer, *, with_handshake: bool) -> Limit | None:
+        """The limit that forbids a connection; `with_handshake`: the connection begins with a TLS handshake.
 
         A trusted proxy is exempt, since its connections belong to many clients.
         """
-        if visit.refused is not None:
-            return visit.refused
+        if permit.refused is not None:
+            return permit.refused
         address, service = peer.address, self._service
         if address is None or service.exempt.holds(address) or service.trusted.holds(address):
             return None
         if not peer.via and service.speak_proxy.holds(address):
             return None
-        return visit.is_of(address, trio.current_time(), shakes=shakes)
+        return permit.is_of(address, trio.current_time(), with_handshake=with_handshake)
 
-    async def turn_away(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
+    async def reject(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
         """Count, log and close a connection after sending `response`, which is empty before a TLS handshake."""
         self.reached(limit, "%s refused", peer)
-        if self._told >= MOST_TOLD:
+        if self._rejecting >= MOST_REJECTING:
             return
-        self._told += 1
+        self._rejecting += 1
         try:
-            with contextlib.closing(PlainTransport(sock, self._residency)) as transport, contextlib.suppress(TLSError):
+            with contextlib.closing(PlainTransport(sock, self._page_cache)) as transport, contextlib.suppress(TLSError):
                 await transport.send_text(response)
                 await transport.finish(unread=True)
         finally:
-            self._told -= 1
+            self._rejecting -= 1
 
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:
         """Count a limit that was reached, and log it unless the log has had a line about it recently."""
         self._row[LIMITED[limit]] += 1
-        kept_back = self._hush.due(limit, trio.current_time())
-        if kept_back is not None:
-            more = f" ({kept_back} more since the last such line)" if kept_back else ""
+        suppressed = self._throttle.due(limit, trio.current_time())
+        if suppressed is not None:
+            more = f" ({suppressed} more since the last such line)" if suppressed else ""
             log.warning(f"{text}: limit %s%s", *arguments, self._described(limit), more)
 
     def _described(self, limit: Limit) -> str:
-        gate = self.gate
-        value = gate.most if limit is Limit.CONNECTIONS else getattr(gate.limits, limit.value, None)
+        limiter = self.limiter
+        value = limiter.most if limit is Limit.CONNECTIONS else getattr(limiter.limits, limit.value, None)
         return limit.value if value is None else f"{limit.value} = {value}"
 
 
-def tell_lowered(limits: LimitOptions) -> None:
+def warn_lowered_limit(limits: LimitOptions) -> None:
     """Log that the connection limit was lowered for lack of open files.
 
     An error if a handful of clients can exhaust the lowered limit, else a warning.

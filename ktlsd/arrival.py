@@ -15,12 +15,12 @@ from typing import Final
 
 import trio
 
-from ktlsd.admission import Door
+from ktlsd.admission import AdmissionControl
 from ktlsd.config.limits import Limit
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import cause
 from ktlsd.connection import driver
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer, client_of
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.connection.proxy_protocol import BadHeader
@@ -42,14 +42,14 @@ _BUSY: Final = (HTTPStatus.SERVICE_UNAVAILABLE, "too many connections, try again
 
 
 class Arrivals:
-    """One process's. Whoever makes one closes it."""
+    """One for each process. The creator closes it."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._row = row = shared.row
-        self._residency = Residency(row)
+        self._page_cache = PageCache(row)
         self._handshakes = Handshakes(shared)
-        self._door = Door(shared.service, self._residency, row)
+        self._admission = AdmissionControl(shared.service, self._page_cache, row)
 
     def close(self) -> None:
         self._handshakes.close()
@@ -57,11 +57,11 @@ class Arrivals:
     def use(self, service: Service) -> None:
         """Take another service's limits from now on."""
         self._handshakes.settings_changed()
-        self._door.use(service)
+        self._admission.use(service)
 
     def lacks(self, limit: Limit, error: Exception) -> None:
         """Accepting stops for lack of something: make room, and log it now and then."""
-        self._door.reached(limit, "accepting pauses: %s", cause(error))
+        self._admission.reached(limit, "accepting pauses: %s", cause(error))
         self._make_room()
 
     def _make_room(self) -> None:
@@ -76,26 +76,26 @@ class Arrivals:
             with sock, counted(row, OPEN[kind]):
                 sock.setblocking(False)
                 began = trio.current_time()
-                with self._door.gate.visit() as visit:
-                    if self._door.gate.crowded:
+                with self._admission.limiter.permit() as permit:
+                    if self._admission.limiter.crowded:
                         self._make_room()
-                    if visit.refused is None:
+                    if permit.refused is None:
                         peer = await self._named(sock, peer, began)
-                    refused = self._door.refuses(visit, peer, shakes=kind is Kind.HTTPS)
+                    refused = self._admission.refuses(permit, peer, with_handshake=kind is Kind.HTTPS)
                     if refused is None:
                         if kind is Kind.HTTPS:
                             await self._serve_tls(sock, peer, began)
                         else:
                             await self._serve_plain(sock, peer, redirected=kind is Kind.REDIRECT)
                 if refused is not None:
-                    await self._turn_away(sock, peer, kind, refused)
+                    await self._reject(sock, peer, kind, refused)
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
             log.debug("%s left: %s", peer, error)
         except BadHeader as error:
             row[FAILED[Failure.PROXY_HEADER]] += 1
-            log.info("%s cut off: proxy_protocol demands a PROXY header of it, and it sent %s", peer, error)
+            log.info("%s cut off: proxy_protocol requires a PROXY header, but it sent %s", peer, error)
         except trio.TooSlowError:
             row[FAILED[Failure.PROXY_HEADER]] += 1
             row[LIMITED[Limit.HANDSHAKE]] += 1
@@ -108,7 +108,7 @@ class Arrivals:
         except OSError as error:
             log.error("%s cut off: %s", peer, cause(error))
         except MemoryError:
-            self._door.reached(Limit.MEMORY, "%s cut off", peer)
+            self._admission.reached(Limit.MEMORY, "%s cut off", peer)
         except Exception:
             # A defect in serving one connection must not end the others.
             log.exception("%s cut off by a defect in ktlsd, please report it", peer)
@@ -125,19 +125,21 @@ class Arrivals:
         with driver.within(self._shared.service.settings.limits.handshake_seconds, began):
             return await client_of(sock, peer)
 
-    async def _turn_away(self, sock: socket.socket, peer: Peer, kind: Kind, refused: Limit) -> None:
+    async def _reject(self, sock: socket.socket, peer: Peer, kind: Kind, refused: Limit) -> None:
         await driver.become_task()
         response = b""
         # Before a handshake nothing can be said.
         if kind is not Kind.HTTPS:
             server_field = self._shared.service.server_field
             response = last_words(*_BUSY, date=self._shared.clock.date(), server_field=server_field)
-        await self._door.turn_away(sock, peer, refused, response)
+        await self._admission.reject(sock, peer, refused, response)
 
     async def _serve_plain(self, sock: socket.socket, peer: Peer, *, redirected: bool) -> None:
         shared = self._shared
         service, logged = shared.service, shared.access_log is not None
-        with contextlib.closing(PlainTransport(sock, self._residency, self._row, service.settings.limits)) as transport:
+        with contextlib.closing(
+            PlainTransport(sock, self._page_cache, self._row, service.settings.limits)
+        ) as transport:
             client = make_client(peer, service.trusted, logged=logged, redirected=redirected)
             await Http1(shared, transport, client).serve()
 
@@ -148,7 +150,7 @@ class Arrivals:
         service = shared.service
         hosted = service.sites.of_name(asked.server_name)
         with contextlib.closing(
-            Transport(hosted.context, sock, self._residency, row, service.settings.limits)
+            Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
         ) as transport:
             secured = await self._handshakes.complete(transport, sock, hosted, asked, peer, began)
             if secured is not None:

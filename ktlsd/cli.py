@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ktlsd.commands.command_parser import COMMANDS, CommandParser, described
-from ktlsd.config.console import say, show
+from ktlsd.config.console import print_error, print_output
 from ktlsd.config.printable import one_line
 from ktlsd.config.refusal import Refusal
 from ktlsd.config.values import LOG_LEVELS
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
-        say(f"ktlsd: {one_line(str(error))}")
+        print_error(f"ktlsd: {one_line(str(error))}")
         return EXIT_USAGE
     except KeyboardInterrupt:
         # Before anything is served; afterwards the server handles SIGINT.
@@ -158,7 +158,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 def _version(libssl: str | None) -> int:
     from ktlsd.commands.version import version_text
 
-    show(version_text(_libssl(libssl)))
+    print_output(version_text(_libssl(libssl)))
     return 0
 
 
@@ -180,7 +180,7 @@ def _check(arguments: Sequence[str]) -> int:
 
         from ktlsd.config.schema import schema
 
-        show(json.dumps(schema(), indent=2))
+        print_output(json.dumps(schema(), indent=2))
         return 0
     from ktlsd.commands import check
 

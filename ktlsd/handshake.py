@@ -37,7 +37,7 @@ _SPEAK_HTTPS: Final = (HTTPStatus.BAD_REQUEST, "this port speaks HTTPS, use an h
 
 
 class Handshakes:
-    """One process's. Whoever makes one closes it."""
+    """One for each process. The creator closes it."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -70,7 +70,7 @@ class Handshakes:
         Raises TLSError.
         """
         row = self._shared.row
-        handshake = await self._shake(transport, hosted, asked, peer, began)
+        handshake = await self._run_handshake(transport, hosted, asked, peer, began)
         if handshake is None:
             return None
         tx, rx = self._paths(sock, handshake)
@@ -81,14 +81,14 @@ class Handshakes:
             return None
         return secured
 
-    async def _shake(
+    async def _run_handshake(
         self, transport: Transport, hosted: Hosted, asked: Asked, peer: Peer, began: float
     ) -> Handshake | None:
         row, service = self._shared.row, self._shared.service
         seconds = service.settings.limits.handshake_seconds
         if hosted.refused and asked.server_name is not None:
             row[FAILED[Failure.NO_CERTIFICATE]] += 1
-            log.info("%s handshake refused: there is no usable certificate for %s", peer, asked.server_name)
+            log.info("%s handshake refused: no usable certificate for %s", peer, asked.server_name)
             await transport.refuse_name()
             return None
         # No ticket is good for a site that is refused.
@@ -99,7 +99,7 @@ class Handshakes:
         except trio.TooSlowError:
             row[FAILED[Failure.TIMEOUT]] += 1
             row[LIMITED[Limit.HANDSHAKE]] += 1
-            log.info("%s handshake failed: none within %g s", peer, seconds)
+            log.info("%s handshake failed: not complete within %g s", peer, seconds)
         except ConnectionLost as error:
             row[FAILED[Failure.LOST]] += 1
             log.info("%s handshake failed: %s", peer, error)
@@ -137,13 +137,13 @@ class Handshakes:
     def _paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         """The path of sent and of received bytes."""
         if handshake.ktls_tx or handshake.ktls_rx:
-            return self._explained(sock, handshake)
+            return self._log_paths(sock, handshake)
         key = handshake.protocol, handshake.cipher, handshake.max_fragment_length
         if (paths := self._not_offloaded.get(key)) is None:
-            paths = self._not_offloaded[key] = self._explained(sock, handshake)
+            paths = self._not_offloaded[key] = self._log_paths(sock, handshake)
         return paths
 
-    def _explained(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
+    def _log_paths(self, sock: socket.socket, handshake: Handshake) -> tuple[Path, Path]:
         support = self._shared.service.support
         tx, rx = (
             explain(support, handshake, direction, self._offloads.of(sock, direction) if engaged else Offload.NONE)

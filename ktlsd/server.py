@@ -18,11 +18,11 @@ import trio
 from ktlsd.admission import EXHAUSTED
 from ktlsd.arrival import Arrivals
 from ktlsd.config.limits import Limit
-from ktlsd.connection.driver import Lights, Sleeper
-from ktlsd.connection.keepalive import Idle
+from ktlsd.connection.driver import InlineTasks, Sleeper
+from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.connection.listener import Listener
 from ktlsd.connection.peers import peer_of
-from ktlsd.connection.poller import Turn, Watch
+from ktlsd.connection.poller import Batch, Poller
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.metrics.metrics import UNCOUNTED, Row
 from ktlsd.protocol.shared import Clock, Shared
@@ -42,7 +42,7 @@ _EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 
 
 class Server:
-    """One process's event loop over listening sockets that somebody else bound."""
+    """One process's event loop over bound listening sockets."""
 
     def __init__(
         self,
@@ -66,7 +66,9 @@ class Server:
         self._accepting = trio.CancelScope()
         self.draining = trio.Event()
         """Set once drain() is called."""
-        self._shared = Shared(service, Idle(service.settings.limits.idle_seconds, row), Clock(), row, access_log)
+        self._shared = Shared(
+            service, IdleConnections(service.settings.limits.idle_seconds, row), Clock(), row, access_log
+        )
         self._arrivals = Arrivals(self._shared)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
@@ -90,17 +92,17 @@ class Server:
                 )
             async with trio.open_nursery() as connections:
                 self._connections = connections
-                self._lights = Lights(self._shared.idle.sockets, connections)
-                nursery.start_soon(self._lights.watch_terms)
+                self._inline_tasks = InlineTasks(self._shared.idle.sockets, connections)
+                nursery.start_soon(self._inline_tasks.enforce_time_limits)
                 with self._accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener in listeners:
                             acceptors.start_soon(self._accept, listener)
                         ready()
-                # From here on new clients are refused instead of waiting in a queue that nobody serves.
+                # From here on new clients are refused instead of waiting in a queue that no process serves.
                 for listener in listeners:
                     listener.socket.close()
-                await self._lights.until_none()
+                await self._inline_tasks.wait_until_all_end()
             nursery.cancel_scope.cancel()
         self._arrivals.close()
         self._shared.idle.close()
@@ -136,7 +138,7 @@ class Server:
         """Give up on what is still in flight when draining has taken long enough."""
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
-        log.warning("connections cut off: %d, not done %d s after the signal", self._open(), seconds)
+        log.warning("connections cut off: %d, still open %d s after the signal", self._open(), seconds)
         everything.cancel()
 
     async def _watch_signals(
@@ -155,11 +157,11 @@ class Server:
             self.drain()
             nursery.start_soon(self._cut_off, nursery.cancel_scope)
             second = signal.Signals(await anext(signals))
-            self._tell("%s again: %d connections cut off", second.name, self._open())
+            self._tell("second %s: exiting immediately, %d connections cut off", second.name, self._open())
             nursery.cancel_scope.cancel()
 
     def _open(self) -> int:
-        return len(self._connections.child_tasks) + len(self._lights)
+        return len(self._connections.child_tasks) + len(self._inline_tasks)
 
     def _tell(self, text: str, *arguments: object) -> None:
         log.log(NOTICE if self._alone else logging.DEBUG, text, *arguments)
@@ -167,14 +169,14 @@ class Server:
     async def _accept(self, listener: Listener) -> None:
         while True:
             try:
-                await _Entrance(self, listener, self._shared.idle.sockets).open()
+                await _Acceptor(self, listener, self._shared.idle.sockets).open()
             except OSError as error:
-                # The kernel had no memory for the wait (epoll_ctl(2)): no reason to accept nobody ever after.
+                # The kernel had no memory for the wait (epoll_ctl(2)): the server must not stop accepting for ever.
                 log.error("accepting pauses: %s", error.strerror)
             await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
 
     def accept_some(self, listener: Listener) -> bool:
-        """Take in who queues; False when there is no room for more."""
+        """Accept queued connections; False if the limit is reached."""
         for _ in range(_ACCEPTS_IN_A_ROW):
             try:
                 sock, peer = listener.socket.accept()
@@ -187,17 +189,17 @@ class Server:
                     self._arrivals.lacks(lacking, error)
                     return False
                 continue
-            self._lights.start(sock, self._arrivals.serve(sock, peer_of(peer), listener.kind))
+            self._inline_tasks.start(sock, self._arrivals.serve(sock, peer_of(peer), listener.kind))
         return True
 
 
-class _Entrance(Sleeper):
-    """A listening socket, until there is no room for more."""
+class _Acceptor(Sleeper):
+    """A listening socket, until the connection limit is reached."""
 
     __slots__ = ("_listener", "_server", "_sockets")
-    patient = True
+    low_priority = True
 
-    def __init__(self, server: Server, listener: Listener, sockets: Watch) -> None:
+    def __init__(self, server: Server, listener: Listener, sockets: Poller) -> None:
         super().__init__()
         self._server = server
         self._listener = listener
@@ -209,7 +211,7 @@ class _Entrance(Sleeper):
         self._sockets.set(self._listener.socket.fileno(), self)
         await self.sleep(self._close)
 
-    def ready(self, turn: Turn) -> None:
+    def ready(self, batch: Batch) -> None:
         if not self._server.accept_some(self._listener):
             self._close()
             self.wake(outcome.Value(None))

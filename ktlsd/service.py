@@ -32,7 +32,7 @@ from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError
 from ktlsd.site.followed_root import START_SECONDS, FollowedRoot, absolute
 from ktlsd.site.https_redirect import HttpsRedirect
-from ktlsd.site.response_cache import HeadCache
+from ktlsd.site.response_cache import ResponseCache
 from ktlsd.site.site import SERVER_FIELD, Site
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls.ktls import Support
@@ -75,10 +75,10 @@ class _Error(NamedTuple):
     former: bool
 
 
-class _Grounds:
+class _ServedFolders:
     """The folders that are served: what a renewal of certificates leaves as it is. Closed by its last user."""
 
-    def __init__(self, settings: Settings, former: _Grounds | None) -> None:
+    def __init__(self, settings: Settings, former: _ServedFolders | None) -> None:
         """Folders that are missing refuse the settings if they are `strict`, if no root is there, or if the `former`
         service did not miss them already.
 
@@ -130,7 +130,7 @@ class _Grounds:
                     log.error("%s: %s: requests get 503 until it exists", folder.path, advice)
             self._opened = stack.pop_all()
 
-    def shared(self) -> _Grounds:
+    def shared(self) -> _ServedFolders:
         """The same for one more user."""
         self._users += 1
         return self
@@ -166,7 +166,7 @@ class Service:
         """What to tell the operator about a certificate that was made."""
         self.ktls_state = ""
         """What kTLS does here, where whoever made this has tried it (ktls_state.py)."""
-        self.heads = HeadCache()
+        self.response_cache = ResponseCache()
         """Answers under the rules of this service."""
         self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring
         self.renewed = True
@@ -185,12 +185,12 @@ class Service:
         with contextlib.ExitStack() as stack:
             self._opened = stack
             same = former if renewing else None
-            earlier = None if former is None else former._grounds
+            earlier = None if former is None else former._served_folders
             if same is not None:
-                self._grounds: _Grounds = same._grounds.shared()
+                self._served_folders: _ServedFolders = same._served_folders.shared()
             else:
-                self._grounds = _Grounds(settings, earlier)
-            stack.callback(self._grounds.close)
+                self._served_folders = _ServedFolders(settings, earlier)
+            stack.callback(self._served_folders.close)
             known = None if former is None else former._pairs
             self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)
             stack.callback(self._pairs.close)
@@ -198,11 +198,11 @@ class Service:
             self._pairs.settled()
             self._opened = stack.pop_all()
         if same is not None and self._demands() == same._demands():
-            self.heads = same.heads
+            self.response_cache = same.response_cache
 
     def _make(self, settings: Settings, former: Service | None) -> None:
         default_options, place = default_site(settings), default_place(settings)
-        sites = self._grounds.sites
+        sites = self._served_folders.sites
         offer = self._offer(default_options, place, default_options, place, former)
         default = Hosted(sites[place], *offer)
         named = []
@@ -223,8 +223,8 @@ class Service:
         self.exempt = Networks(settings.limits.exempt_clients)
         """Whose clients are not limited by network."""
         self.forwarded = settings.forwarded
-        self.https_redirect = self._grounds.https_redirect
-        self.followed = self._grounds.followed
+        self.https_redirect = self._served_folders.https_redirect
+        self.followed = self._served_folders.followed
         """The folders that are served, as their paths lead to them."""
 
     def _demands(self) -> list[bytes]:

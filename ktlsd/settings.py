@@ -143,7 +143,7 @@ def _from_file(document: Document) -> Settings:
     try:
         settings: Settings = errors.convert(table, Settings, read)
     except msgspec.ValidationError:
-        found = errors.misfit(table, Settings, read)
+        found = errors.option_error(table, Settings, read)
         key = found.subject if found.of_key else None
         raise document.error(found.place, _shown(found.subject) + found.complaint, key) from None
     _check_names(settings, document)
@@ -168,7 +168,7 @@ def _from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         settings = errors.convert(table, Settings, read)
     except msgspec.ValidationError:
-        found = errors.misfit(table, Settings, read)
+        found = errors.option_error(table, Settings, read)
         name = str(found.place[0])
         option = "--" + name.replace("_", "-")
         # Of an option that may be repeated, the one value that does not fit.

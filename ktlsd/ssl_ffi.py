@@ -275,7 +275,7 @@ class Context:
         return other
 
     def use_sessions(self, kind: bytes, seconds: int, ticket_key: bytes) -> None:
-        """Let clients resume sessions of this `kind` (32 bytes at most) for some seconds, with tickets alone.
+        """Let clients resume sessions of this `kind` (32 bytes at most) for some seconds, only with tickets.
 
         A ticket of another kind leads to a full handshake, whatever key it was made with
         (SSL_CTX_set_session_id_context(3)).

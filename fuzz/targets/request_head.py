@@ -25,8 +25,8 @@ import trio.testing
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import HeaderOptions, RedirectOptions, Settings
 from ktlsd.config.values import Mode
-from ktlsd.connection.keepalive import Idle
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.keepalive import IdleConnections
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_target import BadTarget, parse_target
@@ -37,7 +37,7 @@ from ktlsd.protocol.client import Client
 from ktlsd.protocol.http1 import Http1
 from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
-from ktlsd.site.response_cache import HeadCache
+from ktlsd.site.response_cache import ResponseCache
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 
@@ -184,14 +184,14 @@ class _Server:
             os.environ.pop("XDG_STATE_HOME")
             if before is not None:
                 os.environ["XDG_STATE_HOME"] = before
-        self._residency = Residency()
+        self._page_cache = PageCache()
         # Younger files are not remembered, and their ctime cannot be set.
         time.sleep(_SETTLED_SECONDS)
 
     async def answers(self, client: Client, streams: Sequence[Sequence[bytes]]) -> list[bytes]:
         """What is answered to each of these streams in pieces, with a memory that is empty before the first."""
-        self._service.heads = HeadCache()
-        shared = Shared(self._service, Idle(60), _Ticking(), UNCOUNTED)
+        self._service.response_cache = ResponseCache()
+        shared = Shared(self._service, IdleConnections(60), _Ticking(), UNCOUNTED)
         with contextlib.closing(shared.idle):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(shared.idle.watch)
@@ -225,7 +225,7 @@ class _Server:
                 nursery.start_soon(receive)
                 with (
                     theirs,
-                    contextlib.closing(PlainTransport(theirs, self._residency)) as transport,
+                    contextlib.closing(PlainTransport(theirs, self._page_cache)) as transport,
                     contextlib.suppress(ConnectionLost),
                 ):
                     await Http1(shared, transport, client).serve()

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from ktlsd.commands import certificate_findings, redirect_findings, server_findings, site_findings
-from ktlsd.config.console import say, show
+from ktlsd.config.console import print_error, print_output
 from ktlsd.config.findings import Check, Place
 from ktlsd.config.printable import one_line
 from ktlsd.settings import Document, Loaded, label_of, load
@@ -37,9 +37,9 @@ def run(config: str, *, strict: bool) -> int:
     count = _build(loaded)
     warnings = warnings_of(loaded)
     for warning in warnings:
-        say(warning)
+        print_error(warning)
     summary = f"{config}: ok, {_counted(count, 'site')}"
-    show(f"{summary}, {_counted(len(warnings), 'warning')}" if warnings else summary)
+    print_output(f"{summary}, {_counted(len(warnings), 'warning')}" if warnings else summary)
     return EXIT_WARNINGS if strict and warnings else 0
 
 
@@ -69,13 +69,13 @@ def _build(loaded: Loaded) -> int:
     """Build what a start builds; how many sites there are."""
     settings = loaded.settings
     library = Library(settings.libssl)
-    from ktlsd.process.configuration import judge
+    from ktlsd.process.configuration import validate_service
     from ktlsd.service import Service
     from ktlsd.tls import ktls_state
 
     strictly = msgspec.structs.replace(settings, strict=True)
     with contextlib.closing(Service(library, strictly, ktls_state.support(library, settings.ktls))) as service:
-        judge(service, loaded._replace(settings=strictly), None)
+        validate_service(service, loaded._replace(settings=strictly), None)
         return len(service.all)
 
 

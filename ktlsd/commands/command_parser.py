@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from ktlsd.config.console import show
+from ktlsd.config.console import print_output
 from ktlsd.config.refusal import Refusal
 
 COMMANDS: Final = {
@@ -32,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Print the help on stdout. Raises OutputError, and SystemExit if the reader has closed the pipe."""
-        show(self.format_help().removesuffix("\n"))
+        print_output(self.format_help().removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{message} ({self._meant()}{self.prog} --help shows the usage)")

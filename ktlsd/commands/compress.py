@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ktlsd.commands.command_parser import CommandParser
 from ktlsd.commands.encoders import encoder
-from ktlsd.config.console import say, show
+from ktlsd.config.console import print_error, print_output
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal
 from ktlsd.config.values import Coding
@@ -125,9 +125,9 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         os.close(root)
     for failure in report.failures:
-        say(f"ktlsd compress: {failure}")
+        print_error(f"ktlsd compress: {failure}")
     if not options.quiet:
-        show(f"ktlsd compress: siblings: {report}")
+        print_output(f"ktlsd compress: siblings: {report}")
     return EXIT_FAILURES if report.failures else 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ktlsd import __version__
-from ktlsd.config.console import show
+from ktlsd.config.console import print_output
 from ktlsd.config.values import Mode
 from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, TLS_1_2, TLS_1_3
 from ktlsd.openssl.errors import ContextError, LibraryError, TLSError
@@ -149,7 +149,7 @@ class Report:
 def run(libssl: str | None, *, as_json: bool) -> int:
     """Examine this machine and print the report; 0 when sends are offloaded, 1 when not."""
     report = examine(libssl)
-    show(report.to_json() if as_json else report.to_text())
+    print_output(report.to_json() if as_json else report.to_text())
     return 0 if report.sends_offloaded else 1
 
 

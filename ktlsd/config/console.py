@@ -34,7 +34,7 @@ class _Patience:
     milliseconds = PATIENCE_MILLISECONDS
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """Write a line; one that cannot be written is no reason to do any less."""
     with contextlib.suppress(OSError):
         poll = select.poll()
@@ -48,7 +48,7 @@ def say(text: str) -> None:
             _Patience.milliseconds = 0
 
 
-def show(text: str) -> None:
+def print_output(text: str) -> None:
     """Print a text on stdout. Raises OutputError, and SystemExit if the reader has closed the pipe."""
     try:
         print(text, flush=True)

@@ -32,7 +32,7 @@ WORDS: Final[Mapping[Any, str]] = {
 _TOP_LEVEL: Final = frozenset(Settings.__struct_encode_fields__)
 
 
-class Misfit(NamedTuple):
+class OptionError(NamedTuple):
     """`complaint` follows on `subject`: "is not true or false" on a value, ": no such key" on a key."""
 
     place: Steps
@@ -43,11 +43,11 @@ class Misfit(NamedTuple):
 
 
 def convert(value: Any, kind: Any, read: Read) -> Any:
-    """`value` as `kind`. Raises msgspec.ValidationError; misfit() then says why."""
+    """`value` as `kind`. Raises msgspec.ValidationError; option_error() then says why."""
     return msgspec.convert(value, kind, dec_hook=read)
 
 
-def misfit(value: Any, kind: Any, read: Read, place: Steps = ()) -> Misfit:
+def option_error(value: Any, kind: Any, read: Read, place: Steps = ()) -> OptionError:
     """The first thing in `value` for which convert() refuses it."""
     kind, words = _described(kind)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -56,40 +56,40 @@ def misfit(value: Any, kind: Any, read: Read, place: Steps = ()) -> Misfit:
         of_keys, of_values = get_args(kind)
         for name, inner in value.items():
             if not _fits(name, of_keys, read):
-                return Misfit(place, name, f" is not {_words(of_keys)}", of_key=True)
+                return OptionError(place, name, f" is not {_words(of_keys)}", of_key=True)
             if not _fits(inner, of_values, read):
-                return misfit(inner, of_values, read, (*place, name))
+                return option_error(inner, of_values, read, (*place, name))
     if get_origin(kind) is tuple:
         of_items = get_args(kind)[0]
         if not isinstance(value, list):
             tables = isinstance(of_items, type) and issubclass(of_items, msgspec.Struct)
-            return Misfit(place, value, f" is not a list{f' of tables: write [[{place[-1]}]]' if tables else ''}")
+            return OptionError(place, value, f" is not a list{f' of tables: write [[{place[-1]}]]' if tables else ''}")
         for number, inner in enumerate(value):
             if not _fits(inner, of_items, read):
-                return misfit(inner, of_items, read, (*place, number))
+                return option_error(inner, of_items, read, (*place, number))
     if kind in WORDS:
         try:
             read(kind, value)
         except ValueError as error:
-            return Misfit(place, value, f" is {error}")
-    return Misfit(place, value, f" is not {words}")
+            return OptionError(place, value, f" is {error}")
+    return OptionError(place, value, f" is not {words}")
 
 
-def _in_table(value: Any, kind: type[msgspec.Struct], read: Read, place: Steps) -> Misfit:
+def _in_table(value: Any, kind: type[msgspec.Struct], read: Read, place: Steps) -> OptionError:
     if not isinstance(value, Mapping):
-        return Misfit(place, value, " is not a table")
+        return OptionError(place, value, " is not a table")
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name, inner in value.items():
         if name not in fields:
-            return Misfit(place, name, f": no such key{_hint(name, list(fields), place)}", of_key=True)
+            return OptionError(place, name, f": no such key{_hint(name, list(fields), place)}", of_key=True)
         if not _fits(inner, fields[name].type, read):
-            found = misfit(inner, fields[name].type, read, (*place, name))
+            found = option_error(inner, fields[name].type, read, (*place, name))
             if name in ONE_OR_MORE and not isinstance(inner, list):
                 item = _words(get_args(_described(fields[name].type)[0])[0])
                 return found._replace(complaint=f" is not {item} or a list of such")
             return found
     missing = next(name for name, field in fields.items() if field.required and name not in value)
-    return Misfit(place, missing, " is missing")
+    return OptionError(place, missing, " is missing")
 
 
 def _hint(name: str, allowed: list[str], place: Steps) -> str:

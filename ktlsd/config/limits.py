@@ -67,7 +67,7 @@ def network_of(address: Address, limits: LimitOptions) -> int:
     return int(address) >> (address.max_prefixlen - limits.client_ipv4_prefix)
 
 
-class Gate:
+class ConnectionLimiter:
     """Counts the open connections of one process, in total and by client network."""
 
     def __init__(self, limits: LimitOptions, most: int) -> None:
@@ -93,17 +93,18 @@ class Gate:
         """The number of stored entries."""
         return len(self._by_network) + len(self._full_at)
 
-    def visit(self) -> Visit:
+    def permit(self) -> ConnectionPermit:
         """Count one more connection for the lifetime of the result; a refused one does not count."""
-        return Visit(self)
+        return ConnectionPermit(self)
 
-    def enter(self, network: int, now: float, *, shakes: bool) -> Limit | None:
-        """Count one more connection of a network; the limit that forbids it. `shakes`: it makes a TLS handshake."""
+    def enter(self, network: int, now: float, *, with_handshake: bool) -> Limit | None:
+        """Count one more connection of a network; the limit that forbids it. `with_handshake`: it makes a TLS
+        handshake."""
         limits = self.limits
         here = self._by_network.get(network, 0)
         if limits.client_connections and here >= limits.client_connections:
             return Limit.CLIENT_CONNECTIONS
-        if shakes and limits.client_handshakes_per_second and not self._take_token(network, now):
+        if with_handshake and limits.client_handshakes_per_second and not self._take_token(network, now):
             return Limit.CLIENT_HANDSHAKES
         self._by_network[network] = here + 1
         return None
@@ -131,38 +132,38 @@ class Gate:
             del self._by_network[network]
 
 
-class Visit:
+class ConnectionPermit:
     """One connection, counted until it closes."""
 
-    __slots__ = ("_gate", "network", "refused")
+    __slots__ = ("_limiter", "network", "refused")
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self.refused = Limit.CONNECTIONS if gate.open >= gate.most else None
+    def __init__(self, limiter: ConnectionLimiter) -> None:
+        self._limiter = limiter
+        self.refused = Limit.CONNECTIONS if limiter.open >= limiter.most else None
         """The limit on connections in total, if it forbids this one."""
         self.network: int | None = None
 
-    def __enter__(self) -> Visit:
+    def __enter__(self) -> ConnectionPermit:
         if self.refused is None:
-            self._gate.open += 1
+            self._limiter.open += 1
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.refused is None:
-            self._gate.open -= 1
+            self._limiter.open -= 1
             if self.network is not None:
-                self._gate.leave(self.network)
+                self._limiter.leave(self.network)
 
-    def is_of(self, address: Address, now: float, *, shakes: bool) -> Limit | None:
+    def is_of(self, address: Address, now: float, *, with_handshake: bool) -> Limit | None:
         """Count the connection for its client network; the limit that forbids it. Call once."""
-        network = network_of(address, self._gate.limits)
-        refused = self._gate.enter(network, now, shakes=shakes)
+        network = network_of(address, self._limiter.limits)
+        refused = self._limiter.enter(network, now, with_handshake=with_handshake)
         if refused is None:
             self.network = network
         return refused
 
 
-class Pace:
+class SendRateCheck:
     """Enforces the minimum send rate, averaged over windows of the time that the server waits for the client."""
 
     __slots__ = ("_before", "_least", "_seconds", "left")
@@ -188,14 +189,14 @@ class Pace:
         self.left -= seconds
         return self.left <= 0
 
-    def keeps_up(self, taken: int) -> bool:
+    def is_fast_enough(self, taken: int) -> bool:
         """True if the client took enough in the window that ends here; begins another."""
         before = taken if self._before is None else self._before
         self.begin(taken)
         return taken - before >= self._least
 
 
-class Hush:
+class LogThrottle:
     """Throttles log lines: at most one for each limit in QUIET_SECONDS."""
 
     def __init__(self) -> None:
@@ -203,9 +204,9 @@ class Hush:
 
     def due(self, limit: Limit, now: float) -> int | None:
         """The number of lines suppressed since the last one; None if this one is suppressed too."""
-        at, kept_back = self._last.get(limit, (-math.inf, 0))
+        at, suppressed = self._last.get(limit, (-math.inf, 0))
         if now - at < QUIET_SECONDS:
-            self._last[limit] = (at, kept_back + 1)
+            self._last[limit] = (at, suppressed + 1)
             return None
         self._last[limit] = (now, 0)
-        return kept_back
+        return suppressed

@@ -21,36 +21,36 @@ from typing import Any, Final
 import outcome
 import trio
 
-from ktlsd.connection.poller import Turn, Watch
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.poller import Batch, Poller
+from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.openssl.results import Wait
 
-_FEW_TERMS: Final = 1024
+_FEW_TIME_LIMITS: Final = 1024
 _PARKED: Final = object()
 _TO_TRIO: Final = object()
 
 
-class _Now(threading.local):
+class _Current(threading.local):
     """The running inline task of this thread's event loop; None while a trio task runs."""
 
-    light: _Light | None = None
+    inline_task: _InlineTask | None = None
 
 
-_now: Final = _Now()
+_current: Final = _Current()
 
 
-class Lights:
+class InlineTasks:
     """The inline tasks of one process."""
 
-    def __init__(self, watch: Watch, nursery: trio.Nursery) -> None:
+    def __init__(self, poller: Poller, nursery: trio.Nursery) -> None:
         """Inline tasks that need a trio task become tasks of the nursery."""
-        self.watch = watch
+        self.poller = poller
         self.nursery = nursery
-        self._all: dict[_Light, None] = {}
-        self._terms: list[tuple[float, int, _Term]] = []
+        self._all: dict[_InlineTask, None] = {}
+        self._time_limits: list[tuple[float, int, _TimeLimit]] = []
         """A heap of all that may still run, the next deadline first."""
         self._count = itertools.count()
-        self._most_terms = _FEW_TERMS
+        self._most_time_limits = _FEW_TIME_LIMITS
         self._next_look = math.inf
         self._sooner = trio.Event()
         self._ended = trio.Event()
@@ -60,70 +60,70 @@ class Lights:
 
     def start(self, sock: socket.socket, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start an inline task, which closes its socket at its end."""
-        light = _Light(self, sock.fileno(), coroutine)
-        self._all[light] = None
-        light.go_on(coroutine.send, None)
+        inline_task = _InlineTask(self, sock.fileno(), coroutine)
+        self._all[inline_task] = None
+        inline_task.resume(coroutine.send, None)
 
-    async def until_none(self) -> None:
+    async def wait_until_all_end(self) -> None:
         """Wait until all have ended; cancelling this wait closes the remaining ones."""
         try:
             while self._all:
                 self._ended = trio.Event()
                 await self._ended.wait()
         finally:
-            for light in list(self._all):
-                light.close()
+            for inline_task in list(self._all):
+                inline_task.close()
 
-    async def watch_terms(self) -> None:
+    async def enforce_time_limits(self) -> None:
         """Enforce the deadlines, until cancelled."""
         while True:
             now = trio.current_time()
-            terms = self._terms
-            while terms and (terms[0][0] <= now or terms[0][2].over):
-                _, _, term = heapq.heappop(terms)
-                if not term.over and term.light in self._all:
-                    term.light.go_on(term.light.throw, trio.TooSlowError())
-            self._next_look = terms[0][0] if terms else math.inf
+            time_limits = self._time_limits
+            while time_limits and (time_limits[0][0] <= now or time_limits[0][2].over):
+                _, _, time_limit = heapq.heappop(time_limits)
+                if not time_limit.over and time_limit.inline_task in self._all:
+                    time_limit.inline_task.resume(time_limit.inline_task.throw, trio.TooSlowError())
+            self._next_look = time_limits[0][0] if time_limits else math.inf
             self._sooner = trio.Event()
             with trio.move_on_at(self._next_look):
                 await self._sooner.wait()
 
-    def begin_term(self, term: _Term, deadline: float) -> None:
+    def begin_time_limit(self, time_limit: _TimeLimit, deadline: float) -> None:
         """Set a deadline at which the inline task fails."""
-        terms = self._terms
-        if len(terms) >= self._most_terms:
+        time_limits = self._time_limits
+        if len(time_limits) >= self._most_time_limits:
             # Most end long before their deadlines.
-            terms[:] = [entry for entry in terms if not entry[2].over]
-            heapq.heapify(terms)
-            self._most_terms = max(_FEW_TERMS, 2 * len(terms))
-        heapq.heappush(terms, (deadline, next(self._count), term))
+            time_limits[:] = [entry for entry in time_limits if not entry[2].over]
+            heapq.heapify(time_limits)
+            self._most_time_limits = max(_FEW_TIME_LIMITS, 2 * len(time_limits))
+        heapq.heappush(time_limits, (deadline, next(self._count), time_limit))
         if deadline < self._next_look:
             self._next_look = deadline
             self._sooner.set()
 
-    def leave(self, light: _Light) -> None:
+    def leave(self, inline_task: _InlineTask) -> None:
         """Remove an inline task that has ended or become a trio task."""
-        del self._all[light]
+        del self._all[inline_task]
         if not self._all:
             self._ended.set()
 
 
-class _Light:
-    __slots__ = ("_coroutine", "_number", "lights", "send", "throw")
-    patient = True  # most of them have their handshake before them
+class _InlineTask:
+    __slots__ = ("_coroutine", "_number", "inline_tasks", "send", "throw")
+    low_priority = True  # most of them have their handshake before them
 
-    def __init__(self, lights: Lights, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.lights = lights
+    def __init__(self, inline_tasks: InlineTasks, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.inline_tasks = inline_tasks
         self._number = number
         self._coroutine = coroutine
         self.send, self.throw = coroutine.send, coroutine.throw
 
-    def ready(self, turn: Turn) -> None:
-        self.go_on(self.send, None)
+    def ready(self, batch: Batch) -> None:
+        self.resume(self.send, None)
 
-    def go_on(self, step: Callable[[Any], object], argument: object) -> None:
+    def resume(self, step: Callable[[Any], object], argument: object) -> None:
         """Run the coroutine to its next await."""
-        _now.light = self
+        _current.inline_task = self
         try:
             awaited = step(argument)
         except StopIteration:
@@ -133,14 +133,14 @@ class _Light:
             raise
         else:
             if awaited is _TO_TRIO:
-                lights = self.lights
-                lights.watch.remove(self._number)
-                lights.leave(self)
-                lights.nursery.start_soon(_as_task, self._coroutine)
+                inline_tasks = self.inline_tasks
+                inline_tasks.poller.remove(self._number)
+                inline_tasks.leave(self)
+                inline_tasks.nursery.start_soon(_as_task, self._coroutine)
             elif awaited is not _PARKED:
-                self.go_on(self.throw, RuntimeError("an inline task awaited a function of trio before become_task()"))
+                self.resume(self.throw, RuntimeError("an inline task awaited a function of trio before become_task()"))
         finally:
-            _now.light = None
+            _current.inline_task = None
 
     def close(self) -> None:
         try:
@@ -149,24 +149,24 @@ class _Light:
             self._end()
 
     def _end(self) -> None:
-        self.lights.watch.forget(self._number)
-        self.lights.leave(self)
+        self.inline_tasks.poller.forget(self._number)
+        self.inline_tasks.leave(self)
 
-    def look_for(self, events: int) -> None:
+    def wait_for_events(self, events: int) -> None:
         """Resume when the socket has any of these events."""
-        self.lights.watch.set(self._number, self, events)
+        self.inline_tasks.poller.set(self._number, self, events)
 
 
-class _Term:
-    __slots__ = ("_deadline", "light", "over")
+class _TimeLimit:
+    __slots__ = ("_deadline", "inline_task", "over")
 
-    def __init__(self, light: _Light, deadline: float) -> None:
-        self.light = light
+    def __init__(self, inline_task: _InlineTask, deadline: float) -> None:
+        self.inline_task = inline_task
         self._deadline = deadline
         self.over = False
 
     def __enter__(self) -> None:
-        self.light.lights.begin_term(self, self._deadline)
+        self.inline_task.inline_tasks.begin_time_limit(self, self._deadline)
 
     def __exit__(self, *_: object) -> None:
         self.over = True
@@ -183,22 +183,22 @@ def _rest(coroutine: Any) -> Generator[Any, Any, None]:
 
 
 async def _as_task(coroutine: Coroutine[Any, Any, None]) -> None:
-    with of_this_loop().busy():
+    with current_scheduler().busy():
         # A coroutine that has begun cannot be awaited by a statement.
         await _rest(coroutine)
 
 
 async def become_task() -> None:
     """Turn the inline task into a trio task; afterwards all of trio may be awaited. Not inside within()."""
-    if _now.light is not None:
+    if _current.inline_task is not None:
         await _yield(_TO_TRIO)
 
 
 async def ready(sock: socket.socket, wait: Wait) -> None:
     """Wait for the connection's socket."""
-    light = _now.light
-    if light is not None:
-        light.look_for(select.EPOLLIN if wait is Wait.READABLE else select.EPOLLOUT)
+    inline_task = _current.inline_task
+    if inline_task is not None:
+        inline_task.wait_for_events(select.EPOLLIN if wait is Wait.READABLE else select.EPOLLOUT)
         await _yield(_PARKED)
     elif wait is Wait.READABLE:
         await trio.lowlevel.wait_readable(sock)
@@ -208,23 +208,23 @@ async def ready(sock: socket.socket, wait: Wait) -> None:
 
 def within(seconds: float, since: float) -> AbstractContextManager[object]:
     """Raise trio.TooSlowError if ready() takes longer; times are of trio's clock."""
-    light = _now.light
-    return trio.fail_at(since + seconds) if light is None else _Term(light, since + seconds)
+    inline_task = _current.inline_task
+    return trio.fail_at(since + seconds) if inline_task is None else _TimeLimit(inline_task, since + seconds)
 
 
 class Sleeper:
     """A wait that another task ends."""
 
-    __slots__ = ("_of", "light")
+    __slots__ = ("_of", "inline_task")
 
     def __init__(self) -> None:
-        self._of = _now.light or trio.lowlevel.current_task()
-        self.light = _now.light is not None
+        self._of = _current.inline_task or trio.lowlevel.current_task()
+        self.inline_task = _current.inline_task is not None
         """True for an inline task: its socket stays registered with the poller."""
 
     async def sleep(self, abort: Callable[[], None]) -> Any:
         """Sleep until wake(); `abort` is called if a trio task is cancelled meanwhile."""
-        if self.light:
+        if self.inline_task:
             return await _yield(_PARKED)
 
         def stop(_: object) -> trio.lowlevel.Abort:
@@ -236,9 +236,9 @@ class Sleeper:
     def wake(self, result: outcome.Value[Any] | outcome.Error) -> None:
         """Make sleep() return or raise `result`. An inline task runs at once."""
         sleeping = self._of
-        if not isinstance(sleeping, _Light):
+        if not isinstance(sleeping, _InlineTask):
             trio.lowlevel.reschedule(sleeping, result)
         elif isinstance(result, outcome.Value):
-            sleeping.go_on(sleeping.send, result.value)
+            sleeping.resume(sleeping.send, result.value)
         else:
-            sleeping.go_on(sleeping.throw, result.error)
+            sleeping.resume(sleeping.throw, result.error)

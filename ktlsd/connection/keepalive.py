@@ -22,8 +22,8 @@ import trio
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection.driver import Sleeper
-from ktlsd.connection.poller import Steps, Turn, Watch
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.poller import Batch, Poller, Steps
+from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, Row
 
@@ -31,7 +31,7 @@ FIRST_REQUEST_SECONDS: Final = 2.0
 """Time-out of the first request on a connection while the server drains."""
 
 
-class Left(NamedTuple):
+class PendingWork(NamedTuple):
     """Work left for the coroutine of a connection."""
 
     received: bytes | None
@@ -44,13 +44,13 @@ class Left(NamedTuple):
     """True if that response, or the one just sent, is the last on the connection."""
 
 
-class Answering(Protocol):
+class KeepAliveConnection(Protocol):
     """A connection that waits for its next request."""
 
     @property
     def transport(self) -> PacedTransport: ...
 
-    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+    def answer_known(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer received requests from the cache, step by step without waiting; None if nothing is left to do.
 
         Raises TLSError.
@@ -59,17 +59,17 @@ class Answering(Protocol):
 
 class _Waiting(Sleeper):
     __slots__ = ("_idle", "connection", "number", "since")
-    patient = False
+    low_priority = False
 
-    def __init__(self, idle: Idle, connection: Answering, number: int) -> None:
+    def __init__(self, idle: IdleConnections, connection: KeepAliveConnection, number: int) -> None:
         super().__init__()
         self._idle = idle
         self.connection = connection
         self.number = number
         self.since = time.monotonic()
 
-    def ready(self, turn: Turn) -> Steps:
-        return self._idle.look_after(self, turn)
+    def ready(self, batch: Batch) -> Steps:
+        return self._idle.look_after(self, batch)
 
 
 class _Silent:
@@ -95,7 +95,7 @@ class _Silent:
             self._socket.shutdown(socket.SHUT_RD)
 
 
-class Idle:
+class IdleConnections:
     """The idle connections of one process. The creator closes it."""
 
     def __init__(self, seconds: float, row: Row = UNCOUNTED) -> None:
@@ -103,7 +103,7 @@ class Idle:
         self.seconds = seconds
         """Time-out of an idle connection, enforced within 25 %."""
         self._row = row
-        self.sockets = Watch()
+        self.sockets = Poller()
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
         self._silent: dict[_Silent, None] = {}
         self._body_waits: dict[trio.CancelScope, None] = {}
@@ -114,7 +114,7 @@ class Idle:
     def close(self) -> None:
         self.sockets.close()
 
-    async def wait(self, connection: Answering) -> Left:
+    async def wait(self, connection: KeepAliveConnection) -> PendingWork:
         """Wait for a request, the end of the stream, the time-out, or the drain of the server, and return the work
         left.
 
@@ -123,24 +123,24 @@ class Idle:
         """
         transport = connection.transport
         if self.draining and transport.sent:
-            return Left(b"")
+            return PendingWork(b"")
         if transport.holds():
-            return Left(None)
+            return PendingWork(None)
         number = transport.fileno()
         waiting = _Waiting(self, connection, number)
         self.sockets.set(number, waiting)
         self._waiting[number] = waiting
         try:
-            with contextlib.nullcontext() if waiting.light else of_this_loop().busy(-1):
-                left: Left = await waiting.sleep(lambda: self._forget(waiting))
+            with contextlib.nullcontext() if waiting.inline_task else current_scheduler().busy(-1):
+                pending: PendingWork = await waiting.sleep(lambda: self._forget(waiting))
         finally:
             self._waiting.pop(number, None)
-        return left
+        return pending
 
     @contextlib.contextmanager
     def body_wait(self, seconds: float) -> Iterator[trio.CancelScope]:
         """The time-out for the body of an answered request; ends at once if the server drains."""
-        with trio.move_on_after(seconds) as scope, of_this_loop().busy(-1):
+        with trio.move_on_after(seconds) as scope, current_scheduler().busy(-1):
             self._body_waits[scope] = None
             if self.draining:
                 scope.cancel()
@@ -182,19 +182,19 @@ class Idle:
             nursery.start_soon(self.sockets.run)
             nursery.start_soon(self._watch_clock)
 
-    def look_after(self, waiting: _Waiting, turn: Turn) -> Steps:
+    def look_after(self, waiting: _Waiting, batch: Batch) -> Steps:
         """Let the connection answer received requests."""
         transport = waiting.connection.transport
         sent = transport.sent
         try:
-            left = yield from waiting.connection.answer_known(turn)
+            pending = yield from waiting.connection.answer_known(batch)
         except Exception as error:
             self._forget(waiting)
             waiting.wake(outcome.Error(error))
             return
-        if left is not None:
+        if pending is not None:
             self._forget(waiting)
-            waiting.wake(outcome.Value(left))
+            waiting.wake(outcome.Value(pending))
         elif transport.sent != sent:
             # A response was sent; a new wait begins.
             waiting.since = time.monotonic()
@@ -204,7 +204,7 @@ class Idle:
 
     def _forget(self, waiting: _Waiting) -> None:
         del self._waiting[waiting.number]
-        if not waiting.light:
+        if not waiting.inline_task:
             self.sockets.remove(waiting.number)
 
     async def _watch_clock(self) -> None:

@@ -43,7 +43,7 @@ _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MA
 _DISK_SECONDS: Final = 60.0
 
 
-class Residency:
+class PageCache:
     """One process's knowledge of which files are warm."""
 
     def __init__(self, row: Row = UNCOUNTED) -> None:
@@ -137,8 +137,8 @@ class Residency:
 class Window:
     """What is known of one file, up to some `end`: the part that was in the page cache at the last look."""
 
-    def __init__(self, residency: Residency, descriptor: int, end: int) -> None:
-        self._residency = residency
+    def __init__(self, page_cache: PageCache, descriptor: int, end: int) -> None:
+        self._page_cache = page_cache
         self._descriptor = descriptor
         self._end = end
         self._until = 0
@@ -148,13 +148,13 @@ class Window:
     def size(self, offset: int) -> int:
         """How many bytes, from before the end on, can be sent without waiting for a disk. Raises OSError."""
         if offset >= self._until or (self._stride and time.perf_counter() - self._looked > _RESIDENT_SECONDS):
-            self._until, self._stride = self._residency.look(self._descriptor, offset, self._end, self._stride)
+            self._until, self._stride = self._page_cache.look(self._descriptor, offset, self._end, self._stride)
             self._looked = time.perf_counter()
         return self._until - offset
 
     async def read_in(self, offset: int) -> None:
         """Return once the size is not 0. Raises OSError."""
-        self._until = await self._residency.read_in(self._descriptor, offset, self._end)
+        self._until = await self._page_cache.read_in(self._descriptor, offset, self._end)
         self._looked = time.perf_counter()
 
 

@@ -14,7 +14,7 @@ import struct
 from typing import Final
 
 from ktlsd.config.options import LimitOptions
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.transport import DEFAULTS, PacedTransport, Rest
 from ktlsd.metrics.metrics import UNCOUNTED, Row
 from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost
@@ -28,9 +28,9 @@ class PlainTransport(PacedTransport):
     """A socket without TLS. What is wrong with the connection is raised as with TLS: ConnectionLost or TooSlow."""
 
     def __init__(
-        self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
+        self, sock: socket.socket, page_cache: PageCache, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
     ) -> None:
-        super().__init__(sock, residency, row, limits)
+        super().__init__(sock, page_cache, row, limits)
         self._must_reset = True
 
     def key_update_owed(self) -> bool:

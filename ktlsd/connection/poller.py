@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from ktlsd.config.refusal import cause
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.scheduler import current_scheduler
 
 log = logging.getLogger("ktlsd")
 
@@ -29,32 +29,32 @@ _AT_ONCE: Final = 32
 """Maximum sockets in a batch; other tasks run between two batches."""
 _LAST: Final = object()
 
-Turn = dict[Any, Any]
+Batch = dict[Any, Any]
 """Intermediate results that sockets of one batch share: all their requests arrived before the first response is
 made."""
 Steps = Iterator[None]
 """The work for one socket; each step runs for all sockets of a batch before the next one."""
 
 
-class Watched(Protocol):
+class PolledSocket(Protocol):
     """The handler of a socket."""
 
-    patient: bool
+    low_priority: bool
     """True if other sockets of the batch come first, since this handler may be slow."""
 
-    def ready(self, turn: Turn) -> Steps | None:
+    def ready(self, batch: Batch) -> Steps | None:
         """Handle a ready socket: the steps to run, or None if there are none. The socket is polled until remove().
 
         Steps that were not started have no effect; started ones run to their end.
         """
 
 
-class Watch:
+class Poller:
     """The polled sockets of one process. The creator closes it."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[Watched, int]] = {}
+        self._polled: dict[int, tuple[PolledSocket, int]] = {}
         """The handler and the events of each socket."""
         self._paused: list[int] = []
         self._pause_begins = trio.Event()
@@ -62,14 +62,14 @@ class Watch:
     def close(self) -> None:
         self._epoll.close()
 
-    def set(self, number: int, watched: Watched, events: int = select.EPOLLIN) -> None:
+    def set(self, number: int, polled: PolledSocket, events: int = select.EPOLLIN) -> None:
         """Poll a socket; the handler replaces an earlier one. Raises OSError."""
-        before = self._watched.get(number)
+        before = self._polled.get(number)
         if before is None:
             self._epoll.register(number, events)
         elif before[1] != events:
             self._epoll.modify(number, events)
-        self._watched[number] = watched, events
+        self._polled[number] = polled, events
 
     def remove(self, number: int) -> None:
         """Stop polling a socket."""
@@ -78,18 +78,18 @@ class Watch:
 
     def forget(self, number: int) -> None:
         """Forget a closed socket."""
-        self._watched.pop(number, None)
+        self._polled.pop(number, None)
 
     def pause(self, number: int) -> None:
         """Stop polling a socket for a while: the kernel may report a partial TLS record as readable
         (PacedTransport.wakes_early)."""
-        self.set(number, self._watched[number][0], 0)
+        self.set(number, self._polled[number][0], 0)
         self._paused.append(number)
         self._pause_begins.set()
 
     async def run(self) -> None:
         """Handle ready sockets until cancelled."""
-        with of_this_loop().looking(self._look):
+        with current_scheduler().looking(self._look):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_sockets)
                 nursery.start_soon(self._end_pauses)
@@ -120,27 +120,27 @@ class Watch:
         ready = self._epoll.poll(0, most)
         if not ready:
             return 0
-        of_this_loop().asked()
-        turn: Turn = {}
-        prompt: list[int] = []
-        patient: list[int] = []
+        current_scheduler().asked()
+        batch: Batch = {}
+        high_priority: list[int] = []
+        low_priority: list[int] = []
         for number, _ in ready:
-            found = self._watched.get(number)
-            (patient if found is not None and found[0].patient else prompt).append(number)
-        self._go_through(prompt, turn)
-        if patient:
-            self._go_through(patient, turn)
+            found = self._polled.get(number)
+            (low_priority if found is not None and found[0].low_priority else high_priority).append(number)
+        self._run_batch(high_priority, batch)
+        if low_priority:
+            self._run_batch(low_priority, batch)
         return len(ready)
 
-    def _go_through(self, numbers: list[int], turn: Turn) -> None:
-        everyone: list[Steps] = []
+    def _run_batch(self, numbers: list[int], batch: Batch) -> None:
+        all_steps: list[Steps] = []
         for number in numbers:
-            found = self._watched.get(number)
+            found = self._polled.get(number)
             if found is None:
                 self._unregister(number)
-            elif (steps := found[0].ready(turn)) is not None:
-                everyone.append(steps)
-        _go_on(everyone)
+            elif (steps := found[0].ready(batch)) is not None:
+                all_steps.append(steps)
+        _run_steps(all_steps)
 
     async def _end_pauses(self) -> None:
         while True:
@@ -150,7 +150,7 @@ class Watch:
             # The pause grows with their number, to bound the work for a great many.
             await trio.sleep(PART_SECONDS + len(paused) * _EACH_PART_SECONDS)
             for number in paused:
-                found = self._watched.get(number)
+                found = self._polled.get(number)
                 if found is not None and found[1] == 0:
                     with contextlib.suppress(OSError):
                         self.set(number, found[0])
@@ -161,17 +161,17 @@ class Watch:
             self._epoll.unregister(number)
 
 
-def _go_on(everyone: list[Steps]) -> None:
+def _run_steps(all_steps: list[Steps]) -> None:
     """Run the next step of each until all have ended. Raises the exception of any of them."""
-    while everyone:
+    while all_steps:
         left: list[Steps] = []
-        rest = iter(everyone)
+        rest = iter(all_steps)
         try:
             for steps in rest:
                 if next(steps, _LAST) is None:
                     left.append(steps)
         except BaseException:
             # The others may have received requests for which the socket will not become ready again.
-            _go_on([*rest, *left])
+            _run_steps([*rest, *left])
             raise
-        everyone = left
+        all_steps = left

@@ -33,11 +33,11 @@ _TELLING: Final = 65536
 """Minimum bytes of a piece for the estimate: smaller ones measure the cost of the call itself."""
 
 
-def _look_at_nobody() -> None:
+def _noop() -> None:
     pass
 
 
-class Turns:
+class SendScheduler:
     """The queue of large sends of one event loop."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Turns:
         """Estimate of the bytes of files a second that the kernel takes."""
         self._tasks = 0
         """Number of active connections with a trio task; `_look` serves all others."""
-        self._look: Callable[[], None] = _look_at_nobody
+        self._look: Callable[[], None] = _noop
         self._thread = trio.CapacityLimiter(1)
 
     def asked(self) -> None:
@@ -68,7 +68,7 @@ class Turns:
         if count >= _TELLING:
             self._rate += (count / seconds - self._rate) / 4
 
-    def keeps_up(self, count: int, seconds: float) -> bool:
+    def is_fast_enough(self, count: int, seconds: float) -> bool:
         """True if a client that took `count` bytes in `seconds` is not much slower than the kernel."""
         return (1 + _MOST_WAITING) * count > self._rate * seconds > 0
 
@@ -80,7 +80,7 @@ class Turns:
             yield
         finally:
             if self._look == look:
-                self._look = _look_at_nobody
+                self._look = _noop
 
     @contextlib.contextmanager
     def busy(self, tasks: int = 1) -> Iterator[None]:
@@ -139,14 +139,14 @@ class Turns:
             trio.lowlevel.reschedule(self._line[0])
 
 
-_turns: trio.lowlevel.RunVar[Turns] = trio.lowlevel.RunVar("ktlsd.connection.scheduler")
+_scheduler: trio.lowlevel.RunVar[SendScheduler] = trio.lowlevel.RunVar("ktlsd.connection.scheduler")
 
 
-def of_this_loop() -> Turns:
+def current_scheduler() -> SendScheduler:
     """The scheduler of the running event loop."""
     try:
-        return _turns.get()
+        return _scheduler.get()
     except LookupError:
-        turns = Turns()
-        _turns.set(turns)
-        return turns
+        scheduler = SendScheduler()
+        _scheduler.set(scheduler)
+        return scheduler

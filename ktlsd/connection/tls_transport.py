@@ -13,8 +13,8 @@ from typing import Final
 
 from ktlsd.config.limits import Limit
 from ktlsd.config.options import LimitOptions
-from ktlsd.connection.page_cache import PIECE, Residency
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.page_cache import PIECE, PageCache
+from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
@@ -43,11 +43,11 @@ class Transport(PacedTransport):
         self,
         context: Context,
         sock: socket.socket,
-        residency: Residency,
+        page_cache: PageCache,
         row: Row = UNCOUNTED,
         limits: LimitOptions = DEFAULTS,
     ) -> None:
-        super().__init__(sock, residency, row, limits)
+        super().__init__(sock, page_cache, row, limits)
         self._context = context
         self._key_updates = 0
         self._tls: Connection = context.connect(sock.fileno())
@@ -113,7 +113,7 @@ class Transport(PacedTransport):
             return self._begin_from_page_cache(head, descriptor, offset, count)
         piece = None
         if len(head) <= _LONGEST_HEAD:
-            piece = self._residency.load(head, descriptor, offset, min(count, AT_ONCE))
+            piece = self._page_cache.load(head, descriptor, offset, min(count, AT_ONCE))
         if piece is None:
             return Rest(head, offset, count)
         taken = len(piece) - len(head)
@@ -142,17 +142,17 @@ class Transport(PacedTransport):
         if len(head) > _LONGEST_HEAD:
             await self._write(head)
             head = b""
-        residency, turns = self._residency, of_this_loop()
+        page_cache, scheduler = self._page_cache, current_scheduler()
         most = USER_SPACE_CHUNK
         # Each record is a write(2) of OpenSSL's.
         self._fill_segments(True)
         while True:
-            piece = residency.load(head, descriptor, offset, min(count, most))
-            loads: int | None = residency.loads
+            piece = page_cache.load(head, descriptor, offset, min(count, most))
+            loads: int | None = page_cache.loads
             if piece is None:
                 # What is in an open segment would otherwise wait for the disk, too.
                 self._fill_segments(False)
-                piece, loads = await residency.read(head, descriptor, offset, min(count, USER_SPACE_CHUNK)), None
+                piece, loads = await page_cache.read(head, descriptor, offset, min(count, USER_SPACE_CHUNK)), None
                 self._fill_segments(True)
             size = len(piece)
             taken = size - len(head)
@@ -162,12 +162,12 @@ class Transport(PacedTransport):
             while (wait := self._tls.write(piece)) is not None:
                 most = _AFTER_WAIT
                 await self._progress(wait)
-                await turns.next()
-                if loads is not None and loads != residency.loads:
+                await scheduler.next()
+                if loads is not None and loads != page_cache.loads:
                     # Others have used the memory. SSL_write skips what it has sent and encrypts the rest.
-                    piece, loads = residency.load(head, descriptor, offset, taken), residency.loads
+                    piece, loads = page_cache.load(head, descriptor, offset, taken), page_cache.loads
                     if piece is None or len(piece) < size:
-                        piece, loads = await residency.read(head, descriptor, offset, taken), None
+                        piece, loads = await page_cache.read(head, descriptor, offset, taken), None
                     if len(piece) < size:
                         raise FileShrank
             self._note_written(size)
@@ -176,7 +176,7 @@ class Transport(PacedTransport):
             if count == 0:
                 break
             head = b""
-            await turns.next()
+            await scheduler.next()
         self._fill_segments(False)
 
     async def finish(self, *, unread: bool = False) -> None:

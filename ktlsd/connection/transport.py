@@ -20,12 +20,12 @@ from typing import Final, NamedTuple
 
 import trio
 
-from ktlsd.config.limits import Limit, Pace
+from ktlsd.config.limits import Limit, SendRateCheck
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
-from ktlsd.connection.page_cache import Residency, Window
+from ktlsd.connection.page_cache import PageCache, Window
 from ktlsd.connection.poller import PART_SECONDS
-from ktlsd.connection.scheduler import ALONE_BYTES, Turns, of_this_loop
+from ktlsd.connection.scheduler import ALONE_BYTES, SendScheduler, current_scheduler
 from ktlsd.metrics.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.openssl.results import Wait
@@ -74,14 +74,14 @@ class PacedTransport(abc.ABC):
     """
 
     def __init__(
-        self, sock: socket.socket, residency: Residency, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
+        self, sock: socket.socket, page_cache: PageCache, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
     ) -> None:
         """`row` counts the bytes that are sent."""
         self._socket = sock
-        self._residency = residency
+        self._page_cache = page_cache
         self._row = row
         self._limits = limits
-        self._pace = Pace(limits)
+        self._rate_check = SendRateCheck(limits)
         self.sent = 0
         """Bytes that the kernel has taken, as they were before encryption; of a piece in user space, all or none."""
         self.stopped = False
@@ -115,7 +115,7 @@ class PacedTransport(abc.ABC):
 
     def gathered(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
         """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for."""
-        return self._residency.read_after(head, descriptor, offset, count) if count <= SMALL else None
+        return self._page_cache.read_after(head, descriptor, offset, count) if count <= SMALL else None
 
     def stop_reading(self) -> None:
         """Have read() find the end of the stream after what the client has sent so far."""
@@ -210,7 +210,7 @@ class PacedTransport(abc.ABC):
 
     def _begin_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
         end = offset + count
-        resident, _ = self._residency.look(descriptor, offset, min(offset + AT_ONCE, end))
+        resident, _ = self._page_cache.look(descriptor, offset, min(offset + AT_ONCE, end))
         unsent: bytes | bytearray = head
         if resident > offset and not (unsent := self._send_at_once_by_kernel(head, socket.MSG_MORE)):
             sent = self._send_part(descriptor, offset, resident - offset)
@@ -222,8 +222,8 @@ class PacedTransport(abc.ABC):
         if (data := self.gathered(head, descriptor, offset, count)) is not None:
             await self._send_by_kernel(data, 0)
             return
-        turns, end = of_this_loop(), offset + count
-        window = Window(self._residency, descriptor, end)
+        scheduler, end = current_scheduler(), offset + count
+        window = Window(self._page_cache, descriptor, end)
         # Residency first: a head left in an open record would reach the client only after the disk.
         if not window.size(offset):
             await window.read_in(offset)
@@ -232,7 +232,7 @@ class PacedTransport(abc.ABC):
         # MSG_MORE keeps the record, or the TCP segment, open for the first bytes of the file.
         await self._send_by_kernel(head, socket.MSG_MORE)
         base = self.sent - offset
-        keeps_up, marked, since = True, offset, time.perf_counter()
+        is_fast_enough, marked, since = True, offset, time.perf_counter()
         while True:
             offset = self.sent - base
             if not (size := window.size(offset)):
@@ -241,22 +241,22 @@ class PacedTransport(abc.ABC):
                 await window.read_in(offset)
                 self._fill_segments(True)
                 continue
-            if keeps_up and end - offset >= ALONE_BYTES and turns.alone():
-                keeps_up = await self._send_in_thread(turns, descriptor, offset, end)
+            if is_fast_enough and end - offset >= ALONE_BYTES and scheduler.alone():
+                is_fast_enough = await self._send_in_thread(scheduler, descriptor, offset, end)
                 marked, since = self.sent - base, time.perf_counter()
             else:
                 began = time.perf_counter()
-                sent = self._send_part(descriptor, offset, min(turns.share(ALONE_BYTES), size))
+                sent = self._send_part(descriptor, offset, min(scheduler.share(ALONE_BYTES), size))
                 if isinstance(sent, int):
-                    turns.took(sent, time.perf_counter() - began)
+                    scheduler.took(sent, time.perf_counter() - began)
                 else:
                     await self._progress(sent)
                     now = time.perf_counter()
-                    keeps_up = turns.keeps_up(offset - marked, now - since)
+                    is_fast_enough = scheduler.is_fast_enough(offset - marked, now - since)
                     marked, since = offset, now
             if self.sent - base == end:
                 break
-            await turns.next()
+            await scheduler.next()
         self._fill_segments(False)
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
@@ -274,7 +274,7 @@ class PacedTransport(abc.ABC):
             self.sent += sent
         return sent
 
-    async def _send_in_thread(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
+    async def _send_in_thread(self, scheduler: SendScheduler, descriptor: int, offset: int, end: int) -> bool:
         """Send in a thread while no other connection is active; true if the client is fast enough.
 
         There the kernel waits for the client, and for a disk, which takes less than to hear of it and to give it the
@@ -282,23 +282,23 @@ class PacedTransport(abc.ABC):
         """
         before = self.sent
         try:
-            return await turns.in_thread(partial(self._send_alone, turns, descriptor, offset, end))
+            return await scheduler.in_thread(partial(self._send_alone, scheduler, descriptor, offset, end))
         finally:
             # Not in the thread: the event loop may be counting for another connection.
             self._row[SENDFILE] += self.sent - before
 
-    def _send_alone(self, turns: Turns, descriptor: int, offset: int, end: int) -> bool:
+    def _send_alone(self, scheduler: SendScheduler, descriptor: int, offset: int, end: int) -> bool:
         """The work of the thread. The socket is blocking meanwhile: nothing else uses it."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_WAIT)
         self._socket.setblocking(True)
         try:
             now = time.perf_counter()
             until = now + _STINT_SECONDS
-            while offset < end and now < until and turns.alone():
+            while offset < end and now < until and scheduler.alone():
                 began = now
                 sent = self._send_uncounted(descriptor, offset, min(ALONE_BYTES, end - offset))
                 now = time.perf_counter()
-                if not isinstance(sent, int) or not turns.keeps_up(sent, now - began):
+                if not isinstance(sent, int) or not scheduler.is_fast_enough(sent, now - began):
                     return False
                 offset += sent
             return True
@@ -320,16 +320,16 @@ class PacedTransport(abc.ABC):
         """Wait for the socket while the client is fast enough; epoll would report it only after many acknowledged
         bytes."""
         await driver.become_task()
-        pace = self._pace
-        if pace.begins:
-            pace.begin(self._taken())
+        rate_check = self._rate_check
+        if rate_check.begins:
+            rate_check.begin(self._taken())
         ready = False
         while not ready:
             asked = trio.current_time()
-            with trio.move_on_after(pace.left):
+            with trio.move_on_after(rate_check.left):
                 await self._ready(wait)
                 ready = True
-            if pace.waited(trio.current_time() - asked) and not pace.keeps_up(self._taken()):
+            if rate_check.waited(trio.current_time() - asked) and not rate_check.is_fast_enough(self._taken()):
                 self._row[LIMITED[Limit.SEND]] += 1
                 least, seconds = self._limits.send_bytes_per_second, self._limits.send_seconds
                 raise TooSlow(f"the client took less than {least} bytes a second for {seconds:g} s")

@@ -21,7 +21,7 @@ LONGEST_LINE: Final = 1024
 _OPTIONAL_WHITESPACE: Final = b" \t"
 
 
-class KnownLines:
+class HeaderLineCache:
     """One process's memory."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ def members(value: str) -> list[str]:
     return [member for text in value.split(",") if (member := text.strip(" \t"))]
 
 
-class Consulted(Mapping[str, str]):
+class TrackedFields(Mapping[str, str]):
     """Fields by lower-case name, read as Latin-1."""
 
     def __init__(self, values: Mapping[bytes, bytes]) -> None:

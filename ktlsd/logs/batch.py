@@ -32,7 +32,7 @@ LAST_SECONDS: Final = 1.0
 """The same for the last one, before the process ends."""
 
 
-class GatheredLines(Generic[T]):
+class LogBatch(Generic[T]):
     """Lines of one process on their way to a LogFile, which stays the caller's to close."""
 
     def __init__(self, file: LogFile, render: Callable[[Iterator[T]], Iterator[str]]) -> None:

@@ -18,7 +18,7 @@ from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import RequestHead
 from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
-from ktlsd.logs.batch import GatheredLines
+from ktlsd.logs.batch import LogBatch
 from ktlsd.logs.log_files import LogFile
 
 LONGEST_RECEIVED: Final = 1024
@@ -58,7 +58,7 @@ class AccessLog:
         """`file` stays the caller's to close."""
         self._form = form
         self._ids = _request_ids()
-        self.lines = GatheredLines(file, self._render)
+        self.lines = LogBatch(file, self._render)
         self.nothing = self.note(Asked())
 
     def note(self, asked: Asked) -> Noted:

@@ -47,7 +47,7 @@ class Logs:
 
     def follow_rotation(self) -> None:
         """Heed REOPEN_SIGNAL from now on; not before root is given up, or root would open files in others' folders."""
-        signal.signal(REOPEN_SIGNAL, self._heed)
+        signal.signal(REOPEN_SIGNAL, self._handle_reopen)
         unblock_reopen_signal()
 
     def reopen(self) -> None:
@@ -75,7 +75,7 @@ class Logs:
         async with access_log.lines.written():
             yield access_log
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _handle_reopen(self, number: int, frame: FrameType | None) -> None:
         self.reopen()
 
 

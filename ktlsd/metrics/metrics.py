@@ -269,7 +269,7 @@ class counted:  # noqa: N801  a context manager
         self._row[self._gauge] -= 1
 
 
-class Board:
+class MetricsStore:
     """The rows of all workers, in memory that processes forked later share."""
 
     def __init__(self, workers: int) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from ktlsd.metrics.metrics import METRICS, Board, Kind, Metric, series, total_seconds
+from ktlsd.metrics.metrics import METRICS, Kind, Metric, MetricsStore, series, total_seconds
 from ktlsd.tls.pairs import Fault, Validity
 
 _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
@@ -26,18 +26,18 @@ _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
 def render(
-    board: Board, validities: Sequence[Validity], accept: str, faults: Sequence[Fault] = ()
+    store: MetricsStore, validities: Sequence[Validity], accept: str, faults: Sequence[Fault] = ()
 ) -> tuple[str, bytes]:
     """Media type and text, in the format that an Accept field prefers."""
     registry = CollectorRegistry()
-    registry.register(_Counts(board, validities, faults))
+    registry.register(_Counts(store, validities, faults))
     encode, media_type = choose_encoder(accept)
     return media_type, encode(registry)
 
 
 class _Counts(Collector):
-    def __init__(self, board: Board, validities: Sequence[Validity], faults: Sequence[Fault]) -> None:
-        self._board = board
+    def __init__(self, store: MetricsStore, validities: Sequence[Validity], faults: Sequence[Fault]) -> None:
+        self._store = store
         self._validities = validities
         self._faults = faults
 
@@ -45,10 +45,10 @@ class _Counts(Collector):
         return []
 
     def collect(self) -> Iterator[Family]:
-        totals = self._board.totals()
+        totals = self._store.totals()
         for metric in METRICS:
             yield _family(metric, totals)
-        yield GaugeMetricFamily("ktlsd_workers", "Configured number of worker processes.", value=len(self._board.rows))
+        yield GaugeMetricFamily("ktlsd_workers", "Configured number of worker processes.", value=len(self._store.rows))
         dates = GaugeMetricFamily(
             "ktlsd_certificate_expiry_timestamp_seconds",
             "Expiry of a served certificate, in seconds since the epoch.",

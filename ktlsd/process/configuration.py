@@ -198,7 +198,7 @@ class Configuration:
             self._tickets.close()
 
 
-def judge(service: Service, loaded: Loaded, former: Service | None) -> None:
+def validate_service(service: Service, loaded: Loaded, former: Service | None) -> None:
     """Raise SettingsError where a start, or a reload of the configuration, is to be refused for a certificate."""
     served = any(not hosted.refused for hosted in service.all)
     before = None if former is None else former.faults

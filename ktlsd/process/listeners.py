@@ -83,7 +83,7 @@ def close_all(listeners: Iterable[Listener]) -> None:
             listener.file.remove()
 
 
-def tell_backlog() -> None:
+def warn_short_backlog() -> None:
     """Log a queue of new connections that the kernel makes shorter than it was asked to be (listen(2))."""
     try:
         most = int(_LONGEST_BACKLOG.read_text("ascii"))

@@ -103,7 +103,7 @@ def drop(identity: Identity) -> None:
         raise PrivilegeError(f"user {identity.user} can still become root")
 
 
-def barred(folder: Path, *, listed: bool = False) -> Path | None:
+def first_inaccessible(folder: Path, *, listed: bool = False) -> Path | None:
     """The folder that keeps this process from opening files in `folder` by their names: that one, or one above it.
 
     Their names are enough for what is opened by a path, so folders need search permission only (path_resolution(7));

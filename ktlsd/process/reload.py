@@ -33,7 +33,7 @@ _TICKETS_SECONDS: Final = 60.0
 """How often to look for new session ticket keys."""
 
 
-class Upkeep:
+class Reloader:
     """What one process does to stay up to date."""
 
     def __init__(
@@ -63,9 +63,9 @@ class Upkeep:
             with trio.open_signal_receiver(*RELOAD_SIGNALS) as signals:
                 unblock_reload_signals()
                 task_status.started()
-                await self._heed(signals)
+                await self._handle_signals(signals)
 
-    async def _heed(self, signals: AsyncIterator[int]) -> None:
+    async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
         """Reload as the signals say; in a worker, what could not be had once more after a pause that grows."""
         owed: bool | None = None
         pauses = Backoff()

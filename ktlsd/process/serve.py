@@ -20,8 +20,8 @@ from typing import Final
 import trio
 
 from ktlsd import __version__
-from ktlsd.admission import tell_lowered
-from ktlsd.config.console import say
+from ktlsd.admission import warn_lowered_limit
+from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.options import Settings
 from ktlsd.config.refusal import Refusal, cause
@@ -31,16 +31,16 @@ from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.logs import Logs
 from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
-from ktlsd.metrics.metrics import Board
+from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges
-from ktlsd.process.configuration import Configuration, certificate_files, judge
+from ktlsd.process.configuration import Configuration, certificate_files, validate_service
 from ktlsd.process.cores import usable_cores
 from ktlsd.process.file_probe import may_wait
-from ktlsd.process.listeners import bind_all, bind_metrics, close_all, tell_backlog
+from ktlsd.process.listeners import bind_all, bind_metrics, close_all, warn_short_backlog
 from ktlsd.process.notify import Notifier
-from ktlsd.process.reload import Upkeep
+from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
-from ktlsd.process.watchdog import Pulse
+from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
@@ -80,38 +80,38 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
         waits = _tell_waiting(service) or bool(may_wait(configuration.files()))
-        board = Board(workers)
+        store = MetricsStore(workers)
         metrics = None
         if settings.metrics_listen is not None:
             from ktlsd.status.metrics_listener import MetricsListener
 
-            metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), board)
-        _become(identity, service)
+            metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), store)
+        _drop_privileges(identity, service)
         if identity is not None:
             configuration.settle()
         logs.follow_rotation()
         configuration.serve_https_on(_https_port(listeners))
-        _introduce(service, listeners)
+        _announce_start(service, listeners)
         _tell_of_listing(loaded, service)
-        tell_lowered(settings.limits)
-        tell_backlog()
-        pulse = Pulse(Notifier(), board)
+        warn_lowered_limit(settings.limits)
+        warn_short_backlog()
+        watchdog = Watchdog(Notifier(), store)
         gc.freeze()
         gc.enable()
 
         def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
             async def event_loop() -> None:
                 async with logs.access_log() as access_log:
-                    row = board.take(number)
+                    row = store.take(number)
                     server = Server(
                         configuration.service, access_log, row, metrics, alone=alone, tells_of_roots=number == 0
                     )
                     async with trio.open_nursery() as nursery:
-                        upkeep = Upkeep(server, configuration, terminal, pulse.notifier, alone=alone)
-                        await nursery.start(upkeep.run)
-                        nursery.start_soon(partial(pulse.beat, row, alone=alone))
+                        reloader = Reloader(server, configuration, terminal, watchdog.notifier, alone=alone)
+                        await nursery.start(reloader.run)
+                        nursery.start_soon(partial(watchdog.beat, row, alone=alone))
                         if alone:
-                            nursery.start_soon(pulse.tell_end, server.draining)
+                            nursery.start_soon(watchdog.tell_end, server.draining)
                         await server.run(listeners, ready)
                         nursery.cancel_scope.cancel()
 
@@ -122,10 +122,10 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
 
         def announce() -> None:
             for url in metrics.urls() if metrics is not None else ():
-                say(f"metrics on {url}")
+                print_error(f"metrics on {url}")
             for listener in listeners:
-                say(listener.announcement())
-            pulse.notifier.ready()
+                print_error(listener.announcement())
+            watchdog.notifier.ready()
 
         if workers == 1 and not waits:
             work(0, announce, alone=True)
@@ -133,7 +133,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             from ktlsd.process.workers import Job, supervise
 
             job = Job(end_with_parent, lambda number: work(number, lambda: None, alone=False))
-            supervise(workers, listeners, job, configuration, terminal, pulse, announce, logs.reopen)
+            supervise(workers, listeners, job, configuration, terminal, watchdog, announce, logs.reopen)
     finally:
         close_all(listeners)
     log.log(NOTICE, "shut down")
@@ -149,7 +149,7 @@ def _build(
     service = Service(library, settings, support, former, renewing=renewing)
     try:
         if not renewing:
-            judge(service, loaded, former)
+            validate_service(service, loaded, former)
             if service.tried is not None:
                 service.ktls_state = ktls_state.describe(library, service.tried, support)
     except BaseException:
@@ -173,7 +173,7 @@ def _tickets(settings: Settings) -> TicketFile | None:
         return TicketFile(None)
 
 
-def _become(identity: privileges.Identity | None, service: Service) -> None:
+def _drop_privileges(identity: privileges.Identity | None, service: Service) -> None:
     """Give up root where asked to; refuses where ktlsd could not do its work then."""
     if identity is None:
         return
@@ -181,7 +181,7 @@ def _become(identity: privileges.Identity | None, service: Service) -> None:
     whom = f"user {identity.user}, group {identity.group}"
     # Modules are imported, and files opened, when they are needed first. Python lists the folders that it imports from.
     for what, folder in (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parents[1])):
-        if (place := privileges.barred(folder, listed=True)) is not None:
+        if (place := privileges.first_inaccessible(folder, listed=True)) is not None:
             raise Refusal(
                 f"{what} {folder}: {whom} may not read {place}: change its mode or owner, or have it elsewhere"
             )
@@ -189,10 +189,10 @@ def _become(identity: privileges.Identity | None, service: Service) -> None:
         folder = followed.path
         what = "acme_challenges" if followed is service.https_redirect.followed else "root"
         # What is missing, or does not answer, may come later.
-        if followed.root.identity is not None and (place := privileges.barred(folder)) is not None:
+        if followed.root.identity is not None and (place := privileges.first_inaccessible(folder)) is not None:
             raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
     for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
-        if followed.root.identity is not None and privileges.barred(followed.path, listed=True) is not None:
+        if followed.root.identity is not None and privileges.first_inaccessible(followed.path, listed=True) is not None:
             log.warning(
                 "root %s: %s has no permission to list it: run chmod o+r, or turn listing off", followed.path, whom
             )
@@ -226,12 +226,12 @@ def _https_port(listeners: Sequence[Listener]) -> int:
     return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
 
 
-def _introduce(service: Service, listeners: Sequence[Listener]) -> None:
+def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
     if service.notice:
-        say(service.notice)
+        print_error(service.notice)
     roots = ", ".join(str(hosted.site.followed.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
-    say(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
+    print_error(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
     if os.geteuid() == 0:
         log.warning("running as root; use --user to drop privileges")
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from ktlsd.metrics.metrics import BEAT, BY_NAME, Board, Row, series, total
+from ktlsd.metrics.metrics import BEAT, BY_NAME, MetricsStore, Row, series, total
 from ktlsd.process.notify import Notifier
 
 STATUS_SECONDS: Final = 5.0
@@ -22,12 +22,12 @@ _BEATS_IN_TIME: Final = 3
 _NS: Final = 1_000_000_000
 
 
-class Pulse:
+class Watchdog:
     """Monitors all processes and reports to systemd."""
 
-    def __init__(self, notifier: Notifier, board: Board) -> None:
+    def __init__(self, notifier: Notifier, store: MetricsStore) -> None:
         self.notifier = notifier
-        self._board = board
+        self._store = store
         # Without systemd there are no heartbeats, so a missing one means nothing.
         self._limit = notifier.watchdog_seconds if notifier.heard else None
         self.seconds = STATUS_SECONDS if self._limit is None else min(STATUS_SECONDS, self._limit / _BEATS_IN_TIME)
@@ -53,14 +53,14 @@ class Pulse:
     def silence(self, number: int, since: float) -> float | None:
         """Seconds since the last heartbeat of worker `number`, started at `since` (time.monotonic()); None if in
         time."""
-        silent = time.monotonic() - max(since, self._board.rows[number][BEAT] / _NS)
+        silent = time.monotonic() - max(since, self._store.rows[number][BEAT] / _NS)
         return silent if self._limit is not None and silent > self._limit else None
 
     def tell(self) -> None:
         """Report to systemd that the calling process is alive, and the status of all processes."""
         if self._limit is not None:
             self.notifier.alive()
-        status = describe(self._board.totals())
+        status = describe(self._store.totals())
         if status != self._status:
             self._status = status
             self.notifier.status(status)

@@ -25,7 +25,7 @@ from ktlsd.process.backoff import Backoff
 from ktlsd.process.configuration import REPEAT_SECONDS, WATCH_SECONDS, WHAT, Configuration
 from ktlsd.process.file_probe import SECONDS, FileProbe
 from ktlsd.process.terminal import Terminal
-from ktlsd.process.watchdog import Pulse
+from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS
 
 log = logging.getLogger("ktlsd")
@@ -64,7 +64,7 @@ def supervise(
     job: Job,
     configuration: Configuration,
     terminal: Terminal,
-    pulse: Pulse,
+    watchdog: Watchdog,
     ready: Callable[[], None],
     reopen_logs: Callable[[], None],
 ) -> None:
@@ -78,7 +78,7 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, terminal, pulse, mask, reopen_logs).run(listeners, ready)
+    _Parent(count, job, configuration, terminal, watchdog, mask, reopen_logs).run(listeners, ready)
 
 
 class _Parent:
@@ -88,7 +88,7 @@ class _Parent:
         job: Job,
         configuration: Configuration,
         terminal: Terminal,
-        pulse: Pulse,
+        watchdog: Watchdog,
         mask: set[int | signal.Signals],
         reopen_logs: Callable[[], None],
     ) -> None:
@@ -96,7 +96,7 @@ class _Parent:
         self._job = job
         self._configuration = configuration
         self._terminal = terminal
-        self._pulse = pulse
+        self._watchdog = watchdog
         self._mask = mask
         self._reopen_logs = reopen_logs
         self._probe = FileProbe()
@@ -142,16 +142,16 @@ class _Parent:
         for number, place in enumerate(self._places):
             if place.worker is None:
                 continue
-            silence = self._pulse.silence(number, place.since)
+            silence = self._watchdog.silence(number, place.since)
             if silence is not None:
                 log.error("worker %d is stuck and will be replaced: no heartbeat for %.0f s", place.worker, silence)
                 os.kill(place.worker, signal.SIGKILL)
-        self._pulse.tell()
-        return time.monotonic() + self._pulse.seconds
+        self._watchdog.tell()
+        return time.monotonic() + self._watchdog.seconds
 
     def _end(self, number: signal.Signals) -> None:
         """Pass the signal on, and each that follows, and wait for the workers."""
-        self._pulse.notifier.stopping()
+        self._watchdog.notifier.stopping()
         seconds = self._configuration.service.settings.drain_seconds
         log.log(NOTICE, "shutting down on %s: %d workers, %d s to finish", number.name, len(self._workers()), seconds)
         patience = seconds + _PATIENCE_SECONDS
@@ -165,11 +165,13 @@ class _Parent:
             if time.monotonic() >= beat_at:
                 beat_at = self._beat()
             if time.monotonic() >= kill_at:
-                log.error("workers %s killed: not done %g s after the signal", self._workers(), patience)
+                log.error("workers %s killed: still running %g s after the signal", self._workers(), patience)
                 self._tell(signal.SIGKILL)
                 kill_at = time.monotonic() + patience
             elif told is not None and told.si_signo in END_SIGNALS:
-                log.log(NOTICE, "%s again: connections cut off", signal.Signals(told.si_signo).name)
+                log.log(
+                    NOTICE, "second %s: exiting immediately, connections cut off", signal.Signals(told.si_signo).name
+                )
                 self._tell(signal.Signals(told.si_signo))
             elif told is not None and told.si_signo == REOPEN_SIGNAL:
                 self._reopen()
@@ -189,7 +191,7 @@ class _Parent:
     def _reload(self, number: signal.Signals) -> None:
         anew = number == RELOAD
         if anew:
-            self._pulse.notifier.reloading()
+            self._watchdog.notifier.reloading()
         service = self._configuration.load(anew=anew) if self._files_answer(number) else None
         if service is not None:
             self._configuration.service.close()
@@ -198,7 +200,7 @@ class _Parent:
             self._tell(number)
             log.log(NOTICE if service.renewed else logging.DEBUG, "%s reloaded", WHAT[anew])
         if anew:
-            self._pulse.notifier.ready()
+            self._watchdog.notifier.ready()
 
     def _files_answer(self, number: signal.Signals) -> bool:
         """Whether the files of a reload can be read now; a line in the log if not."""

@@ -1,6 +1,7 @@
 """The client of one connection, as far as its connection tells: its address, its handshake, and the proxies between.
 
-Strategy: made once, before the first request. What it has a say in beside a request's head is its cache partition.
+Strategy: made once, before the first request. Its influence on responses, beside the request head, is its cache
+partition.
 """
 
 from __future__ import annotations

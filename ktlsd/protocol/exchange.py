@@ -14,7 +14,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Request, Response, options, refuse_method, short
 from ktlsd.http.fields import Fields
-from ktlsd.http.request_fields import Consulted, joined
+from ktlsd.http.request_fields import TrackedFields, joined
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
 from ktlsd.http.uri_host import host_of
@@ -22,7 +22,7 @@ from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
 from ktlsd.site.lookup import OpenFile
-from ktlsd.site.response_cache import Grounds, Key
+from ktlsd.site.response_cache import CacheKey, Key
 from ktlsd.site.site import Answer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Exchange:
         self._began_ns = time.time_ns()
         self._service: Service = responder.shared.service
         self._answer: Answer | None = None
-        fields = Consulted(joined(head.headers))
+        fields = TrackedFields(joined(head.headers))
         self.request = Request(head.method.decode("ascii"), fields)
         self.origin = responder.origin_of(fields.sent, self._service)
         """Where the request came from."""
@@ -79,7 +79,7 @@ class Exchange:
         host = parsed.host or host_of(request.fields.get("host", "")) or None
         if client.redirected:
             return await service.https_redirect.answer(request, parsed, host)
-        # HTTP/1.0 may leave the host out: then the handshake alone says which site.
+        # HTTP/1.0 may leave the host out: then only the handshake names the site.
         hosted = service.sites.of_request(host or client.server_name, client.server_name)
         if hosted is None:
             reason = f"{host} is not of the site {client.server_name} that the handshake was for"
@@ -115,17 +115,17 @@ class Exchange:
             or self._responder.client.redirected
         ):
             return
-        fields = cast(Consulted, self.request.fields)
+        fields = cast(TrackedFields, self.request.fields)
         whole_key: Key = (self._responder.partition(self.origin), key)
         names = fields.asked_for()
-        grounds = None
+        cache_key = None
         if names is not None:
-            grounds = Grounds.of(whole_key, names, fields.sent, any_query=answer.any_query)
-        self._service.heads.remember(
+            cache_key = CacheKey.of(whole_key, names, fields.sent, any_query=answer.any_query)
+        self._service.response_cache.remember(
             *(whole_key, response.status.value, head, date, opened),
             part=body if isinstance(body, ByteRange) and body.count else None,
             noted=self._log.noted if self._log is not None else None,
-            grounds=grounds,
+            cache_key=cache_key,
             closes=closes,
             rules=answer.rules,
             asked_ns=self._began_ns,

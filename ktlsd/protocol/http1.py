@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection import driver
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response, refuse_head, short
@@ -230,7 +230,7 @@ class Http1:
             if isinstance(piece, ByteRange):
                 if parts:
                     # Hundreds of small parts together take milliseconds.
-                    await of_this_loop().next()
+                    await current_scheduler().next()
                 parts += 1
                 writer.count_part(http, piece)
                 await send_part(transport, data, cast(OpenFile, opened), piece)

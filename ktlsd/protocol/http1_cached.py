@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktlsd.connection import driver
-from ktlsd.connection.keepalive import Left
-from ktlsd.connection.poller import Turn
+from ktlsd.connection.keepalive import PendingWork
+from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import AT_ONCE, SMALL, PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.metrics.metrics import IN_FLIGHT, counted
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol.responder import Found, Responder
-from ktlsd.site.response_cache import Remembered
+from ktlsd.site.response_cache import CacheEntry
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -34,7 +34,7 @@ _AT_A_TIME: Final = 4
 
 
 class CachedResponses:
-    """The remembered responses of one connection. To the event loop it stands for the connection (Answering)."""
+    """The remembered responses of one connection. To the event loop it is the connection (KeepAliveConnection)."""
 
     __slots__ = ("_lines", "_log", "_responder", "_shared", "transport")
 
@@ -47,23 +47,23 @@ class CachedResponses:
 
     # --- without waiting ----------------------------------------------------------------------------------------------
 
-    def answer_known(self, turn: Turn) -> Generator[None, None, Left | None]:
+    def answer_known(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer the heads that have come and are remembered, as long as that takes one write each and no wait.
 
         The steps are to receive, and then for each head to make and to send its answer.
         """
         transport, responder, lines = self.transport, self._responder, self._lines
         if transport.stopped:
-            return Left(None)
+            return PendingWork(None)
         received = transport.receive()
         if not isinstance(received, bytes):
-            return None if received is Wait.READABLE else Left(None)
+            return None if received is Wait.READABLE else PendingWork(None)
         if lines.half:
             received = lines.joined(received)
         if not received:
-            return Left(received)
+            return PendingWork(received)
         if responder.client.redirected:
-            return self._left_before(received)
+            return self._pending_before(received)
         yield
         for _ in range(_AT_A_TIME):
             size = received.find(_BLANK_LINE) + len(_BLANK_LINE)
@@ -71,7 +71,7 @@ class CachedResponses:
             if found is None:
                 rest = lines.without_them(received)
                 if not rest or len(rest) == len(received):
-                    return self._left_before(rest)
+                    return self._pending_before(rest)
                 received = rest
                 continue
             remembered = found.remembered
@@ -79,14 +79,14 @@ class CachedResponses:
             if part is not None and part.count > SMALL:
                 yield
                 return self._begin_large(found, part, received, size)
-            made = turn.get(remembered)
+            made = batch.get(remembered)
             if made is None:
                 made = self._make(remembered)
                 if made is None:
-                    return Left(received)
-                turn[remembered] = made
+                    return PendingWork(received)
+                batch[remembered] = made
             else:
-                self._shared.service.heads.uses += 1
+                self._shared.service.response_cache.uses += 1
             data, head_size = made
             yield
             responder.begin_remembered(found, head_size, self._log)
@@ -99,20 +99,20 @@ class CachedResponses:
                 raise
             received = received[size:]
             if unsent:
-                return Left(received, Rest(unsent), ends=remembered.closes)
-            left = self._left_after(remembered, received)
+                return PendingWork(received, Rest(unsent), ends=remembered.closes)
+            left = self._pending_after(remembered, received)
             if left is not None or not received:
                 return left
-        return Left(received)
+        return PendingWork(received)
 
-    def _left_before(self, received: bytes) -> Left | None:
+    def _pending_before(self, received: bytes) -> PendingWork | None:
         """The rest of the work for received bytes, before an answer; None if that is to wait for more."""
         # Empty lines alone are no request: the time that the connection has been idle goes on.
         if rest := self._lines.without_them(received):
-            return Left(rest)
-        return Left(None) if self.transport.holds() else None
+            return PendingWork(rest)
+        return PendingWork(None) if self.transport.holds() else None
 
-    def _left_after(self, remembered: Remembered, received: bytes) -> Left | None:
+    def _pending_after(self, remembered: CacheEntry, received: bytes) -> PendingWork | None:
         """The rest of the work after a response that is all sent, of whose request `received` followed.
 
         None if that is to go on with `received`, or to wait if that is empty.
@@ -121,20 +121,20 @@ class CachedResponses:
         if self._log is not None:
             self._log.end(complete=True)
         if remembered.closes:
-            return Left(b"", ends=True)
-        return Left(None) if not received and self.transport.holds() else None
+            return PendingWork(b"", ends=True)
+        return PendingWork(None) if not received and self.transport.holds() else None
 
-    def _begin_large(self, found: Found, part: ByteRange, received: bytes, size: int) -> Left | None:
+    def _begin_large(self, found: Found, part: ByteRange, received: bytes, size: int) -> PendingWork | None:
         """Answer the head of that size at the beginning of `received`, as far as possible without waiting.
 
         None once nothing is left of it.
         """
         if part.count > AT_ONCE:
-            return Left(received)
+            return PendingWork(received)
         remembered = found.remembered
         recalled = self._responder.recall(remembered)
         if recalled is None:
-            return Left(received)
+            return PendingWork(received)
         head, descriptor = recalled
         self._responder.begin_remembered(found, len(head), self._log)
         try:
@@ -145,13 +145,13 @@ class CachedResponses:
             raise
         received = received[size:]
         if rest is not None:
-            return Left(received, rest, descriptor, ends=remembered.closes)
+            return PendingWork(received, rest, descriptor, ends=remembered.closes)
         os.close(descriptor)
-        left = self._left_after(remembered, received)
+        left = self._pending_after(remembered, received)
         # A client that asks for many at once lets others have their turn between them.
-        return Left(received) if left is None and received else left
+        return PendingWork(received) if left is None and received else left
 
-    def _make(self, remembered: Remembered) -> tuple[bytes | bytearray, int] | None:
+    def _make(self, remembered: CacheEntry) -> tuple[bytes | bytearray, int] | None:
         """A small remembered response in one piece, and the size of its head; None as Responder.recall()."""
         recalled = self._responder.recall(remembered)
         if recalled is None:
@@ -226,7 +226,11 @@ class CachedResponses:
         if found is not None or not head.endswith(_BLANK_LINE):
             return found
         limits = responder.limits
-        read = self._shared.service.heads.read(head, limits.header_fields) if len(head) <= limits.head_bytes else None
+        read = (
+            self._shared.service.response_cache.read(head, limits.header_fields)
+            if len(head) <= limits.head_bytes
+            else None
+        )
         # A longer line may have a target that is too long.
         if read is None or len(read[0]) > limits.target_bytes:
             return None

@@ -25,12 +25,12 @@ from msgspec import Struct
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
 from ktlsd.http.forwarded import Origin
-from ktlsd.http.request_fields import Consulted, Field, joined
+from ktlsd.http.request_fields import Field, TrackedFields, joined
 from ktlsd.metrics.metrics import REQUESTS
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
-from ktlsd.site.response_cache import Remembered
+from ktlsd.site.response_cache import CacheEntry
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Found(Struct, frozen=True, gc=False):
     """A remembered response, for one request."""
 
-    remembered: Remembered
+    remembered: CacheEntry
     noted: Noted | None
     """The request as the access log shows it; None without an access log."""
     origin: Origin | None = None
@@ -48,7 +48,7 @@ class Found(Struct, frozen=True, gc=False):
 
 
 class Responder:
-    """The requests of one connection, whatever protocol brings them."""
+    """The requests of one connection, independent of the protocol."""
 
     __slots__ = ("_partition", "client", "limits", "requests_left", "shared", "transport")
 
@@ -78,7 +78,7 @@ class Responder:
         """
         if self.client.trusted is not None:
             return None
-        remembered = self.shared.service.heads.get((self._partition, head))
+        remembered = self.shared.service.response_cache.get((self._partition, head))
         return None if remembered is None else Found(remembered, remembered.noted)
 
     def find_alike(self, line: bytes, fields: Iterable[Field], log: RequestLog | None) -> Found | None:
@@ -91,19 +91,19 @@ class Responder:
         origin = None
         if client.trusted is not None:
             origin = self.origin_of(values, service)
-        remembered = service.heads.get_alike(self.partition(origin or client.origin), line, values)
+        remembered = service.response_cache.get_alike(self.partition(origin or client.origin), line, values)
         if remembered is None:
             return None
         noted = log.note_alike(remembered.status, line, fields) if log is not None else None
         return Found(remembered, noted, origin)
 
-    def recall(self, remembered: Remembered) -> tuple[bytes, int] | None:
+    def recall(self, remembered: CacheEntry) -> tuple[bytes, int] | None:
         """The head of a remembered response, and a descriptor of its file for the caller to close.
 
         None if the file is not what it was, or a disk has to be waited for.
         """
         shared = self.shared
-        descriptor = shared.service.heads.open(remembered)
+        descriptor = shared.service.response_cache.open(remembered)
         return None if descriptor is None else (remembered.head(shared.clock.date()), descriptor)
 
     def begin_remembered(self, found: Found, head_size: int, log: RequestLog | None) -> None:
@@ -122,7 +122,7 @@ class Responder:
         client = self.client
         if client.trusted is None:
             return client.origin
-        return forwarded.origin(Consulted(values), client.origin, client.trusted, service.forwarded)
+        return forwarded.origin(TrackedFields(values), client.origin, client.trusted, service.forwarded)
 
     def partition(self, origin: Origin) -> str | None:
         """The cache partition of a request that came from there."""

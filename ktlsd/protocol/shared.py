@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ktlsd.connection.keepalive import Idle
+from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.validators import http_date
 from ktlsd.metrics.metrics import Row
 from ktlsd.service import Service
@@ -36,7 +36,7 @@ class Shared(Struct):
 
     service: Service
     """Replaced when the configuration is read again."""
-    idle: Idle
+    idle: IdleConnections
     clock: Clock
     row: Row
     """The counters of this process."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.header_line_cache import KnownLines, takes_query, without_query
+from ktlsd.http.header_line_cache import HeaderLineCache, takes_query, without_query
 from ktlsd.http.request_fields import Field
 from ktlsd.site.lookup import Identity, OpenFile, Root, identify
 
@@ -46,7 +46,7 @@ Key = tuple[str | None, bytes]
 """The cache partition (the server name of the handshake, or another property of the connection) and a request head."""
 
 
-class Grounds(NamedTuple):
+class CacheKey(NamedTuple):
     """The parts of a request that influenced its response: requests with the same ones get the same response."""
 
     line: tuple[bytes, bool]
@@ -59,7 +59,7 @@ class Grounds(NamedTuple):
     @classmethod
     def of(
         cls, key: Key, names: tuple[bytes, ...], fields: Mapping[bytes, bytes], *, any_query: bool = False
-    ) -> Grounds:
+    ) -> CacheKey:
         """Made from a request of which the fields `names` were read; `any_query`: the query had no influence."""
         name, head = key
         line = head.partition(_LINE_END)[0]
@@ -67,14 +67,14 @@ class Grounds(NamedTuple):
         return cls(asked, names, (name, *map(fields.get, names)))
 
 
-_ByFields = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], "Remembered"]]
+_ByFields = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], "CacheEntry"]]
 
 
-class Remembered(Struct, eq=False):
+class CacheEntry(Struct, eq=False):
     """A response: its status, its head around the value of Date, and the part of a file that follows."""
 
     key: Key
-    grounds: Grounds | None
+    cache_key: CacheKey | None
     """None if unknown."""
     status: int
     before: bytes
@@ -97,16 +97,16 @@ class Remembered(Struct, eq=False):
         return self.before + date + self.after
 
 
-class HeadCache:
+class ResponseCache:
     """The response cache of one process."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._bytes = 0
-        self._known: OrderedDict[Key, Remembered] = OrderedDict()
+        self._known: OrderedDict[Key, CacheEntry] = OrderedDict()
         self._alike: dict[tuple[bytes, bool], _ByFields] = {}
         """The entries by request line, field names and values."""
-        self._lines = KnownLines()
+        self._lines = HeaderLineCache()
         self._looks: dict[tuple[Root, bytes], Identity] = {}
         """The identities of folders and rules at the last comparison, by root and path, for all entries."""
         self._looks_until = 0.0
@@ -116,7 +116,7 @@ class HeadCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: Key) -> Remembered | None:
+    def get(self, key: Key) -> CacheEntry | None:
         """The entry for an identical head, if it has not expired."""
         found = self._known.get(key)
         if found is not None and found.until < time.monotonic():
@@ -138,7 +138,7 @@ class HeadCache:
         fields = self._lines.read(lines) if len(lines) <= most_fields else None
         return None if fields is None else (line, fields)
 
-    def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> Remembered | None:
+    def get_alike(self, name: str | None, line: bytes, fields: Mapping[bytes, bytes]) -> CacheEntry | None:
         """The entry for an equivalent request, if it has not expired; the line is one that read() returned."""
         for asked in ((line, False), (without_query(line), True)):
             for names, by_values in self._alike.get(asked, {}).items():
@@ -147,13 +147,13 @@ class HeadCache:
                     return self._holding(found)
         return None
 
-    def _holding(self, found: Remembered) -> Remembered | None:
+    def _holding(self, found: CacheEntry) -> CacheEntry | None:
         if found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
             self._forget(found)
             return None
         return found
 
-    def open(self, remembered: Remembered) -> int | None:
+    def open(self, remembered: CacheEntry) -> int | None:
         """A descriptor of the file, for the caller to close; None if the file has changed, or may have."""
         descriptor = -1
         for root, path, identity in reversed(remembered.sources):
@@ -196,21 +196,21 @@ class HeadCache:
             return False
         return True
 
-    def _forget(self, remembered: Remembered) -> None:
+    def _forget(self, remembered: CacheEntry) -> None:
         del self._known[remembered.key]
         self._bytes -= _size(remembered)
-        grounds = remembered.grounds
-        if grounds is None:
+        cache_key = remembered.cache_key
+        if cache_key is None:
             return
-        alike = self._alike.get(grounds.line, {})
-        by_values = alike.get(grounds.names, {})
+        alike = self._alike.get(cache_key.line, {})
+        by_values = alike.get(cache_key.names, {})
         # Another entry may have replaced it as the equivalent one.
-        if by_values.get(grounds.values) is remembered:
-            del by_values[grounds.values]
+        if by_values.get(cache_key.values) is remembered:
+            del by_values[cache_key.values]
             if not by_values:
-                del alike[grounds.names]
+                del alike[cache_key.names]
             if not alike:
-                del self._alike[grounds.line]
+                del self._alike[cache_key.line]
 
     def remember(
         self,
@@ -222,7 +222,7 @@ class HeadCache:
         part: ByteRange | None,
         noted: Noted | None = None,
         *,
-        grounds: Grounds | None = None,
+        cache_key: CacheKey | None = None,
         closes: bool = False,
         rules: Iterable[bytes] | None = None,
         asked_ns: int | None = None,
@@ -251,16 +251,18 @@ class HeadCache:
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         if (known := self._known.get(key)) is not None:
             self._forget(known)
-        new = Remembered(key, grounds, status, before, after, part, tuple(sources), folders, until, last, closes, noted)
+        new = CacheEntry(
+            key, cache_key, status, before, after, part, tuple(sources), folders, until, last, closes, noted
+        )
         self._known[key] = new
-        if grounds is not None:
-            self._alike.setdefault(grounds.line, {}).setdefault(grounds.names, {})[grounds.values] = new
+        if cache_key is not None:
+            self._alike.setdefault(cache_key.line, {}).setdefault(cache_key.names, {})[cache_key.values] = new
         self._bytes += _size(new)
         while self._bytes > self.most_bytes:
             self._forget(next(iter(self._known.values())))
 
 
-def _size(remembered: Remembered) -> int:
+def _size(remembered: CacheEntry) -> int:
     return _ENTRY_BYTES + 2 * len(remembered.key[1]) + len(remembered.before) + len(remembered.after)
 
 

@@ -19,10 +19,10 @@ import h11
 import trio
 
 from ktlsd.config.values import Listen
-from ktlsd.connection.scheduler import of_this_loop
+from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.http.empty_lines import HALF, from_request_line
 from ktlsd.http.validators import http_date
-from ktlsd.metrics.metrics import Board
+from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.service import Service
 from ktlsd.status.metrics_page import Asked, Reply, answer, short
 from ktlsd.status.status_page import View
@@ -42,11 +42,11 @@ _READ_SIZE: Final = 16384
 class MetricsListener:
     """What one ktlsd tells about itself."""
 
-    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], board: Board) -> None:
+    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], store: MetricsStore) -> None:
         """`listen` is what the operator wrote, `sockets` what was bound for it."""
         self._own_name = listen.host or "localhost"
         self._sockets = sockets
-        self._board = board
+        self._store = store
         self._open = 0
 
     def urls(self) -> list[str]:
@@ -57,7 +57,7 @@ class MetricsListener:
         """Answer for ever, with what `service` has; `ready` tells whether the server still accepts connections."""
 
         def view() -> View:
-            return View(self._board, service().validities, ready(), service().faults)
+            return View(self._store, service().validities, ready(), service().faults)
 
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:
@@ -74,7 +74,7 @@ class MetricsListener:
         try:
             async with stream:
                 if self._open <= MOST_CONNECTIONS:
-                    with of_this_loop().busy(), trio.move_on_after(EXCHANGE_SECONDS):
+                    with current_scheduler().busy(), trio.move_on_after(EXCHANGE_SECONDS):
                         await self._exchange(stream, own_name, view)
         except (trio.BrokenResourceError, OSError) as error:
             log.debug("a client of the metrics left: %s", error)

@@ -23,7 +23,7 @@ from ktlsd.metrics.metrics import (
     SENDFILE,
     STARTED,
     USER_SPACE,
-    Board,
+    MetricsStore,
     Series,
     series,
     total,
@@ -47,7 +47,7 @@ _PATHS: Final = (
 class View:
     """What there is to know now."""
 
-    board: Board
+    store: MetricsStore
     validities: tuple[Validity, ...]
     ready: bool
     faults: tuple[Fault, ...] = ()
@@ -91,7 +91,7 @@ POLICY: Final = "; ".join(
 
 def snapshot(view: View) -> Snapshot:
     """What the page shows, at the current time."""
-    totals = view.board.totals()
+    totals = view.store.totals()
     now = time.time()
 
     def of(name: str) -> list[Series]:
@@ -161,7 +161,7 @@ def snapshot(view: View) -> Snapshot:
             "Workers",
             ("Worker", "Process", "Up for", "Open connections", "Requests", "Sent"),
             6,
-            [_worker(number, row.tolist(), now) for number, row in enumerate(view.board.rows)],
+            [_worker(number, row.tolist(), now) for number, row in enumerate(view.store.rows)],
         ),
         Table(
             "certificates",

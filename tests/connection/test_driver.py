@@ -14,9 +14,9 @@ import trio
 import trio.testing
 
 from ktlsd.connection import driver
-from ktlsd.connection.driver import Lights, Sleeper
-from ktlsd.connection.poller import Turn, Watch
-from ktlsd.connection.scheduler import ALONE_SECONDS, of_this_loop
+from ktlsd.connection.driver import InlineTasks, Sleeper
+from ktlsd.connection.poller import Batch, Poller
+from ktlsd.connection.scheduler import ALONE_SECONDS, current_scheduler
 from ktlsd.openssl.results import Wait
 
 
@@ -30,17 +30,17 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @contextlib.asynccontextmanager
-async def lit() -> AsyncIterator[tuple[Lights, trio.Nursery]]:
-    watch = Watch()
+async def inline() -> AsyncIterator[tuple[InlineTasks, trio.Nursery]]:
+    poller = Poller()
     async with trio.open_nursery() as around:
-        around.start_soon(watch.run)
+        around.start_soon(poller.run)
         async with trio.open_nursery() as nursery:
-            lights = Lights(watch, nursery)
-            around.start_soon(lights.watch_terms)
-            yield lights, nursery
-            await lights.until_none()
+            inline_tasks = InlineTasks(poller, nursery)
+            around.start_soon(inline_tasks.enforce_time_limits)
+            yield inline_tasks, nursery
+            await inline_tasks.wait_until_all_end()
         around.cancel_scope.cancel()
-    watch.close()
+    poller.close()
 
 
 async def echo(sock: socket.socket, count: int) -> None:
@@ -57,22 +57,22 @@ async def read(sock: socket.socket) -> bytes:
 
 async def test_one_that_waits_for_its_socket_alone_is_no_task(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
-    async with lit() as (lights, nursery):
-        lights.start(far, echo(far, 2))
+    async with inline() as (inline_tasks, nursery):
+        inline_tasks.start(far, echo(far, 2))
         for word in (b"one", b"two"):
-            assert len(lights) == 1
+            assert len(inline_tasks) == 1
             near.send(word)
             assert await read(near) == word
         assert not nursery.child_tasks
     assert near.recv(1) == b""
-    assert len(lights) == 0
+    assert len(inline_tasks) == 0
 
 
 async def test_one_that_never_waits(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
-    async with lit() as (lights, _):
-        lights.start(far, echo(far, 0))
-        assert len(lights) == 0
+    async with inline() as (inline_tasks, _):
+        inline_tasks.start(far, echo(far, 0))
+        assert len(inline_tasks) == 0
     assert near.recv(1) == b""
 
 
@@ -88,8 +88,8 @@ async def test_one_that_waits_for_room(ends: tuple[socket.socket, socket.socket]
             await driver.ready(far, Wait.WRITABLE)
             done.set()
 
-    async with lit() as (lights, _):
-        lights.start(far, fill())
+    async with inline() as (inline_tasks, _):
+        inline_tasks.start(far, fill())
         await trio.testing.wait_all_tasks_blocked()
         assert not done.is_set()
         with contextlib.suppress(BlockingIOError):
@@ -114,22 +114,22 @@ async def test_one_that_becomes_a_task_may_await_all_of_trio(ends: tuple[socket.
             await driver.ready(far, Wait.READABLE)
             steps.append(far.recv(16))
             await trio.sleep(1.1 * ALONE_SECONDS)
-            await turns.next()
-            steps.append(turns.alone())
+            await scheduler.next()
+            steps.append(scheduler.alone())
 
-    async with lit() as (lights, nursery):
-        lights.start(far, connection())
-        turns = of_this_loop()
-        await turns.next()
-        assert not turns.alone()
+    async with inline() as (inline_tasks, nursery):
+        inline_tasks.start(far, connection())
+        scheduler = current_scheduler()
+        await scheduler.next()
+        assert not scheduler.alone()
         near.send(b"begin")
         await trio.sleep(0.1)
-        assert len(lights) == 0
+        assert len(inline_tasks) == 0
         assert steps == [nursery]
         near.send(b"again")
         await trio.sleep(2 * ALONE_SECONDS)
-        await turns.next()
-        assert not turns.alone()
+        await scheduler.next()
+        assert not scheduler.alone()
     assert steps == [nursery, b"again", True]
 
 
@@ -140,13 +140,13 @@ async def start_each(
     pause: float = 0,
 ) -> None:
     """Connections over copies of a socket, one after the other, until all have ended."""
-    async with lit() as (lights, _):
+    async with inline() as (inline_tasks, _):
         with contextlib.ExitStack() as stack:
             for name, number in each.items():
                 sock = stack.enter_context(far.dup())
-                lights.start(sock, connection(name, sock, number))
+                inline_tasks.start(sock, connection(name, sock, number))
                 await trio.sleep(pause)
-            await lights.until_none()
+            await inline_tasks.wait_until_all_end()
 
 
 async def test_the_sooner_term_ends_first(
@@ -199,9 +199,9 @@ async def test_terms_that_are_over_are_forgotten(
             with contextlib.suppress(trio.TooSlowError), driver.within(10, trio.current_time()):
                 await driver.ready(far, Wait.READABLE)
 
-    async with lit() as (lights, _):
-        lights.start(far, connection())
-        assert len(lights._terms) <= 1024
+    async with inline() as (inline_tasks, _):
+        inline_tasks.start(far, connection())
+        assert len(inline_tasks._time_limits) <= 1024
     assert near.recv(1) == b""
 
 
@@ -217,11 +217,11 @@ async def test_a_term_that_is_kept_ends_nothing(
             far.recv(16)
             await driver.ready(far, Wait.READABLE)
 
-    async with lit() as (lights, _):
-        lights.start(far, connection())
+    async with inline() as (inline_tasks, _):
+        inline_tasks.start(far, connection())
         near.send(b"in time")
         await trio.sleep(60)
-        assert len(lights) == 1
+        assert len(inline_tasks) == 1
         near.send(b"late")
 
 
@@ -242,36 +242,36 @@ async def test_what_only_tasks_can_await_is_a_defect(ends: tuple[socket.socket, 
             except RuntimeError as error:
                 found.append(error)
 
-    async with lit() as (lights, _):
-        lights.start(ends[1], connection())
+    async with inline() as (inline_tasks, _):
+        inline_tasks.start(ends[1], connection())
     assert str(found[0]) == "an inline task awaited a function of trio before become_task()"
 
 
 async def test_those_that_are_left_end_with_the_wait_for_them(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
     with trio.move_on_after(0.05) as scope:
-        async with lit() as (lights, _):
-            lights.start(far, echo(far, 1))
+        async with inline() as (inline_tasks, _):
+            inline_tasks.start(far, echo(far, 1))
     assert scope.cancelled_caught
     assert near.recv(1) == b""
-    assert len(lights) == 0
+    assert len(inline_tasks) == 0
 
 
 class _Word(Sleeper):
     """Sleeps until its socket has a word, or an error."""
 
-    __slots__ = ("sock", "watch")
-    patient = False
+    __slots__ = ("poller", "sock")
+    low_priority = False
 
-    def __init__(self, watch: Watch, sock: socket.socket) -> None:
+    def __init__(self, poller: Poller, sock: socket.socket) -> None:
         super().__init__()
-        self.watch = watch
+        self.poller = poller
         self.sock = sock
 
-    def ready(self, turn: Turn) -> None:
+    def ready(self, batch: Batch) -> None:
         word = self.sock.recv(16)
-        if not self.light:
-            self.watch.remove(self.sock.fileno())
+        if not self.inline_task:
+            self.poller.remove(self.sock.fileno())
         self.wake(outcome.Value(word) if word else outcome.Error(EOFError()))
 
 
@@ -279,7 +279,7 @@ class _Word(Sleeper):
 async def test_a_sleeper_is_told_what_came(ends: tuple[socket.socket, socket.socket], as_task: bool) -> None:
     near, far = ends
     heard: list[bytes] = []
-    async with lit() as (lights, _):
+    async with inline() as (inline_tasks, _):
 
         async def connection() -> None:
             with far:
@@ -287,11 +287,11 @@ async def test_a_sleeper_is_told_what_came(ends: tuple[socket.socket, socket.soc
                     await driver.become_task()
                 with contextlib.suppress(EOFError):
                     while True:
-                        word = _Word(lights.watch, far)
-                        lights.watch.set(far.fileno(), word)
+                        word = _Word(inline_tasks.poller, far)
+                        inline_tasks.poller.set(far.fileno(), word)
                         heard.append(await word.sleep(lambda: None))
 
-        lights.start(far, connection())
+        inline_tasks.start(far, connection())
         near.send(b"word")
         await trio.sleep(0.05)
         near.shutdown(socket.SHUT_WR)
@@ -302,20 +302,20 @@ async def test_a_sleeper_is_told_what_came(ends: tuple[socket.socket, socket.soc
 async def test_a_socket_that_is_paused_is_looked_at_again(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
     looks: list[float] = []
-    watch = Watch()
+    poller = Poller()
 
     class Pausing:
-        patient = False
+        low_priority = False
 
-        def ready(self, turn: Turn) -> None:
+        def ready(self, batch: Batch) -> None:
             looks.append(trio.current_time())
-            watch.pause(far.fileno())
+            poller.pause(far.fileno())
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch.run)
-        watch.set(far.fileno(), Pausing(), select.EPOLLIN)
+        nursery.start_soon(poller.run)
+        poller.set(far.fileno(), Pausing(), select.EPOLLIN)
         near.send(b"a part")
         await trio.sleep(0.2)
         nursery.cancel_scope.cancel()
-    watch.close()
+    poller.close()
     assert 2 <= len(looks) <= 12

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, Residency, Window
+from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, PageCache, Window
 from ktlsd.metrics.metrics import COLD_READS, SLOTS
 from ktlsd.system_calls import file_system_type
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
@@ -49,17 +49,17 @@ def warm(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def loaded(residency: Residency, head: bytes, descriptor: int, offset: int, count: int) -> bytes | None:
-    piece = residency.load(head, descriptor, offset, count)
+def loaded(page_cache: PageCache, head: bytes, descriptor: int, offset: int, count: int) -> bytes | None:
+    piece = page_cache.load(head, descriptor, offset, count)
     return None if piece is None else bytes(piece)
 
 
 @pytest.mark.ktls
 async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(row)
-    assert residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
-    window = Window(residency, cold, 4 * FROM_DISK)
+    page_cache = PageCache(row)
+    assert page_cache.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
+    window = Window(page_cache, cold, 4 * FROM_DISK)
     assert window.size(0) == 0
     assert row[COLD_READS] == 0
     await window.read_in(0)
@@ -67,17 +67,17 @@ async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     assert window.size(10) == FROM_DISK - 10
     assert row[COLD_READS] == 1
     # Now it can be sent up to where it is cold, which nobody has to wait for yet.
-    until, stride = residency.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
+    until, stride = page_cache.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
     assert FROM_DISK <= until < 4 * FROM_DISK
     assert stride == STRIDE
-    assert Window(residency, cold, 4 * FROM_DISK).size(0) == until
+    assert Window(page_cache, cold, 4 * FROM_DISK).size(0) == until
     assert row[COLD_READS] == 1
 
 
 @pytest.mark.ktls
 async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_tell() -> None:
     row = [0] * SLOTS
-    residency = Residency(row)
+    page_cache = PageCache(row)
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
         assert file_system_type(file.fileno()) == 0x01021994, "TMPFS_MAGIC of magic.h"
         file.write(bytes(PART))
@@ -85,17 +85,17 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
         with pytest.raises(OSError, match="not supported"):
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         # All of it at once, however much more that is than what is looked at.
-        assert residency.look(file.fileno(), 0, 1 << 40) == (1 << 40, 0)
-        window = Window(residency, file.fileno(), 1 << 40)
+        assert page_cache.look(file.fileno(), 0, 1 << 40) == (1 << 40, 0)
+        window = Window(page_cache, file.fileno(), 1 << 40)
         assert [window.size(offset) for offset in (0, 1 << 30)] == [1 << 40, (1 << 40) - (1 << 30)]
-        assert loaded(residency, b"", file.fileno(), 0, 1000) == bytes(1000)
+        assert loaded(page_cache, b"", file.fileno(), 0, 1000) == bytes(1000)
     assert row[COLD_READS] == 0
 
 
 @pytest.mark.ktls
 async def test_a_cold_part_is_read_in_a_thread(cold: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(row)
+    page_cache = PageCache(row)
     turns = 0
 
     async def count_turns() -> None:
@@ -106,37 +106,37 @@ async def test_a_cold_part_is_read_in_a_thread(cold: int) -> None:
 
     # Far from what is read ahead for another test: drop_page_cache() leaves what is still on its way.
     offset, count = 5_000_000, 100_000
-    assert residency.load(b"", cold, offset, count) is None
+    assert page_cache.load(b"", cold, offset, count) is None
     assert row[COLD_READS] == 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count_turns)
-        got = await residency.read(b"head", cold, offset, count)
+        got = await page_cache.read(b"head", cold, offset, count)
         nursery.cancel_scope.cancel()
     assert bytes(got) == b"head" + os.pread(cold, count, offset)
     assert row[COLD_READS] == 1
     assert turns > 0
-    assert loaded(residency, b"head", cold, offset, count) == bytes(got)
+    assert loaded(page_cache, b"head", cold, offset, count) == bytes(got)
     assert row[COLD_READS] == 1
 
 
 async def test_the_end_of_a_file_is_the_end(warm: int) -> None:
-    residency = Residency()
-    assert loaded(residency, b"", warm, PART - 10, 1000) == bytes(10)
-    assert residency.load(b"head", warm, PART, 1000) is None
-    assert bytes(await residency.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
-    assert bytes(await residency.read(b"head", warm, PART, 1000)) == b"head"
-    assert residency.look(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
+    page_cache = PageCache()
+    assert loaded(page_cache, b"", warm, PART - 10, 1000) == bytes(10)
+    assert page_cache.load(b"head", warm, PART, 1000) is None
+    assert bytes(await page_cache.read(b"head", warm, PART - 10, 1000)) == b"head" + bytes(10)
+    assert bytes(await page_cache.read(b"head", warm, PART, 1000)) == b"head"
+    assert page_cache.look(warm, PART - 10, PART + 100_000) == (PART + 100_000, 2 * STRIDE)
 
 
 def test_what_is_warm_needs_no_wait(warm: int) -> None:
     row = [0] * SLOTS
-    residency = Residency(row)
+    page_cache = PageCache(row)
     # What was there makes the next look a quicker one, up to some distance.
     stride = STRIDE
     for factor in (2, 4, 8, 16, 16):
-        until, stride = residency.look(warm, 0, PART, stride)
+        until, stride = page_cache.look(warm, 0, PART, stride)
         assert (until, stride) == (PART, factor * STRIDE)
-    assert residency.look(warm, 5, 6) == (6, 2 * STRIDE)
+    assert page_cache.look(warm, 5, 6) == (6, 2 * STRIDE)
     assert row[COLD_READS] == 0
 
 
@@ -145,7 +145,7 @@ async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path) ->
     path.write_bytes(bytes(10 << 20))
     calls = []
 
-    class Counting(Residency):
+    class Counting(PageCache):
         def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
             calls.append((offset, stride))
             return super().look(descriptor, offset, end, stride)
@@ -164,11 +164,11 @@ async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path) ->
 
 
 def test_all_use_the_same_memory_and_can_tell(warm: int) -> None:
-    residency = Residency()
-    first = residency.load(b"head", warm, 0, 2 * PIECE)
+    page_cache = PageCache()
+    first = page_cache.load(b"head", warm, 0, 2 * PIECE)
     assert first is not None
     assert bytes(first) == b"head" + bytes(PIECE - 4)
-    loads = residency.loads
-    assert loaded(residency, b"other", warm, 0, 10) == b"other" + bytes(10)
-    assert residency.loads > loads
+    loads = page_cache.loads
+    assert loaded(page_cache, b"other", warm, 0, 10) == b"other" + bytes(10)
+    assert page_cache.loads > loads
     assert bytes(first[:5]) == b"other"

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from ktlsd.config.options import LimitOptions
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.connection.scheduler import ALONE_BYTES
 from ktlsd.connection.transport import FileShrank, TooSlow
@@ -50,7 +50,7 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def ends(pair: Pair) -> Iterator[Ends]:
     near, far = pair
-    transport = PlainTransport(far, Residency())
+    transport = PlainTransport(far, PageCache())
     yield near, transport
     transport.close()
 
@@ -200,7 +200,7 @@ async def test_a_response_survives_what_the_client_still_sends(ends: Ends, descr
 
 async def test_a_reader_that_stops_is_given_up(pair: Pair, descriptor: int) -> None:
     limits = LimitOptions(send_seconds=0.3)
-    transport = PlainTransport(pair[1], Residency(), limits=limits)
+    transport = PlainTransport(pair[1], PageCache(), limits=limits)
     with trio.fail_after(30), pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.3 s"):
         await send_for_ever(transport, descriptor)
     transport.close()

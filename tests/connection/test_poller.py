@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from ktlsd.connection.poller import Steps, Turn, Watch
+from ktlsd.connection.poller import Batch, Poller, Steps
 
 SOME = 5
 
@@ -19,21 +19,21 @@ class Stepping:
     """Receives, makes an answer and sends it, each in a step of its own."""
 
     def __init__(
-        self, number: int, sock: socket.socket, seen: list[tuple[str, int]], trouble: str, *, patient: bool
+        self, number: int, sock: socket.socket, seen: list[tuple[str, int]], trouble: str, *, low_priority: bool
     ) -> None:
         self._number, self._socket, self._seen, self._trouble = number, sock, seen, trouble
-        self.patient = patient
+        self.low_priority = low_priority
 
     def _see(self, step: str) -> None:
         self._seen.append((step, self._number))
         if step == self._trouble:
             raise OSError(f"no memory to {step}")
 
-    def ready(self, turn: Turn) -> Steps:
+    def ready(self, batch: Batch) -> Steps:
         request = self._socket.recv(16)
         self._see("receive")
         yield
-        answer = turn.setdefault(request, request.upper())
+        answer = batch.setdefault(request, request.upper())
         self._see("make")
         yield
         self._socket.send(answer)
@@ -42,17 +42,17 @@ class Stepping:
 
 @contextlib.asynccontextmanager
 async def watched(
-    trouble: str = "", *, patient: int | None = None
+    trouble: str = "", *, low_priority: int | None = None
 ) -> AsyncIterator[tuple[list[socket.socket], list[tuple[str, int]]]]:
     """SOME clients' ends, and what was done for all of them: the second one has trouble with a step, one is patient."""
     seen: list[tuple[str, int]] = []
     with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(contextlib.closing(Watch()))
+        watch = stack.enter_context(contextlib.closing(Poller()))
         clients = []
         for number in range(SOME):
             near, far = (stack.enter_context(end) for end in socket.socketpair())
             far.setblocking(False)
-            stepping = Stepping(number, far, seen, trouble if number == 1 else "", patient=number == patient)
+            stepping = Stepping(number, far, seen, trouble if number == 1 else "", low_priority=number == low_priority)
             watch.set(far.fileno(), stepping)
             clients.append(near)
         for client in clients:
@@ -72,7 +72,7 @@ async def test_all_receive_before_one_makes_and_all_make_before_one_sends() -> N
 
 
 async def test_who_may_take_long_begins_after_all_others_have_sent() -> None:
-    async with watched(patient=0) as (clients, seen):
+    async with watched(low_priority=0) as (clients, seen):
         assert [client.recv(16, socket.MSG_DONTWAIT) for client in clients] == SOME * [b"WORD"]
     assert [step for step, number in seen if number == 0] == ["receive", "make", "send"]
     assert [number for _, number in seen[-3:]] == [0, 0, 0]

@@ -19,10 +19,17 @@ import pytest
 import trio
 import trio.testing
 
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.plain_transport import PlainTransport
-from ktlsd.connection.poller import Turn, Watch
-from ktlsd.connection.scheduler import ALONE_BYTES, ALONE_SECONDS, PASS_SECONDS, QUIET_SECONDS, Turns, of_this_loop
+from ktlsd.connection.poller import Batch, Poller
+from ktlsd.connection.scheduler import (
+    ALONE_BYTES,
+    ALONE_SECONDS,
+    PASS_SECONDS,
+    QUIET_SECONDS,
+    SendScheduler,
+    current_scheduler,
+)
 from ktlsd.connection.transport import FileShrank
 from ktlsd.metrics.metrics import SENDFILE, SLOTS
 from ktlsd.openssl.errors import ConnectionLost
@@ -59,12 +66,12 @@ def work() -> None:
 
 
 async def test_each_pass_has_one_sender_and_all_have_their_turn(passes: Passes) -> None:
-    turns = Turns()
+    scheduler = SendScheduler()
     order: list[tuple[int, int]] = []
 
     async def send(name: int) -> None:
         for _ in range(5):
-            await turns.next()
+            await scheduler.next()
             order.append((passes.number, name))
             work()
 
@@ -77,23 +84,23 @@ async def test_each_pass_has_one_sender_and_all_have_their_turn(passes: Passes) 
 
 
 async def test_what_is_quick_goes_on_in_the_same_pass(passes: Passes) -> None:
-    turns = Turns()
+    scheduler = SendScheduler()
     began, count = passes.number, 0
     until = time.perf_counter() + 20 * PASS_SECONDS
     while time.perf_counter() < until:
-        await turns.next()
+        await scheduler.next()
         count += 1
     assert 0 < passes.number - began < count / 2
 
 
 @pytest.mark.parametrize("which", range(4))
 async def test_who_gives_up_leaves_the_line(which: int) -> None:
-    turns, done = Turns(), []
+    scheduler, done = SendScheduler(), []
 
     async def send(name: int, scope: trio.CancelScope) -> None:
         with scope:
             for _ in range(3):
-                await turns.next()
+                await scheduler.next()
                 work()
             done.append(name)
 
@@ -107,40 +114,40 @@ async def test_who_gives_up_leaves_the_line(which: int) -> None:
     assert sorted(done) == [name for name in range(4) if name != which]
     with trio.fail_after(10):
         work()
-        await turns.next()
+        await scheduler.next()
 
 
 async def test_an_event_loop_has_one_line() -> None:
-    assert of_this_loop() is of_this_loop()
+    assert current_scheduler() is current_scheduler()
 
 
 def test_each_event_loop_has_a_line_of_its_own() -> None:
-    async def line() -> Turns:
-        return of_this_loop()
+    async def line() -> SendScheduler:
+        return current_scheduler()
 
     assert trio.run(line) is not trio.run(line)
 
 
 def test_the_kernel_gets_all_it_may_have_where_nobody_else_asks() -> None:
-    turns = Turns()
-    assert turns.share(MOST) == MOST
-    turns.asked()
-    assert turns.share(MOST) == 131072
+    scheduler = SendScheduler()
+    assert scheduler.share(MOST) == MOST
+    scheduler.asked()
+    assert scheduler.share(MOST) == 131072
     for _ in range(30):
-        turns.took(1_000_000, 0.001)
-    assert turns.share(MOST) == pytest.approx(1e9 * PASS_SECONDS, rel=0.01)
+        scheduler.took(1_000_000, 0.001)
+    assert scheduler.share(MOST) == pytest.approx(1e9 * PASS_SECONDS, rel=0.01)
     for _ in range(30):
-        turns.took(100_000, 0.025)
+        scheduler.took(100_000, 0.025)
         # What is as short as that says more of the call than of the sending.
-        turns.took(1, 0.000_001)
-    assert turns.share(MOST) == 131072
+        scheduler.took(1, 0.000_001)
+    assert scheduler.share(MOST) == 131072
     for _ in range(30):
-        turns.took(MOST, 0.0001)
-    assert turns.share(MOST) == MOST
-    turns = Turns()
-    turns.asked()
+        scheduler.took(MOST, 0.0001)
+    assert scheduler.share(MOST) == MOST
+    scheduler = SendScheduler()
+    scheduler.asked()
     time.sleep(1.1 * ALONE_SECONDS)
-    assert turns.share(MOST) == MOST
+    assert scheduler.share(MOST) == MOST
 
 
 @dataclass
@@ -150,9 +157,9 @@ class Asking:
     near: socket.socket
     trouble: OSError | None = None
     asked: trio.Event = field(default_factory=trio.Event)
-    patient = False
+    low_priority = False
 
-    def ready(self, turn: Turn) -> None:
+    def ready(self, batch: Batch) -> None:
         self.near.recv(1)
         self.asked.set()
         if self.trouble is not None:
@@ -163,7 +170,7 @@ class Asking:
 async def asking(trouble: OSError | None = None) -> AsyncIterator[tuple[Asking, socket.socket]]:
     """Somebody whose socket is watched, and the other end of that."""
     near, far = socket.socketpair()
-    watch = Watch()
+    watch = Poller()
     with near, far, contextlib.closing(watch), trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run)
@@ -176,10 +183,10 @@ async def asking(trouble: OSError | None = None) -> AsyncIterator[tuple[Asking, 
 
 async def test_who_asks_is_heard_of_by_those_who_send() -> None:
     async with asking() as (somebody, far):
-        assert of_this_loop().share(MOST) == MOST
+        assert current_scheduler().share(MOST) == MOST
         far.send(b"x")
         await somebody.asked.wait()
-        assert of_this_loop().share(MOST) < MOST
+        assert current_scheduler().share(MOST) < MOST
 
 
 @pytest.mark.parametrize("trouble", [None, OSError("no memory for that")])
@@ -188,72 +195,72 @@ async def test_who_asks_is_looked_after_between_two_pieces(
 ) -> None:
     monkeypatch.setattr("ktlsd.connection.scheduler.PASS_SECONDS", 60)
     async with asking(trouble) as (somebody, far):
-        turns = of_this_loop()
-        await turns.next()
+        scheduler = current_scheduler()
+        await scheduler.next()
         number = passes.number
-        await turns.next()
+        await scheduler.next()
         assert not somebody.asked.is_set()
         far.send(b"x")
-        await turns.next()
+        await scheduler.next()
         assert somebody.asked.is_set()
-        assert turns.share(MOST) < MOST
+        assert scheduler.share(MOST) < MOST
         assert passes.number == number
     assert [record.getMessage() for record in caplog.records] == (
         [] if trouble is None else ["cannot poll connections, retrying: no memory for that"]
     )
     # Nobody is watched any more.
-    await turns.next()
+    await scheduler.next()
 
 
 async def test_who_is_alone_has_had_nobody_beside_it_for_a_while() -> None:
-    turns = Turns()
-    assert not turns.alone()
-    with turns.busy():
-        assert turns.alone()
-        with turns.busy():
-            assert not turns.alone()
-            with turns.busy(-1):
-                assert turns.alone()
-        turns.asked()
-        assert not turns.alone()
+    scheduler = SendScheduler()
+    assert not scheduler.alone()
+    with scheduler.busy():
+        assert scheduler.alone()
+        with scheduler.busy():
+            assert not scheduler.alone()
+            with scheduler.busy(-1):
+                assert scheduler.alone()
+        scheduler.asked()
+        assert not scheduler.alone()
         await trio.sleep(1.1 * QUIET_SECONDS)
-        assert turns.alone()
+        assert scheduler.alone()
 
 
 def test_who_keeps_up_takes_a_tenth_of_what_the_kernel_could_give() -> None:
-    turns = Turns()
+    scheduler = SendScheduler()
     # As long as nobody knows how fast the kernel is.
-    assert not turns.keeps_up(1_000_000, 0.001)
+    assert not scheduler.is_fast_enough(1_000_000, 0.001)
     for _ in range(30):
-        turns.took(1_000_000, 0.001)
-    assert turns.keeps_up(1_000_000, 0.0099)
-    assert not turns.keeps_up(1_000_000, 0.0101)
-    assert not turns.keeps_up(0, 0.001)
+        scheduler.took(1_000_000, 0.001)
+    assert scheduler.is_fast_enough(1_000_000, 0.0099)
+    assert not scheduler.is_fast_enough(1_000_000, 0.0101)
+    assert not scheduler.is_fast_enough(0, 0.001)
 
 
 async def test_a_thread_says_what_it_has_to_say() -> None:
-    turns = Turns()
+    scheduler = SendScheduler()
     main = threading.get_ident()
-    assert await turns.in_thread(lambda: threading.get_ident() != main)
-    assert not await turns.in_thread(lambda: threading.get_ident() == main)
+    assert await scheduler.in_thread(lambda: threading.get_ident() != main)
+    assert not await scheduler.in_thread(lambda: threading.get_ident() == main)
 
     def fail() -> bool:
         raise OSError("a disk that fails")
 
     with pytest.raises(OSError, match="a disk that fails"):
-        await turns.in_thread(fail)
+        await scheduler.in_thread(fail)
 
 
 def test_a_system_without_more_threads_is_no_trouble() -> None:
     program = """
 import re, resource, trio
-from ktlsd.connection.scheduler import Turns
+from ktlsd.connection.scheduler import SendScheduler
 
 async def main():
     size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
     # There is no room for the stack of a thread.
     resource.setrlimit(resource.RLIMIT_AS, (size + 1_000_000, resource.RLIM_INFINITY))
-    print(await Turns().in_thread(lambda: True))
+    print(await SendScheduler().in_thread(lambda: True))
 
 trio.run(main)
 """
@@ -311,7 +318,7 @@ def download(tmp_path: Path, content: bytes) -> Iterator[Download]:
     descriptor = os.open(tmp_path / "file", os.O_RDWR)
     with loopback_pair() as (near, server):
         near.settimeout(30)
-        transport = Seen(server, Residency(), row)
+        transport = Seen(server, PageCache(), row)
         try:
             yield Download(transport, row, near, descriptor)
         finally:
@@ -320,13 +327,13 @@ def download(tmp_path: Path, content: bytes) -> Iterator[Download]:
 
 
 @contextlib.asynccontextmanager
-async def alone(tasks: int = 1) -> AsyncIterator[Turns]:
+async def alone(tasks: int = 1) -> AsyncIterator[SendScheduler]:
     """Nobody else has anything to do, and the kernel was slow so far, so that every client keeps up."""
-    turns = of_this_loop()
-    with trio.fail_after(60), turns.busy(tasks):
+    scheduler = current_scheduler()
+    with trio.fail_after(60), scheduler.busy(tasks):
         await trio.sleep(1.1 * QUIET_SECONDS)
-        turns.took(1 << 20, 60.0)
-        yield turns
+        scheduler.took(1 << 20, 60.0)
+        yield scheduler
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -344,12 +351,12 @@ async def test_who_sends_alone_does_so_in_a_thread(download: Download, content: 
 
 
 async def test_the_event_loop_goes_on_and_who_asks_ends_it(download: Download, content: bytes) -> None:
-    async with asking() as (somebody, far), alone() as turns, trio.open_nursery() as nursery:
+    async with asking() as (somebody, far), alone() as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(download.transport.send_file, b"", download.descriptor, 0, len(content))
         await trio.to_thread.run_sync(download.transport.was_in_thread.wait, 30)
         far.send(b"x")
         await somebody.asked.wait()
-        assert not turns.alone()
+        assert not scheduler.alone()
         await trio.to_thread.run_sync(download.read, len(content))
     assert not download.blocks()
     assert bytes(download.received) == content
@@ -357,9 +364,9 @@ async def test_the_event_loop_goes_on_and_who_asks_ends_it(download: Download, c
 
 
 async def test_a_client_that_falls_behind_is_waited_for_by_the_loop(download: Download, content: bytes) -> None:
-    async with alone() as turns:
+    async with alone() as scheduler:
         # As fast as no client is.
-        turns.took(1 << 50, 1.0)
+        scheduler.took(1 << 50, 1.0)
         with trio.move_on_after(0.5) as scope:
             await download.transport.send_file(b"", download.descriptor, 0, len(content))
         assert scope.cancelled_caught

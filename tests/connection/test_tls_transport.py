@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from ktlsd.config.options import LimitOptions
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.sni import peek_client_hello
 from ktlsd.connection.tls_transport import Transport
 from ktlsd.connection.transport import TooSlow
@@ -62,7 +62,7 @@ def reader(near: socket.socket, amount: int, pause: float) -> Iterator[list[int]
 
 async def test_a_steady_reader_is_waited_for_however_slow(context: Context) -> None:
     with loopback_pair() as (near, far), reader(near, 20_000, 0.05) as received:
-        transport = Transport(context, far, Residency(), limits=IMPATIENT)
+        transport = Transport(context, far, PageCache(), limits=IMPATIENT)
         await transport.handshake()
         with trio.move_on_after(4):
             await transport.send_text(DATA)
@@ -73,7 +73,7 @@ async def test_a_steady_reader_is_waited_for_however_slow(context: Context) -> N
 
 async def test_a_reader_that_stops_is_given_up(context: Context) -> None:
     with loopback_pair() as (near, far), reader(near, 2000, 30.0):
-        transport = Transport(context, far, Residency(), limits=IMPATIENT)
+        transport = Transport(context, far, PageCache(), limits=IMPATIENT)
         await transport.handshake()
         started = time.monotonic()
         with pytest.raises(TooSlow, match=r"less than 240 bytes a second for 0.5 s"), trio.fail_after(20):
@@ -112,7 +112,7 @@ async def send_parts(context: Context, folder: Path) -> Handshake:
     descriptor = os.open(folder / "file.bin", os.O_RDONLY)
     try:
         with loopback_pair() as (near, far), collector(near) as received:
-            transport = Transport(context, far, Residency())
+            transport = Transport(context, far, PageCache())
             try:
                 with trio.fail_after(60):
                     facts = await transport.handshake()
@@ -137,13 +137,13 @@ async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path
     """All pieces go through the same memory, and sockets that take little at a time have others come between."""
     contents = [os.urandom(1_500_000 + number) for number in range(6)]
     waiting, begin = 0, threading.Event()
-    residency = Residency()
+    page_cache = PageCache()
     with contextlib.closing(Context(Library(), ktls=False)) as context, contextlib.ExitStack() as stack:
         certificate = str(localhost_certificate(tmp_path))
         context.use_certificate(certificate, certificate)
 
         async def send(content: bytes, far: socket.socket, descriptor: int) -> None:
-            with contextlib.closing(Transport(context, far, residency)) as transport:
+            with contextlib.closing(Transport(context, far, page_cache)) as transport:
                 nonlocal waiting
                 await transport.handshake()
                 waiting += 1
@@ -175,7 +175,7 @@ async def begin_parts(context: Context, folder: Path, send_buffer: int) -> Hands
     used the memory and the client reads."""
     content, size, more = os.urandom(3_000_000), 50_000, 20_000
     (folder / "file.bin").write_bytes(content)
-    residency, begin = Residency(), threading.Event()
+    page_cache, begin = PageCache(), threading.Event()
     blocked, expected = 0, b""
     with contextlib.ExitStack() as stack:
         descriptor = stack.enter_context((folder / "file.bin").open("rb")).fileno()
@@ -183,7 +183,7 @@ async def begin_parts(context: Context, folder: Path, send_buffer: int) -> Hands
         far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
         received = stack.enter_context(collector(near, begin=begin))
-        transport = stack.enter_context(contextlib.closing(Transport(context, far, residency)))
+        transport = stack.enter_context(contextlib.closing(Transport(context, far, page_cache)))
         stack.callback(begin.set)
         with trio.fail_after(60):
             facts = await transport.handshake()
@@ -193,7 +193,7 @@ async def begin_parts(context: Context, folder: Path, send_buffer: int) -> Hands
                 expected += head + content[offset : offset + size]
                 if rest is not None:
                     blocked += 1
-                    residency.load(b"", descriptor, 0, size)
+                    page_cache.load(b"", descriptor, 0, size)
                     begin.set()
                     # SSL_write may be given more than what it could not send before.
                     await transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size + more)
@@ -239,7 +239,7 @@ async def test_the_name_asked_for_is_the_name_that_was_peeked(
     with loopback_pair() as (near, far), collector(near, asked):
         with trio.fail_after(30):
             assert (await peek_client_hello(far)).server_name == name
-            transport = Transport(context, far, Residency())
+            transport = Transport(context, far, PageCache())
             assert (await transport.handshake()).server_name == name
             await transport.finish()
         transport.close()

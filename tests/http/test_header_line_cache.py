@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ktlsd.http.header_line_cache import LONGEST_LINE, MOST_LINES, KnownLines, takes_query, without_query
-from ktlsd.http.request_fields import Consulted, joined
+from ktlsd.http.header_line_cache import LONGEST_LINE, MOST_LINES, HeaderLineCache, takes_query, without_query
+from ktlsd.http.request_fields import TrackedFields, joined
 
 NAMES = st.sampled_from([b"Host", b"hOst", b"X", b"Content-Length", b"Transfer-Encoding", b"", b"\xe9", b"a b"])
 VALUES = st.sampled_from(
@@ -41,7 +41,7 @@ def request_of(*lines: bytes) -> h11.Request | None:
 @example([[b"Content-Length: 5"], [b"Content-Length: 5", b"Content-Length: 5"]])
 @example([[b"X: a"], [b"X: a", b" folded"]])
 def test_what_is_known_is_what_h11_reads(heads: list[list[bytes]]) -> None:
-    known = KnownLines()
+    known = HeaderLineCache()
     for lines in heads:
         fields, request = known.read(lines), request_of(b"GET / HTTP/1.0", *lines)
         expected = None if request is None else list(request.headers)
@@ -58,7 +58,7 @@ def test_what_is_known_is_what_h11_reads(heads: list[list[bytes]]) -> None:
 
 
 def test_lines_that_are_known_are_not_asked_about_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, asked = KnownLines(), []
+    known, asked = HeaderLineCache(), []
     event = h11.EndOfMessage
 
     def noted(headers: list[tuple[bytes, bytes]]) -> h11.EndOfMessage:
@@ -108,7 +108,7 @@ def test_a_request_line_with_another_query_is_judged_as_h11_does(method: str, ta
 
 
 def test_memory_is_bounded() -> None:
-    known = KnownLines()
+    known = HeaderLineCache()
     for number in range(3 * MOST_LINES):
         assert known.read([b"Host: a", b"X: %d" % number]) == [(b"host", b"a"), (b"x", b"%d" % number)]
         assert 0 < len(known) <= MOST_LINES
@@ -119,7 +119,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_what_was_asked_for() -> None:
-    fields = Consulted(joined([(b"b", b"1"), (b"a", b"2"), (b"b", b"\xe9"), (b"c", b"4")]))
+    fields = TrackedFields(joined([(b"b", b"1"), (b"a", b"2"), (b"b", b"\xe9"), (b"c", b"4")]))
     assert (fields.get("b"), fields.get("z"), "y" in fields, fields["c"]) == ("1, \xe9", None, False, "4")
     assert fields.asked_for() == (b"b", b"c", b"y", b"z")
     assert dict(fields) == {"b": "1, \xe9", "a": "2", "c": "4"}

@@ -35,8 +35,8 @@ from ktlsd.metrics.metrics import (
     SLOTS,
     STARTED,
     USER_SPACE,
-    Board,
     Kind,
+    MetricsStore,
     count_handshake,
     counted,
     slot,
@@ -69,17 +69,17 @@ def read_openmetrics(text: str) -> Iterator[Family]:
     return families
 
 
-def samples(board: Board, *validities: Validity) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def samples(store: MetricsStore, *validities: Validity) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every number of the text by its name and labels."""
-    _, text = render(board, validities, "")
+    _, text = render(store, validities, "")
     every = [sample for family in parse_text(text.decode()) for sample in family.samples]
     found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in every}
     assert len(found) == len(every)
     return found
 
 
-def value(board: Board, name: str, **labels: str) -> float:
-    return samples(board)[name, frozenset(labels.items())]
+def value(store: MetricsStore, name: str, **labels: str) -> float:
+    return samples(store)[name, frozenset(labels.items())]
 
 
 # --- slots and rows
@@ -101,13 +101,13 @@ def test_names_follow_the_conventions() -> None:
 
 
 def test_rows_are_apart_and_added_up() -> None:
-    board = Board(3)
-    rows = [board.take(number) for number in range(3)]
+    store = MetricsStore(3)
+    rows = [store.take(number) for number in range(3)]
     for row, amount in zip(rows, (1, 20, 300), strict=True):
         row[USER_SPACE] += amount
     assert [row[USER_SPACE] for row in rows] == [1, 20, 300]
-    assert board.totals()[USER_SPACE] == 321
-    assert value(board, "ktlsd_sent_bytes_total", path="user_space") == 321
+    assert store.totals()[USER_SPACE] == 321
+    assert value(store, "ktlsd_sent_bytes_total", path="user_space") == 321
     # The neighbours of the first and the last slot belong to other rows.
     rows[1][SLOTS - 1] = 5
     assert (rows[0][SLOTS - 1], rows[2][PID]) == (0, os.getpid())
@@ -115,41 +115,41 @@ def test_rows_are_apart_and_added_up() -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_counts_into_the_same_memory() -> None:
-    board = Board(2)
+    store = MetricsStore(2)
     child = os.fork()
     if not child:
         try:
-            row = board.take(1)
+            row = store.take(1)
             row[COLD_READS] += 7
             row[IN_FLIGHT] += 1
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    board.take(0)[COLD_READS] += 1
-    assert board.totals()[COLD_READS] == 8
-    assert board.rows[1][PID] == child
-    assert abs(board.rows[1][STARTED] - time.time()) < 60
+    store.take(0)[COLD_READS] += 1
+    assert store.totals()[COLD_READS] == 8
+    assert store.rows[1][PID] == child
+    assert abs(store.rows[1][STARTED] - time.time()) < 60
 
 
 def test_a_successor_goes_on_counting_but_for_gauges() -> None:
-    board = Board(2)
+    store = MetricsStore(2)
     for number in range(2):
-        row = board.take(number)
+        row = store.take(number)
         row[COLD_READS] = row[IN_FLIGHT] = row[OPEN[listener_kind.Kind.HTTPS]] = row[OPEN_TLS[Offload.DEVICE]] = 4
-    assert value(board, "ktlsd_worker_restarts_total") == 0
-    row = board.take(1)
+    assert value(store, "ktlsd_worker_restarts_total") == 0
+    row = store.take(1)
     row[COLD_READS] += 1
-    assert value(board, "ktlsd_worker_restarts_total") == 1
-    assert value(board, "ktlsd_cold_reads_total") == 9
-    assert value(board, "ktlsd_requests_in_flight") == 4
-    assert value(board, "ktlsd_open_connections", listener="https") == 4
-    assert value(board, "ktlsd_open_tls_connections", tx="device") == 4
-    board.take(1)
-    assert value(board, "ktlsd_worker_restarts_total") == 2
+    assert value(store, "ktlsd_worker_restarts_total") == 1
+    assert value(store, "ktlsd_cold_reads_total") == 9
+    assert value(store, "ktlsd_requests_in_flight") == 4
+    assert value(store, "ktlsd_open_connections", listener="https") == 4
+    assert value(store, "ktlsd_open_tls_connections", tx="device") == 4
+    store.take(1)
+    assert value(store, "ktlsd_worker_restarts_total") == 2
 
 
 def test_a_gauge_goes_back_after_an_error() -> None:
-    row = Board(1).take(0)
+    row = MetricsStore(1).take(0)
     seen = []
     with contextlib.suppress(ValueError), counted(row, IN_FLIGHT), counted(row, IN_FLIGHT):
         seen.append(row[IN_FLIGHT])
@@ -174,9 +174,9 @@ def test_a_gauge_goes_back_after_an_error() -> None:
 def test_handshakes_by_what_they_settled(
     protocol: str, cipher: str, counted_as: tuple[str, str], tx: KtlsPath, rx: KtlsPath
 ) -> None:
-    board = Board(1)
-    count_handshake(board.take(0), 0.5, shake(protocol, cipher), tx, rx)
-    found = samples(board)
+    store = MetricsStore(1)
+    count_handshake(store.take(0), 0.5, shake(protocol, cipher), tx, rx)
+    found = samples(store)
     settled = [(dict(labels), number) for (name, labels), number in found.items() if name.startswith("ktlsd_tls_")]
     expected = {"protocol": counted_as[0], "cipher": counted_as[1], "tx": tx.offload.value, "rx": rx.offload.value}
     assert settled == [(expected, 1)]
@@ -191,11 +191,11 @@ def test_handshakes_by_what_they_settled(
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(BUCKETS) | st.floats(0, 20), max_size=30))
 def test_the_histogram_is_cumulative(seconds: list[float]) -> None:
-    board = Board(2)
-    rows = [board.take(number) for number in range(2)]
+    store = MetricsStore(2)
+    rows = [store.take(number) for number in range(2)]
     for number, one in enumerate(seconds):
         count_handshake(rows[number % 2], one, shake(), SOFTWARE, SOFTWARE)
-    found = samples(board)
+    found = samples(store)
     for bound in (*BUCKETS, float("inf")):
         text = "+Inf" if bound == float("inf") else str(bound)
         expected = sum(one <= bound for one in seconds)
@@ -208,12 +208,12 @@ def test_the_histogram_is_cumulative(seconds: list[float]) -> None:
 
 
 def test_both_formats_say_the_same() -> None:
-    board = Board(2)
+    store = MetricsStore(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
-        board.rows[number][place] = place * (number + 1)
-    media_type, text = render(board, (VALIDITY,), "")
+        store.rows[number][place] = place * (number + 1)
+    media_type, text = render(store, (VALIDITY,), "")
     assert media_type.startswith("text/plain; version=0.0.4")
-    open_type, open_text = render(board, (VALIDITY,), "application/openmetrics-text; version=1.0.0")
+    open_type, open_text = render(store, (VALIDITY,), "application/openmetrics-text; version=1.0.0")
     assert open_type.startswith("application/openmetrics-text")
     plain, modern = (
         {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
@@ -224,7 +224,7 @@ def test_both_formats_say_the_same() -> None:
 
 
 def test_every_family_has_help_and_a_type_and_stands_together() -> None:
-    _, text = render(Board(1), (VALIDITY,), "")
+    _, text = render(MetricsStore(1), (VALIDITY,), "")
     helped = re.findall(r"^# HELP (\S+) \S.*\.$", text.decode(), re.MULTILINE)
     typed = re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text.decode(), re.MULTILINE)
     assert helped == typed
@@ -232,19 +232,19 @@ def test_every_family_has_help_and_a_type_and_stands_together() -> None:
 
 
 def test_series_that_never_occurred_are_left_out_where_most_never_occur() -> None:
-    board = Board(1)
-    names = [name for name, _ in samples(board)]
+    store = MetricsStore(1)
+    names = [name for name, _ in samples(store)]
     assert "ktlsd_requests_total" not in names
     assert "ktlsd_tls_connections_total" not in names
     assert names.count("ktlsd_ktls_fallbacks_total") == 2 * len(Reason)
     for place in range(2, SLOTS):
-        board.rows[0][place] = 1
-    assert [name for name, _ in samples(board)].count("ktlsd_requests_total") == len(HTTPStatus) + 1
+        store.rows[0][place] = 1
+    assert [name for name, _ in samples(store)].count("ktlsd_requests_total") == len(HTTPStatus) + 1
 
 
 def test_certificates_with_strange_names() -> None:
     labels = frozenset({("site", VALIDITY.site), ("file", VALIDITY.file)})
-    assert samples(Board(1), VALIDITY)["ktlsd_certificate_expiry_timestamp_seconds", labels] == VALIDITY.ends
+    assert samples(MetricsStore(1), VALIDITY)["ktlsd_certificate_expiry_timestamp_seconds", labels] == VALIDITY.ends
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_certificates_with_strange_names() -> None:
 def test_certificates_that_cannot_be_used_are_counted(
     faults: tuple[Fault, ...], expected: dict[tuple[str, str], float]
 ) -> None:
-    _, text = render(Board(1), (), "", faults)
+    _, text = render(MetricsStore(1), (), "", faults)
     families = {family.name: family for family in parse_text(text.decode())}
     found = families["ktlsd_unusable_certificates"].samples
     assert {(sample.labels["site"], sample.labels["served"]): sample.value for sample in found} == expected
 
 
 def test_the_status_page_shows_certificates_that_cannot_be_used() -> None:
-    shown = snapshot(View(Board(1), (VALIDITY,), ready=True, faults=(FAULT,)))
+    shown = snapshot(View(MetricsStore(1), (VALIDITY,), ready=True, faults=(FAULT,)))
     rows = next(table.rows for table in shown.tables if table.name == "certificates")
     assert [row[:2] for row in rows] == [(VALIDITY.site, VALIDITY.file), ("b.example", "/b.pem")]
     assert rows[1][2] == "cannot be used: see the log"
@@ -278,7 +278,7 @@ def test_the_status_page_shows_certificates_that_cannot_be_used() -> None:
 
 
 def ask(target: str, method: str = "GET", host: str = "localhost", *, ready: bool = True) -> tuple[int, str, bytes]:
-    reply = answer(Asked(method, target, host, ""), View(Board(1), (VALIDITY,), ready), "metrics.example")
+    reply = answer(Asked(method, target, host, ""), View(MetricsStore(1), (VALIDITY,), ready), "metrics.example")
     assert dict(reply.fields())["Content-Length"] == str(len(reply.body))
     return reply.status.value, reply.media_type, reply.body
 
@@ -347,13 +347,13 @@ def test_names_of_others_are_refused(host: str, own: bool) -> None:
 )
 @pytest.mark.parametrize("own_name", ["metrics.example", None])
 def test_what_is_no_host_is_refused(host: str, own_name: str | None) -> None:
-    reply = answer(Asked("GET", "/metrics", host, ""), View(Board(1), (), ready=True), own_name)
+    reply = answer(Asked("GET", "/metrics", host, ""), View(MetricsStore(1), (), ready=True), own_name)
     assert reply.status == 400
     assert not is_own(host, "metrics.example")
 
 
 def test_every_name_will_do_where_none_is_its_own() -> None:
-    reply = answer(Asked("GET", "/healthz", "evil.example", ""), View(Board(1), (), ready=True), None)
+    reply = answer(Asked("GET", "/healthz", "evil.example", ""), View(MetricsStore(1), (), ready=True), None)
     assert reply.status == 200
 
 
@@ -361,10 +361,10 @@ def test_every_name_will_do_where_none_is_its_own() -> None:
 
 
 def test_page_and_script_get_the_same_texts() -> None:
-    board = Board(2)
+    store = MetricsStore(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
-        board.rows[number][place] = 1000 * place
-    view = View(board, (VALIDITY,), ready=True)
+        store.rows[number][place] = 1000 * place
+    view = View(store, (VALIDITY,), ready=True)
     document = json.loads(render_json(view))
     page = unescape(render_html(view).decode())
     for name, text in document["figures"].items():
@@ -377,15 +377,15 @@ def test_page_and_script_get_the_same_texts() -> None:
 
 
 def test_no_name_is_markup_on_the_page() -> None:
-    page = render_html(View(Board(1), (Validity("<script>alert(1)", "<img src=x>", 0, 0),), ready=True))
+    page = render_html(View(MetricsStore(1), (Validity("<script>alert(1)", "<img src=x>", 0, 0),), ready=True))
     assert page.count(b"<script>") == 1
     assert b"<img" not in page
 
 
 def test_the_page_of_a_new_server() -> None:
-    board = Board(1)
-    row = board.take(0)
-    shown = snapshot(View(board, (), ready=True))
+    store = MetricsStore(1)
+    row = store.take(0)
+    shown = snapshot(View(store, (), ready=True))
     assert {name: text for name, _, text in shown.figures} == {
         "connections": "0",
         "flight": "0",
@@ -401,7 +401,7 @@ def test_the_page_of_a_new_server() -> None:
         count_handshake(row, 0.1, shake(), NO_KTLS, NO_KTLS)
     row[OPEN_TLS[Offload.NONE]], row[OPEN_TLS[Offload.SOFTWARE]], row[OPEN[listener_kind.Kind.HTTPS]] = 3, 2, 6
     row[ACCEPTED[listener_kind.Kind.HTTPS]] = 9
-    shown = snapshot(View(board, (), ready=True))
+    shown = snapshot(View(store, (), ready=True))
     assert {name: text for name, _, text in shown.figures}["share"] == "33 % of 3"
     assert (shown.numbers["tls"], shown.numbers["ktls"], shown.numbers["connections"]) == (5, 2, 6)
     fallbacks = next(table.rows for table in shown.tables if table.name == "fallbacks")
@@ -413,11 +413,11 @@ def test_the_page_of_a_new_server() -> None:
 
 def exposed() -> dict[str, set[str]]:
     """Every name in the output, those of a histogram's parts too, and the labels of each."""
-    board = Board(1)
+    store = MetricsStore(1)
     for place in range(2, SLOTS):
-        board.rows[0][place] = 1
+        store.rows[0][place] = 1
     found: dict[str, set[str]] = {}
-    for name, labels in samples(board, VALIDITY):
+    for name, labels in samples(store, VALIDITY):
         found.setdefault(name, set()).update(label for label, _ in labels)
     return found
 

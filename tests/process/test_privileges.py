@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 import ktlsd
-from ktlsd.process.privileges import Identity, PrivilegeError, barred, resolve
+from ktlsd.process.privileges import Identity, PrivilegeError, first_inaccessible, resolve
 from tests.serving import PROGRAM, Running, children, exchange_plain, get, run_to_end, serving
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -273,14 +273,14 @@ def test_what_bars_another_user(open_folder: Path) -> None:
 def _check_barred(place: Path) -> None:
     folder = place / "above/folder"
     folder.mkdir(parents=True)
-    assert barred(folder) is barred(folder, listed=True) is None
+    assert first_inaccessible(folder) is first_inaccessible(folder, listed=True) is None
     folder.chmod(0o311)
-    assert (barred(folder), barred(folder, listed=True)) == (None, folder)
+    assert (first_inaccessible(folder), first_inaccessible(folder, listed=True)) == (None, folder)
     folder.chmod(0o644)
-    assert barred(folder) == folder
+    assert first_inaccessible(folder) == folder
     folder.chmod(0o755)
     folder.parent.chmod(0o644)
-    assert barred(folder) == barred(folder, listed=True) == folder.parent
+    assert first_inaccessible(folder) == first_inaccessible(folder, listed=True) == folder.parent
     folder.parent.chmod(0o311)
-    assert barred(folder, listed=True) is None
-    assert barred(place / "absent") == place / "absent"
+    assert first_inaccessible(folder, listed=True) is None
+    assert first_inaccessible(place / "absent") == place / "absent"

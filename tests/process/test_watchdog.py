@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.metrics.metrics import ACCEPTED, BEAT, OPEN, Board, slot
+from ktlsd.metrics.metrics import ACCEPTED, BEAT, OPEN, MetricsStore, slot
 from ktlsd.process.notify import Notifier
-from ktlsd.process.watchdog import STATUS_SECONDS, Pulse, describe
+from ktlsd.process.watchdog import STATUS_SECONDS, Watchdog, describe
 
 IN_KERNEL = slot("ktlsd_tls_connections_total", "TLSv1.3", "other", "software", "none")
 BY_DEVICE = slot("ktlsd_tls_connections_total", "TLSv1.2", "other", "device", "device")
@@ -34,10 +34,10 @@ IN_USER_SPACE = slot("ktlsd_tls_connections_total", "TLSv1.3", "other", "none", 
     ],
 )
 def test_status_in_words(counts: Mapping[int, int], text: str) -> None:
-    board = Board(2)
+    store = MetricsStore(2)
     for number, (place, count) in enumerate(counts.items()):
-        board.rows[number % 2][place] = count
-    assert describe(board.totals()) == text
+        store.rows[number % 2][place] = count
+    assert describe(store.totals()) == text
 
 
 @pytest.fixture
@@ -57,16 +57,16 @@ def told(manager: socket.socket) -> list[str]:
             return messages
 
 
-def pulse(tmp_path: Path, board: Board, **environment: str) -> Pulse:
-    return Pulse(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")} | environment), board)
+def watchdog(tmp_path: Path, store: MetricsStore, **environment: str) -> Watchdog:
+    return Watchdog(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")} | environment), store)
 
 
 def test_status_is_told_once_until_it_changes(manager: socket.socket, tmp_path: Path) -> None:
-    board = Board(2)
-    watched = pulse(tmp_path, board)
+    store = MetricsStore(2)
+    watched = watchdog(tmp_path, store)
     assert watched.seconds == STATUS_SECONDS
     for row, count in ((0, 1), (0, 1), (1, 1)):
-        board.rows[row][OPEN[Kind.HTTPS]] = count
+        store.rows[row][OPEN[Kind.HTTPS]] = count
         watched.tell()
     assert told(manager) == ["STATUS=1 connection now", "STATUS=2 connections now"]
 
@@ -75,26 +75,26 @@ def test_status_is_told_once_until_it_changes(manager: socket.socket, tmp_path: 
 async def test_an_event_loop_beats_and_only_one_without_a_parent_tells(
     manager: socket.socket, tmp_path: Path, alone: bool
 ) -> None:
-    board = Board(1)
-    watched = pulse(tmp_path, board, WATCHDOG_USEC="300000")
+    store = MetricsStore(1)
+    watched = watchdog(tmp_path, store, WATCHDOG_USEC="300000")
     began = time.monotonic_ns()
     with trio.move_on_after(0.5):
-        await watched.beat(board.rows[0], alone=alone)
-    assert board.rows[0][BEAT] > began + 200_000_000
+        await watched.beat(store.rows[0], alone=alone)
+    assert store.rows[0][BEAT] > began + 200_000_000
     assert (told(manager).count("WATCHDOG=1") > 2) is alone
 
 
 async def test_without_a_manager_nothing_beats() -> None:
-    board = Board(1)
+    store = MetricsStore(1)
     with trio.fail_after(10):
-        await Pulse(Notifier({}), board).beat(board.rows[0], alone=True)
-    assert board.rows[0][BEAT] == 0
+        await Watchdog(Notifier({}), store).beat(store.rows[0], alone=True)
+    assert store.rows[0][BEAT] == 0
 
 
 def test_silence_counts_from_the_last_beat_or_the_start(tmp_path: Path) -> None:
-    board, now = Board(3), time.monotonic()
-    watched = pulse(tmp_path, board, WATCHDOG_USEC="5000000")
-    for row, beat in zip(board.rows, (now - 100, now, 0), strict=True):
+    store, now = MetricsStore(3), time.monotonic()
+    watched = watchdog(tmp_path, store, WATCHDOG_USEC="5000000")
+    for row, beat in zip(store.rows, (now - 100, now, 0), strict=True):
         row[BEAT] = int(beat * 1e9)
     stuck = watched.silence(0, now - 200)
     assert stuck is not None
@@ -106,10 +106,10 @@ def test_silence_counts_from_the_last_beat_or_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "vsock:2:1234"])
 def test_where_nobody_listens_nobody_is_stuck(name: str) -> None:
-    watched = Pulse(Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}), Board(1))
+    watched = Watchdog(Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}), MetricsStore(1))
     assert watched.silence(0, time.monotonic() - 1000) is None
     assert watched.seconds == STATUS_SECONDS
 
 
 def test_without_a_watchdog_nobody_is_stuck(tmp_path: Path) -> None:
-    assert pulse(tmp_path, Board(1)).silence(0, time.monotonic() - 1000) is None
+    assert watchdog(tmp_path, MetricsStore(1)).silence(0, time.monotonic() - 1000) is None

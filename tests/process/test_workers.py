@@ -78,7 +78,7 @@ def test_the_wait_for_downloads_has_a_bound(root: Path, tmp_path: Path, workers:
     with serving(root, "--config", str(config), state=tmp_path / "state") as server:
         connection, _ = begin_download(server.port)
         assert server.stop() == 0
-        server.wait_for_line("^connections cut off: 1, not done 1 s after the signal$")
+        server.wait_for_line("^connections cut off: 1, still open 1 s after the signal$")
         with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
             read_to_end(connection)
 
@@ -108,7 +108,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(root: Path, tmp_path: Path
         worker = min(children(server.process.pid))
         os.kill(worker, signal.SIGSTOP)
         assert server.stop() == 0
-        server.wait_for_line(rf"^workers \[{worker}\] killed: not done 5 s after the signal$")
+        server.wait_for_line(rf"^workers \[{worker}\] killed: still running 5 s after the signal$")
 
 
 def without_forks(failing: str) -> tuple[str, ...]:

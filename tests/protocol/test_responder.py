@@ -16,8 +16,8 @@ import trio
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import Settings
 from ktlsd.config.values import Mode
-from ktlsd.connection.keepalive import Idle
-from ktlsd.connection.page_cache import Residency
+from ktlsd.connection.keepalive import IdleConnections
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.forwarded import Origin
@@ -76,8 +76,8 @@ def responding(service: Service, trusted: Networks | None = None, row: Row = UNC
     """A responder to a client on one end of a socket pair."""
     ours, theirs = socket.socketpair()
     client = Client(address="127.0.0.1:1", secure=True, origin=Origin("127.0.0.1:1", https=True), trusted=trusted)
-    shared = Shared(service, Idle(60), Clock(), row)
-    with theirs, contextlib.closing(shared.idle), contextlib.closing(PlainTransport(ours, Residency())) as transport:
+    shared = Shared(service, IdleConnections(60), Clock(), row)
+    with theirs, contextlib.closing(shared.idle), contextlib.closing(PlainTransport(ours, PageCache())) as transport:
         yield Responder(shared, transport, client)
 
 

@@ -350,7 +350,7 @@ def test_who_must_send_a_header_and_does_not_is_cut_off(behind: Running, kind: s
         connection.sendall(b"GET /name.txt HTTP/1.1\r\nHost: a\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(1) == b""
-    assert behind.wait_for_line("proxy_protocol demands a PROXY header of it, and it sent no PROXY header", since)
+    assert behind.wait_for_line("proxy_protocol requires a PROXY header, but it sent no PROXY header", since)
 
 
 def test_a_header_from_anyone_else_is_no_tls(server: Running) -> None:
@@ -407,7 +407,7 @@ async def test_what_differs_from_request_to_request_has_a_say_in_nothing_but_the
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with in_process(folder, monkeypatch) as (service, port):
-        heads = service.heads
+        heads = service.response_cache
         for number, field in enumerate(
             (
                 "X-Forwarded-For: 198.51.100.1",

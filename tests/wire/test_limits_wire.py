@@ -127,7 +127,7 @@ def test_a_handshake_that_takes_too_long(folder: Path) -> None:
         with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_SECONDS) as silent:
             assert alive(server)
             assert silent.recv(1) == b""
-        server.wait_for_line("handshake failed: none within 2 s")
+        server.wait_for_line("handshake failed: not complete within 2 s")
         assert reached(server) == {"handshake_seconds": 1}
 
 

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ktlsd.config.options import LimitOptions, Settings
 from ktlsd.config.values import Listen, Mode
 from ktlsd.connection.transport import DEFAULTS
-from ktlsd.metrics.metrics import Board, slot
+from ktlsd.metrics.metrics import MetricsStore, slot
 from ktlsd.process.listeners import bind_all, bind_metrics
 from ktlsd.server import Server
 from ktlsd.service import Service
@@ -365,7 +365,7 @@ def test_what_cannot_be_listened_on_is_one_line(root: Path, tmp_path: Path) -> N
 @contextlib.contextmanager
 def in_process(
     root: Path, state: Path, mode: Mode, limits: LimitOptions = DEFAULTS
-) -> Iterator[tuple[Board, int, int]]:
+) -> Iterator[tuple[MetricsStore, int, int]]:
     """A server on an event loop of this process, in a thread; its board and its ports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
@@ -374,19 +374,19 @@ def in_process(
         settings = Settings(root=root, metrics_listen=wanted, limits=limits, tls_policy="compatible")
         service = Service(library, settings, support(library, mode))
     listeners = bind_all([wanted])
-    board = Board(1)
+    store = MetricsStore(1)
     sockets = bind_metrics(wanted)
-    one = Server(service, None, board.take(0), MetricsListener(wanted, sockets, board))
+    one = Server(service, None, store.take(0), MetricsListener(wanted, sockets, store))
     with in_a_thread(one, listeners):
-        yield board, listeners[0].socket.getsockname()[1], sockets[0].getsockname()[1]
+        yield store, listeners[0].socket.getsockname()[1], sockets[0].getsockname()[1]
     service.close()
 
 
 def test_handshake_failures_by_reason(root: Path, tmp_path: Path) -> None:
-    with in_process(root, tmp_path, Mode.AUTO, LimitOptions(handshake_seconds=1)) as (board, port, _):
+    with in_process(root, tmp_path, Mode.AUTO, LimitOptions(handshake_seconds=1)) as (store, port, _):
 
         def failures() -> dict[str, int]:
-            totals = board.totals()
+            totals = store.totals()
             reasons = ("timeout", "plain_http", "lost", "tls_error", "ktls_required")
             return {reason: number for reason in reasons if (number := totals[slot(FAILURES, reason)])}
 
@@ -399,18 +399,18 @@ def test_handshake_failures_by_reason(root: Path, tmp_path: Path) -> None:
         assert eventually(lambda: failures() == {"timeout": 1, "plain_http": 1, "tls_error": 1})
         socket.create_connection(("127.0.0.1", port)).close()
         assert eventually(lambda: failures() == {"timeout": 1, "plain_http": 1, "tls_error": 1, "lost": 1})
-        totals = board.totals()
+        totals = store.totals()
         assert totals[slot("ktlsd_accepted_connections_total", "https")] == 4
         assert totals[slot("ktlsd_handshake_seconds", "+Inf")] == 0
 
 
 def test_a_connection_that_require_forbids(root: Path, tmp_path: Path) -> None:
-    with in_process(root, tmp_path, Mode.REQUIRE) as (board, port, _):
+    with in_process(root, tmp_path, Mode.REQUIRE) as (store, port, _):
         # No kernel carries this cipher.
         cipher = "ECDHE-ECDSA-AES256-SHA384"
         older = client_context(newest=ssl.TLSVersion.TLSv1_2, ciphers=cipher)
         assert exchange(port, MIXED, older) == b""
-        totals = board.totals()
+        totals = store.totals()
         assert totals[slot(FAILURES, "ktls_required")] == 1
         assert totals[slot("ktlsd_tls_connections_total", "TLSv1.2", cipher, "none", "none")] == 1
 

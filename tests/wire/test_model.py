@@ -800,4 +800,4 @@ def test_every_answer_is_for_the_tree_as_it_is(served: Served) -> None:
         limits = settings(limits, max_examples=30, stateful_step_count=40)
     run_state_machine_as_test(Disk, settings=limits)
     # Without these the test would say nothing about answers from memory.
-    assert served.service.heads.uses > 20
+    assert served.service.response_cache.uses > 20

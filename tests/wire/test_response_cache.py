@@ -28,7 +28,7 @@ from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.site.lookup import OpenFile, Root
-from ktlsd.site.response_cache import LASTING_SECONDS, LONGEST_REMEMBERED, Grounds, HeadCache
+from ktlsd.site.response_cache import LASTING_SECONDS, LONGEST_REMEMBERED, CacheKey, ResponseCache
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 from tests.in_process import in_a_thread
@@ -43,7 +43,7 @@ class InProcess:
     """A server on this process's own event loop, in a thread, whose memory can be looked into."""
 
     port: int
-    heads: HeadCache
+    response_cache: ResponseCache
     root: Path
 
 
@@ -79,12 +79,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
             stack.callback(service.close)
             listeners = bind_all([Listen("127.0.0.1", 0)])
             stack.enter_context(in_a_thread(Server(service), listeners))
-            made.append(InProcess(listeners[0].socket.getsockname()[1], service.heads, root))
+            made.append(InProcess(listeners[0].socket.getsockname()[1], service.response_cache, root))
         patch.undo()
         remembering, fresh = made
-        fresh.heads.most_bytes = 0
+        fresh.response_cache.most_bytes = 0
         settle(root / "large.bin")
-        yield Compared(remembering.port, remembering.heads, root, fresh)
+        yield Compared(remembering.port, remembering.response_cache, root, fresh)
 
 
 def ask(connection: socket.socket, head: bytes) -> bytes:
@@ -185,7 +185,7 @@ def test_the_answer_from_memory_is_the_fresh_one(
     fresh = answers_to(server.fresh.port, heads)
     assert fresh
     assert answers_to(server.port, heads) == fresh
-    assert server.fresh.heads.uses == 0
+    assert server.fresh.response_cache.uses == 0
 
 
 def answers_to(port: int, heads: Iterable[bytes]) -> list[bytes]:
@@ -235,9 +235,9 @@ def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
     head = get("/a.txt", *lines)
     with connect(server.port) as connection:
         first = ask(connection, head)
-        before = server.heads.uses
+        before = server.response_cache.uses
         assert [ask(connection, head) for _ in range(5)] == [first] * 5
-    assert server.heads.uses >= before + 4
+    assert server.response_cache.uses >= before + 4
 
 
 def test_a_query_that_no_rule_asks_for_has_no_say(server: Compared) -> None:
@@ -245,9 +245,9 @@ def test_a_query_that_no_rule_asks_for_has_no_say(server: Compared) -> None:
     fresh = answers_to(server.fresh.port, heads)
     assert len(set(fresh)) == 1
     answers_to(server.port, heads[:1])
-    before, known = server.heads.uses, len(server.heads)
+    before, known = server.response_cache.uses, len(server.response_cache)
     assert answers_to(server.port, heads) == fresh
-    assert (server.heads.uses, len(server.heads)) == (before + len(heads), known)
+    assert (server.response_cache.uses, len(server.response_cache)) == (before + len(heads), known)
     refused = [get(f"/a.txt?{query}") for query in ("a#b", "a b", "\xe9", "a\tb", "x" * 9000)]
     for head in refused:
         answers = answers_to(server.port, [head])
@@ -264,16 +264,16 @@ def test_a_query_that_a_rule_asks_for_has_a_say(sites: dict[str, InProcess]) -> 
             ("/asked", False),
             ("/asked?other", False),
         ):
-            before = server.heads.uses
+            before = server.response_cache.uses
             assert ask(connection, get(target)).endswith(b"\r\n\r\npage")
             assert ask(connection, get(target)).endswith(b"\r\n\r\npage")
-            assert server.heads.uses > before
+            assert server.response_cache.uses > before
             moved = ask(connection, get("/asked?id=7"))
             assert moved.startswith(b"HTTP/1.1 301 ")
             assert b"\r\nLocation: /to/7?id=7\r\n" in moved
-            before = server.heads.uses
+            before = server.response_cache.uses
             ask(connection, get(f"{target}{'&' if '?' in target else '?'}{next(NUMBERS)}"))
-            assert (server.heads.uses == before + 1) is known
+            assert (server.response_cache.uses == before + 1) is known
 
 
 @pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin"])
@@ -284,12 +284,12 @@ def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
     host = f"h{next(NUMBERS)}"
     first, *others = (get(name, *said, f"Cookie: {next(NUMBERS)}", f"X: {number}", host=host) for number in range(5))
     known = answers_to(server.port, [first])
-    before, heads = server.heads.uses, len(server.heads)
+    before, heads = server.response_cache.uses, len(server.response_cache)
     for other in others:
         assert answers_to(server.port, [other]) == known
-    assert server.heads.uses == before + len(others)
+    assert server.response_cache.uses == before + len(others)
     # Such heads need no memory of their own.
-    assert len(server.heads) == heads
+    assert len(server.response_cache) == heads
 
 
 @pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin"])
@@ -297,10 +297,10 @@ def test_a_head_that_is_alike_in_all_that_has_a_say_is_answered_from_memory(
 def test_empty_lines_before_a_head_do_not_hide_that_it_is_known(server: InProcess, name: str, empty: bytes) -> None:
     head = get(name, host=f"h{next(NUMBERS)}")
     known = answers_to(server.port, [head])
-    before, heads = server.heads.uses, len(server.heads)
+    before, heads = server.response_cache.uses, len(server.response_cache)
     assert answers_to(server.port, [empty + head, empty + head + empty, head]) == known * 3
-    assert server.heads.uses == before + 3
-    assert len(server.heads) == heads
+    assert server.response_cache.uses == before + 3
+    assert len(server.response_cache) == heads
 
 
 @pytest.mark.parametrize(
@@ -337,27 +337,27 @@ def test_whatever_has_a_say_makes_another_request(
     known, asked = get("/a.txt", *said, host=host), get("/a.txt", *other, host=host)
     for number in range(2):
         answers_to(server.port, [get("/a.txt", *said, f"Cookie: {number}", host=host)])
-    before = server.heads.uses
+    before = server.response_cache.uses
     fresh = answers_to(server.fresh.port, [known, asked])
     unlike = other[0].startswith(("Content-Length: 0", "Connection: Upg", "Transfer", "Expect: 1", "X: x"))
     assert (fresh[0] != fresh[1]) is not unlike
     assert answers_to(server.port, [known, asked]) == fresh
-    assert server.heads.uses == before + 1
+    assert server.response_cache.uses == before + 1
 
 
 def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
     root = Root(str(tmp_path))
-    heads = HeadCache()
+    heads = ResponseCache()
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
     keys = [(None, get("/a.txt", f"X: {number}")) for number in range(3)]
     line, fields = b"GET /a.txt HTTP/1.1", {b"host": b"a", b"x": b"2"}
     assert heads.read(keys[2][1], 2) is None
     for key in keys[:2]:
-        grounds = Grounds.of(key, (b"host", b"range"), fields)
-        heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None, grounds=grounds)
+        cache_key = CacheKey.of(key, (b"host", b"range"), fields)
+        heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None, cache_key=cache_key)
     opened.close()
     assert heads.read(keys[2][1], 2) == (line, list(fields.items()))
     assert heads.read(keys[2][1], 1) is None
@@ -391,12 +391,12 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_the_same_each_time_is_not_remembered(server: InProcess, head: bytes) -> None:
-    before = server.heads.uses
+    before = server.response_cache.uses
     for _ in range(3):
         with connect(server.port) as connection:
             connection.sendall(head)
             assert read_response(connection, head)
-    assert server.heads.uses == before
+    assert server.response_cache.uses == before
 
 
 @pytest.mark.parametrize("name", ["/a.txt", "/medium.bin", "/large.bin", "/empty"])
@@ -416,7 +416,7 @@ def test_what_ends_its_connection_is_answered_from_memory_too(
     server: InProcess, form: str, name: str, more: bytes
 ) -> None:
     head = form.format(name).encode()
-    before, answers = server.heads.uses, []
+    before, answers = server.response_cache.uses, []
     for _ in range(4):
         with connect(server.port) as connection:
             connection.sendall(head + more)
@@ -425,7 +425,7 @@ def test_what_ends_its_connection_is_answered_from_memory_too(
     assert answers[0].count(b"HTTP/1.1 ") == 1
     assert b"\r\nConnection: close\r\n" in answers[0]
     if not answers[0].startswith(b"HTTP/1.1 416 "):
-        assert server.heads.uses >= before + 3
+        assert server.response_cache.uses >= before + 3
 
 
 def replaced(path: Path) -> None:
@@ -462,12 +462,12 @@ def test_a_file_that_changed_is_never_answered_from_memory(
     head = get(f"/{name}", "Accept-Encoding: gzip")
     with connect(server.port) as connection:
         old = b"coded" if coded else b"A" * 5000
-        before = server.heads.uses
+        before = server.response_cache.uses
         # Just decided, so that nothing of it is too old to be used.
         time.sleep(LASTING_SECONDS + 0.1)
         for _ in range(3):
             assert ask(connection, head).endswith(b"\r\n\r\n" + old)
-        assert server.heads.uses >= before + 1
+        assert server.response_cache.uses >= before + 1
         change(path)
         answer = ask(connection, head)
     if change is Path.unlink:
@@ -509,9 +509,9 @@ def test_a_sibling_that_is_changed_in_place_is_chosen_anew_within_the_lifetime(
         for _ in range(2):
             assert ask(connection, head).endswith(b"A" * 5000)
             time.sleep(LASTING_SECONDS + 0.1)
-        before = server.heads.uses
+        before = server.response_cache.uses
         assert ask(connection, head).endswith(b"A" * 5000)
-        assert server.heads.uses == before + 1
+        assert server.response_cache.uses == before + 1
         sibling.write_bytes(finish)
         settle(sibling)
         expected = b"\r\n\r\n" + (finish or b"A" * 5000)
@@ -564,7 +564,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, InProc
             stack.callback(service.close)
             listeners = bind_all([Listen("127.0.0.1", 0)])
             stack.enter_context(in_a_thread(Server(service), listeners))
-            made[change] = InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
+            made[change] = InProcess(listeners[0].socket.getsockname()[1], service.response_cache, root)
         settle(root / "sub/page.html")
         yield made
 
@@ -591,23 +591,23 @@ def test_a_decision_is_renewed_while_nothing_changes(
         old = ask(connection, head)
         assert ask(connection, head) == old
         for count in range(1, 4):
-            before = server.heads.uses
+            before = server.response_cache.uses
             time.sleep(LASTING_SECONDS + 0.1)
             assert ask(connection, head) == old
-            assert server.heads.uses == before + 1, count
+            assert server.response_cache.uses == before + 1, count
         monkeypatch.setattr("ktlsd.site.response_cache.RENEWED_SECONDS", 0.5)
         assert ask(connection, get("/sub/page")) == ask(connection, get("/sub/page"))
-        before = server.heads.uses
+        before = server.response_cache.uses
         time.sleep(LASTING_SECONDS + 0.1)
         ask(connection, get("/sub/page"))
-        assert server.heads.uses == before
+        assert server.response_cache.uses == before
 
 
 def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
     root = Root(str(tmp_path))
-    heads, key = HeadCache(), (None, get("/a.txt"))
+    heads, key = ResponseCache(), (None, get("/a.txt"))
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
     heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None)
@@ -623,7 +623,7 @@ def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> 
 
 
 def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.heads, "most_bytes", 300_000)
+    monkeypatch.setattr(server.response_cache, "most_bytes", 300_000)
     requests = [get("/empty", host=f"h{index}") for index in range(500)]
     with connect(server.port) as connection:
         for start in range(0, len(requests), 100):
@@ -632,7 +632,7 @@ def test_memory_is_bounded(server: InProcess, monkeypatch: pytest.MonkeyPatch) -
             data = b""
             while data.count(b"\r\n\r\n") < len(batch):
                 data += connection.recv(65536)
-    assert 100 < len(server.heads) <= 300
+    assert 100 < len(server.response_cache) <= 300
 
 
 def test_pipelined_heads_are_answered_in_order(server: InProcess) -> None:
@@ -665,8 +665,8 @@ def test_no_answer_is_older_than_its_request_however_many_ask_for_the_same(serve
         try:
             for number in (b"1", b"2", b"3"):
                 settle(path)
-                before = server.heads.uses
-                assert eventually(lambda before=before: server.heads.uses > before + 50)  # type: ignore[misc]
+                before = server.response_cache.uses
+                assert eventually(lambda before=before: server.response_cache.uses > before + 50)  # type: ignore[misc]
                 path.with_name("new").write_bytes(number * 5000)
                 os.replace(path.with_name("new"), path)
                 assert ask(connection, head).endswith(number * 5000)

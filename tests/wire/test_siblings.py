@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])
         stack.enter_context(in_a_thread(Server(service), listeners))
-        yield InProcess(listeners[0].socket.getsockname()[1], service.heads, root)
+        yield InProcess(listeners[0].socket.getsockname()[1], service.response_cache, root)
 
 
 def settle() -> None:
