@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import contextlib
 import signal
 
 # The name under which pytest knows this directory depends on whether it is a package.
@@ -11,3 +12,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A busy machine exceeds the 200 ms that hypothesis allows each example by default. A guest may be without it.
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("ktlsd", deadline=None)
+    settings.load_profile("ktlsd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import struct
 import subprocess
 import zlib
@@ -99,6 +100,8 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     for name, content in ASSETS.items():
         (assets / name).write_bytes(content)
         (assets / f"{name}.br").write_bytes(brotli.compress(content))
+        # As `cp -p` does: a sibling with its file's time counts at once.
+        shutil.copystat(assets / name, assets / f"{name}.br")
     config = base / "ktlsd.toml"
     config.write_text('fallback = "/index.html"\nhashed_names = true\n')
     with serving(base / "root", "--config", str(config), state=base / "state") as running:

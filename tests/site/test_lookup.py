@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -327,27 +328,48 @@ def mounted(folder: Path) -> Iterator[Path]:
     unmount(place)
 
 
+class NeedsThread(Exception):
+    """The event loop itself could not open it."""
+
+
+async def learned(root: Root, *paths: bytes) -> None:
+    """Have a root learn that the mount at media is local, so that it opens these files at once. Whatever other tests
+    mount on this machine meanwhile makes it ask anew."""
+    for _ in range(50):
+        for _ in range(2):
+            assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
+        with contextlib.suppress(BlockingIOError):
+            for path in paths:
+                os.close(root.open_now(path))
+            return
+    raise NeedsThread
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 async def test_a_local_mount_below_the_root_needs_threads_at_first_only(
     folder: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Root(str(folder))
-    for _ in range(2):
-        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
 
     def no_thread(*_: object) -> None:
-        raise AssertionError("a thread")
+        raise NeedsThread
 
-    with monkeypatch.context() as patch:
-        patch.setattr(root.threads, "run", no_thread)
-        for target in ("/media/film.txt", "/media/up.txt", "/a.txt"):
-            found = await root.find(parse_target(target.encode()))
-            assert isinstance(found, OpenFile)
-            assert (found.reopens, found.waits) == (True, False)
-            descriptor = root.open_now(found.path)
-            assert os.fstat(descriptor).st_ino == found.inode
-            os.close(descriptor)
-            found.close()
+    async def check() -> None:
+        await learned(root, b"media/film.txt", b"media/up.txt", b"a.txt")
+        with monkeypatch.context() as patch:
+            patch.setattr(root.threads, "run", no_thread)
+            for target in ("/media/film.txt", "/media/up.txt", "/a.txt"):
+                found = await root.find(parse_target(target.encode()))
+                assert isinstance(found, OpenFile)
+                found.close()
+                assert (found.reopens, found.waits) == (True, False)
+
+    for attempt in range(20):
+        try:
+            await check()
+            break
+        except NeedsThread:
+            assert attempt < 19
     root.close()
 
 
@@ -355,15 +377,11 @@ async def test_a_local_mount_below_the_root_needs_threads_at_first_only(
 async def test_after_a_mount_nothing_is_opened_at_once_that_may_be_on_it(folder: Path, mounted: Path) -> None:
     """The kernel gives a new mount the number, and a new file system the device, of one that is gone."""
     root = Root(str(folder))
-    for _ in range(2):
-        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
-    os.close(root.open_now(b"media/film.txt"))
+    await learned(root, b"media/film.txt")
     unmount(mounted)
     mount(mounted)
     (mounted / "film.txt").write_text("another film")
     with pytest.raises(BlockingIOError):
         root.open_now(b"media/film.txt")
-    for _ in range(2):
-        assert await look_up(root, "/media/film.txt") == (FILE, b"media/film.txt")
-    os.close(root.open_now(b"media/film.txt"))
+    await learned(root, b"media/film.txt")
     root.close()

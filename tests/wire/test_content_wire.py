@@ -660,7 +660,7 @@ def test_an_error_page_has_siblings_too(place: Place) -> None:
 def test_a_missing_error_page_is_logged(place: Place) -> None:
     lines = len(place.server.log)
     place.ask("errors", "/file.txt", 'If-Match: "x"')
-    place.server.wait_for_line(r"no error page /missing\.html for 412", since=lines)
+    place.server.wait_for_line(r"error page /missing\.html for 412 not found", since=lines)
 
 
 # --- which file ------------------------------------------------------------------------------------------------------

@@ -581,7 +581,7 @@ def test_a_folder_stands_for_its_index_file(place: Place, site: str, target: str
 def test_an_error_page_that_is_a_folder_without_index_file_is_told(place: Place) -> None:
     answer = place.ask("folders-errors", "/about", 'If-Match: "x"')
     assert (answer.status, answer.body) == (412, b"412 Precondition Failed\n")
-    place.server.wait_for_line("no error page /files for 412")
+    place.server.wait_for_line("error page /files for 412 not found")
 
 
 def test_a_folder_that_was_asked_for_keeps_its_redirect(place: Place) -> None:
