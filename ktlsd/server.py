@@ -150,6 +150,8 @@ class Server:
         for number in END_SIGNALS:
             signal.signal(number, lambda number, frame: early.append(number))
         with trio.open_signal_receiver(*END_SIGNALS) as signals:
+            # Workers have them blocked from their fork on.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
             task_status.started()
             first = signal.Signals(early[0] if early else await anext(signals))
             seconds = self._shared.service.settings.drain_seconds

@@ -277,7 +277,8 @@ def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
         # A group of its own: a terminal's Ctrl-C reaches only the parent, which passes it on once.
         os.setpgid(0, 0)
         job.prepare(parent)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # The signals that end it stay blocked until the server has handlers: their default action is no orderly end.
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*mask, *END_SIGNALS})
         job.work(number)
         status = 0
     except BaseException:

@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,21 @@ def test_workers_that_cannot_be_started_at_first_are_a_refusal(root: Path, tmp_p
         " have fewer, or allow this user more processes or memory"
     )
     assert "listening" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_right_after_its_fork_ends_in_order(
+    root: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving(root, "--workers", "2", state=tmp_path / "state") as server:
+        known = children(server.process.pid)
+        os.kill(min(known), signal.SIGKILL)
+        # pgrep would come too late (proc(5), /proc/PID/task/TID/children).
+        listed = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        deadline = time.monotonic() + 30
+        while not (new := {int(child) for child in listed.read_text().split()} - known):
+            assert time.monotonic() < deadline
+        [worker] = new
+        os.kill(worker, number)
+        assert server.wait_for_line(rf"^worker {worker} ended \(exit status 0\)")
+        assert not any(f"worker {worker} failed" in line for line in server.log)
