@@ -150,8 +150,8 @@ class FileThreads:
                 call()
 
 
-class Lanes:
-    """Room for a few jobs at a time. A job that waits behind one that stalls fails with it, if its own file may stall:
+class JobLimiter:
+    """Lets a few jobs run at a time. A job that waits behind one that stalls fails with it, if its own file may stall:
     one after the other, they would wait for many times as long."""
 
     def __init__(self, count: int) -> None:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import Final
 
-from ktlsd.file_threads import Lanes
+from ktlsd.file_threads import JobLimiter
 from ktlsd.site.lookup import Identity, OpenFile, identify
 
 DIGEST_BYTES: Final = 16
@@ -27,7 +27,7 @@ class ContentHashes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Identity, bytes] = OrderedDict()
-        self._lanes = Lanes(2)
+        self._limiter = JobLimiter(2)
 
     async def digest(self, opened: OpenFile) -> bytes:
         """DIGEST_BYTES bytes of the content. Raises OSError when it cannot be read."""
@@ -47,7 +47,7 @@ class ContentHashes:
     async def _hash(self, opened: OpenFile) -> tuple[bytes, Identity]:
         """The digest, and the identity of the file once it was read."""
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        async with self._lanes.one(opened.root.threads.seconds, waits=opened.waits):
+        async with self._limiter.one(opened.root.threads.seconds, waits=opened.waits):
             offset, more = 0, True
             while more:
                 offset, more = await opened.run(partial(_add, digest, offset))

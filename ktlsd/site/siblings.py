@@ -35,7 +35,7 @@ class Siblings:
     def __init__(self) -> None:
         self._known: OrderedDict[_Pair, bool] = OrderedDict()
         self._comparing: dict[_Pair, trio.Event] = {}
-        self._lanes = trio.CapacityLimiter(2)
+        self._limiter = trio.CapacityLimiter(2)
 
     async def belong(self, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
         """Whether `sibling` certainly is the whole of `original` in this coding. Both are left open."""
@@ -63,7 +63,7 @@ class Siblings:
     async def _compare(self, pair: _Pair, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
         done = self._comparing[pair] = trio.Event()
         try:
-            verdict = await trio.to_thread.run_sync(_is_packed, original, sibling, coding, limiter=self._lanes)
+            verdict = await trio.to_thread.run_sync(_is_packed, original, sibling, coding, limiter=self._limiter)
         except OSError:
             # An unreadable sibling is one more reason to send the original.
             return False

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, cast
 from msgspec.structs import replace
 
 from ktlsd.config.options import SiteOptions
-from ktlsd.file_threads import DEFAULT_SECONDS, Lanes, Patience
+from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.compressible import is_compressible
 from ktlsd.http.cors import Cors
@@ -118,7 +118,7 @@ class Site:
         self._hashes = ContentHashes()
         self._siblings = Siblings()
         # Each holds the interpreter up for a while.
-        self._listings = Lanes(2)
+        self._listings = JobLimiter(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._server: Fields = SERVER_FIELD if site.server_header else ()
 
