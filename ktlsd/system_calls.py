@@ -71,12 +71,7 @@ def path_at(directory: int, path: bytes) -> int:
 
     Raises OSError: EAGAIN if the kernel would have to ask a file system.
     """
-    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_CACHED
-    how = ffi.new("struct open_how *", (os.O_PATH | os.O_CLOEXEC, 0, resolve))
-    descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
-    if descriptor < 0:
-        raise _error()
-    return descriptor
+    return _from_name_cache(directory, path, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
 
 
 def folder_at(path: bytes) -> int:
@@ -84,8 +79,12 @@ def folder_at(path: bytes) -> int:
 
     Raises OSError: EAGAIN if the kernel would have to ask a file system.
     """
-    how = ffi.new("struct open_how *", (os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_CACHED))
-    descriptor: int = _syscall(_SYS_openat2, _AT_FDCWD, path, how, _OPEN_HOW_SIZE)
+    return _from_name_cache(_AT_FDCWD, path, os.O_DIRECTORY, 0)
+
+
+def _from_name_cache(directory: int, path: bytes, flags: int, resolve: int) -> int:
+    how = ffi.new("struct open_how *", (os.O_PATH | os.O_CLOEXEC | flags, 0, resolve | _RESOLVE_CACHED))
+    descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
     if descriptor < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno), os.fsdecode(path))
     return descriptor

@@ -201,8 +201,7 @@ class Root:
         descriptor = self._descriptor
         os.close(openat2(descriptor, b".", os.O_PATH, cached=False))
         self.identity = folder_identity(descriptor)
-        self.waits = _waits(descriptor)
-        self._device = os.makedev(self.identity.device_major, self.identity.device_minor)
+        self.waits = mounts.waits(self.identity.mount)
         self._opens_now = not self.waits and _resolves_from_cache(descriptor)
 
     def __enter__(self) -> int:
@@ -351,30 +350,31 @@ class Root:
                         return _Opened(descriptor, _status(descriptor), reopens=True, waits=False)
                 known = self._nothing_was_mounted()
                 opening = partial(self._open_from_disk, root, path, flags, others)
-                descriptor, status, waits = await self.threads.run(opening, lambda opened: os.close(opened[0]))
-                if waits:
-                    return _Opened(descriptor, status, reopens=False, waits=True)
-                mount = folder_identity(descriptor).mount
-                crosses = self.identity is not None and mount != self.identity.mount
-                if crosses:
+                opened, mount = await self.threads.run(opening, lambda late: os.close(late[0].descriptor))
+                if opened.crosses and not opened.waits:
                     self._note_mount(mount, known=known)
-                return _Opened(descriptor, status, reopens, waits=False, crosses=crosses)
+                return opened._replace(reopens=reopens and not opened.waits)
         except Stalled:
             # No other name is tried: each would take as long again.
             raise
         except OSError as error:
             return miss_of(error)
 
-    def _open_from_disk(
-        self, root: int, path: bytes, flags: int, others: Sequence[bytes]
-    ) -> tuple[int, os.stat_result, bool]:
+    def _open_from_disk(self, root: int, path: bytes, flags: int, others: Sequence[bytes]) -> tuple[_Opened, int]:
+        """The same for a thread, which may wait; and the mount ID."""
         for other in others:
             with contextlib.suppress(OSError):
                 os.close(openat2(root, other, os.O_PATH, cached=False))
         descriptor = open_beneath(root, path, flags)
         status = _status(descriptor)
-        waits = self.waits or (status.st_dev != self._device and _waits(descriptor))
-        return descriptor, status, waits
+        try:
+            mount = folder_identity(descriptor).mount
+            crosses = self.identity is not None and mount != self.identity.mount
+            waits = mounts.waits(mount) if crosses else self.waits
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _Opened(descriptor, status, reopens=False, waits=waits, crosses=crosses), mount
 
     def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
         """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
@@ -422,11 +422,6 @@ def _open_folder(path: str) -> int:
         if error.errno not in (errno.EAGAIN, errno.EINVAL):
             raise
     return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _waits(descriptor: int) -> bool:
-    """Whether an open file's file system may hold up every call on it; asks no file system."""
-    return mounts.waits(folder_identity(descriptor).mount)
 
 
 def _resolves_from_cache(descriptor: int) -> bool:
