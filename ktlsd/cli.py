@@ -113,11 +113,7 @@ def _serve_parser() -> argparse.ArgumentParser:
     add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
     add("--error-log", metavar="FILE", help="file to append all other log lines to, or `stderr` (default)")
     add("--libssl", metavar="PATH", help="path of libssl (default: the system's; also KTLSD_LIBSSL)")
-    add(
-        "--log-level",
-        metavar="LEVEL",
-        help=f"one of {', '.join(LOG_LEVELS)} (default info: a line for each connection)",
-    )
+    add("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (default info)")
     add("--version", action="store_true", help="show the versions and kTLS support of ktlsd, OpenSSL and the kernel")
     return parser
 

@@ -116,12 +116,17 @@ class Handshakes:
         return None
 
     def _may_go_on(self, peer: Peer, secured: Secured) -> bool:
-        """Log which path the connection takes, and whose it is; whether both are allowed."""
+        """True if the paths of a connection and its client certificate are allowed; logs both."""
         handshake, tx, row = secured.handshake, secured.tx, self._shared.row
-        if log.isEnabledFor(logging.INFO):
+        first = self._shared.kinds.is_new(handshake.protocol, handshake.cipher, tx, secured.rx)
+        level = logging.INFO if first else logging.DEBUG
+        if log.isEnabledFor(level):
             cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
             whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
-            log.info("%s %s %s%s ktls tx=%s rx=%s%s", peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose)
+            log.log(
+                *(level, "%s %s %s%s ktls tx=%s rx=%s%s"),
+                *(peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose),
+            )
         if secured.clients and handshake.client is None:
             row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
             log.warning("%s closed: its session has no verified client certificate", peer)

@@ -24,6 +24,7 @@ from ktlsd.connection.listener import Listener
 from ktlsd.connection.peers import peer_of
 from ktlsd.connection.poller import Batch, Poller
 from ktlsd.logs.error_log import NOTICE
+from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import UNCOUNTED, Row
 from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
@@ -50,11 +51,12 @@ class Server:
         access_log: AccessLog | None = None,
         row: Row = UNCOUNTED,
         metrics: MetricsListener | None = None,
+        kinds: ConnectionKinds | None = None,
         *,
         alone: bool = True,
         tells_of_roots: bool = True,
     ) -> None:
-        """`row` is what it counts into, `metrics` where it answers with what all workers count.
+        """`row` has the counters of this process, `metrics` answers with those of all workers; all share `kinds`.
 
         A process that is not `alone` has a parent, which tells the operator when all of them end. One process
         `tells_of_roots` that have changed.
@@ -67,7 +69,12 @@ class Server:
         self.draining = trio.Event()
         """Set once drain() is called."""
         self._shared = Shared(
-            service, IdleConnections(service.settings.limits.idle_seconds, row), Clock(), row, access_log
+            service,
+            IdleConnections(service.settings.limits.idle_seconds, row),
+            Clock(),
+            row,
+            kinds or ConnectionKinds(),
+            access_log,
         )
         self._arrivals = Arrivals(self._shared)
 

@@ -79,7 +79,7 @@ def _each(*values: str) -> tuple[tuple[str, ...], ...]:
 
 _LISTENERS: Final = _each(*(kind.value for kind in listener_kind.Kind))
 _OFFLOADS: Final = tuple(offload.name.lower() for offload in Offload)
-_CIPHERS: Final = (
+CIPHERS: Final = (
     *(("TLSv1.3", cipher) for cipher in (*CIPHERSUITES.split(":"), OTHER)),
     *(("TLSv1.2", cipher) for cipher in (*EVERY_CIPHER.split(":"), OTHER)),
     (OTHER, OTHER),
@@ -100,7 +100,7 @@ METRICS: Final = (
         "TLS handshakes completed, by negotiated protocol and cipher, and by encryption path (tx) and decryption path"
         " (rx).",
         ("protocol", "cipher", "tx", "rx"),
-        tuple((*cipher, tx, rx) for cipher in _CIPHERS for tx in _OFFLOADS for rx in _OFFLOADS),
+        tuple((*cipher, tx, rx) for cipher in CIPHERS for tx in _OFFLOADS for rx in _OFFLOADS),
         sparse=True,
     ),
     Metric(

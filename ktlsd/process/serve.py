@@ -31,6 +31,7 @@ from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.logs import Logs
 from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges
 from ktlsd.process.configuration import Configuration, certificate_files, validate_service
@@ -80,7 +81,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
         waits = _tell_waiting(service) or bool(may_wait(configuration.files()))
-        store = MetricsStore(workers)
+        store, kinds = MetricsStore(workers), ConnectionKinds()
         metrics = None
         if settings.metrics_listen is not None:
             from ktlsd.status.metrics_listener import MetricsListener
@@ -104,7 +105,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                 async with logs.access_log() as access_log:
                     row = store.take(number)
                     server = Server(
-                        configuration.service, access_log, row, metrics, alone=alone, tells_of_roots=number == 0
+                        *(configuration.service, access_log, row, metrics, kinds),
+                        alone=alone,
+                        tells_of_roots=number == 0,
                     )
                     async with trio.open_nursery() as nursery:
                         reloader = Reloader(server, configuration, terminal, watchdog.notifier, alone=alone)
@@ -231,7 +234,9 @@ def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
         print_error(service.notice)
     roots = ", ".join(str(hosted.site.followed.path) for hosted in service.all)
     places = ", ".join(listener.url() for listener in listeners)
-    print_error(f"ktlsd {__version__} serves {roots} on {places}; {service.ktls_state}")
+    print_error(f"ktlsd {__version__} serves {roots} on {places}")
+    if service.ktls_state:
+        print_error(service.ktls_state)
     if os.geteuid() == 0:
         log.warning("running as root; use --user to drop privileges")
 

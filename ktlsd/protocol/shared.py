@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.validators import http_date
+from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import Row
 from ktlsd.service import Service
 
@@ -40,4 +41,6 @@ class Shared(Struct):
     clock: Clock
     row: Row
     """The counters of this process."""
+    kinds: ConnectionKinds
+    """Shared by all processes."""
     access_log: AccessLog | None = None

@@ -70,7 +70,7 @@ def with_cbc(folder: Path) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     state = tmp_path_factory.mktemp("state")
-    with serving(root, *with_cbc(state), state=state) as running:
+    with serving(root, *with_cbc(state), "--log-level", "debug", state=state) as running:
         yield running
 
 
@@ -263,7 +263,8 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
     try:
         for line in setup.strip().splitlines():
             subprocess.run(line.split(), check=True)
-        with serving(root, state=tmp_path / "state", listen=["10.111.0.1:0"]) as server:
+        options = ("--log-level", "debug")
+        with serving(root, *options, state=tmp_path / "state", listen=["10.111.0.1:0"]) as server:
             before = counter("TlsTxSw")
             url = f"https://10.111.0.1:{server.port}/part.bin"
             each = [part for index in range(64) for part in (url, "-o", str(tmp_path / f"{index}.out"))]

@@ -162,7 +162,7 @@ def test_the_module_may_go_and_come_under_a_running_server(
     contents: dict[str, bytes],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    with serving(root, state=tmp_path / "state") as server:
+    with serving(root, "--log-level", "debug", state=tmp_path / "state") as server:
         connection, begun = begin(server.port)
         refused = subprocess.run(["rmmod", "tls"], capture_output=True, check=False)
         assert refused.returncode != 0, "a connection holds the module"

@@ -109,7 +109,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     with contextlib.ExitStack() as stack:
 
         def start(name: str, backend: tuple[str, ...] = ()) -> Running:
-            words = ("--config", str(folder / f"{name}.toml"))
+            words = ("--config", str(folder / f"{name}.toml"), "--log-level", "debug")
             return stack.enter_context(serving(None, *words, state=folder / "state", backend_listen=backend))
 
         web, local, passed = start("web"), start("local", (socket,)), start("passed")

@@ -56,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[Running]:
-    with serving(root, "--listing", state=root.parent / "state") as running:
+    with serving(root, "--listing", "--log-level", "debug", state=root.parent / "state") as running:
         yield running
 
 

@@ -35,6 +35,7 @@ from tests.logs.test_access_log import read_combined
 from tests.process.test_reload import is_blocked
 from tests.serving import (
     Running,
+    children,
     client_context,
     command,
     connect,
@@ -309,6 +310,8 @@ def test_what_differs_from_a_remembered_request_is_logged_as_it_was_sent(
 def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> None:
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
     options = ("--access-log", str(access), "--error-log", str(errors), "--workers", str(workers))
+    # Which has a line for each connection.
+    options += ("--log-level", "debug")
     clients, rotations = 4, 5
     asked: list[str] = []
     over = threading.Event()
@@ -346,7 +349,7 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
             logged.append(read_combined(line)["request"])
     assert sorted(logged) == sorted(f"GET {target} HTTP/1.1" for target in asked)
     said = "".join(file.read_text() for file in tmp_path.glob("error.log*")).splitlines()
-    dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info|notice|warning|error) \S.*")
+    dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|notice|warning|error) \S.*")
     assert all(dated.fullmatch(line) for line in said)
     assert 20 * sum(" ktls tx=" in line for line in said) == len(asked)
 
@@ -503,6 +506,42 @@ def test_nobody_waits_for_a_stderr_that_takes_nothing(root: Path, tmp_path: Path
     )
     others = [line for line in lines if not line.startswith("{") and "messages of this log" not in line]
     assert all(message.fullmatch(line) for line in others)
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_connection_of_each_kind_is_told(root: Path, tmp_path: Path, workers: int) -> None:
+    older = client_context(newest=ssl.TLSVersion.TLSv1_2)
+    with serving(root, "--workers", str(workers), state=tmp_path / "state") as server:
+
+        def told() -> list[str]:
+            # A line about a request comes after those about its connection.
+            since = len(server.log)
+            assert get(server.port, "/nothing").status == 404
+            server.wait_for_line("404 GET /nothing", since)
+            return [line.split()[1] for line in server.log if " ktls tx=" in line]
+
+        assert told() == ["TLSv1.3"]
+        for _ in range(10):
+            exchange(server.port, f"GET /small.txt HTTP/1.1\r\n{CLOSE}".encode(), older)
+            assert told() == ["TLSv1.3", "TLSv1.2"]
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("configuration reloaded")
+        for worker in children(server.process.pid):
+            os.kill(worker, signal.SIGKILL)
+            server.wait_for_line(f"worker {worker} ended")
+        for _ in range(5):
+            exchange(server.port, f"GET /small.txt HTTP/1.1\r\n{CLOSE}".encode(), older)
+            assert told() == ["TLSv1.3", "TLSv1.2"]
+
+
+def test_debug_tells_each_connection(root: Path, tmp_path: Path) -> None:
+    with serving(root, "--log-level", "debug", state=tmp_path / "state") as server:
+        for _ in range(3):
+            assert get(server.port, "/small.txt").body == b"small"
+        assert eventually(lambda: sum(" ktls tx=" in line for line in server.log) == 3)
 
 
 # --- what an operator asks for ---------------------------------------------------------------------------------------

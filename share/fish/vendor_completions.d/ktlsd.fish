@@ -77,7 +77,7 @@ complete -c ktlsd -n _shtab_ktlsd_using -l access-log -xka "(__fish_complete_pat
 complete -c ktlsd -n _shtab_ktlsd_using -l access-log-format -xka "combined json" -d 'Apache'"'"'s format (default), or JSON'
 complete -c ktlsd -n _shtab_ktlsd_using -l error-log -xka "(__fish_complete_path (commandline -ct))" -d 'file to append all other log lines to, or `stderr` (default)'
 complete -c ktlsd -n _shtab_ktlsd_using -l libssl -xka "(__fish_complete_path (commandline -ct))" -d 'path of libssl (default: the system'"'"'s; also KTLSD_LIBSSL)'
-complete -c ktlsd -n _shtab_ktlsd_using -l log-level -xka "debug info warning error" -d 'one of debug, info, warning, error (default info: a line for each connection)'
+complete -c ktlsd -n _shtab_ktlsd_using -l log-level -xka "debug info warning error" -d 'one of debug, info, warning, error (default info)'
 complete -c ktlsd -n _shtab_ktlsd_using -l version -d 'show the versions and kTLS support of ktlsd, OpenSSL and the kernel'
 complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a doctor -d 'Diagnose kTLS on this machine'
 complete -c ktlsd -n '_shtab_ktlsd_using doctor' -s h -l help -d 'show this help message and exit'
