@@ -73,8 +73,8 @@ class Server:
             IdleConnections(service.settings.limits.idle_seconds, row),
             Clock(),
             row,
-            kinds or ConnectionKinds(),
             access_log,
+            kinds or ConnectionKinds(),
         )
         self._arrivals = Arrivals(self._shared)
 

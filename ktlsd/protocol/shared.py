@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.validators import http_date
@@ -41,6 +41,6 @@ class Shared(Struct):
     clock: Clock
     row: Row
     """The counters of this process."""
-    kinds: ConnectionKinds
-    """Shared by all processes."""
     access_log: AccessLog | None = None
+    kinds: ConnectionKinds = field(default_factory=ConnectionKinds)
+    """Shared by all processes."""

@@ -309,9 +309,9 @@ def test_what_differs_from_a_remembered_request_is_logged_as_it_was_sent(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> None:
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
-    options = ("--access-log", str(access), "--error-log", str(errors), "--workers", str(workers))
-    # Which has a line for each connection.
-    options += ("--log-level", "debug")
+    # At debug there is a line for each connection.
+    logs = ("--access-log", str(access), "--error-log", str(errors), "--log-level", "debug")
+    options = (*logs, "--workers", str(workers))
     clients, rotations = 4, 5
     asked: list[str] = []
     over = threading.Event()
