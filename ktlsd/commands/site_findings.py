@@ -16,7 +16,15 @@ from ktlsd.config.findings import Finding, Place, sites_of
 from ktlsd.config.options import HstsOptions, Settings, SiteOptions
 from ktlsd.config.refusal import cause
 from ktlsd.http.request_target import target_of_path
-from ktlsd.site.rule_files import HEADERS_FILE, LARGEST_FILE, REDIRECTS_FILE, parse_headers, parse_redirects
+from ktlsd.site.rule_files import (
+    HEADERS_FILE,
+    LARGEST_FILE,
+    REDIRECTS_FILE,
+    HeadersFile,
+    RedirectsFile,
+    parse_headers,
+    parse_redirects,
+)
 
 PRELOAD_SECONDS: Final = 31536000
 """The least max-age, in seconds, that browsers' preload list takes (hstspreload.org, since 2017)."""
@@ -120,24 +128,37 @@ def _caches(place: Place, site: SiteOptions) -> Iterator[Finding]:
 
 
 def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
-    """What `_headers` and `_redirects` have that is left out."""
+    """Lines of `_headers` and `_redirects` that are ignored: unsupported ones; in a file that is not used, those that
+    protect paths."""
     for key, name in (("headers_file", HEADERS_FILE), ("redirects_file", REDIRECTS_FILE)):
-        if not getattr(site, key) or site.root is None:
+        if site.root is None:
             continue
-        file = site.root / name
+        used = getattr(site, key)
         try:
-            # A FIFO must not hold up the check.
-            with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
-                text = (opened.read(LARGEST_FILE + 1) or b"").decode("utf-8", "replace")
+            parsed = _parsed(site.root, name)
         except FileNotFoundError:
             # A deployment may bring it later.
             continue
         except OSError as error:
-            yield Finding((*place, key), f"cannot be read: {cause(error)}", "make it a file that ktlsd may read")
+            if used:
+                yield Finding((*place, key), f"cannot be read: {cause(error)}", "make it a file that ktlsd may read")
             continue
-        left_out = (parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)).warnings
-        for warning in left_out:
-            yield Finding((*place, key), f"{site.root}/{warning}", "mend this line, which is left out")
+        if used:
+            for warning in parsed.warnings:
+                yield Finding((*place, key), f"{site.root}/{warning}", "mend this line, which is left out")
+        elif parsed.protected:
+            what = f"{site.root}/{name} is not used: its lines that protect paths have no effect"
+            if name == HEADERS_FILE and not absence(site, f"/{name}"):
+                what += ", and every client can fetch it with its passwords"
+            yield Finding((*place, key), what, f"set {key} = true, or remove the file")
+
+
+def _parsed(root: Path, name: str) -> HeadersFile | RedirectsFile:
+    """`_headers` or `_redirects` in a root. Raises OSError."""
+    # A FIFO must not hold up the check.
+    with open(os.open(root / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+        text = (opened.read(LARGEST_FILE + 1) or b"").decode("utf-8", "replace")
+    return parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)
 
 
 def _exposed(settings: Settings) -> Iterator[Finding]:

@@ -224,6 +224,24 @@ def test_what_is_left_out_of_a_static_hosts_files_is_told(folder: Path) -> None:
     assert warnings(folder, "root = 'www'\n") == []
 
 
+def test_a_static_hosts_file_that_protects_paths_and_is_not_used(folder: Path) -> None:
+    (folder / "www/_headers").write_text("/private/*\n  Basic-Auth: user:password\n")
+    (folder / "www/_redirects").write_text("/admin/* 200! Role=admin\n")
+    ignored = "is not used: its lines that protect paths have no effect"
+    fetched = ", and every client can fetch it with its passwords"
+    first = f"ktlsd.toml:1: warning: headers_file: www/_headers {ignored}{fetched}: set headers_file = true, or remove"
+    second = f"ktlsd.toml:1: warning: redirects_file: www/_redirects {ignored}: set redirects_file = true, or remove"
+    assert warnings(folder, "root = 'www'\n") == [f"{first} the file", f"{second} the file"]
+    used = warnings(folder, "root = 'www'\nheaders_file = true\n")
+    assert [line for line in used if "not used" in line] == [f"{second} the file"]
+    # A link out of the root is not served.
+    (folder / "www/_headers").rename(folder / "_headers")
+    (folder / "www/_headers").symlink_to(folder / "_headers")
+    linked = warnings(folder, "root = 'www'\nredirects_file = true\n")
+    assert not any(fetched in line for line in linked)
+    assert any(f"www/_headers {ignored}: set headers_file" in line for line in linked)
+
+
 def test_a_static_hosts_file_that_cannot_be_read_is_told(folder: Path) -> None:
     text = "root = 'www'\nheaders_file = true\n"
     (folder / "www/_headers").mkdir()
