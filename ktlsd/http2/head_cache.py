@@ -1,0 +1,128 @@
+"""Header blocks that were seen, and the request heads that they mean: pure.
+
+Strategy: what a block means is a function of the table before it, so each table remembers blocks with their head, path
+and next table: exact also for blocks that change the table, and validation is remembered as well. Most blocks differ
+from one before in a :path literal, which leaves the table alone: a second look-up goes without it. All that is
+remembered is dropped at once when it is too much.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ktlsd.http2.header_table import ENTRY_OVERHEAD, Field, HeaderTable
+from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block, read_string
+from ktlsd.http2.huffman import HuffmanError
+from ktlsd.http2.request_fields import FieldChecks, Head, is_path, oversized_head, request_head
+
+Decoded = tuple[Head, bytes, HeaderTable]
+"""A head, the target, and the table after the block."""
+
+MOST_ENTRIES: Final = 8192
+MOST_WEIGHT: Final = 16 << 20
+"""Bytes, as _weight() estimates them."""
+LONGEST_BLOCK: Final = 1024
+"""Bytes of a block that is remembered."""
+
+_MOST_BEFORE_PATH: Final = 8
+"""Bytes: a :path literal after more than that is not looked for."""
+_PATH_LITERALS: Final = (0x04, 0x14)
+""":path with a literal value, without indexing and never indexed: what clients write for a path of their own."""
+
+
+class HeadCache:
+    """One process's memory of header blocks; one for each limit of header lists."""
+
+    def __init__(self, most_list_bytes: int) -> None:
+        """`most_list_bytes` is the limit of a header list; a larger one is decoded, but its head lacks fields."""
+        self.most_list_bytes = most_list_bytes
+        self.strings = HuffmanCache()
+        self.checks = FieldChecks()
+        self.root = HeaderTable()
+        """The table of every new connection."""
+        self._entries = 0
+        self._weight = 0
+        self._tables: dict[int, HeaderTable] = {}
+        """Those that remember something, by id(): dropping must reach also those that a connection holds."""
+
+    def __len__(self) -> int:
+        return self._entries
+
+    def decode(self, table: HeaderTable, block: bytes) -> Decoded:
+        """What a block means after this table. Raises ConnectionFault.
+
+        A caller can look in `table.known` first: that is where it is remembered.
+        """
+        found = table.known.get(block)
+        if found is not None:
+            return found
+        if len(block) > LONGEST_BLOCK:
+            return self._decode_new(table, block)
+        split = self._without_path(block)
+        if split is None:
+            found = self._decode_new(table, block)
+            self._remember(table, block, found)
+            return found
+        path, rest = split
+        shared = table.known_rests.get(rest)
+        if shared is not None and is_path(path):
+            # Not remembered: the next look-up of this kind costs about the same, and paths are many.
+            return shared[0], path, shared[1]
+        found = self._decode_new(table, block)
+        self._remember(table, block, found)
+        head = found[0]
+        # A path from this branch is short: another one cannot bring the list beyond the limit.
+        if head.refused is None and head.list_bytes + LONGEST_BLOCK <= self.most_list_bytes:
+            table.known_rests[rest] = head, found[2]
+        return found
+
+    def decode_fields(self, table: HeaderTable, block: bytes) -> tuple[list[Field], HeaderTable]:
+        """The fields of a block that is no request's, and the table after it. Raises ConnectionFault."""
+        fields, _, after = decode_block(table, block, self.strings, self.most_list_bytes)
+        return fields, after
+
+    def _decode_new(self, table: HeaderTable, block: bytes) -> Decoded:
+        fields, list_bytes, after = decode_block(table, block, self.strings, self.most_list_bytes)
+        if list_bytes > self.most_list_bytes:
+            return oversized_head(fields, list_bytes), b"", after
+        head, target = request_head(fields, list_bytes, self.checks)
+        return head, target, after
+
+    def _without_path(self, block: bytes) -> tuple[bytes, bytes] | None:
+        """A block's :path and the rest of it, if a :path literal comes after indexed fields at most."""
+        size = len(block)
+        start = 0
+        while start < size and 0x80 < block[start] < 0xFF:
+            start += 1
+        if start > _MOST_BEFORE_PATH or start + 1 >= size or block[start] not in _PATH_LITERALS:
+            return None
+        if block[start + 1] & 0x7F == 0x7F:
+            return None
+        try:
+            path, end = read_string(block, start + 1, self.strings)
+        except (HuffmanError, IndexError):
+            return None
+        return path, b"%c%b%b" % (start, block[:start], block[end:])
+
+    def _remember(self, table: HeaderTable, block: bytes, found: Decoded) -> None:
+        weight = _weight(block, found)
+        if self._entries >= MOST_ENTRIES or self._weight + weight > MOST_WEIGHT:
+            self._drop()
+        self._entries += 1
+        self._weight += weight
+        self._tables[id(table)] = table
+        table.known[block] = found
+
+    def _drop(self) -> None:
+        for table in self._tables.values():
+            table.known.clear()
+            table.known_rests.clear()
+        self._tables.clear()
+        self._entries = self._weight = 0
+        self.root = HeaderTable()
+
+
+def _weight(block: bytes, found: Decoded) -> int:
+    """Bytes that an entry takes, at most: the block twice, its fields, the next table and the objects around them."""
+    head, _, after = found
+    return 1024 + 3 * len(block) + 4 * head.list_bytes + 2 * ENTRY_OVERHEAD * len(after.entries)
