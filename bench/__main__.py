@@ -34,6 +34,8 @@ ROUNDS: Final = {False: 5, True: 2}
 GUEST_SCRATCH: Final = Path("/mnt/disk")
 GUEST_MEMORY: Final = ("tcp_rmem", "tcp_wmem")
 GUEST_BUFFER: Final = "4096 131072 262144"
+NONE: Final = "none"
+"""No peer, for --peers."""
 EXIT_USAGE: Final = 2
 EXIT_STOPPED: Final = 124
 
@@ -50,7 +52,7 @@ def main() -> int:
     except KeyError as error:
         print(f"bench: no row {error} in the setting {setting}", file=sys.stderr)
         return EXIT_USAGE
-    if unknown := [name for name in _split(options.peers) if name not in PEERS]:
+    if unknown := [name for name in _split(options.peers) if name not in (*PEERS, NONE)]:
         print(f"bench: no peer {', '.join(unknown)}; there are {', '.join(PEERS)}", file=sys.stderr)
         return EXIT_USAGE
     if options.list:
@@ -74,13 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--setting", choices=[str(one) for one in Setting], default="host", help="this machine, or QEMU with kTLS")
     add("--rows", default="", metavar="NAMES", help="rows to run, with commas; 'p99' takes all p99-... (default: all)")
-    add("--peers", default="", metavar="NAMES", help="peers to compare with, with commas (default: those of each row)")
+    add(
+        "--peers",
+        default="",
+        metavar="NAMES",
+        help="peers to compare with, with commas, or none (default: those of each row)",
+    )
     add("--workers", default="1,2", metavar="NUMBERS", help="numbers of workers, with commas (default: 1,2)")
     add("--rounds", type=int, metavar="N", help="rounds after the warm-up (default: 5, quick: 2)")
     add("--seconds", type=int, metavar="N", help="length of a sample (default: 4, in the VM 12; quick: 1 and 5)")
     add("--quick", action="store_true", help="few and short rounds")
     add("--out", type=Path, default=Path("bench-results"), metavar="DIR", help="where the results go")
     add("--ktlsd", default=f"{sys.executable} -m ktlsd", metavar="COMMAND", help="how ktlsd is started")
+    add("--against", default="", metavar="COMMAND", help="another ktlsd to compare with, as the peer ktlsd-other")
     add(
         "--peer-python",
         type=os.path.abspath,
@@ -128,7 +136,7 @@ def _here(options: argparse.Namespace, setting: Setting, rows: Sequence[Row]) ->
         seconds=seconds,
         warm_up_seconds=max(1, seconds // 3),
         handshakes=HANDSHAKES[setting],
-        programs=Programs(tuple(shlex.split(options.ktlsd)), options.peer_python),
+        programs=Programs(tuple(shlex.split(options.ktlsd)), options.peer_python, tuple(shlex.split(options.against))),
         scratch=scratch or Path(tempfile.gettempdir()),
     )
     result = run(plan, lambda line: print(line, file=sys.stderr, flush=True))
@@ -141,7 +149,9 @@ def _here(options: argparse.Namespace, setting: Setting, rows: Sequence[Row]) ->
 
 def _in_the_machine(options: argparse.Namespace) -> int:
     """Boot the machine of tests/vm and run this command in it; its /results is a folder of ours."""
-    passed = [f"--{name}={getattr(options, name)}" for name in ("rows", "peers", "workers", "timeout", "ktlsd")]
+    passed = [
+        f"--{name}={getattr(options, name)}" for name in ("rows", "peers", "workers", "timeout", "ktlsd", "against")
+    ]
     passed += [f"--{name}={value}" for name in ("rounds", "seconds") if (value := getattr(options, name))]
     passed += [f"--peer-python={options.peer_python}", *(["--quick"] if options.quick else [])]
     command = [sys.executable, "-m", "bench", "--setting=vm", "--out=/results", *passed]

@@ -111,10 +111,11 @@ class _OneFile:
         site.file(self.path)
 
     def check(self, server: Server, site: Site) -> str:
-        return _check(server, self.path, {}, 200, SIZES[self.path])
+        return mismatch(server, self.path, {}, 200, SIZES[self.path])
 
 
-def _check(server: Server, path: str, fields: dict[str, str], status: int, length: int) -> str:
+def mismatch(server: Server, path: str, fields: dict[str, str], status: int, length: int) -> str:
+    """How this server's answer differs from the one that a row is about; empty if it does not."""
     try:
         answer = wire.get(server.port, path, fields, CHECKED_BYTES)
     except (wire.WireError, OSError) as error:
@@ -186,7 +187,7 @@ def _asking(
         listing.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "--timeout", "60s", "-s", str(WRK_SCRIPT)]
         command += [server.url("/"), "--", str(first), str(last), listing.name]
-        with _process(command) as wrk:
+        with beside(command) as wrk:
             yield wrk
 
 
@@ -248,7 +249,7 @@ class Wrk:
                 return str(error)
         path, fields = requests[0]
         whole = MANY_SIZE if self.files else SIZES[self.path]
-        return _check(server, path, fields, self.status, {200: whole, 206: self.range_length}.get(self.status, 0))
+        return mismatch(server, path, fields, self.status, {200: whole, 206: self.range_length}.get(self.status, 0))
 
     def measure(self, target: Target) -> Sample:
         rate, cpu = _wrk(target, self.connections, self._requests(target.server, target.site))
@@ -280,7 +281,7 @@ class Bulk(_OneFile):
 def _drain(port: int, path: str, connections: int, rate: int) -> Iterator[subprocess.Popen[str]]:
     """Downloads that have begun."""
     command = [sys.executable, "-m", "bench.drain", str(port), path, str(SIZES[path]), str(connections), str(rate)]
-    with _process([*command, str(DRAIN_SECONDS)]) as drain:
+    with beside([*command, str(DRAIN_SECONDS)]) as drain:
         assert drain.stdout is not None
         if drain.stdout.readline().strip() != "ready":
             raise ClientError(f"the downloads do not start: {drain.communicate()[1].strip()[-200:]}")
@@ -353,7 +354,7 @@ class Handshakes(_OneFile):
         command += ["-time", str(target.seconds)]
         before, started = target.server.cpu_seconds(), time.monotonic()
         with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(_process(command)) for _ in range(HANDSHAKE_CLIENTS)]
+            clients = [stack.enter_context(beside(command)) for _ in range(HANDSHAKE_CLIENTS)]
             texts = [client.communicate(timeout=target.seconds + GRACE_SECONDS)[0] for client in clients]
         seconds, cpu = time.monotonic() - started, target.server.cpu_seconds() - before
         count = sum(self._count(text) for text in texts)
@@ -371,7 +372,7 @@ class Handshakes(_OneFile):
 
 
 @contextlib.contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def beside(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A client beside others, ended at the end in any case."""
     process = subprocess.Popen(
         command,

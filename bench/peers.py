@@ -10,13 +10,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from bench.machine import CHECKOUT, has_ktls, output
 from bench.servers import Launch
 
+OURS: Final = "ktlsd"
+OTHER: Final = "-other"
+"""The end of the names of the other ktlsd's peers."""
 PATH: Final = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 IDLE_SECONDS: Final = 600
 MOST_CONNECTIONS: Final = 8192
@@ -46,10 +49,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Programs:
-    """What comes from the command line: ktlsd's command and the interpreter that has the Python peers."""
+    """What comes from the command line: ktlsd's command and the interpreter that has the Python peers.
+
+    `other` is the command of another ktlsd to compare with, empty for none.
+    """
 
     ktlsd: tuple[str, ...]
     python: str
+    other: tuple[str, ...] = ()
+
+    def of_the_other(self) -> Programs:
+        """The same with the other ktlsd in place of this one."""
+        return replace(self, ktlsd=self.other)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class Peer:
 
     def why_missing(self, programs: Programs) -> str:
         """Why it cannot run on this machine; empty if it can."""
+        if self.name.endswith(OTHER) and not programs.other:
+            return "no other ktlsd is given (--against)"
         if self.python:
             if not shutil.which(programs.python):
                 return f"no interpreter {programs.python}"
@@ -295,9 +308,24 @@ _LIGHTTPD_VERSION: Final = _says("lighttpd", "-v", pattern=r"(?<=lighttpd/)\S+")
 _UVICORN: Final = ("uvicorn", "starlette", "uvloop", "httptools")
 _HYPERCORN: Final = ("hypercorn", "starlette", "trio")
 
-_ALL: Final = (
-    Peer("ktlsd", "env", "coreutils", _ktlsd("auto"), _ktlsd_version),
+
+def _from_the_other(peer: Peer) -> Peer:
+    """The same peer as the other ktlsd runs it."""
+    return replace(
+        peer,
+        name=peer.name + OTHER,
+        launch=lambda place, programs: peer.launch(place, programs.of_the_other()),
+        version=lambda programs: peer.version(programs.of_the_other()),
+    )
+
+
+_OURS: Final = (
+    Peer(OURS, "env", "coreutils", _ktlsd("auto"), _ktlsd_version),
     Peer("ktlsd-off", "env", "coreutils", _ktlsd("off"), _ktlsd_version),
+)
+_ALL: Final = (
+    *_OURS,
+    *map(_from_the_other, _OURS),
     Peer("nginx", "nginx", "nginx", _nginx(False), _NGINX_VERSION),
     Peer("nginx-ktls", "nginx", "nginx", _nginx(True), _NGINX_VERSION, ktls=True),
     Peer("nginx-cached", "nginx", "nginx", _nginx(False, cache=True), _NGINX_VERSION),
@@ -312,4 +340,3 @@ _ALL: Final = (
     Peer("s_server", "openssl", "openssl", _s_server, _says("openssl", "version"), serial=True),
 )
 PEERS: Final[dict[str, Peer]] = {peer.name: peer for peer in _ALL}
-OURS: Final = "ktlsd"

@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Final
 
 from bench.clients import RANGES, Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+from bench.traffic import Tree
+from bench.traffic_client import Browsing, Traffic
 
 MEGABYTE: Final = 1_000_000
 
@@ -147,6 +149,31 @@ KINDS: Final = tuple(
     for name, work, client in _KINDS
 )
 
+SITE: Final = Tree("traffic", files=20_000, folders=200, median=8 * 1024, sigma=1.2)
+
+TRAFFIC: Final = (
+    Row(
+        "traffic",
+        "real traffic: 20,000 files by Zipf's law, browsers' heads that differ, 32 connections",
+        Setting.HOST,
+        Traffic(Browsing(SITE)),
+        ("nginx", "lighttpd", "caddy"),
+        at_least=(
+            Limit("cpu per request at first", 1.0, "caddy"),
+            Limit("cpu per request", 0.6, "nginx"),
+            Limit("p99 at first", 1 / 3, "nginx"),
+            Limit("memory", 150),
+        ),
+        aim=(
+            Limit("cpu per request at first", 0.5, "nginx"),
+            Limit("cpu per request", 0.8, "nginx"),
+            Limit("p99 at first", 1 / 1.5, "nginx"),
+            Limit("memory", 75),
+        ),
+        workers=(1,),
+    ),
+)
+
 HANDSHAKES: Final = tuple(
     Row(
         name,
@@ -230,7 +257,7 @@ START: Final = Row(
     workers=(1,),
 )
 
-ROWS: Final = (*BIG, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
+ROWS: Final = (*TRAFFIC, *BIG, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
 
 
 def select(setting: Setting, names: Sequence[str]) -> list[Row]:

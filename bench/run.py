@@ -18,7 +18,7 @@ from typing import Final
 from bench import machine, wire
 from bench.clients import ClientError, Target
 from bench.metrics import Sample
-from bench.peers import OURS, PEERS, Place, Programs
+from bench.peers import OTHER, OURS, PEERS, Place, Programs
 from bench.rows import Row
 from bench.servers import Server, ServerError, free_port, running
 from bench.site import Site
@@ -45,7 +45,8 @@ class Plan:
     """Where the run may make its folder."""
 
     def peers_of(self, row: Row) -> list[str]:
-        return [OURS, *(name for name in row.peers if not self.peers or name in self.peers)]
+        other = (OURS + OTHER,) if self.programs.other else ()
+        return [OURS, *other, *(name for name in row.peers if not self.peers or name in self.peers)]
 
 
 @dataclass

@@ -93,6 +93,15 @@ class Server:
                 total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
         return total
 
+    def proportional_kib(self) -> int:
+        """Memory of all its processes, with a share of what they have in common (Pss of smaps_rollup, proc(5))."""
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+                total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        return total
+
     def wait_until_listening(self) -> None:
         """Raises ServerError with the end of its log where it dies or takes too long."""
         deadline = self.started + START_SECONDS

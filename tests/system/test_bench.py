@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.metrics import ratio
-from bench.peers import PATH, PEERS
+from bench.__main__ import CLIENT_SETTINGS
+from bench.clients import ClientError, Target
+from bench.metrics import METRICS, ratio
+from bench.peers import PATH, PEERS, Place, Programs
 from bench.plot import points
 from bench.report import shortfalls, verdict
 from bench.rows import ROWS, Limit, Row, Setting, select
 from bench.run import RowResult
+from bench.servers import Server, free_port, running
+from bench.site import Site
 from bench.summary import table
+from bench.traffic import Tree, browsing, scanning
+from bench.traffic_client import Browsing, Scanning, Traffic, Work
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RUN_SECONDS = 240.0
@@ -44,13 +56,19 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """One round of one second of one row against nginx, and granian without an interpreter to run it."""
+    """One round of one second of one row against nginx, this ktlsd twice, and granian without an interpreter."""
     out, scratch = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("scratch")
     for parent in (scratch, *scratch.parents[:2]):
         parent.chmod(0o755)
     done = bench(
         *("--rows=small", "--peers=nginx,granian", f"--peer-python={NO_PYTHON}", "--workers=1", "--rounds=1"),
-        *("--seconds=1", f"--out={out}", f"--scratch={scratch}", f"--timeout={RUN_SECONDS / 2}"),
+        *(
+            "--seconds=1",
+            f"--against={sys.executable} -m ktlsd",
+            f"--out={out}",
+            f"--scratch={scratch}",
+            f"--timeout={RUN_SECONDS / 2}",
+        ),
     )
     assert done.returncode == 0, done.stderr
     data = json.loads((out / "results.json").read_text())
@@ -74,14 +92,15 @@ def test_the_summary_has_a_line_for_each_figure_that_is_to_reach_something(outco
 def test_the_results_have_a_figure_of_each_server_and_the_ratio(outcome: Outcome) -> None:
     [row] = outcome.data["rows"]
     assert (row["name"], row["setting"], row["workers"]) == ("small", "host", 1)
-    assert set(row["samples"]) == {"ktlsd", "nginx"}
+    assert set(row["samples"]) == {"ktlsd", "ktlsd-other", "nginx"}
     [ours], [theirs] = row["samples"]["ktlsd"], row["samples"]["nginx"]
     assert set(ours) == set(theirs) == {"requests", "cpu per request"}
     assert ours["requests"] > 0
     assert theirs["requests"] > 0
     spread = row["ratios"]["requests"]["nginx"]
     assert spread["min"] == spread["median"] == spread["max"] == pytest.approx(ours["requests"] / theirs["requests"])
-    assert set(outcome.data["versions"]) == {"ktlsd", "nginx"}
+    assert set(outcome.data["versions"]) == {"ktlsd", "ktlsd-other", "nginx"}
+    assert set(row["ratios"]["requests"]) == {"ktlsd-other", "nginx"}
     assert outcome.data["machine"]["cores"].isdecimal()
 
 
@@ -98,14 +117,17 @@ def test_a_missing_peer_is_named_with_the_reason_and_never_guessed(outcome: Outc
 def test_the_table_is_printed_and_has_a_line_for_each_peer(outcome: Outcome) -> None:
     assert outcome.printed == outcome.table
     lines = [line.split(" | ") for line in outcome.table.splitlines() if line.startswith("| 10 KiB file")]
-    assert [(line[2], line[4]) for line in lines] == [("requests", "nginx"), ("cpu per request", "nginx")]
+    peers = ("ktlsd-other", "nginx")
+    assert [(line[2], line[4]) for line in lines] == [
+        (metric, peer) for metric in ("requests", "cpu per request") for peer in peers
+    ]
 
 
 @needs_tools
 def test_the_picture_has_a_point_for_each_ratio(outcome: Outcome) -> None:
     drawn = [(work, peer) for work, peer, _ in points(outcome.data)]
     work = "10 KiB file, 32 keep-alive connections, 1 worker"
-    assert drawn[0] == (f"{work}: requests", "nginx")
+    assert drawn[:2] == [(f"{work}: requests", "ktlsd-other"), (f"{work}: requests", "nginx")]
 
 
 @needs_tools
@@ -161,6 +183,102 @@ def test_limits_are_held_against_medians(limit: Limit, kept: bool | None) -> Non
 def test_what_falls_short_is_told_with_its_figure() -> None:
     [line] = shortfalls(RowResult(row("start"), 1, 0.0, {"ktlsd": [{"start": 0.5}]}))
     assert line.endswith("start ≤ 0.3: not reached (0.500 s)")
+
+
+TREE = Tree("tree", files=200, folders=10, median=2048, sigma=1.2)
+
+
+def test_a_tree_has_sizes_around_its_median_and_bounds() -> None:
+    sizes = Tree("sizes", files=2001, folders=10, median=8192, sigma=2, smallest=100, largest=500_000).sizes()
+    assert min(sizes) == 100
+    assert max(sizes) == 500_000
+    assert 7000 < statistics.median(sizes) < 9500
+    assert set(Tree("same", files=9, folders=2, median=4096, sigma=0).sizes()) == {4096}
+
+
+def test_the_same_seed_gives_the_same_requests_of_50_browsers_by_zipfs_law() -> None:
+    listed = browsing(TREE)
+    assert listed == browsing.__wrapped__(TREE)
+    assert len({dict(head)["User-Agent"] for head in listed.heads}) == len(listed.heads) == 50
+    counts = [count for _, count in Counter(one.target for one in listed.requests).most_common()]
+    assert set(TREE.targets()) == {one.target for one in listed.requests}
+    # The most popular file is asked for twice as often as the second and ten times as often as the tenth.
+    assert counts[0] / counts[1] == pytest.approx(2, rel=0.1)
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.1)
+
+
+def test_no_two_scanned_paths_are_the_same() -> None:
+    requests = scanning().requests
+    assert len({one.target for one in requests}) == len(requests)
+
+
+def test_other_clients_read_the_same_list_as_uris() -> None:
+    listed = browsing(TREE)
+    uris = listed.uris("https://127.0.0.1:8443").splitlines()
+    assert uris == [f"https://127.0.0.1:8443{one.target}" for one in listed.requests]
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    """A ktlsd of this checkout, to be started anew as often as a client likes."""
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    site = Site(tmp_path / "site")
+    site.prepare()
+
+    @contextlib.contextmanager
+    def fresh() -> Iterator[Server]:
+        scratch = Path(tempfile.mkdtemp(dir=tmp_path))
+        place = Place(site.root, site.certificate, site.key, free_port(), 1, scratch)
+        programs = Programs((sys.executable, "-m", "ktlsd"), sys.executable)
+        launch = PEERS["ktlsd"].launch(place, programs)
+        with running("ktlsd", launch, place.port, sorted(os.sched_getaffinity(0))) as server:
+            server.wait_until_listening()
+            yield server
+
+    with fresh() as server:
+        yield Target(server, fresh, site, 1, 200)
+
+
+@needs_tools
+@pytest.mark.parametrize("work", [Browsing(TREE), Scanning()], ids=["browsing", "scanning"])
+def test_traffic_is_answered_as_asked_and_measured_at_first_and_later(
+    target: Target, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    client = Traffic(work, connections=4, first_seconds=1, later=1)
+    client.prepare(target.site)
+    assert client.check(target.server, target.site) == ""
+    sample = client.measure(target)
+    assert all(figure > 0 for figure in sample.values()), sample
+    assert set(sample) <= set(METRICS)
+
+
+class Gone(Browsing):
+    """Visitors of a tree that is not there."""
+
+    def renew(self, site: Site) -> None:
+        shutil.rmtree(site.root / self.tree.name, ignore_errors=True)
+
+
+@needs_tools
+def test_traffic_that_is_not_answered_as_asked_is_no_sample(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    client = Traffic(Gone(TREE), connections=4, first_seconds=1, later=1)
+    client.prepare(target.site)
+    with pytest.raises(ClientError, match="requests failed"):
+        client.measure(target)
+
+
+def test_a_tree_is_linked_anew_under_names_that_nobody_has_looked_up(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    TREE.write(tmp_path)
+    TREE.link(tmp_path, root)
+    first = TREE.targets()[0].removeprefix("/")
+    TREE.link(tmp_path, root)
+    assert (root / first).stat().st_ino == (tmp_path / first).stat().st_ino
+    assert sorted(f"/{path.relative_to(root)}" for path in root.rglob("page-*")) == sorted(TREE.targets())
+    assert [(root / one[1:]).stat().st_size for one in TREE.targets()] == TREE.sizes()
 
 
 def test_rows_are_chosen_by_name_and_by_family() -> None:
