@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from bench import report
-from bench.machine import CHECKOUT
+from bench.machine import CHECKOUT, set_priority
 from bench.peers import PEERS, Programs
 from bench.rows import Row, Setting, select
 from bench.run import Plan, run
@@ -61,6 +61,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP):
         signal.signal(number, _stop)
     signal.setitimer(signal.ITIMER_REAL, options.timeout)
+    if options.nice:
+        set_priority(options.nice)
     options.out.mkdir(parents=True, exist_ok=True)
     if setting is Setting.VM and "KTLSD_VM" not in os.environ:
         status = _in_the_machine(options)
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="interpreter with the Python peers and matplotlib",
     )
+    add("--nice", type=int, default=0, metavar="N", help="scheduling priority on a busy machine; below 0 as root")
     add("--scratch", type=Path, metavar="DIR", help="a folder on a disk for the served files (default: the system's)")
     add("--root", choices=("debian12", "debian13"), default="debian12", help="which root the QEMU machine boots")
     add("--timeout", type=float, default=4 * 3600.0, metavar="SECONDS", help="when to give up (default: 4 hours)")

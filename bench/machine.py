@@ -5,6 +5,7 @@ Strategy: read /proc and ask the programs themselves; nothing is taken from memo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -47,6 +48,21 @@ def ktls_sends() -> int:
     except FileNotFoundError:
         return 0
     return sum(int(number) for number in re.findall(r"^TlsTx(?:Sw|Device)\s+(\d+)$", counters, re.MULTILINE))
+
+
+def set_priority(nice: int) -> None:
+    """Set the scheduling priority of this process, its later children, and their session (sched(7), autogroups).
+
+    Raises PermissionError below 0 without CAP_SYS_NICE.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    set_session_priority(os.getpid(), nice)
+
+
+def set_session_priority(process: int, nice: int) -> None:
+    """Set the priority of a session among all others; nothing on a kernel without autogroups."""
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
 
 
 def load() -> float:

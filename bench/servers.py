@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.machine import set_session_priority
+
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_SECONDS: Final = 120.0
 """An emulated machine needs half a minute for Python's imports alone."""
@@ -156,6 +158,8 @@ def running(name: str, launch: Launch, port: int, cores: Sequence[int]) -> Itera
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        if nice := os.getpriority(os.PRIO_PROCESS, 0):
+            set_session_priority(process.pid, nice)
     server = Server(name, process, port, launch.log, started)
     try:
         yield server
