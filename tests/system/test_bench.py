@@ -56,7 +56,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """One round of one second of one row against nginx, this ktlsd twice, and granian without an interpreter."""
+    """One round of two seconds of one row against nginx, this ktlsd twice, and granian without an interpreter."""
     out, scratch = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("scratch")
     for parent in (scratch, *scratch.parents[:2]):
         parent.chmod(0o755)
