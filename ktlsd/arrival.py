@@ -92,7 +92,7 @@ class Arrivals:
         except FileShrank:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
-            log.debug("%s left: %s", peer, error)
+            log.debug("%s disconnected: %s", peer, error)
         except BadHeader as error:
             row[FAILED[Failure.PROXY_HEADER]] += 1
             log.info("%s cut off: proxy_protocol requires a PROXY header, but it sent %s", peer, error)

@@ -1,4 +1,4 @@
-"""Threads for calls on files that may take long, or for ever: a hung disk, network or FUSE file system.
+"""Threads for calls on files that may take long, or forever: a hung disk, network or FUSE file system.
 
 Strategy: each site has threads of its own, a few, so that a file system that hangs takes no other site's. A call that
 takes too long is abandoned: its client gets an answer, and the thread stays occupied until the kernel lets it go. While

@@ -57,7 +57,7 @@ class Handshakes:
     async def read_hello(self, sock: socket.socket, began: float) -> Asked:
         """The ClientHello on a fresh socket; NOTHING if there is none in the time for a handshake."""
         seconds = self._shared.service.settings.limits.handshake_seconds
-        # Only a look: after a resumed TLS 1.2 handshake OpenSSL does not tell the name.
+        # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
         with contextlib.suppress(trio.TooSlowError), driver.within(seconds, began), self._shared.idle.silent(sock):
             return await peek_client_hello(sock)
         return NOTHING

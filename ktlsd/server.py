@@ -58,8 +58,8 @@ class Server:
     ) -> None:
         """`row` has the counters of this process, `metrics` answers with those of all workers; all share `kinds`.
 
-        A process that is not `alone` has a parent, which tells the operator when all of them end. One process
-        `tells_of_roots` that have changed.
+        A process that is not `alone` has a parent, which logs the end of all of them. One process logs
+        changed roots (`tells_of_roots`).
         """
         self._alone = alone
         self._tells_of_roots = tells_of_roots
@@ -79,9 +79,9 @@ class Server:
         self._arrivals = Arrivals(self._shared)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in flight; a second signal ends that too.
+        """Serve until SIGTERM or SIGINT, then finish requests in progress; a second signal aborts them.
 
-        `ready` is called once signals are heeded and connections accepted.
+        `ready` is called once signals are handled and connections accepted.
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery)
@@ -128,7 +128,7 @@ class Server:
         old.retire()
 
     async def _follow_roots(self) -> None:
-        """Have each root follow its path, for ever."""
+        """Have each root follow its path, forever."""
         async with trio.open_nursery() as looks:
             while True:
                 await trio.sleep(LOOK_SECONDS)
@@ -142,7 +142,7 @@ class Server:
             await followed.look(tell=self._tells_of_roots)
 
     async def _cut_off(self, everything: trio.CancelScope) -> None:
-        """Give up on what is still in flight when draining has taken long enough."""
+        """Abort the remaining requests after the time for draining."""
         seconds = self._shared.service.settings.drain_seconds
         await trio.sleep(seconds)
         log.warning("connections cut off: %d, still open %d s after the signal", self._open(), seconds)
@@ -180,7 +180,7 @@ class Server:
             try:
                 await _Acceptor(self, listener, self._shared.idle.sockets).open()
             except OSError as error:
-                # The kernel had no memory for the wait (epoll_ctl(2)): the server must not stop accepting for ever.
+                # The kernel had no memory for the wait (epoll_ctl(2)): the server must not stop accepting forever.
                 log.error("accepting pauses: %s", error.strerror)
             await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
 

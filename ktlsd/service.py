@@ -1,4 +1,4 @@
-"""What one ktlsd serves, made from its settings: sites with their certificates, and the answers on plain HTTP.
+"""The sites with their certificates, and the answers on plain HTTP, made from the settings of a process.
 
 Strategy: everything that a setting can get wrong on this machine is tried here, before anything is bound; sites that
 have neither a certificate nor a demand on clients of their own share the default site's SSL_CTX. A service that another
@@ -43,9 +43,9 @@ from ktlsd.tls.ticket_keys import SESSION_SECONDS, Ring
 log = logging.getLogger("ktlsd")
 
 DEFAULT_SITE: Final = "default"
-"""What the site at the top level is called where names of sites are shown."""
+"""Name of the site at the top level, for logs and metrics."""
 _OWN_SECONDS: Final = 30 * 86400
-"""The self-signed certificate is made anew so long before it ends."""
+"""Time before its end at which the self-signed certificate is replaced."""
 
 _Kind = tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...], Path | None, tuple[str, ...], Path | None]
 
@@ -76,7 +76,7 @@ class _Error(NamedTuple):
 
 
 class _ServedFolders:
-    """The folders that are served: what a renewal of certificates leaves as it is. Closed by its last user."""
+    """The served folders, which a renewal of certificates leaves as they are. Closed by its last user."""
 
     def __init__(self, settings: Settings, former: _ServedFolders | None) -> None:
         """Folders that are missing refuse the settings if they are `strict`, if no root is there, or if the `former`
@@ -163,14 +163,14 @@ class Service:
         self.support = support
         self.settings = settings
         self.notice = ""
-        """What to tell the operator about a certificate that was made."""
+        """A line for the operator about a certificate that was made."""
         self.ktls_state = ""
-        """What kTLS does here, where whoever made this has tried it (ktls_state.py)."""
+        """The line about kTLS for the start, if it was tried (ktls_state.py)."""
         self.response_cache = ResponseCache()
         """Answers under the rules of this service."""
         self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring
         self.renewed = True
-        """Whether there is anything in it that the one before had not."""
+        """True if anything differs from the former service."""
         self.faults: tuple[Fault, ...] = ()
         """The certificates that cannot be used."""
         self.validities: tuple[Validity, ...] = ()
@@ -217,18 +217,18 @@ class Service:
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
         self.speak_proxy = Networks(settings.proxy_protocol)
-        """Whose connections begin with a PROXY header."""
+        """Networks whose connections begin with a PROXY header."""
         self.trusted = Networks(settings.trusted_proxies)
-        """Whose fields about the client are believed."""
+        """Proxies trusted for client address, scheme and request id."""
         self.exempt = Networks(settings.limits.exempt_clients)
-        """Whose clients are not limited by network."""
+        """Networks without limits for each network."""
         self.forwarded = settings.forwarded
         self.https_redirect = self._served_folders.https_redirect
         self.followed = self._served_folders.followed
         """The folders that are served, as their paths lead to them."""
 
     def _demands(self) -> list[bytes]:
-        """What is demanded of clients, for which answers are remembered."""
+        """The requirements on client certificates, on which cached responses depend."""
         return [hosted.context.clients for hosted in self.all]
 
     @property
@@ -238,7 +238,7 @@ class Service:
         return next(usable, None)
 
     def use_ring(self, ring: Ring) -> None:
-        """Take other session ticket keys from now on; the initial ones are used by no other process."""
+        """Use other session ticket keys from now on; no other process has the initial ones."""
         if ring != self._ring:
             self._ring = ring
             for context in self._resuming:
@@ -271,7 +271,7 @@ class Service:
     def _offer(
         self, options: SiteOptions, place: Place, default: SiteOptions, default_place: Place, former: Service | None
     ) -> _Offer:
-        """The SSL_CTX of a site, with those of its pairs that can be used; what cannot becomes faults."""
+        """The SSL_CTX of a site, with its usable pairs; unusable ones become faults."""
         holder, holder_place = (options, place) if options.cert else (default, default_place)
         site, kind = _name_of(options), _kind_of(options, holder)
         context = self._bare_context()
@@ -313,7 +313,7 @@ class Service:
         return _Offer(context, refused=False)
 
     def _finish(self, offer: _Offer, options: SiteOptions, holder: SiteOptions) -> None:
-        """What follows the certificates: sessions, and nothing for those who are refused."""
+        """Set up sessions; none for a refused site."""
         context = offer.context
         if offer.refused and options.client_ca is not None:
             context.refuse_clients()
@@ -387,7 +387,7 @@ def _site(options: SiteOptions, file_seconds: float, *, may_be_missing: bool, pa
 
 
 def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | None:
-    """Have a context demand of clients what the site does; what is wrong with that."""
+    """Apply a site's requirements on client certificates to a context; the error, if any."""
     authorities, revoked = options.client_ca, options.client_crl
     if authorities is None:
         return None
@@ -402,15 +402,15 @@ def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | No
 
 
 def _kind_of(options: SiteOptions, holder: SiteOptions) -> _Kind:
-    """What a site's SSL_CTX is made from."""
+    """The settings that determine a site's SSL_CTX."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
     return names, holder.cert, holder.key, options.client_ca, options.client_names, options.client_crl
 
 
 def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy, clients: bytes) -> bytes:
-    """What tells the sessions of one SSL_CTX from those of others that have the same ticket keys: the names, the places
-    of the certificates, which a renewal does not change, the policy, whose ciphers a session may have, and what is
-    demanded of clients."""
+    """The session id context of an SSL_CTX, which separates its sessions from those of others with the same ticket
+    keys: names, paths of the certificates (which a renewal does not change), policy (a session has its ciphers), and
+    requirements on clients."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
     return hashlib.sha256(repr((names, [os.fspath(path) for path in holder.cert], policy, clients)).encode()).digest()
 

@@ -1,4 +1,4 @@
-"""What the operator asked for: the command line over a TOML file over the defaults, as one frozen Settings.
+"""The settings: the command line over a TOML file over the defaults, as one frozen Settings.
 
 Strategy: both are read into the types of options.py; an invalid or contradictory setting gets one line that
 names the option, or file, line and key. What a [[site]] does not give is taken from the top level.
@@ -61,7 +61,7 @@ class Document(NamedTuple):
                 place = place[:-1]
 
     def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
-        """FILE:LINE: PLACE: what is wrong there, or with `key` of the table there."""
+        """FILE:LINE: PLACE: the error there, or of `key` of the table there."""
         line, nearest = self.locate(place if key is None else (*place, key))
         label = label_of(place[: len(nearest)])
         return SettingsError(f"{self.path}:{line}: {label}{': ' if label else ''}{complaint}")
@@ -123,7 +123,7 @@ def _read_file(path: Path) -> Document:
     import tomllib
 
     try:
-        # Not read_text(): to TOML a carriage return alone is no line end.
+        # Not read_text(): in TOML a lone carriage return is no line end.
         text = path.read_bytes().decode("utf-8")
         return Document(path, text, tomllib.loads(text))
     except OSError as error:

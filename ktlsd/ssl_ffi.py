@@ -63,7 +63,7 @@ class Library:
         """Whether this build's socket BIO handles kTLS controls.
 
         With OPENSSL_NO_KTLS the control below is unknown and sets no flag (crypto/bio/bss_sock.c, OpenSSL 3.0 to 3.5),
-        so that the build can be told apart from a kernel without the tls ULP.
+        so that the build can be distinguished from a kernel without the tls ULP.
         """
         bio = self.c.BIO_new_socket(-1, macros.BIO_NOCLOSE)
         try:
@@ -207,7 +207,7 @@ class Context:
         self._server = server
         self._certificates: dict[str, str] = {}
         self.clients = b""
-        """A digest of what require_client() demands; empty where any client may come."""
+        """A digest of what require_client() demands; empty if none is required."""
         c, null = library.c, library.ffi.NULL
         c.ERR_clear_error()
         self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
@@ -318,7 +318,8 @@ class Context:
 
         With `names`, one of them must be a DNS name of the certificate, or its common name where it has none;
         "*.example.org" is every name below (X509_check_host(3)). `revoked` is a PEM file with the revocation list of
-        each authority of a chain: who has none, or an old one, is refused too. Raises ContextError naming the file.
+        each authority of a chain; a client whose authority has none, or an old one, is refused. Raises ContextError
+        naming the file.
         """
         # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
         import hashlib
@@ -353,7 +354,7 @@ class Context:
         c.SSL_CTX_set_session_id_context(self._ctx, self.clients, len(self.clients))
 
     def refuse_clients(self) -> None:
-        """Demand of clients what none can have, where require_client() could not be told what is demanded."""
+        """Refuse all clients, for a site whose requirements cannot be applied by require_client()."""
         self.clients = os.urandom(32)
 
     def connect(self, descriptor: int) -> Connection:
@@ -410,7 +411,7 @@ class Connection:
         raise connection_error(errors, self._verification)
 
     def _verification(self) -> str:
-        """What is wrong with the peer's certificate."""
+        """The fault of the peer's certificate."""
         return self._library._text(self._c.X509_verify_cert_error_string(self._c.SSL_get_verify_result(self._ssl)))
 
     def handshake(self) -> Wait | None:
@@ -446,7 +447,7 @@ class Connection:
         return bool(self._c.SSL_has_pending(self._ssl))
 
     def between_records(self) -> bool:
-        """Whether no part of a record that the peer sent waits in OpenSSL; what read() saw before was a whole one."""
+        """True if OpenSSL holds no part of a record that the peer sent: read() has seen whole records."""
         return self._library._text(self._c.SSL_rstate_string(self._ssl)) == _READ_HEADER and not self.has_pending()
 
     def write(self, data: bytes | bytearray | memoryview) -> Wait | None:
@@ -491,7 +492,7 @@ class Connection:
         return bool(self._c.SSL_get_key_update_type(self._ssl) != macros.SSL_KEY_UPDATE_NONE)
 
     def facts(self) -> Handshake:
-        """What the handshake settled; call it once the handshake is done."""
+        """The outcome of the handshake; call it once the handshake is done."""
         c, ssl, null = self._c, self._ssl, self._library.ffi.NULL
         text = self._library._text
         session = c.SSL_get_session(ssl)
@@ -511,7 +512,7 @@ class Connection:
         if certificate == self._library.ffi.NULL or self._c.SSL_get_verify_result(self._ssl) != macros.X509_V_OK:
             return None
         buffer = self._library.ffi.new("char[]", _LONGEST_SUBJECT)
-        # What is not printable ASCII comes out as \xHH.
+        # Anything but printable ASCII comes out as \xHH.
         self._c.X509_NAME_oneline(self._c.X509_get_subject_name(certificate), buffer, _LONGEST_SUBJECT)
         return self._library._text(buffer)
 

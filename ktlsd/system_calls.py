@@ -40,7 +40,7 @@ _hows: Final[dict[tuple[int, bool], Any]] = {}
 
 
 class FolderIdentity(NamedTuple):
-    """What tells one folder from another, even where one replaced the other (folder_identity())."""
+    """The identity of a folder, different even from one that it replaced (folder_identity())."""
 
     inode: int
     device_major: int
@@ -67,7 +67,7 @@ def openat2(directory: int, path: bytes, flags: int, *, cached: bool) -> int:
 
 
 def path_at(directory: int, path: bytes) -> int:
-    """A descriptor of what openat2() would open, on any mount (O_PATH), from the kernel's name cache alone.
+    """A descriptor of the file that openat2() would open, on any mount (O_PATH), only from the kernel's name cache.
 
     Raises OSError: EAGAIN if the kernel would have to ask a file system.
     """
@@ -75,7 +75,7 @@ def path_at(directory: int, path: bytes) -> int:
 
 
 def folder_at(path: bytes) -> int:
-    """A descriptor of the folder that an absolute path leads to (O_PATH), from the kernel's name cache alone.
+    """A descriptor of the folder that an absolute path leads to (O_PATH), only from the kernel's name cache.
 
     Raises OSError: EAGAIN if the kernel would have to ask a file system.
     """
@@ -91,7 +91,7 @@ def _from_name_cache(directory: int, path: bytes, flags: int, resolve: int) -> i
 
 
 def folder_identity(descriptor: int) -> FolderIdentity:
-    """What tells an open folder, or file, from any other, and its mount from any other.
+    """The identity of an open folder or file, and of its mount.
 
     Asks no file system (statx(2), AT_STATX_DONT_SYNC). Raises OSError.
     """

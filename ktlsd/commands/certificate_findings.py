@@ -1,7 +1,7 @@
-"""What `ktlsd check` warns of in certificates: those that are out of time, and those of other names.
+"""Warnings of `ktlsd check` about certificates: expired, not yet valid, or for other names.
 
-Strategy: OpenSSL reads each certificate and says which names it covers, as it would for a client; one that cannot be
-read at all is refused before, by the start that check.py makes.
+Strategy: OpenSSL reads each certificate and says which names it covers, as it would for a client; check.py has
+already refused unreadable ones, as a start would.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANY_LABEL: Final = "ktlsd-check"
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """The findings of all sites that have certificates; the self-signed one for localhost tells about itself."""
+    """The findings of all sites that have certificates; the self-signed one for localhost needs no check."""
     sites = [found for found in sites_of(settings) if found[1].cert]
     try:
         library = Library(settings.libssl) if sites else None

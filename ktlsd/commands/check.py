@@ -1,7 +1,7 @@
-"""`ktlsd check`: what a start would refuse, and warnings of what a start takes but would not serve as it is meant.
+"""`ktlsd check`: the errors that refuse a start, and warnings about settings that probably do not do what is intended.
 
-Strategy: the settings are read and the service is built as a start does it, so the same line says what is wrong; then
-each of CHECKS looks at the settings, and every finding is a line with the file, the line of the key, and the remedy.
+Strategy: the settings are read and the service is built as a start does it, so an error is the same line; then each of
+CHECKS looks at the settings, and every finding is a line with the file, the line of the key, and the remedy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(config: str, *, strict: bool) -> int:
 
 
 def warnings_of(loaded: Loaded) -> list[str]:
-    """A line for each finding, in the order of the file; what several sites inherit from one line is told once."""
+    """A line for each finding, in the order of the file; one for settings that several sites inherit."""
     found: dict[str, int] = {}
     for check in CHECKS:
         for finding in check(loaded.settings):

@@ -1,8 +1,8 @@
 """`ktlsd compress DIR`: makes the compressed siblings that the server sends (name.zst, name.br, name.gz).
 
-Strategy: a sibling has its original's mtime, and one that has not, or has another content, is made anew; in threads,
-since the libraries release the GIL; under a hidden name that takes the sibling's in one rename. Every name is opened
-below the folder, through no link. What is removed for want of an original bears the mark of this program.
+Strategy: a sibling has its original's mtime; one with another mtime or other content is compressed again, in threads
+(the libraries release the GIL), under a hidden name that is renamed once complete. Every name is opened below the
+folder, without following links. Only files marked by this program are removed when their original is gone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ktlsd.site.decoders import is_packed
 
 EXIT_FAILURES = 1
 SMALLEST: Final = 256
-"""Bytes: what is smaller travels in the packet that its header fields need anyway."""
+"""Bytes; a smaller file fits into the packet that its header fields need anyway."""
 
 _TYPES: Final = ContentTypes()
 _SUFFIXES: Final = {coding: os.fsdecode(suffix) for coding, suffix in SUFFIXES.items()}
@@ -77,7 +77,7 @@ class _Changing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A sibling to make, or with no coding, to remove; `name` is the original, or what is to be removed."""
+    """A sibling to make, or with no coding, to remove; `name` is the original, or the file to remove."""
 
     folder: tuple[str, ...]
     name: str
@@ -108,7 +108,7 @@ class Report:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status: 0, or 1 where files could not be read or written, each told on stderr.
+    """Run the command; its exit status: 0, or 1 if files could not be read or written, with a line on stderr for each.
 
     Raises Refusal for wrong arguments, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP; no temporary file is
     left then.
@@ -137,7 +137,7 @@ def compress(root: int, codings: Sequence[Coding], jobs: int, min_size: int, *, 
     `progress`: whether a bar is shown where stderr is a terminal. Interrupted, it ends the threads before it raises.
     """
     report = Report()
-    # The largest first, so that none is left for the end alone.
+    # Largest first, so that no thread is still busy with one when all others have finished.
     todo = sorted(_plan(root, codings, min_size, report), key=lambda job: -job.size)
     stopped = threading.Event()
     lock = threading.RLock()
@@ -233,7 +233,7 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 def _plan(root: int, codings: Sequence[Coding], min_size: int, report: Report) -> Iterator[_Job]:
-    """What there is to do below the root; what needs nothing, and what cannot be read, goes to the report."""
+    """The work below the root. Unchanged and unreadable files go to the report."""
     folders: list[tuple[str, ...]] = [()]
     while folders:
         path = folders.pop()
@@ -376,7 +376,7 @@ def _take_after(target: int, original: os.stat_result, sibling: str) -> None:
 
 
 def _mark(descriptor: int, name: str) -> bytes:
-    """Of one file alone: a copy that kept the attribute has another inode."""
+    """Of exactly one file: a copy that kept the attribute has another inode."""
     return b"%d %s" % (os.fstat(descriptor).st_ino, os.fsencode(name))
 
 

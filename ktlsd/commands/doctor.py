@@ -1,5 +1,5 @@
-"""`ktlsd doctor`: the chain from kernel to cipher that kTLS needs, link by link, with what to do about each that is
-missing.
+"""`ktlsd doctor`: the chain from kernel to cipher that kTLS needs, link by link, with the remedy for each missing
+link.
 
 Strategy: examine() tries every link for real and returns one Report; a Report prints itself for a terminal or as JSON.
 """

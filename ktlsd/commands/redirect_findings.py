@@ -1,4 +1,4 @@
-"""What `ktlsd check` warns of in redirects: loops, and rules that never count.
+"""Warnings of `ktlsd check` about redirects: loops, and rules that never apply.
 
 Strategy: a path that each rule is for is followed from redirect to redirect, also to other sites of the same
 configuration and by the slash that a folder gets, as a browser would; a place that comes again is a loop.

@@ -1,4 +1,4 @@
-"""What `ktlsd check` warns of in the server's own keys: what this machine lacks for them, and keys without effect.
+"""Warnings of `ktlsd check` about the server's own keys: unmet requirements on this machine, and keys without effect.
 
 Strategy: a start refuses most of it, but a check does not bind, write or become another user, and may run on another
 machine or as another user: so it looks, and warns.

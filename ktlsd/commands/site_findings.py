@@ -1,7 +1,7 @@
-"""What `ktlsd check` warns of in a site's keys: files that answer for others, rules that never count, keys in the root.
+"""Warnings of `ktlsd check` about a site's keys: missing files, rules that never apply, private files in the root.
 
-Strategy: each function looks at one key of one site and yields what a request would make of it; files are looked for as
-a request would find them, by their path below the root.
+Strategy: each function looks at one key of one site and yields its findings; files are looked up as for a request,
+by their path below the root.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _parsed(root: Path, name: str) -> HeadersFile | RedirectsFile:
 
 
 def _exposed(settings: Settings) -> Iterator[Finding]:
-    """Files with secrets, and logs, that anybody could fetch."""
+    """Files with secrets, and logs, that every client could fetch."""
     private: list[tuple[Place, Path | None]] = [(("ticket_keys",), settings.ticket_keys)]
     for key in ("error_log", "access_log"):
         log = getattr(settings, key)

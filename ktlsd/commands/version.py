@@ -1,7 +1,7 @@
 """`ktlsd --version`: ktlsd, the OpenSSL that it finds and its kTLS, and the kernel's, a line for each.
 
 Strategy: it only looks. The doctor asks the kernel for the tls ULP, which loads the module where the process may; here
-the kernel's list of those that are there is read. What is missing is said in its line, and is no error.
+the kernel's list of loaded ones is read. A missing part is a word in its line, and no error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KNOWN_ULPS: Final = Path("/proc/sys/net/ipv4/tcp_available_ulp")
 
 
 def version_text(libssl: str | None) -> str:
-    """Three lines, the first of them `ktlsd X.Y.Z` alone; `libssl` is as in Library."""
+    """Three lines, the first of them only `ktlsd X.Y.Z`; `libssl` is as in Library."""
     return "\n".join((f"ktlsd {__version__}", _openssl(libssl), _kernel()))
 
 

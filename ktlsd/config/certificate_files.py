@@ -1,7 +1,7 @@
 """Why a file cannot be used as a certificate, a key, authorities or revocation lists, in plain words: pure.
 
 Strategy: OpenSSL gives a reason for its own sources, not for an operator; the labels of the PEM blocks in the file
-(RFC 7468) tell more: an encrypted key, another thing, DER, half a file. What they do not tell is OpenSSL's reason.
+(RFC 7468) show more: an encrypted key, another kind of block, DER, half a file. Otherwise OpenSSL's reason is given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORDS: Final = {
 
 
 def certificate_trouble(content: bytes, reason: str) -> str:
-    """What is wrong with a certificate chain: `content` of its file, empty if it was not read, OpenSSL's `reason`."""
+    """The fault of a certificate chain: `content` of its file, empty if it was not read, OpenSSL's `reason`."""
     return _lacking(content, _CERTIFICATES, "certificate", "x509") or _in_words(reason)
 
 

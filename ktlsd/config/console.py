@@ -1,8 +1,8 @@
 """Lines on stderr for the operator, independent of the logs, and the output of commands on stdout.
 
-Strategy: each line on stderr is one write(2), since workers may be saying something too, and past sys.stderr, which
-would keep a line that nobody reads, and turn it into an exit status of its own at the end. A full pipe holds up a start
-for a moment only. Output on stdout that cannot be written fails the command.
+Strategy: each line on stderr is one write(2), since workers write to it too, and bypasses sys.stderr, which would
+buffer an unread line and change the exit status at the end. A full pipe delays a start only for a moment. Output on
+stdout that cannot be written fails the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXIT_NO_READER: Final = 128 + signal.SIGPIPE
 """What a shell has for a program that SIGPIPE ends; Python ignores that signal."""
 
 PATIENCE_MILLISECONDS: Final = 1000
-"""How long a line on stderr may hold up a start if its reader takes nothing."""
+"""Longest wait for a line on stderr if its reader takes nothing."""
 
 _STDOUT, _STDERR = 1, 2
 
@@ -29,13 +29,13 @@ class OutputError(Refusal):
 
 
 class _Patience:
-    """How long to wait for a stderr that takes nothing; not again after it was waited for in vain."""
+    """The wait for a stderr that takes nothing; 0 after one in vain."""
 
     milliseconds = PATIENCE_MILLISECONDS
 
 
 def print_error(text: str) -> None:
-    """Write a line; one that cannot be written is no reason to do any less."""
+    """Write a line; a failure is ignored."""
     with contextlib.suppress(OSError):
         poll = select.poll()
         poll.register(_STDERR, select.POLLOUT)

@@ -1,4 +1,4 @@
-"""Where a document does not fit the types of options.py, and what would fit there, in plain words: pure.
+"""The place where a document does not fit the types of options.py, and the accepted values, in plain words: pure.
 
 Strategy: msgspec's own message names neither the entry of a table nor what is allowed, so the first part that msgspec
 refuses is searched for, from the whole inwards; the description in a type's Meta says what fits.
@@ -28,7 +28,7 @@ WORDS: Final[Mapping[Any, str]] = {
     BackendListen: "ADDR:PORT or unix:PATH",
     Network: 'a network such as "10.0.0.0/8"',
 }
-"""What fits the types that a Read makes from texts."""
+"""Accepted texts, by the type that a Read makes of them."""
 _TOP_LEVEL: Final = frozenset(Settings.__struct_encode_fields__)
 
 
@@ -111,7 +111,7 @@ def _fits(value: Any, kind: Any, read: Read) -> bool:
 
 
 def _described(kind: Any) -> tuple[Any, str]:
-    """A type without its annotation and without None, and what fits it."""
+    """A type without its annotation and without None, and the values it accepts."""
     described = None
     while get_origin(kind) in (Annotated, Union, UnionType):
         if get_origin(kind) is Annotated:

@@ -1,7 +1,7 @@
-"""What `ktlsd check` warns of: a setting that a start takes, but that does not do what it seems to. Pure.
+"""The warnings of `ktlsd check`: settings that a start accepts, but that do not do what they seem to. Pure.
 
 Strategy: a check is a function from Settings to Findings; check.py has the list of all checks, looks up the line of
-each finding's key, and prints it. A check looks at each site; what sites inherit from one line is printed once.
+each finding's key, and prints it. A check looks at each site; a finding that several sites inherit is printed once.
 """
 
 from __future__ import annotations

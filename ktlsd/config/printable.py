@@ -1,6 +1,6 @@
 """Texts from anywhere, made fit for a terminal or a line of a log: pure.
 
-Strategy: what is not printable is shown as Python would write it, so that nothing ends a line or moves a cursor.
+Strategy: unprintable characters are escaped as in Python, so that nothing ends a line or moves a cursor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What keeps ktlsd from doing as it was told, in words for the operator."""
+"""The reason why a command or a start is refused, as one line for the operator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 class Refusal(Exception):
-    """The text is one line for the operator: what is wrong, where, and what to do."""
+    """The text is one line for the operator: fault, place and remedy."""
 
 
 def cause(error: Exception) -> str:

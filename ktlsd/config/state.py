@@ -1,6 +1,6 @@
-"""Where what outlives a process is kept: the certificate for localhost, session ticket keys.
+"""The folder for files that outlive a process: the certificate for localhost, session ticket keys.
 
-Strategy: systemd says where, and otherwise the XDG base directory specification does.
+Strategy: systemd names it; without systemd, the XDG base directory specification does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep state: systemd's StateDirectory, else the XDG base directory specification's.
+    """Systemd's StateDirectory, else this user's folder by the XDG base directory specification.
 
     Raises RuntimeError for a user without a home.
     """

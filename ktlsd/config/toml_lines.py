@@ -17,7 +17,7 @@ Path = Sequence[str | int]
 """Keys of tables and, from 0 on, positions in arrays: ("site", 1, "etag")."""
 
 _MOST_OPEN: Final = 4
-"""So many brackets may be open at the end of a line; deeper down, the line of the whole is told."""
+"""Most open brackets at the end of a line; deeper down, the line of the whole is given."""
 _CLOSING: Final = tuple(
     "".join(brackets) for depth in range(_MOST_OPEN + 1) for brackets in itertools.product("]}", repeat=depth)
 )
@@ -60,7 +60,7 @@ def line_of(text: str, path: Path) -> int:
 
 def _section(text: str, path: tuple[str | int, ...]) -> tuple[int, str, Path] | None:
     """The part of a document from the header of one of an array's tables to the next, how many lines stand before it,
-    and the path in it; None where that cannot be told for certain, or is all there is.
+    and the path in it; None if that is not certain, or is all there is.
 
     With hundreds of tables, parsing beginnings of the whole would take a tenth of a second for each line.
     """

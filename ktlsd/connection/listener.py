@@ -1,4 +1,4 @@
-"""A listening socket, as a server has it: what is spoken on it, and what connections inherit from it."""
+"""A listening socket: its protocol, and the socket options that connections inherit from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SocketFile(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """A bound socket, and what is spoken on it."""
+    """A bound socket and its protocol."""
 
     socket: socket.socket
     kind: Kind
@@ -56,5 +56,5 @@ class Listener(NamedTuple):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
     def announcement(self) -> str:
-        """What the operator is told once connections are accepted."""
+        """The line for the operator once connections are accepted."""
         return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"

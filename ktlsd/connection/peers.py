@@ -1,7 +1,7 @@
 """The peer of a connection: from the socket, or from the PROXY header of a proxy.
 
-Strategy: a PROXY header is read only from peers that the operator named, and takes the socket's place where it names a
-client; whether request fields about the client are believed is decided once for each connection.
+Strategy: a PROXY header is read only from peers that the operator named, and replaces the socket's address if it names
+a client. Trust in request fields about the client is decided once for each connection.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ log = logging.getLogger("ktlsd")
 
 
 class Peer(NamedTuple):
-    """A client, as far as its connection tells; as text, the way the log shows it."""
+    """A client, by its connection; as text, the form of the log."""
 
     host: str
     """Its address, or "unix" on a Unix socket."""
     port: int
     via: str = ""
-    """The proxy that told so, with its port; empty where the socket tells."""
+    """The proxy that sent the address, with its port; empty if it is the socket's."""
     https: bool = False
     """Whether that proxy took TLS off the connection."""
 

@@ -25,7 +25,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class PlainTransport(PacedTransport):
-    """A socket without TLS. What is wrong with the connection is raised as with TLS: ConnectionLost or TooSlow."""
+    """A socket without TLS. Errors of the connection are raised as with TLS: ConnectionLost or TooSlow."""
 
     def __init__(
         self, sock: socket.socket, page_cache: PageCache, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS

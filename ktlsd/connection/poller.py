@@ -105,7 +105,7 @@ class Poller:
                         await trio.lowlevel.checkpoint()
                         left = _AT_ONCE
             except (OSError, MemoryError) as error:
-                # No memory for the wait (epoll_ctl(2)): the server must not stop for ever.
+                # No memory for the wait (epoll_ctl(2)): the server must not stop forever.
                 log.error("cannot poll connections, retrying: %s", cause(error))
                 await trio.sleep(_PAUSE_SECONDS)
 

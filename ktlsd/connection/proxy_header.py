@@ -1,7 +1,7 @@
 """Taking a PROXY header, and not a byte more, from a fresh connection.
 
-Strategy: look with MSG_PEEK and take only bytes that certainly belong to the header, so that the next reader owns all
-that follows. What was taken no longer makes the socket readable: the kernel waits for the rest by itself.
+Strategy: look with MSG_PEEK and take only bytes that certainly belong to the header, so that the next reader gets all
+that follows. Bytes that were taken no longer make the socket readable, so the kernel waits for the rest.
 """
 
 from __future__ import annotations

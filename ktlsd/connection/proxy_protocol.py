@@ -1,4 +1,4 @@
-"""The PROXY protocol: what a header before the first byte of a connection says about the client. Pure, no sockets.
+"""The PROXY protocol: a header about the client, before the first byte of a connection. Pure, no sockets.
 
 Strategy: the reader passes all bytes so far and gets the header, or learns that it is incomplete, which also means that
 every byte so far is the header's. What HAProxy's specification (proxy-protocol.txt) does not allow is an error with a
@@ -73,7 +73,7 @@ class Header(Struct, frozen=True):
     """What a header says; a part that it does not have is None."""
 
     length: int
-    """Bytes of the whole header: what follows them belongs to the connection."""
+    """Bytes of the whole header; the rest belongs to the connection."""
     local: bool = False
     """Whether the proxy speaks for itself, as in a health check: the socket has the true addresses."""
     source: Endpoint | None = None
@@ -135,7 +135,7 @@ def _endpoint(address: Address, port: int) -> Endpoint:
 
 def _parse_v2(data: bytes) -> Header | Incomplete:
     place = len(_V2_START)
-    # What is wrong is told at once: a mistaken sender may have nothing more to send.
+    # Errors are raised at once: a mistaken sender may have nothing more to send.
     _refuse(data[place : place + 2])
     if len(data) < _V2_PREFIX:
         return Incomplete()

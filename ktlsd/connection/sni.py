@@ -1,4 +1,4 @@
-"""What a client asks for in its ClientHello, before anything of its TLS connection is consumed.
+"""The server name and other facts from a ClientHello, before anything of the TLS connection is consumed.
 
 Strategy: look at the ClientHello with MSG_PEEK, so that OpenSSL still gets all of it, and let the kernel wait for the
 bytes that are missing (SO_RCVLOWAT): a socket with unread bytes is readable all the time otherwise.
@@ -14,7 +14,7 @@ from ktlsd.tls.client_hello import NOTHING, Asked, HelloReader, Incomplete
 
 _NO_BOUND = 1
 _FIRST_LOOK = 16384
-"""Bytes: a longer ClientHello is looked at again."""
+"""Bytes; a longer ClientHello is peeked at again."""
 
 
 async def peek_client_hello(sock: socket.socket) -> Asked:

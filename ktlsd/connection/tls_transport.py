@@ -121,7 +121,7 @@ class Transport(PacedTransport):
         wait = self._tls.write(piece)
         self._fill_segments(False)
         if wait is not None:
-            # SSL_write will want the same bytes again, when others have used their memory.
+            # SSL_write must be given the same bytes again, when their memory may have other content.
             return Rest(bytes(piece), offset + taken, count - taken)
         self._note_written(len(piece))
         return Rest(b"", offset + taken, count - taken) if count > taken else None
@@ -150,7 +150,7 @@ class Transport(PacedTransport):
             piece = page_cache.load(head, descriptor, offset, min(count, most))
             loads: int | None = page_cache.loads
             if piece is None:
-                # What is in an open segment would otherwise wait for the disk, too.
+                # Bytes in an open segment would otherwise wait for the disk, too.
                 self._fill_segments(False)
                 piece, loads = await page_cache.read(head, descriptor, offset, min(count, USER_SPACE_CHUNK)), None
                 self._fill_segments(True)

@@ -1,4 +1,4 @@
-"""What connections with and without TLS have in common: how a client is waited for, and a file sent by the kernel.
+"""The common part of connections with and without TLS: waiting for a client, and sending a file by the kernel.
 
 Strategy: try each call first and wait for the socket only when it says so; give up on a client that takes less than a
 pace (limits.py) of what is sent to it, as its acknowledgements tell. No call on a file may wait for a disk on the event
@@ -55,7 +55,7 @@ class FileShrank(Exception):
 
 
 class Rest(NamedTuple):
-    """What is left to send: bytes from memory, and then `size` bytes of a file, if any."""
+    """The unsent rest: bytes from memory, and then `size` bytes of a file, if any."""
 
     data: bytes | bytearray
     offset: int = 0
@@ -135,7 +135,7 @@ class PacedTransport(abc.ABC):
 
     @abc.abstractmethod
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
-        """Send bytes from memory without waiting; what is left of them, for send_text(). Raises TLSError."""
+        """Send bytes from memory without waiting; the unsent rest of them, for send_text(). Raises TLSError."""
 
     def hold_back(self) -> None:
         """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
@@ -236,7 +236,7 @@ class PacedTransport(abc.ABC):
         while True:
             offset = self.sent - base
             if not (size := window.size(offset)):
-                # What is in an open segment would otherwise wait for the disk, too.
+                # Bytes in an open segment would otherwise wait for the disk, too.
                 self._fill_segments(False)
                 await window.read_in(offset)
                 self._fill_segments(True)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from ktlsd.config.values import Coding
 
 SUFFIXES: Final[Mapping[Coding, bytes]] = {"zstd": b".zst", "br": b".br", "gzip": b".gz"}
-"""What is added to a file's name for its sibling in this coding."""
+"""Suffix of a file's sibling in this coding."""
 
 LONGEST: Final = 1024
 """Characters. A longer field counts as empty: no client needs it, and kept answers must not fill the memory."""

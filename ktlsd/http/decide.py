@@ -1,4 +1,4 @@
-"""Deciding a response: (request, what was found) -> status, header fields, body. Pure, no sockets, no files.
+"""Deciding a response: (request, file or miss) -> status, header fields, body. Pure, no sockets, no files.
 
 Strategy: what the look-up found picks a row (a representation goes through preconditions and ranges; everything else
 has a status of its own), and a Response says what to send without knowing how: a short text, parts of the file, or
@@ -65,7 +65,7 @@ class Representation(Struct, frozen=True):
 
 
 class Moved(Struct, frozen=True):
-    """What was asked for is elsewhere."""
+    """The resource is elsewhere."""
 
     location: str
     status: HTTPStatus = HTTPStatus.MOVED_PERMANENTLY
@@ -89,7 +89,7 @@ class Response(Struct, frozen=True):
     close: bool = False
     """Whether the connection must not be used again."""
     signed: bool = False
-    """Whether `fields` have been through a site's rules, which have the say on Server too."""
+    """True if `fields` have passed a site's rules, which also decide on Server."""
 
 
 def refuse_head(version: bytes, request: Request) -> Response | None:

@@ -15,7 +15,7 @@ from ktlsd.config.networks import UNIX, Address, Networks, parse_address
 from ktlsd.config.values import ForwardedFields
 
 MOST_HOPS: Final = 64
-"""Hops that are looked at."""
+"""Number of hops that are read."""
 
 FIELDS: Final = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-request-id"})
 """Request fields, in lower case, that may say something about the client."""
@@ -40,16 +40,16 @@ class Origin(NamedTuple):
     """The origin of a request, as reported by trusted proxies."""
 
     address: str
-    """The client's, without a port where a proxy told it; "unix" for one on a Unix socket."""
+    """The client's, without a port if a proxy sent it; "unix" for a client on a Unix socket."""
     https: bool
     """Whether the client itself speaks TLS, to this server or to a proxy."""
     request_id: str | None = None
 
 
 def origin(fields: Mapping[str, str], nearest: Origin, trusted: Networks, written: ForwardedFields) -> Origin:
-    """What is known of a request from a peer in `trusted`, with `nearest` as what is known without its fields.
+    """The origin of a request from a peer in `trusted`; `nearest` is the origin without its fields.
 
-    `fields` has lower-case names, repeated fields joined with ", ". Never raises: what makes no sense ends the walk.
+    `fields` has lower-case names, repeated fields joined with ", ". Never raises: an invalid entry ends the walk.
     """
     hops = _from_forwarded(fields) if written == "forwarded" else _from_x_forwarded(fields)
     address, https = nearest.address, nearest.https

@@ -2,7 +2,7 @@
 
 Strategy: all rules for a path come down to an Edit (names to drop, fields to put there), which is kept for the next
 request; a site without rules for paths has one Edit. Later rules win: `_headers` over the options' shorthands (cache,
-downloads, nosniff, hsts), [[header]] over `_headers`. What frames or describes the bytes stays the server's own.
+downloads, nosniff, hsts), [[header]] over `_headers`. Fields that frame or describe the bytes stay the server's own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _VALUE: Final = re.compile(r"[!-~](?:[\t -~]*[!-~])?")
 _NOT_PLAIN: Final = re.compile(r"[^ !#$&-\[\]-~]")
 _ATTR_CHAR: Final = "!#$&+-.^_`|~"
 
-# The lengths are what hash functions give and bundlers cut to; a short one alone is too little of a sign. Documents are
+# The lengths are what hash functions give and bundlers cut to; a short one by itself is too weak a sign. Documents are
 # no output of a bundler.
 _HASHED: Final = re.compile(
     r"(?:^(?=[0-9a-f]{16})|[.-])"
@@ -219,7 +219,7 @@ class HeaderRules:
         if kind is not _Kind.CONTENT:
             kept |= _OF_CONTENT
         if kind is _Kind.ERROR:
-            # What is right for a file, "immutable" above all, is not for the news that there is none.
+            # Rules for a file, "immutable" above all, are wrong for the response that there is none.
             kept |= _OF_CACHES
         # Neither is it for a redirect.
         is_file = kind in (_Kind.CONTENT, _Kind.UNCHANGED)
@@ -249,7 +249,7 @@ class HeaderRules:
         return _Edit(frozenset(drop.union(name.lower() for name, _ in put)), put, vary)
 
     def _by_kind(self, path: str, kind: _Kind) -> Fields:
-        """What depends on there being a file."""
+        """Fields that depend on the existence of the file."""
         fields: Fields = ()
         name = path.rpartition("/")[2]
         if kind in (_Kind.CONTENT, _Kind.UNCHANGED):

@@ -58,7 +58,7 @@ def placeholders_of(pattern: str) -> tuple[str, ...]:
 
 
 def compile_captures(pattern: str) -> Captures:
-    """What yields the values of placeholders_of for a path that a pattern with one `*` at most matches."""
+    """A function from a path that the pattern matches, with at most one `*`, to the values of placeholders_of."""
     text, *rest = _HOST_WILDCARDS.split(pattern)
     expression = re.escape(decoded(text))
     for wildcard, text in zip(rest[::2], rest[1::2], strict=True):
@@ -111,7 +111,7 @@ def _group(parts: Sequence[str], *, first: bool, last: bool) -> str:
     """The expression for a group and the "**" before it."""
     start = "" if first else ".*?"
     if not first and len(parts) > 1:
-        # What does not follow the first match in a segment follows no later one in it: one try for each segment.
+        # If the rest does not follow the first match in a segment, it follows no later one: one try for each.
         start, parts = "(?:[^/]*+/)*?", ["", *parts]
     if not last:
         return f"(?>{start}{_earliest(parts)})"

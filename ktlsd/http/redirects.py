@@ -84,7 +84,7 @@ class Redirects:
                 self._others.append(compiled)
 
     def find(self, path: str, query: str, *, exists: bool) -> Redirected | Rewritten | None:
-        """What becomes of a request for `path` (decoded) with `query` (as it came, without question mark).
+        """The outcome for a request of `path` (decoded) with `query` (as received, without question mark).
 
         `exists` says whether there could be a file: then a rule without force gives way to it, and so do those after.
         Ask with True before the file is looked for, and with False when there was none.

@@ -61,7 +61,7 @@ def entity_tag(mtime_ns: int, size: int, inode: int, ctime_ns: int) -> str:
 def size_mtime_tag(mtime_ns: int, size: int) -> str:
     """A strong entity tag that copies with the same mtime share, such as those on several machines.
 
-    Only for a mtime that is_dated() accepts: a placeholder would leave the size to tell versions apart.
+    Only for a mtime that is_dated() accepts: with a placeholder, versions would differ only in their size.
     """
     return f'"{mtime_ns:x}-{size:x}"'
 
@@ -77,7 +77,7 @@ def coded_tag(tag: str, coding: str) -> str:
 
 
 def is_dated(mtime_ns: int) -> bool:
-    """Whether this mtime, in nanoseconds since the epoch, tells when a file was changed.
+    """True if this mtime, in nanoseconds since the epoch, is the time of a change.
 
     Second 0 and second 1 are placeholders. As a Last-Modified they would have caches keep the file for years (RFC 9111
     section 4.2.2).
@@ -86,7 +86,7 @@ def is_dated(mtime_ns: int) -> bool:
 
 
 def http_date(seconds: float) -> str:
-    """IMF-fixdate (RFC 9110 section 5.6.7) of seconds since the epoch; what is older than year 1 is of year 1."""
+    """IMF-fixdate (RFC 9110 section 5.6.7) of seconds since the epoch, at least that of year 1."""
     return formatdate(max(_YEAR_1, int(seconds)), usegmt=True)
 
 

@@ -19,7 +19,7 @@ from ktlsd.tls.ktls import Path
 Fragment = tuple[str, str]
 """Finished text: two runs of fields that do not stand together in a line (the second empty where they do)."""
 
-# Latin-1 gives each byte a character of its own. What is left as it is is printable ASCII.
+# Latin-1 gives each byte a character of its own. All that is not escaped is printable ASCII.
 _ESCAPES: Final = {
     number: f"\\x{number:02X}" for number in range(256) if not " " <= chr(number) <= "~" or chr(number) in '"\\'
 }
@@ -27,20 +27,20 @@ _DELETE: Final = "\x7f"
 
 
 class Channel(NamedTuple):
-    """What holds for a connection, as far as the client's address where no proxy tells another for a request; the
-    fields of TLS are None without it."""
+    """The facts of a connection. A trusted proxy may give another address for a request. The fields of TLS are None
+    without it."""
 
     address: str
     port: int | None = None
-    """None where a proxy, which told the address, did not tell it, and on a Unix socket."""
+    """None on a Unix socket, and if the proxy that sent the address did not send the port."""
     via: str | None = None
-    """The proxy that told the address, with its port."""
+    """The proxy that sent the address, with its port."""
     protocol: str | None = None
     cipher: str | None = None
     resumed: bool | None = None
     server_name: str | None = None
     client_certificate: str | None = None
-    """Its subject, where one was demanded."""
+    """Its subject, if one was required."""
     ktls_tx: Path | None = None
     ktls_rx: Path | None = None
 
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
     referer: bytes | None = None
     user_agent: bytes | None = None
     received: bytes | None = None
-    """The first line of what is no request, without its end."""
+    """The first line of bytes that are no request, without its end."""
 
 
 class Outcome(NamedTuple):

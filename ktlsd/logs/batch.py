@@ -36,11 +36,11 @@ class LogBatch(Generic[T]):
     """Lines of one process on their way to a LogFile, which stays the caller's to close."""
 
     def __init__(self, file: LogFile, render: Callable[[Iterator[T]], Iterator[str]]) -> None:
-        """`render` makes lines of ASCII, with their ends, of what they are to tell. It runs in the thread."""
+        """`render` makes lines of ASCII, with their ends, from the added items. It runs in the thread."""
         self._file = file
         self._render = render
         self._waiting: deque[tuple[T, int]] = deque()
-        # Each number is counted by one thread alone: these by the one that adds, the others by the one that writes.
+        # Each number has one writing thread: for these the one that adds, for the others the one that writes lines.
         self._added = self._overflowed = 0
         self._taking = self._taken = self._unwritten = self._told = 0
         self._some = threading.Event()
@@ -53,7 +53,7 @@ class LogBatch(Generic[T]):
         return self._overflowed + self._unwritten
 
     def add(self, told: T, size: int) -> None:
-        """Take what a line of about `size` characters is to tell."""
+        """Add the item of a line of about `size` characters."""
         if self._added - self._taken > MOST_WAITING:
             self._overflowed += 1
             return
@@ -75,7 +75,7 @@ class LogBatch(Generic[T]):
                 self._some.set()
 
     async def _write_in_thread(self) -> None:
-        # It ends by itself, even if everything else is cancelled.
+        # It ends without a cancellation, even if everything else is cancelled.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._write_for_ever, limiter=trio.CapacityLimiter(1))
 
@@ -84,7 +84,7 @@ class LogBatch(Generic[T]):
         while not ended:
             self._some.wait()
             time.sleep(GATHER_SECONDS)
-            # What comes from here on is taken now, or sets it again.
+            # Items added from here on are taken now, or set it again.
             self._some.clear()
             ended = self._ending
             text = "".join(self._render(self._take()))

@@ -1,7 +1,7 @@
-"""The error log: what the rest of ktlsd says through logging, one line for each message.
+"""The error log: all messages of the logging module, one line for each.
 
-Strategy: each message is written at once, so that none is lost in a crash. A reader that takes nothing, such as a full
-pipe, is waited for once and for a moment; what is lost is counted, and told when lines get through again.
+Strategy: each message is written at once, so that none is lost in a crash. A full pipe is
+waited for once and for a moment; lost messages are counted, and reported when lines get through again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ktlsd.logs.log_files import LogFile
 NOTICE: Final = logging.WARNING + 5
 """The level of what an operator asked for and gets: a reload, the end. `log_level = "warning"` shows it."""
 PATIENCE_SECONDS: Final = 0.02
-"""How long a message may hold up everything else when the log takes nothing."""
+"""Longest time for which a message may delay everything else if the log takes nothing."""
 
 
 logging.addLevelName(NOTICE, "NOTICE")

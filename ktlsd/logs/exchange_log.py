@@ -1,4 +1,4 @@
-"""What becomes of each request, told to the access log as it happens.
+"""Each request's progress, recorded for the access log.
 
 Strategy: a RequestLog accompanies a connection; the protocol says when a request begins, what it asks for and what is
 answered, and a line follows at the end, however that comes. What a head says is put into words once and can be kept
@@ -31,7 +31,7 @@ _FIELDS: Final = {b"host": "host", b"referer": "referer", b"user-agent": "user_a
 
 
 class Noted(NamedTuple):
-    """What is logged of a request and its response before anything is sent."""
+    """The part of a line that is known before anything is sent."""
 
     asked: Fragment
     status: int | None
@@ -93,7 +93,7 @@ class RequestLog:
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """A request that has begun to arrive, and its response; no line when the client leaves instead of asking."""
+        """A request that has begun to arrive, and its response; no line if the client disconnects instead."""
         self.begin()
         try:
             yield
@@ -114,7 +114,7 @@ class RequestLog:
         self.noted = self._note(request.method, request.target, request.http_version, request.headers)
 
     def note_alike(self, status: int, line: bytes, fields: Iterable[Field]) -> Noted:
-        """What is logged of a request with this request line and these fields that gets a remembered response."""
+        """The part of a line for a request with this request line and these fields that gets a cached response."""
         method, target, version = line.split(b" ")
         return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=status)
 
@@ -123,7 +123,7 @@ class RequestLog:
         return self._log.note(Asked(method, target, version, **told))
 
     def came_from(self, origin: Origin) -> None:
-        """A trusted proxy says whence this request came."""
+        """The origin of this request, from a trusted proxy."""
         self._id = origin.request_id
         channel = self._channel
         here = str(Listen(channel.address, channel.port)) if channel.port is not None else channel.address
@@ -131,7 +131,7 @@ class RequestLog:
             self._fragment = self._form.of_channel(channel._replace(address=origin.address, port=None, via=here))
 
     def received(self, head: bytes) -> None:
-        """What was received is no request."""
+        """The received bytes are no request."""
         line = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
         self.noted = self._log.note(Asked(received=line))
 
@@ -141,7 +141,7 @@ class RequestLog:
         self._head_size = head_size
 
     def begin_again(self, noted: Noted, head_size: int) -> None:
-        """A request has come, and has a response, that are those that were `noted` before."""
+        """A request begins that is, with its response, equivalent to one `noted` before."""
         self._began = time.monotonic()
         self._sent = self._transport.sent
         self._head_size = head_size
@@ -149,7 +149,7 @@ class RequestLog:
         self.noted = noted
 
     def end(self, *, complete: bool) -> None:
-        """Nothing more will be sent for this request; `complete` says whether the whole response was."""
+        """Nothing more will be sent for this request; `complete` if the whole response was."""
         noted = self.noted
         sent = self._transport.sent - self._sent - self._head_size
         told = (self._fragment, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete, self._id)

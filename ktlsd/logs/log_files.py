@@ -1,4 +1,4 @@
-"""A log's file, or stderr: opened to append, opened again after a rotation, and never waited for longer than told.
+"""A log's file, or stderr: opened to append, reopened after a rotation, with a bound on each wait.
 
 Strategy: every write(2) has whole lines, so that processes can share a file. A pipe or terminal is opened anew, since
 O_NONBLOCK on an inherited descriptor would affect the processes that share it; a socket, such as journald's, has
@@ -59,7 +59,7 @@ class LogFile:
         self._look()
 
     def write(self, lines: bytes, patience: float) -> Lost | None:
-        """Append whole lines, waiting up to `patience` seconds for a reader that takes none; what was lost of them.
+        """Append whole lines, waiting up to `patience` seconds for a reader that takes none; the lost ones, if any.
 
         A full disk can cut a line in two: the next one begins on a line of its own.
         """

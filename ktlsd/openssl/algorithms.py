@@ -1,4 +1,4 @@
-"""What is offered in handshakes by default: protocols, ciphers, groups, ticket keys, in OpenSSL's names and units.
+"""The default offer in handshakes: protocols, ciphers, groups, ticket keys, in OpenSSL's names and units.
 
 Strategy: constants; tls/policy.py makes policies of them.
 """

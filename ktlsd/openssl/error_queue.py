@@ -36,7 +36,7 @@ def file_reason(queue: Queue, path: str) -> str:
 
 
 def connection_error(queue: Queue, verification: Callable[[], str]) -> TLSError:
-    """The error that ended a connection; `verification` tells what is wrong with the peer's certificate."""
+    """The error that ended a connection; `verification` is the fault of the peer's certificate."""
     reasons = {packed & 0x7FFFFF for packed, _ in queue if packed >> 23 & 0xFF == macros.ERR_LIB_SSL}
     text = in_words(queue)
     if macros.SSL_R_NO_SUITABLE_RECORD_LAYER in reasons:

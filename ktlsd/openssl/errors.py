@@ -1,4 +1,4 @@
-"""What goes wrong in OpenSSL, as exceptions: with the library, with a context, on a connection.
+"""OpenSSL's errors as exceptions: of the library, of a context, of a connection.
 
 Strategy: one class for each case that a caller tells apart. error_queue.py and pem_files.py make them from what OpenSSL
 says.
@@ -10,7 +10,7 @@ import errno
 from typing import Final
 
 PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""What send(2) and sendfile(2) say when it is the connection that failed, and not the file."""
+"""Errors of send(2) and sendfile(2) if the connection failed, not the file."""
 
 
 class LibraryError(Exception):
@@ -29,7 +29,7 @@ class PairError(ContextError):
     """A certificate or its key that cannot be used; the text is one line for the operator."""
 
     def __init__(self, text: str, *, of_key: bool = False) -> None:
-        """`of_key` tells whether the key is at fault, and not the certificate."""
+        """`of_key` if the key is at fault, not the certificate."""
         super().__init__(text)
         self.of_key = of_key
 

@@ -1,4 +1,4 @@
-"""What calls on a connection return: a Wait when the socket is not ready, a Handshake when it is done.
+"""The results of calls on a connection: a Wait when the socket is not ready, a Handshake when it is done.
 
 Strategy: plain values, which connections without TLS return too, so that callers handle both kinds alike.
 """
@@ -13,7 +13,7 @@ READ_SIZE: Final = 16384
 
 
 class Wait(enum.Enum):
-    """What a call that would block is waiting for; the caller waits and makes the same call again.
+    """The event that a call which would block needs; the caller waits and makes the same call again.
 
     Where each instruction counts, ask whether a result is what the call gives: isinstance(result, Wait) goes through
     the metaclass of enums, which takes five times as long.
@@ -24,7 +24,7 @@ class Wait(enum.Enum):
 
 
 class Handshake(NamedTuple):
-    """What a finished handshake settled, as OpenSSL tells it."""
+    """The outcome of a handshake, from OpenSSL."""
 
     protocol: str
     cipher: str
@@ -34,6 +34,6 @@ class Handshake(NamedTuple):
     ktls_rx: bool
     server_name: str | None = None
     """The host name that the client asked for, as it wrote it (RFC 6066 section 3); None also in a resumed TLS 1.2
-    session, where OpenSSL does not tell it."""
+    session, for which OpenSSL does not give it."""
     client: str | None = None
     """The subject of the verified client certificate, as in "/CN=proxy"."""

@@ -23,7 +23,7 @@ _FIX: Final = "the .socket unit needs ListenStream=, and Accept=no"
 
 
 class ActivationError(Refusal):
-    """What was passed cannot be served on; the text is one line for the operator."""
+    """A passed socket cannot be used; the text is one line for the operator."""
 
 
 class Passed(NamedTuple):

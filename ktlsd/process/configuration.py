@@ -1,8 +1,8 @@
 """The configuration in force, and how another one comes to be: built whole, beside the old one, or not at all.
 
-Strategy: what is wrong is said in one line and changes nothing; only certificates are taken one by one, and those that
-cannot be used stay as they were. The same steps serve a single process, which builds in a thread, and the parent of
-workers, which builds first so that they are told of nothing that cannot be had.
+Strategy: an error is one line and changes nothing; only certificates are loaded one by one, and an unusable one keeps
+its former version. The same steps serve a single process, which builds in a thread, and the parent of
+workers, which builds first so that workers reload only what can be loaded.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ktlsd.tls.ticket_keys import Ring
 log = logging.getLogger("ktlsd")
 
 WATCH_SECONDS: Final = 2.0
-"""How often to look whether certificates have changed."""
+"""Interval of looks for changed certificates."""
 REPEAT_SECONDS: Final = 3600.0
-"""How often at most the same line about a certificate is logged; as often, one that cannot be used is tried again."""
+"""Least interval of equal lines about a certificate, and interval of trying an unusable one again."""
 RETRY_SECONDS: Final = 30.0
-"""How long after a renewal that failed as a whole, for lack of memory or descriptors, it is tried again."""
+"""Pause after a renewal that failed as a whole, for lack of memory or descriptors."""
 RESTART_ONLY: Final = (
     *("listen", "http_listen", "backend_listen", "backend_mode", "workers", "user", "group"),
     *("ktls", "libssl", "session_tickets", "ticket_keys"),
@@ -41,7 +41,7 @@ RESTART_ONLY: Final = (
 """Keys of which a running ktlsd takes no other values."""
 
 WHAT: Final = {True: "configuration", False: "certificates"}
-"""What is read `anew`, and what is read otherwise, in the operator's words."""
+"""The subject of a reload in log lines, by `anew`."""
 
 _DAY: Final = 86400
 
@@ -74,7 +74,7 @@ class Configuration:
         self._https_port = 443
         self._loaded = loaded
         self.quiet = False
-        """Whether another process says what is wrong with certificates."""
+        """True if another process logs faults of certificates."""
         self._told: dict[Hashable, float] = {}
         """When a line was logged, in seconds of the monotonic clock."""
         self._next_report = self._next_try = time.monotonic() + REPEAT_SECONDS
@@ -221,12 +221,12 @@ def _is_renewed(faults: tuple[Fault, ...], before: _Versions, after: _Versions) 
 
 
 def _versions(settings: Settings) -> _Versions:
-    """What tells the versions of certificates, keys and revocation lists; links are followed, so one swapped counts."""
+    """The versions of certificates, keys and revocation lists; links are followed, so a swapped link is a change."""
     return {path: _version(path) for path in certificate_files(settings)}
 
 
 def _version(path: Path) -> _Version:
-    """The time of change tells another mode or owner too, by which a file becomes readable."""
+    """The ctime shows another mode or owner too, by which a file becomes readable."""
     try:
         status = os.stat(path)
     except OSError:

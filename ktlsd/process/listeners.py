@@ -38,7 +38,7 @@ class ListenError(Refusal):
 
 
 _PASSED: Final = {kind.value: kind for kind in Kind}
-"""What is spoken on a passed socket, by its name; TLS on one of another name."""
+"""The protocol of a passed socket, by its name; TLS for any other name."""
 
 
 def bind_all(

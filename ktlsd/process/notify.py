@@ -1,4 +1,4 @@
-"""What systemd is told of this service: ready, reloading, stopping, status, alive (sd_notify(3)).
+"""Notifications to systemd: ready, reloading, stopping, status, alive (sd_notify(3)).
 
 Strategy: each message is one datagram to the socket that NOTIFY_SOCKET names; without one nothing is sent. A message
 that does not get through is no reason to serve any less, so it is dropped.
@@ -22,11 +22,11 @@ class Notifier:
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_seconds = _watchdog_seconds(environment)
-        """How long this process may say nothing before it is taken for stuck; None: as long as it likes."""
+        """Seconds without a notification after which this process is taken for stuck; None without a limit."""
 
     @property
     def heard(self) -> bool:
-        """Whether anybody listens."""
+        """True if there is a service manager."""
         return self._address is not None
 
     def ready(self) -> None:
@@ -38,7 +38,7 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The end begins: what is in flight is finished."""
+        """The shutdown begins: requests in progress are finished."""
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:

@@ -1,8 +1,8 @@
 """A running server's configuration, certificates and session ticket keys are kept up to date.
 
 Strategy: a thread builds what is new, so that no connection waits, and one assignment on the event loop puts it into
-force: handshakes and requests take it from then on, and no connection is closed for it. A worker is told of what its
-parent could have, so where it cannot it tries again: the operator was told that it is in force.
+force: handshakes and requests use it from then on, and no connection is closed for it. A worker reloads what its
+parent has already loaded; if it fails, it tries again, since the log says that the reload is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("ktlsd")
 T = TypeVar("T")
 
 _TICKETS_SECONDS: Final = 60.0
-"""How often to look for new session ticket keys."""
+"""Interval of looks for new session ticket keys."""
 
 
 class Reloader:
@@ -39,7 +39,7 @@ class Reloader:
     def __init__(
         self, server: Server, configuration: Configuration, terminal: Terminal, notifier: Notifier, *, alone: bool
     ) -> None:
-        """A process that is not `alone` has a parent, which finds changed certificates and tells the operator."""
+        """A process that is not `alone` has a parent, which finds changed certificates and writes the log lines."""
         self._server = server
         self._configuration = configuration
         self._terminal = terminal
@@ -48,7 +48,7 @@ class Reloader:
         configuration.quiet = not alone
         # For threads: there is no sense in two at a time.
         self._lane = trio.CapacityLimiter(1)
-        # What is loaded is made from what is in force, so it is in force before the next is loaded.
+        # A new service is made from the one in force, so it takes force before the next is made.
         self._reloading = trio.Lock()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

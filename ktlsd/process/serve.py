@@ -1,7 +1,7 @@
 """The life of a serving process, from its settings to its end.
 
 Strategy: everything that can be wrong is tried before a client is accepted, in the order that privileges ask for: keys
-are read and sockets bound as whoever started this, then root is given up, then the event loops run. Import this only
+are read and sockets bound as the starting user, then root is given up, then the event loops run. Import this only
 once libssl is open: trio brings Python's own ssl module along, and that the system's libssl (--libssl).
 """
 
@@ -58,7 +58,7 @@ _MOUNTS_TOLD: Final = 3
 
 
 def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit status. `read` gives the settings anew, for a reload.
+    """Serve until SIGTERM or SIGINT; the process's exit status. `read` reads the settings again, for a reload.
 
     Raises Refusal, LibraryError, ContextError.
     """
@@ -162,7 +162,7 @@ def _build(
 
 
 def _tickets(settings: Settings) -> TicketFile | None:
-    """Where the session ticket keys are; in memory, where the state folder is no place for them."""
+    """The session ticket keys; in memory if the state folder cannot be used."""
     if not settings.session_tickets:
         return None
     if settings.ticket_keys is not None:
@@ -177,7 +177,7 @@ def _tickets(settings: Settings) -> TicketFile | None:
 
 
 def _drop_privileges(identity: privileges.Identity | None, service: Service) -> None:
-    """Give up root where asked to; refuses where ktlsd could not do its work then."""
+    """Give up root if requested; refuse if ktlsd could not work without it."""
     if identity is None:
         return
     privileges.drop(identity)
@@ -191,7 +191,7 @@ def _drop_privileges(identity: privileges.Identity | None, service: Service) -> 
     for followed in service.followed:
         folder = followed.path
         what = "acme_challenges" if followed is service.https_redirect.followed else "root"
-        # What is missing, or does not answer, may come later.
+        # A missing or unresponsive folder may come later.
         if followed.root.identity is not None and (place := privileges.first_inaccessible(folder)) is not None:
             raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
     for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
@@ -209,7 +209,7 @@ def _drop_privileges(identity: privileges.Identity | None, service: Service) -> 
 
 
 def _tell_waiting(service: Service) -> bool:
-    """Log which file systems of the roots may hold up their callers; whether there are any."""
+    """Log the file systems of the roots that may hold up their callers; True if there are any."""
     waits = False
     for followed in service.followed:
         found = []
@@ -224,7 +224,7 @@ def _tell_waiting(service: Service) -> bool:
 
 
 def _https_port(listeners: Sequence[Listener]) -> int:
-    """That of the first listener for HTTPS over TCP; HTTPS's own where systemd passed none."""
+    """The port of the first listener for HTTPS over TCP; 443 if systemd passed none."""
     bound = [listener.socket.getsockname() for listener in listeners if listener.kind is Kind.HTTPS]
     return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
 
@@ -242,7 +242,7 @@ def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
 
 
 def _tell_of_listing(loaded: Loaded, service: Service) -> None:
-    """Name the remedy where a folder is all that was asked for, and the first page that its user opens would be 403."""
+    """Name the remedy if only a folder was given, and its first page would be 403."""
     site = service.all[0].site
     # A call on a file system that may hang could keep this process from ending.
     if loaded.document.table or "root" not in loaded.given or site.options.listing or site.root.waits:

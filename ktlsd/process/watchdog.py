@@ -46,7 +46,7 @@ class Watchdog:
             await trio.sleep(self.seconds)
 
     async def tell_end(self, draining: trio.Event) -> None:
-        """Tell systemd when the shutdown begins."""
+        """Notify systemd when the shutdown begins."""
         await draining.wait()
         self.notifier.stopping()
 

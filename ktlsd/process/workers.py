@@ -1,7 +1,7 @@
 """Several processes on the same listening sockets: fork, watch, reload, end together.
 
 Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
-for signals. A worker that ends by itself, or cannot be started, is replaced after a pause that grows. A new
+for signals. A worker that crashes, or cannot be started, is replaced after a growing pause. A new
 configuration is tried by the parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
 """
 
@@ -32,13 +32,13 @@ log = logging.getLogger("ktlsd")
 
 _SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
 _HELD_SECONDS: Final = 0.5
-"""How long the kernel may take to end the threads of a worker that has ended."""
+"""Longest time for the kernel to end the threads of a worker that has ended."""
 _PATIENCE_SECONDS: Final = 5.0
-"""How much later than a worker's own bound for draining the parent ends it."""
+"""Time beyond a worker's own bound for draining after which the parent kills it."""
 
 
 class Job(Struct, frozen=True):
-    """What a worker does: `prepare` right after the fork (it is given the parent's number), then `work`.
+    """The work of a worker: `prepare` right after the fork (it is given the parent's number), then `work`.
 
     `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
     """
@@ -48,7 +48,7 @@ class Job(Struct, frozen=True):
 
 
 class _Place(Struct):
-    """Where one worker runs, or is to run."""
+    """The place of one worker, running or to be started."""
 
     backoff: Backoff = field(default_factory=Backoff)
     worker: int | None = None
@@ -111,8 +111,8 @@ class _Parent:
         beat_at = time.monotonic()
         while True:
             due = min([look_at, beat_at, *(place.since for place in self._places if place.worker is None)])
-            # Signals come in the order of their numbers: without a look for these alone, reloads that are asked for
-            # again and again would keep the end away.
+            # Signals come in the order of their numbers: without a wait for only these, repeated reload signals would
+            # delay the shutdown.
             told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
                 _SIGNALS, max(0.0, due - time.monotonic())
             )
@@ -138,7 +138,7 @@ class _Parent:
         self._end(signal.Signals(number))
 
     def _beat(self) -> float:
-        """Kill the workers that are stuck, and tell systemd of the others; when to do so again."""
+        """Kill stuck workers, and notify systemd of the others; the time of the next call."""
         for number, place in enumerate(self._places):
             if place.worker is None:
                 continue
@@ -159,7 +159,7 @@ class _Parent:
         self._tell(number)
         beat_at = time.monotonic()
         while self._workers():
-            # No signal tells that a worker has ended but for a thread.
+            # There is no signal for a worker that has ended but for a thread.
             until = min(kill_at, beat_at, time.monotonic() + _HELD_SECONDS)
             told = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
             if time.monotonic() >= beat_at:

@@ -1,4 +1,4 @@
-"""The client of one connection, as far as its connection tells: its address, its handshake, and the proxies between.
+"""The client of one connection: its address, its handshake, and the proxies between.
 
 Strategy: made once, before the first request. Its influence on responses, beside the request head, is its cache
 partition.
@@ -32,7 +32,7 @@ class Secured(NamedTuple):
     server_name: str | None
     """The name in the ClientHello."""
     clients: bytes
-    """What was demanded of the client's certificate (Context.clients)."""
+    """Digest of the requirements on the client's certificate (Context.clients)."""
 
 
 class Client(Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class Client(Struct, frozen=True, kw_only=True):
     trusted: Networks | None = None
     """The proxies whose fields about the client are believed; None if this peer's are not."""
     clients: bytes = b""
-    """What was demanded of its certificate (Context.clients)."""
+    """Digest of the requirements on its certificate (Context.clients)."""
     redirected: bool = False
     """Whether it gets nothing but redirects to HTTPS."""
     channel: Channel | None = None

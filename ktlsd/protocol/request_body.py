@@ -2,7 +2,7 @@
 
 Strategy: h11 finds the end of the body. What it forgives in chunks is looked for once all of the body is there, since a
 proxy in front may see another end (RFC 9112 sections 7.1 and 11.2). A body that is too large, or that the client keeps
-back until it is told to continue, is never read to its end: its connection must close.
+back until 100 (Continue), is never read to its end: its connection must close.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class RequestBody:
         self._chunked, length = _framing(request)
         # Of any other body h11 overlooks nothing.
         self._seen = bytearray(http.trailing_data[0] if self._chunked else b"")
-        # What counts is what was received, not what it carried: chunks can be nearly all framing.
+        # All received bytes count, not only the content: chunks can be nearly all framing.
         self._left = LARGEST
         self.unwanted = length > LARGEST or (http.they_are_waiting_for_100_continue and (self._chunked or length > 0))
-        """Whether it is not to be read: too large, or kept back until the client is told to continue."""
+        """True if it is not to be read: too large, or kept back until 100 (Continue)."""
         self.whole = False
         """Whether its end was found."""
 

@@ -1,5 +1,5 @@
-"""Opening what is below a folder, in a thread: as often as the kernel asks for, and through absolute links that stay
-inside.
+"""Opening files below a folder, in a thread: with the retries that the kernel asks for, and through absolute links that
+stay inside.
 
 Strategy: openat2(RESOLVE_BENEATH) is the only way in. It refuses every absolute link, so the path of one is resolved
 here, and if it stays below the folder, the kernel walks what that gives, under the same rule.
@@ -21,7 +21,7 @@ _RETRY_SECONDS: Final = 0.01
 
 
 def open_beneath(folder: int, path: bytes, flags: int) -> int:
-    """A new descriptor of what `path` leads to below the descriptor `folder`.
+    """A new descriptor of the file that `path` leads to below the descriptor `folder`.
 
     Waits for the disk. Raises OSError: EXDEV for a link that leads outside, EAGAIN for a lease that is not given up.
     """

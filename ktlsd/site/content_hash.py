@@ -1,7 +1,7 @@
 """Hashes of files' contents, for entity tags that are the same on every server that has the same bytes.
 
-Strategy: a thread reads and hashes a file once, part by part; the digest is kept under what changes when the file does.
-Few representations are asked for often, so a bounded cache in the order of use is enough.
+Strategy: a thread reads and hashes a file once, part by part; the digest is cached by the file's identity.
+Few representations are requested often, so a bounded cache in the order of use is enough.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ContentHashes:
         known = self._known.get(key)
         if known is None:
             known, read = await self._hash(opened)
-            # Written to while it was read, it has another identity now, and this digest belongs to none.
+            # If it was written to meanwhile, it has another identity, and this digest belongs to neither.
             if read == key:
                 self._known[key] = known
                 if len(self._known) > _REMEMBERED:

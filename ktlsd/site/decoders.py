@@ -1,7 +1,7 @@
 """Unpacking the content codings that HTTP has, and comparing with what was packed.
 
 Strategy: input goes in in small pieces, so that even a hostile stream makes the output of one piece no larger than
-memory allows. What browsers do not read (a second gzip member, zstd windows beyond 8 MiB) is an error here too.
+memory allows. Streams that browsers do not read (a second gzip member, zstd windows beyond 8 MiB) are errors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DecodeError(ValueError):
 class _Decoder(NamedTuple):
     feed: Callable[[bytes], bytes]
     finished: Callable[[], bool]
-    """Whether the stream has ended."""
+    """True if the stream has ended."""
     rest: Callable[[], bytes]
     """Input behind its end."""
     piece: int
@@ -56,7 +56,7 @@ def unpack(coding: Coding, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def is_packed(original: int, sibling: int, coding: Coding) -> bool:
-    """Whether the open file `sibling` is one whole stream of exactly what `original` has. Raises OSError."""
+    """True if the open file `sibling` is one whole stream of exactly the content of `original`. Raises OSError."""
     offset = 0
     try:
         for content in unpack(coding, _blocks(sibling)):
@@ -69,7 +69,7 @@ def is_packed(original: int, sibling: int, coding: Coding) -> bool:
 
 
 def _has(descriptor: int, offset: int, content: bytes) -> bool:
-    """Whether a file has these bytes at this place."""
+    """True if a file has these bytes at this offset."""
     for start in range(0, len(content), _BLOCK):
         block = content[start : start + _BLOCK]
         if os.pread(descriptor, len(block), offset + start) != block:

@@ -1,4 +1,4 @@
-"""What a folder holds, as far as the server would send it: regular files and folders, links as what they lead to.
+"""The servable entries of a folder: regular files and folders, and links to them.
 
 Strategy: scandir on the folder's own descriptor gives names, kinds and status without another walk; only a link is
 walked, by openat2(RESOLVE_BENEATH) from the root, because that is how a request for it would be.

@@ -1,4 +1,4 @@
-"""The folder that a path leads to, whichever folder that is at the moment.
+"""The folder that a path leads to at the moment.
 
 Strategy: the kernel walks the path again every second, from its name cache if it can. Where a link was swapped, a
 folder replaced or a file system mounted, the new folder is opened and takes the old one's place at once; requests in
@@ -23,10 +23,10 @@ from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity
 log = logging.getLogger("ktlsd")
 
 LOOK_SECONDS: Final = 1.0
-"""Between two looks at the path."""
+"""Interval of looks at the path."""
 START_SECONDS: Final = 5.0
-"""How long the first look may take."""
-# Others, such as a lack of descriptors, say nothing about the folder.
+"""Longest time for the first look."""
+# Other errors, such as a lack of descriptors, are not about the folder.
 _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
@@ -49,14 +49,14 @@ class FollowedRoot:
 
         Raises OSError if there is no such folder that can be served.
         """
-        # Relative to the folder that the process was started in, not to what a link there leads to.
+        # Relative to the folder that the process was started in, even if a link there is swapped.
         self.path = absolute(path)
         self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, seconds=seconds)
         self._threads = FileThreads(str(self.path), seconds, 1)
         self._looking = self._closed = False
         self._failures = 0
         self.fault: OSError | None = None
-        """What was wrong with the path at first, for the caller to tell."""
+        """The first error of the path, for the caller to report."""
         self.on_change: Callable[[], object] = bool
         """Called when another folder has taken the place of the former."""
         try:
@@ -72,7 +72,7 @@ class FollowedRoot:
 
     @property
     def missing(self) -> bool:
-        """Whether the path leads nowhere."""
+        """True if the path leads nowhere."""
         return self.root.why is Miss.NO_ROOT
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class FollowedRoot:
         return self._open_root(os.fspath(self.path))
 
     def is_the_same(self) -> bool:
-        """Whether the kernel can tell at once that the path leads to the same folder as at the last look."""
+        """True if the kernel finds at once that the path leads to the same folder as at the last look."""
         try:
             descriptor = folder_at(os.fsencode(self.path))
             try:
@@ -97,7 +97,7 @@ class FollowedRoot:
         return same
 
     async def look(self, *, tell: bool = True) -> None:
-        """Follow the path once more, in a thread, and take what it leads to; `tell` says whether the log gets a line.
+        """Follow the path again, in a thread, and use the folder it leads to; with `tell`, log a change.
 
         Does nothing while another look is in progress.
         """
@@ -107,7 +107,7 @@ class FollowedRoot:
         try:
             found = await self._threads.run(partial(self._open_if_other, self.root.identity), _close_root)
         except Stalled:
-            # Requests find out for themselves.
+            # Each request finds that out.
             return
         except OSError as error:
             self._failures += 1

@@ -1,7 +1,6 @@
 """The answers on plain HTTP: the same address under https, and ACME challenges (RFC 8555 section 8.3).
 
-Strategy: nothing but the folder of challenges is ever read; a redirect is a 301, since no method comes here that it
-could change.
+Strategy: only the folder of challenges is ever read; a redirect is a 301, since only GET and HEAD are redirected.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _HTTPS_PORT: Final = 443
 
 
 class HttpsRedirect:
-    """What a plain-HTTP listener answers with."""
+    """The answers of a plain-HTTP listener."""
 
     def __init__(
         self,
@@ -41,7 +40,7 @@ class HttpsRedirect:
         on a file there may take; if it `may_be_missing`, or stalls beyond the `patience`, it
         may come later. Raises OSError."""
         self.port = _HTTPS_PORT
-        """Where HTTPS is served, as clients reach it."""
+        """The port of HTTPS for clients."""
         self.followed = None
         if challenges is not None:
             self.followed = FollowedRoot(

@@ -37,7 +37,7 @@ class Sort(NamedTuple):
 
 _COLUMNS: Final[tuple[Column, ...]] = get_args(Column)
 _TITLES: Final[dict[Column, str]] = {"name": "Name", "size": "Size", "date": "Modified (UTC)"}
-# The newest and the largest are what people look for.
+# People look for the newest and the largest.
 _DESCENDING_FIRST: Final[dict[Column, bool]] = {"name": False, "size": True, "date": True}
 # A group of rows too: a number that many others divide, so that few rows of the gallery are short.
 _ENTRIES_IN_A_PIECE: Final = 60
@@ -45,8 +45,8 @@ _ENTRIES_IN_A_PIECE: Final = 60
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _OLDEST, _NEWEST = -62135596800, 253402300799  # the years 1 and 9999, in seconds since the epoch
 _NUMBER: Final = re.compile("0*([0-9]+)")
-# Controls, line and paragraph separators, and what changes direction or has no width; not the joiners, which emoji and
-# several scripts need.
+# Controls, line and paragraph separators, characters that change direction or have no width; not the joiners, which
+# emoji and several scripts need.
 _UNSEEN: Final = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
@@ -81,7 +81,7 @@ _POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-# A listing has no validator: it is made anew for each request.
+# A listing has no validator: it is made for each request.
 _FIELDS: Final = (("Cache-Control", "no-cache"), ("Vary", "Accept"))
 _HTML_FIELDS: Final = (
     ("Content-Type", "text/html; charset=utf-8"),
@@ -102,7 +102,7 @@ _QUALITY: Final = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", r
 
 
 def wants_json(accept: str | None) -> bool:
-    """Whether an Accept field (RFC 9110 section 12.5.1) prefers JSON to HTML.
+    """True if an Accept field (RFC 9110 section 12.5.1) prefers JSON to HTML.
 
     Of two that are equally welcome, the one that is named more exactly counts; a page is what all others get.
     """
@@ -130,7 +130,7 @@ def parse_query(query: bytes) -> Sort:
 
 def render_json(entries: Sequence[Entry], sort: Sort) -> Iterator[bytes]:
     """An array of objects with "name", "href" (relative to the folder), "type" ("file" or "directory"), "modified" and,
-    for a file, "size" in bytes. What is not UTF-8 in a name is U+FFFD there; "href" has every byte."""
+    for a file, "size" in bytes. Bytes of a name that are not UTF-8 become U+FFFD; "href" has every byte."""
     ordered = yield from _ordered(entries, sort)
     opening = "["
     for piece in _pieces(ordered):
@@ -276,7 +276,7 @@ def human_size(size: int) -> str:
 
 
 def _moment(mtime_ns: int) -> str:
-    """ISO 8601 in UTC; what a file system says beyond the years 1 to 9999 is shown as the nearest of these."""
+    """ISO 8601 in UTC; a time beyond the years 1 to 9999 is shown as the nearest of these."""
     year, month, day, hour, minute, second = time.gmtime(min(max(mtime_ns // 1_000_000_000, _OLDEST), _NEWEST))[:6]
     return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
 

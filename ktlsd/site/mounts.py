@@ -1,4 +1,4 @@
-"""Which mounts have a file system that may hold up its callers, for ever.
+"""The mounts whose file system may hold up its callers, forever.
 
 Strategy: the kernel's own table, /proc/self/mountinfo (proc(5)), asks no file system, as statfs(2) would. A local file
 system waits for its disk at most; all that are not known to be local ask another process or another machine.
@@ -31,7 +31,7 @@ class Mount(NamedTuple):
     number: int
     """The mount ID, as statx(2) has it."""
     point: bytes
-    """Where it is."""
+    """The path of the mount point."""
     kind: str
     """The file system's type."""
 
@@ -72,14 +72,14 @@ class MountChanges:
         self._table.close()
 
     def generation(self) -> int:
-        """A number that is another after each change (proc(5): mountinfo is readable by poll(2) then)."""
+        """A number that differs after each change (proc(5): mountinfo is readable by poll(2) then)."""
         if self._poll.poll(0):
             self._generation += 1
         return self._generation
 
 
 def waits(number: int) -> bool:
-    """Whether the mount with this ID may have a file system that holds up its callers; yes if that is not to be had."""
+    """True if the mount with this ID may have a file system that holds up its callers, or if it is unknown."""
     try:
         return next((mount.waits for mount in mounts() if mount.number == number), True)
     except OSError:

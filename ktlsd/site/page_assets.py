@@ -1,6 +1,6 @@
-"""What the built-in pages are made of: the files in assets/, and how a Content-Security-Policy allows them inline.
+"""The assets of the built-in pages, and the source expressions that allow them inline in a Content-Security-Policy.
 
-Strategy: a page carries its style and script itself, so each is named by its digest, and nothing else may run.
+Strategy: a page carries its style and script itself, so the policy names each by its digest, and nothing else may run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The `_headers` and `_redirects` files of static hosts (Netlify, Cloudflare Pages), as rules: pure.
 
-Strategy: line by line; what cannot be followed is left out whole, with a warning that names file and line, so that a
-site that was made for such a host is served as far as possible. A path that is protected by what ktlsd does not do
-(Basic-Auth, Role=) is told, to be refused: leaving such a line out would publish the path.
+Strategy: line by line; an unsupported line is ignored whole, with a warning that names file and line, so that a site
+for such a host is served as far as possible. A path that is protected by an unsupported feature (Basic-Auth, Role=) is
+reported, to be refused: ignoring such a line would publish the path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ktlsd.http.redirects import RedirectRule, check
 HEADERS_FILE: Final = "_headers"
 REDIRECTS_FILE: Final = "_redirects"
 LARGEST_FILE: Final = 1_048_576
-"""Bytes; what comes after is left out."""
+"""Bytes; the rest is left out."""
 LONGEST_LINE: Final = 8192
 """Characters."""
 MOST_HEADER_RULES: Final = 1000
@@ -34,7 +34,7 @@ PROTECTING: Final = {
     HEADERS_FILE: re.compile(rb"basic[\s_-]*auth", re.IGNORECASE),
     REDIRECTS_FILE: re.compile(rb"\srole=|\s[45][0-9]{2}!", re.IGNORECASE),
 }
-"""What a file may have that protects paths, for a look at what is left out of it."""
+"""Signs of lines that protect paths, for a search in the unread rest of a file."""
 
 _STATUSES: Final = frozenset(get_args(RedirectStatus))
 _URL: Final = re.compile("https?://[^/]*(/.*)?", re.IGNORECASE | re.DOTALL)
@@ -55,7 +55,7 @@ _LONGEST_WARNING: Final = 500
 
 
 class HeadersFile(NamedTuple):
-    """What a `_headers` file says."""
+    """The content of a `_headers` file."""
 
     rules: tuple[HeaderRule, ...]
     warnings: tuple[str, ...]
@@ -64,13 +64,13 @@ class HeadersFile(NamedTuple):
 
 
 class RedirectsFile(NamedTuple):
-    """What a `_redirects` file says."""
+    """The content of a `_redirects` file."""
 
     rules: tuple[RedirectRule, ...]
     """All of them can be followed."""
     warnings: tuple[str, ...]
     protected: tuple[str, ...]
-    """Paths, as they are written, whose files are to be refused where no rule sends clients elsewhere."""
+    """Paths, as they are written, whose files are to be refused unless a rule redirects."""
 
 
 class _Line(NamedTuple):
@@ -91,7 +91,7 @@ def parse_headers(text: str) -> HeadersFile:
     warnings = _Warnings(HEADERS_FILE)
     blocks: list[_Block] = []
     protected: dict[str, None] = {}
-    # What stands above, and the block of rules for it, where it has one.
+    # The path line above, and the block of rules for it, if any.
     path: str | None = None
     block: _Block | None = None
     too_many = False
@@ -105,7 +105,7 @@ def parse_headers(text: str) -> HeadersFile:
                 too_many = True
                 warnings.add(line.number, f"more than {MOST_HEADER_RULES} paths: the rest is left out")
         elif _BASIC_AUTH.match(line.text):
-            # The line itself is nothing for a log.
+            # The line itself, with its password, must not get into a log.
             if path is None:
                 warnings.add(line.number, "Basic-Auth protects nothing: no path stands above", urgent=True)
             else:
@@ -121,7 +121,7 @@ def parse_headers(text: str) -> HeadersFile:
 class _PathLine(NamedTuple):
     path: str
     followed: bool
-    """Whether the fields below can hold for it."""
+    """True if the fields below can apply to it."""
 
 
 def _path_of(line: _Line, warnings: _Warnings) -> _PathLine | None:
@@ -138,7 +138,7 @@ def _path_of(line: _Line, warnings: _Warnings) -> _PathLine | None:
     # No field's name has a slash in it.
     is_path = _WORD.fullmatch(text) is not None and (not line.indented or "/" in text)
     if is_path and not _BASIC_AUTH.match(text):
-        # Fields below are meant for it, and not for the path above.
+        # Fields below belong to it, not to the path above.
         warnings.add(line.number, f"{text}: neither a path, which begins with a slash, nor a field with a colon")
         return _PathLine("/" + text, followed=False)
     return None
@@ -176,7 +176,7 @@ def parse_redirects(text: str) -> RedirectsFile:
 
 
 class _Warnings:
-    """Texts for the operator, but not without end; urgent ones come first."""
+    """A bounded number of texts for the operator; urgent ones come first."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -186,7 +186,7 @@ class _Warnings:
     def add(self, line: int, text: str, *, urgent: bool = False) -> None:
         lines = self._urgent if urgent else self._others
         if len(lines) <= MOST_WARNINGS:
-            # What site owners write must not move the operator's terminal.
+            # Texts of site owners must not control the operator's terminal.
             lines.append((line, text[:_LONGEST_WARNING].encode("unicode_escape").decode("ascii")))
 
     def texts(self) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ class _Block:
         self._values: dict[str, tuple[str, list[str]]] = {}
 
     def add(self, line: str) -> str | None:
-        """Take a line over, or say why not."""
+        """Add a line, or warn."""
         if line.startswith("!"):
             name = line[1:].strip()
             if refusal := refuse_remove(name):
@@ -252,7 +252,7 @@ class _Filled:
 
 
 def _lines(text: str, warnings: _Warnings) -> Iterator[_Line]:
-    """The lines that say something."""
+    """The lines that are not empty or comments."""
     data = text.encode("utf-8", "surrogatepass")
     too_large = len(data) > LARGEST_FILE
     if too_large:

@@ -1,7 +1,7 @@
 """One site's header rules and redirects: from its options, and from its `_headers` and `_redirects` files.
 
-Strategy: the files may change with every deployment of the site, so they are looked at again, once a second at most,
-when a request comes; what cannot be understood in them is logged with its line and left out.
+Strategy: the files may change with every deployment of the site, so a request checks them, at most once a second.
+Unsupported lines are logged with their number and ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _Version = Identity | Miss | None
 
 
 class SiteRules:
-    """The rules that hold now."""
+    """The rules in force."""
 
     def __init__(self, site: SiteOptions) -> None:
         """Raises ValueError for options that contradict themselves."""
@@ -51,7 +51,7 @@ class SiteRules:
         self._failed_as = Miss.FAILED
         """First looks that failed, and the answer to the requests that waited for the last of them."""
         self.at_hand = True
-        """Whether a look at the files asks no file system that may hold it up."""
+        """True if the files are on no file system that may hold up its callers."""
         self._looking = trio.Lock()
         self._protected = {name: ProtectedPaths(()) for name in (HEADERS_FILE, REDIRECTS_FILE)}
         self.headers = HeaderRules(site, ())
@@ -62,12 +62,12 @@ class SiteRules:
         return any(paths.cover(path) for paths in self._protected.values())
 
     def require_password(self, path: str) -> bool:
-        """Whether no redirect counts before that."""
+        """True if no redirect applies before that."""
         return self._protected[HEADERS_FILE].cover(path)
 
     @property
     def protecting(self) -> bool:
-        """Whether any path is protected."""
+        """True if any path is protected."""
         return any(self._protected.values())
 
     def renew(self) -> None:
@@ -75,8 +75,8 @@ class SiteRules:
         self._wanted += int(bool(self.files))
 
     async def refresh(self, root: Root) -> None:
-        """Read the files that have changed. A request that comes meanwhile gets the former rules, but waits for the
-        first ones. Raises OSError where those cannot be had for the moment."""
+        """Read the files that have changed. A concurrent request gets the former rules, but waits for the first ones.
+        Raises OSError if those cannot be read for the moment."""
         if self._had != self._wanted:
             failures = self._failures
             async with self._looking:
@@ -99,7 +99,7 @@ class SiteRules:
                 await self._look(root, first=False)
 
     async def _look(self, root: Root, *, first: bool) -> bool:
-        """Whether all files were looked at: a root that is closed meanwhile has another one's files in its place."""
+        """True if all files were read. If the root was closed meanwhile, they may be those of another."""
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
@@ -121,8 +121,8 @@ class SiteRules:
                     self.at_hand = opened.reopens
                     opened.close()
             if first and miss is not None and miss not in _NO_RULES:
-                # To serve without rules what they protect would be worse than not to serve it. Apache does the same
-                # for a .htaccess that it cannot read.
+                # Serving without the rules that protect it would be worse than not serving. Apache does the same
+                # for an unreadable .htaccess.
                 raise Unusable(miss)
         return True
 
@@ -142,14 +142,14 @@ class SiteRules:
                 log.warning("%s/%s", self._site.root, warning)
         else:
             self._versions[name] = version
-            # The former rules hold on: a lack of descriptors must not take a Content-Security-Policy away.
+            # The former rules stay in force: a lack of descriptors must not remove a Content-Security-Policy.
             self._complain(name, "a folder" if opened is None else opened.reason)
 
     def _complain(self, name: bytes, reason: str | None) -> None:
         log.error("%s/%s: cannot be read: %s", self._site.root, os.fsdecode(name), reason)
 
     def _parse(self, name: bytes, size: int, descriptor: int | None) -> tuple[HeadersFile | RedirectsFile, bool]:
-        """What a file of that many bytes, or none, has in it; and whether what is left out of it protects paths."""
+        """The rules of a file of `size` bytes, or of none; and True if the unread rest of it protects paths."""
         text, everything = "", False
         if descriptor is not None:
             text = os.pread(descriptor, LARGEST_FILE + 1, 0).decode("utf-8", "replace")
@@ -157,7 +157,7 @@ class SiteRules:
         return (parse_headers(text) if name == HEADERS_FILE else parse_redirects(text)), everything
 
     def _put_into_force(self, name: bytes, parsed: HeadersFile | RedirectsFile, *, everything: bool) -> tuple[str, ...]:
-        """Take the rules of a file; what is wrong with them."""
+        """Put the rules of a file into force; the warnings about them."""
         protected, warnings = parsed.protected, parsed.warnings
         if everything:
             protected = (*protected, "/*")
@@ -171,7 +171,7 @@ class SiteRules:
 
 
 def _protects_beyond(descriptor: int, size: int, name: bytes) -> bool:
-    """Whether what is too much of a file has lines that protect paths."""
+    """True if the part beyond the limit has lines that protect paths."""
     wanted = PROTECTING[os.fsdecode(name)]
     return any(
         wanted.search(os.pread(descriptor, LARGEST_FILE + _OVERLAP, start))

@@ -1,8 +1,8 @@
-"""Whether a precompressed sibling belongs to its original: half of one, or another version's, is never sent for it.
+"""Checks that a precompressed sibling belongs to its original: an incomplete or outdated one is never sent.
 
 Strategy: a sibling with its original's mtime, set on purpose and after the original's last change, belongs: gzip(1),
 zstd(1), `ktlsd compress`, `cp -p` and `rsync -t` set it once all is written. Any other is unpacked once in a thread and
-compared with the original, as soon as both are settled; the verdict is kept under what changes when either file does.
+compared with the original, once neither changes any more; the verdict is cached by the identities of both files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ktlsd.http.validators import is_dated
 from ktlsd.site.lookup import Identity, OpenFile, identify
 
 SETTLED_NS: Final = 2_000_000_000
-"""How long both files must have been unchanged before they are compared: not with each write of a slow compressor, and
+"""Least age of the last change of both files before they are compared: not after each write of a slow compressor, and
 not while a second change could leave the same times."""
 LARGEST_COMPARED: Final = 268_435_456
 """Bytes of an original, about a second of work. A larger one is not compared: its sibling needs the same mtime."""
@@ -38,7 +38,7 @@ class Siblings:
         self._limiter = trio.CapacityLimiter(2)
 
     async def belong(self, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
-        """Whether `sibling` certainly is the whole of `original` in this coding. Both are left open."""
+        """True if `sibling` certainly is the whole of `original` in this coding. Both are left open."""
         identity, other = original.identity(), sibling.identity()
         if identity[:2] == other[:2]:
             # A link to the original itself.
@@ -46,7 +46,7 @@ class Siblings:
         if has_its_times(identity, other):
             return True
         if original.waits or sibling.waits:
-            # To read both whole from another machine may take minutes, for which no request can wait.
+            # Reading both whole from another machine may take minutes: too long for a request.
             return False
         if max(original.ctime_ns, sibling.ctime_ns) > time.time_ns() - SETTLED_NS:
             return False
@@ -70,7 +70,7 @@ class Siblings:
         finally:
             del self._comparing[pair]
             done.set()
-        # Written to while they were read, one of them is another version, which this verdict is not of.
+        # A file that was written to meanwhile is another version, for which this verdict does not hold.
         if tuple(identify(os.fstat(file.descriptor)) for file in (original, sibling)) != pair:
             return False
         self._known[pair] = verdict
@@ -80,7 +80,7 @@ class Siblings:
 
 
 def has_its_times(original: Identity, sibling: Identity) -> bool:
-    """Whether the times of a sibling alone say that it is whole and of this version.
+    """True if the times of a sibling prove that it is whole and of this version.
 
     Not with a mtime that is that of the sibling's last write: within one tick of the clock both files can be written,
     and the sibling go on growing. Nor if the original was changed after it: reproducible builds give every version

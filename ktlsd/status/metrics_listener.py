@@ -34,27 +34,27 @@ EXCHANGE_SECONDS: Final = 20.0
 LONGEST_HEAD: Final = 16384
 """Bytes of a request line and its header fields."""
 MOST_CONNECTIONS: Final = 64
-"""How many are answered at once; one more is closed unanswered."""
+"""Most connections at once; one more is closed unanswered."""
 
 _READ_SIZE: Final = 16384
 
 
 class MetricsListener:
-    """What one ktlsd tells about itself."""
+    """The listener of a process."""
 
     def __init__(self, listen: Listen, sockets: Sequence[socket.socket], store: MetricsStore) -> None:
-        """`listen` is what the operator wrote, `sockets` what was bound for it."""
+        """`listen` is the option's value, `sockets` are those bound for it."""
         self._own_name = listen.host or "localhost"
         self._sockets = sockets
         self._store = store
         self._open = 0
 
     def urls(self) -> list[str]:
-        """Where it answers."""
+        """Its addresses."""
         return [f"http://{Listen(*sock.getsockname()[:2])}" for sock in self._sockets]
 
     async def serve(self, service: Callable[[], Service], ready: Callable[[], bool]) -> None:
-        """Answer for ever, with what `service` has; `ready` tells whether the server still accepts connections."""
+        """Answer forever, with figures of `service()`; `ready()` is True while the server accepts connections."""
 
         def view() -> View:
             return View(self._store, service().validities, ready(), service().faults)
@@ -77,9 +77,9 @@ class MetricsListener:
                     with current_scheduler().busy(), trio.move_on_after(EXCHANGE_SECONDS):
                         await self._exchange(stream, own_name, view)
         except (trio.BrokenResourceError, OSError) as error:
-            log.debug("a client of the metrics left: %s", error)
+            log.debug("a client of the metrics disconnected: %s", error)
         except Exception:
-            # A defect here must not end what is served.
+            # A defect here must not end the server.
             log.exception("a defect in ktlsd's metrics, please report it")
         finally:
             self._open -= 1

@@ -1,7 +1,7 @@
-"""What the metrics listener answers to a request: pure.
+"""The responses of the metrics listener: pure.
 
-Strategy: a table of targets, each with a function of what is known now; nothing here reads a file or a site. Names that
-are not this machine's own are refused on loopback, so that no foreign page gets at it by DNS rebinding.
+Strategy: a table of targets, each with a function of the present figures; nothing here reads a file or a site. On
+loopback, other names than this machine's own are refused, so that no foreign page gets at it by DNS rebinding.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def short(status: HTTPStatus, text: str, *extra: tuple[str, str]) -> Reply:
 
 
 def is_own(host: str, own_name: str) -> bool:
-    """Whether a Host field names this machine as nobody else's DNS can: an address, localhost, or `own_name`."""
+    """True if a Host field names this machine as no foreign DNS can: an address, localhost, or `own_name`."""
     valid = host_of(host)
     if valid is None:
         return False

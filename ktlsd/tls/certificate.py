@@ -1,7 +1,7 @@
-"""A self-signed certificate for localhost, made where no other was given.
+"""A self-signed certificate for localhost, made if no other is configured.
 
 Strategy: `cryptography` makes an ECDSA P-256 key and a certificate for localhost and its addresses; both live in one
-PEM file in the user's state folder, written whole or not at all, and made anew shortly before it expires.
+PEM file in the user's state folder, written whole or not at all, and replaced shortly before it expires.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a TLS client asks for, read from the bytes of its ClientHello: pure, no sockets.
+"""The facts of a ClientHello that count here, from its bytes: pure, no sockets.
 
 Strategy: join the handshake message out of its records, then walk its fields to the extensions that count here. Bytes
-are waited for only while OpenSSL would wait for them too: what is no ClientHello, or a broken one, asks for nothing,
-and OpenSSL gets the same bytes at once and says what is wrong with them.
+are waited for only while OpenSSL would wait for them too. Other bytes, or a broken ClientHello, have no name; OpenSSL
+gets the same bytes at once and reports the error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 LONGEST_HELLO: Final = 147456
-"""Bytes that are looked at, with the headers of records: room for the longest ClientHello that OpenSSL takes, in
+"""Bytes that are read, with the headers of records: room for the longest ClientHello that OpenSSL takes, in
 records of 41 bytes or more. A longer one counts as one without a name."""
 
 _LONGEST_BODY: Final = 131396  # CLIENT_HELLO_MAX_LENGTH in OpenSSL 3.0 to 3.5
@@ -47,13 +47,13 @@ _KEY_NAME: Final = 16
 
 
 class Incomplete(Struct, frozen=True):
-    """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to tell more."""
+    """The ClientHello goes on: `needed` is how many bytes from its first one there must be at least to go on."""
 
     needed: int
 
 
 class Asked(Struct, frozen=True):
-    """What counts here of a ClientHello."""
+    """The facts of a ClientHello."""
 
     server_name: str | None = None
     """In lower case and without a trailing dot (RFC 6066 section 3)."""
@@ -61,7 +61,7 @@ class Asked(Struct, frozen=True):
     """The first 16 bytes of the ticket for a session to resume: the name of the key that it was made with (RFC 5077
     section 4, which OpenSSL follows in TLS 1.3 too)."""
     plain_http: bool = False
-    """Whether this is no TLS, but begins as an HTTP request does."""
+    """True if this is no TLS, but begins like an HTTP request."""
 
 
 NOTHING: Final = Asked()
@@ -85,7 +85,7 @@ def _vector(data: bytes, position: int, width: int) -> bytes:
 
 
 class HelloReader:
-    """Reads a ClientHello while it arrives. Records that were whole at one look are not looked at again."""
+    """Reads a ClientHello while it arrives. Whole records are read once."""
 
     __slots__ = ("_message", "_record")
 
@@ -146,7 +146,7 @@ class HelloReader:
 
 
 def asked(data: bytes) -> Asked | Incomplete:
-    """What HelloReader.read() finds in `data`."""
+    """The result of HelloReader.read() for `data`."""
     return HelloReader().read(data)
 
 
@@ -160,7 +160,7 @@ def host_name(text: str) -> str | None:
 
 
 def _without_tls(data: bytes) -> Asked | Incomplete:
-    """What bytes ask for that begin no record of a handshake."""
+    """The facts of bytes that begin no record of a handshake."""
     if len(data) >= _RECORD_HEADER:
         return Asked(plain_http=True) if data.startswith(_REQUESTS) else NOTHING
     maybe = any(start.startswith(data) or data.startswith(start) for start in _REQUESTS)

@@ -1,8 +1,8 @@
-"""Which path a connection's bytes take, and why not the kernel's when they do not: pure, no sockets.
+"""The path of a connection's bytes, and the reason if it is not the kernel's: pure, no sockets.
 
-Strategy: Support says what this process can have at all (found once, by ktls_probe), Handshake says what one connection
-got. The reason for a missing offload is the first row of a table whose condition holds, from the most to the least
-general.
+Strategy: Support has the abilities of this process (found once, by ktls_probe), Handshake the outcome on one
+connection. The reason for a missing offload is the first row of a table whose condition holds, from the most to the
+least general.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Offload(enum.Enum):
     SOFTWARE = "software"
     DEVICE = "device"
     KERNEL = "software or device"
-    """The kernel does not tell which: before Linux 6.15 it tells only processes with CAP_NET_ADMIN."""
+    """One of both: before Linux 6.15 the kernel shows which one only to processes with CAP_NET_ADMIN."""
 
 
 class Reason(enum.Enum):
@@ -47,7 +47,7 @@ class Reason(enum.Enum):
 
 
 class Support(Struct, frozen=True):
-    """What a process can have: asked for, compiled into OpenSSL, present in the kernel."""
+    """The abilities of a process: option, OpenSSL's build, kernel."""
 
     mode: Mode
     openssl: tuple[int, int, int]
@@ -91,7 +91,7 @@ _REASONS: Final[tuple[tuple[Reason, Callable[[Support, Handshake, Direction], bo
 def explain(
     support: Support, handshake: Handshake, direction: Direction, engaged_as: Offload = Offload.SOFTWARE
 ) -> Path:
-    """The path of one direction; `engaged_as` is which kind the kernel says an engaged offload is."""
+    """The path of one direction; `engaged_as` is the kind of an engaged offload, from the kernel."""
     engaged = handshake.ktls_tx if direction is Direction.TX else handshake.ktls_rx
     if engaged:
         return Path(engaged_as, None)

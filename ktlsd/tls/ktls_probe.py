@@ -1,4 +1,4 @@
-"""What this machine's kernel and OpenSSL really do about kTLS, found by trying it on loopback.
+"""The kTLS of this machine's kernel and OpenSSL, tried on loopback.
 
 Strategy: set the tls ULP on a loopback connection to ask the kernel, and complete a real handshake between two sockets
 of our own to ask OpenSSL and the kernel together. Nothing is inferred from a version number.
@@ -89,7 +89,7 @@ def loopback_session(server: Context, client: Context) -> Iterator[tuple[Connect
 
 
 def loopback_handshake(server: Context, client: Context) -> Handshake:
-    """What the server gets from a handshake between two contexts over loopback. Raises as loopback_session does."""
+    """The server's result of a handshake between two contexts over loopback. Raises as loopback_session does."""
     with loopback_session(server, client) as (accepted, _, _):
         return accepted.facts()
 
@@ -117,7 +117,7 @@ def sends_files(server: Context, client: Context) -> bool:
 
 
 def zero_copy_refusal(server: Context, client: Context) -> str | None:
-    """Why a kTLS socket cannot be told to send files without a last copy (TLS_TX_ZEROCOPY_RO); None when it can.
+    """The reason why a kTLS socket cannot send files without a last copy (TLS_TX_ZEROCOPY_RO); None if it can.
 
     Raises as loopback_session does.
     """
@@ -132,5 +132,5 @@ def zero_copy_refusal(server: Context, client: Context) -> str | None:
 
 
 def support(library: Library, mode: Mode) -> Support:
-    """What this process can have. Raises OSError when loopback is down."""
+    """The abilities of this process. Raises OSError if loopback is down."""
     return Support(mode=mode, openssl=library.version, compiled_in=library.ktls_compiled_in, ulp=has_ulp())

@@ -1,6 +1,6 @@
 """What kTLS does on this machine with the certificates in force: one line, before anything is served.
 
-Strategy: a handshake of each protocol on loopback (ktls_probe.py) tells it; --ktls require refuses to go on without.
+Strategy: a handshake of each protocol on loopback (ktls_probe.py); --ktls require refuses the start without kTLS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ktlsd.tls.pairs import PROTOCOLS, probing_client
 
 
 def support(library: Library, mode: Mode) -> Support:
-    """What OpenSSL and the kernel have of kTLS. Raises Refusal."""
+    """The kTLS of OpenSSL and the kernel. Raises Refusal."""
     try:
         return ktls_probe.support(library, mode)
     except OSError as error:

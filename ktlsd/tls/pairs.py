@@ -1,8 +1,8 @@
-"""The certificates of a service, each pair by itself: a bad one keeps what was loaded before from the same files.
+"""The certificates of a service, each pair separately: a bad one keeps the former version of the same files.
 
 Strategy: a pair is loaded once however many sites have it, and a handshake on loopback shows whether clients can use a
-key of its kind at all. What is wrong becomes a Fault of the site; which faults refuse a configuration is decided by
-refused_for(), which is pure.
+key of its kind at all. An error becomes a Fault of the site; refused_for(), which is pure, decides which faults
+refuse a configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROTOCOLS: Final = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
 
 
 class Fault(NamedTuple):
-    """What a site cannot use as it is configured."""
+    """A certificate or another file that a site cannot use."""
 
     site: str
     place: Place
@@ -35,12 +35,12 @@ class Fault(NamedTuple):
     file: str
     """The file that is at fault."""
     files: tuple[str, ...]
-    """That and those that are of no use without it."""
+    """That and those that are useless without it."""
     text: str
     former: bool
-    """Whether what was loaded before from the same files stays in force."""
+    """True if the former version of the same files stays in force."""
     served: bool
-    """Whether the site is served in spite of it, with what was loaded before or with its other certificates."""
+    """True if the site is served all the same, with the former version or with its other certificates."""
 
     def line(self, where: str) -> str:
         """One line for the log; `where` is the place as a message begins with it."""
@@ -62,7 +62,7 @@ class Validity(NamedTuple):
 
 
 class Found(Struct, frozen=True):
-    """A pair, and what is wrong with its files; a pair with an error is the one that was loaded before."""
+    """A pair, and the error of its files; a pair with an error is the former version."""
 
     pair: Pair | None
     error: PairError | None
@@ -101,12 +101,12 @@ class Pairs:
         return Found(pair, None)
 
     def kept(self, certificate: Path, key: Path) -> Pair | None:
-        """What the former service has of these files."""
+        """The former service's version of these files."""
         former = None if self._former is None else self._former._found.get((certificate, key))
         return None if former is None or former.pair is None else former.pair.shared()
 
     def keep(self, certificate: Path, key: Path, *, until: float) -> bool:
-        """Take what the former service has, without a look at the files, if it is valid for longer than `until`."""
+        """Keep the former service's version, without reading the files, if it is valid for longer than `until`."""
         pair = self.kept(certificate, key)
         if pair is not None and pair.ends > until:
             self._found[certificate, key] = Found(pair, None)
@@ -156,7 +156,7 @@ class Pairs:
 
 
 def probing_client(library: Library, version: int) -> Context:
-    """A client of one protocol that can do what clients can."""
+    """A client of one protocol with the abilities of common clients."""
     return Context(library, server=False, ktls=False, oldest=version, newest=version, groups=CLIENT_GROUPS)
 
 
@@ -165,7 +165,7 @@ def refused_for(
 ) -> Fault | None:
     """The fault for which a start, or a reload of the configuration, is refused as a whole.
 
-    `served` tells whether there is any site that is served, `before` are the faults of the service in force, at a
+    `served` is True if any site is served, `before` are the faults of the service in force, at a
     reload: it may leave as it is what was so, and take nothing new that cannot be used.
     """
     if not faults:
@@ -179,7 +179,7 @@ def refused_for(
 
 
 def out_of_time(begins: int, ends: int, now: float) -> str:
-    """What is wrong with a certificate that is valid between two times, in seconds since the epoch; "" for nothing."""
+    """The fault of a certificate that is valid between two times, in seconds since the epoch; "" if none."""
     if now >= ends:
         days = int(now - ends) // _DAY
         ago = "less than a day ago" if not days else f"{days} day{'' if days == 1 else 's'} ago"

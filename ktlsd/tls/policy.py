@@ -1,4 +1,4 @@
-"""What is offered in handshakes, by the name of a policy: pure.
+"""The offer in handshakes, by the name of a policy: pure.
 
 Strategy: a table. `modern` and `intermediate` are Mozilla's (Server Side TLS guidelines 6.0), and kTLS carries every
 suite in them; `compatible` adds what it never carries, for clients that have nothing else. docs/tls.md has the reasons.

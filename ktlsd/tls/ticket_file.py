@@ -1,7 +1,7 @@
 """Session ticket keys in a file that all workers share, and the next start finds again.
 
 Strategy: the file is opened once, before workers are forked and privileges given up, and changed in place under a lock;
-where there is no place for one, it is an anonymous file in memory, which lasts as long as the processes.
+without a usable place, it is an anonymous file in memory, which lasts as long as the processes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _open(path: Path) -> int:
 
 
 def _parse(data: bytes) -> tuple[TicketKey, ...]:
-    """The keys in a file; none for anything else, such as what a crash left half written."""
+    """The keys in a file; none for anything else, such as a half-written file after a crash."""
     try:
         return msgspec.json.decode(data, type=tuple[TicketKey, ...])
     except msgspec.DecodeError:

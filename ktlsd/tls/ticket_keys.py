@@ -1,4 +1,4 @@
-"""Which session ticket keys hold at a time, and when there must be a new one: pure.
+"""The session ticket keys in force at a time, and the time for a new one: pure.
 
 Strategy: each key makes tickets for PERIOD_SECONDS from its own start on, and reads them until the last of them has
 expired. It is made before it starts, so that all workers know it by then, and by the clock agree on which one it is.
@@ -14,12 +14,12 @@ from msgspec import Struct
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 
 SESSION_SECONDS: Final = 7200
-"""How long a session can be resumed: OpenSSL's own choice, and the one of RFC 8446 section 4.6.1 in spirit, 7 days at
+"""Lifetime of a session: OpenSSL's own choice, and the one of RFC 8446 section 4.6.1 in spirit, 7 days at
 most."""
 PERIOD_SECONDS: Final = 8 * 3600
-"""How long tickets are made with one key; RFC 9325 section 3.4 wants keys to change daily at least."""
+"""Period in which one key makes tickets; RFC 9325 section 3.4 wants keys to change daily at least."""
 LEAD_SECONDS: Final = 900
-"""How long before its start a key is made; every worker looks for one more often."""
+"""Time before its start at which a key is made; every worker looks for one more often."""
 _NAME_BYTES: Final = 16
 
 

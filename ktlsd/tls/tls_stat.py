@@ -43,7 +43,7 @@ def counters() -> dict[str, int] | None:
 
 
 class Offloads:
-    """Tells software from device offload for connections that have one."""
+    """Distinguishes software and device offload for connections that have one."""
 
     def __init__(self) -> None:
         self._counters = -1
@@ -54,20 +54,20 @@ class Offloads:
             self._counters = -1
 
     def of(self, connection: socket.socket, direction: Direction) -> Offload:
-        """What carries a connection that is offloaded in this direction; KERNEL where the kernel does not tell."""
+        """The kind of offload of a connection offloaded in this direction; KERNEL if the kernel does not show it."""
         try:
             if not self._any_device():
                 return Offload.SOFTWARE
             return ask_kernel(connection).get(direction, Offload.KERNEL)
         except OSError:
-            # The peer has left, or a sandbox forbids netlink.
+            # The connection is gone, or a sandbox forbids netlink.
             return Offload.KERNEL
 
     def _any_device(self) -> bool:
         try:
             text = self._read()
         except OSError:
-            # The tls module was unloaded and came anew: the open file is of the old one's counters.
+            # The tls module was unloaded and loaded again: the open file has the old one's counters.
             self.close()
             text = self._read()
         rows = (line.split() for line in text.splitlines())
@@ -80,9 +80,9 @@ class Offloads:
 
 
 def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
-    """The offload of each direction of one TCP connection, as sock_diag tells; empty where it does not tell.
+    """The offload of each direction of one TCP connection, from sock_diag; empty if it is not there.
 
-    Kernels before 6.15 tell processes with CAP_NET_ADMIN only. Raises OSError.
+    Kernels before 6.15 show it only to processes with CAP_NET_ADMIN. Raises OSError.
     """
     local, remote = connection.getsockname(), connection.getpeername()
     addresses = (socket.inet_pton(connection.family, end[0].partition("%")[0]) for end in (local, remote))

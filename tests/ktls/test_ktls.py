@@ -239,7 +239,7 @@ def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
             assert connection.recv(65536)
             # FIN, and a reset when more comes.
             connection.shutdown(socket.SHUT_RDWR)
-        assert server.wait_for_line(r" left: ")
+        assert server.wait_for_line(" disconnected: ")
         assert counts(server, "ktlsd_sent_bytes_total").get("sendfile", 0) < PART
 
 

@@ -383,7 +383,7 @@ def test_a_proxy_that_took_tls_off_says_so(behind: Running) -> None:
 def test_a_health_check_that_only_connects_is_no_news(behind: Running) -> None:
     since = len(behind.log)
     connect_plain(behind.port).close()
-    line = behind.wait_for_line("left", since)
+    line = behind.wait_for_line("disconnected", since)
     assert "closed the connection before its PROXY header" in line
 
 
