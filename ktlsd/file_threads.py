@@ -23,6 +23,8 @@ from typing import Final, Generic, TypeVar
 import outcome
 import trio
 
+from ktlsd.attempt import needs_task
+
 log = logging.getLogger("ktlsd")
 
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class FileThreads:
 
         Raises Stalled, and OSError for ENOMEM where the system has no more threads.
         """
+        needs_task()
         return await self._run(_Job(self, call, discard))
 
     async def run_on(self, descriptor: int, call: Callable[[int], T], *, waits: bool = False) -> T:
@@ -73,6 +76,7 @@ class FileThreads:
 
         Raises as run() does.
         """
+        needs_task()
         copy = os.dup(descriptor)
 
         def close() -> None:
@@ -162,6 +166,7 @@ class JobLimiter:
     async def one(self, seconds: float, *, waits: bool) -> AsyncIterator[None]:
         """Wait for room, and keep it; `waits` says whether the file system may hold up its callers, and `seconds` the
         time that a call on a file may take. Raises Stalled."""
+        needs_task()
         since = trio.current_time()
         async with self._limiter:
             if waits and self._stalled_at > since:

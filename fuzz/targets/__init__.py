@@ -37,8 +37,14 @@ _ALL: Final = (
     Target(
         "request_head",
         (
-            *("ktlsd.protocol.http1", "ktlsd.protocol.http1_cached", "ktlsd.protocol.http1_reader"),
-            *("ktlsd.protocol.exchange", "ktlsd.site.response_cache", "ktlsd.http.decide", "ktlsd.site.site"),
+            *("ktlsd.protocol.http1", "ktlsd.protocol.http1_inline", "ktlsd.protocol.http1_reader"),
+            *(
+                "ktlsd.protocol.exchange",
+                "ktlsd.site.response_cache",
+                "ktlsd.http.decide",
+                "ktlsd.site.site",
+                "ktlsd.http.head_scanner",
+            ),
         ),
         2048,
         100,

@@ -50,8 +50,8 @@ class KeepAliveConnection(Protocol):
     @property
     def transport(self) -> PacedTransport: ...
 
-    def answer_known(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
-        """Answer received requests from the cache, step by step without waiting; None if nothing is left to do.
+    def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
+        """Answer received requests, step by step without waiting; None if nothing is left to do.
 
         Raises TLSError.
         """
@@ -187,7 +187,7 @@ class IdleConnections:
         transport = waiting.connection.transport
         sent = transport.sent
         try:
-            pending = yield from waiting.connection.answer_known(batch)
+            pending = yield from waiting.connection.answer_at_once(batch)
         except Exception as error:
             self._forget(waiting)
             waiting.wake(outcome.Error(error))

@@ -1,31 +1,68 @@
-"""A request head as each version of HTTP reads it: the type that deciding and logging take.
+"""A request head as deciding and logging take it, whichever version of HTTP it came in.
 
-Strategy: the names are h11's, so that its Request is one as it is; HTTP/2 fills the same names from its pseudo-header
-fields (RFC 9113 section 8.3.1).
+Strategy: every protocol makes the same two objects. Requests with the same fields can share the object of the fields,
+so that what is derived from them is derived once. HTTP/2 fills it from pseudo-header fields too (RFC 9113 section
+8.3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
-from ktlsd.http.request_fields import Field
+from msgspec import Struct
+
+from ktlsd.http.request_fields import Field, joined
 
 
-class RequestHead(Protocol):
+class HeadFields(Struct, eq=False):
+    """The fields of a request."""
+
+    fields: Sequence[Field]
+    """All of them in the order in which they came, under lower-case names; "host" has the value of :authority."""
+    values: Mapping[bytes, bytes]
+    """As request_fields.joined() gives them."""
+    alone: bool = False
+    """Whether a request with these fields is nothing but its head: it has no body, and asks for nothing but its
+    response."""
+    closes: bool = False
+    """Whether they ask for the end of the connection."""
+    noted: dict[bytes, object] | None = None
+    """What the access log notes of requests with these fields, by `RequestHead.key`."""
+
+
+class RequestHead(Struct, eq=False):
     """The start of a request, before its body."""
 
-    @property
-    def method(self) -> bytes: ...
-
-    @property
-    def target(self) -> bytes:
-        """As it was sent, or the value of :path."""
-
-    @property
-    def http_version(self) -> bytes:
-        """Without "HTTP/"."""
+    method: bytes
+    target: bytes
+    """As it was sent, or the value of :path."""
+    http_version: bytes
+    """Without "HTTP/"."""
+    of_fields: HeadFields
 
     @property
     def headers(self) -> Sequence[Field]:
-        """All fields in the order in which they came, under lower-case names; "host" has the value of :authority."""
+        """All fields."""
+        return self.of_fields.fields
+
+    @property
+    def alone(self) -> bool:
+        """Whether the request is nothing but this head."""
+        return self.of_fields.alone
+
+    @property
+    def closes(self) -> bool:
+        """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
+        return self.http_version < b"1.1" or self.of_fields.closes
+
+    @property
+    def key(self) -> bytes:
+        """Method and target."""
+        return self.method + b" " + self.target
+
+
+def head_of(method: bytes, target: bytes, http_version: bytes, fields: Sequence[Field]) -> RequestHead:
+    """A head from its parts, of a request that may be more than its head."""
+    values = joined(fields)
+    closes = any(token.strip() == b"close" for token in values.get(b"connection", b"").lower().split(b","))
+    return RequestHead(method, target, http_version, HeadFields(fields, values, closes=closes))

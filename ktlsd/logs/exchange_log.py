@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Final, NamedTuple, Protocol, cast
 
 from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
-from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import RequestHead
 from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
 from ktlsd.logs.batch import LogBatch
@@ -25,6 +24,8 @@ LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
 
 _SIZE_OF_REST: Final = 512
+_MOST_NOTED: Final = 64
+"""Requests with the same fields of which it is kept."""
 _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
 _FIELDS: Final = {b"host": "host", b"referer": "referer", b"user-agent": "user_agent"}
@@ -111,16 +112,21 @@ class RequestLog:
 
     def asked(self, request: RequestHead) -> None:
         """This is the request."""
-        self.noted = self._note(request.method, request.target, request.http_version, request.headers)
+        of_fields = request.of_fields
+        kept = of_fields.noted
+        line = b"%b %b" % (request.key, request.http_version)
+        noted = None if kept is None else cast("Noted | None", kept.get(line))
+        if noted is None:
+            told = {_FIELDS[name]: value for name, value in of_fields.fields if name in _FIELDS}
+            noted = self._log.note(Asked(request.method, request.target, request.http_version, **told))
+            if kept is None or len(kept) >= _MOST_NOTED:
+                kept = of_fields.noted = {}
+            kept[line] = noted
+        self.noted = noted
 
-    def note_alike(self, status: int, line: bytes, fields: Iterable[Field]) -> Noted:
-        """The part of a line for a request with this request line and these fields that gets a cached response."""
-        method, target, version = line.split(b" ")
-        return self._note(method, target, version.removeprefix(b"HTTP/"), fields)._replace(status=status)
-
-    def _note(self, method: bytes, target: bytes, version: bytes, fields: Iterable[Field]) -> Noted:
-        told = {_FIELDS[name]: value for name, value in fields if name in _FIELDS}
-        return self._log.note(Asked(method, target, version, **told))
+    def forget(self) -> None:
+        """The request that has begun is answered elsewhere, from its beginning."""
+        self.noted = self._log.nothing
 
     def came_from(self, origin: Origin) -> None:
         """The origin of this request, from a trusted proxy."""
@@ -139,14 +145,6 @@ class RequestLog:
         """This is the response; `head_size` is that of its head in bytes."""
         self.noted = self.noted._replace(status=status)
         self._head_size = head_size
-
-    def begin_again(self, noted: Noted, head_size: int) -> None:
-        """A request begins that is, with its response, equivalent to one `noted` before."""
-        self._began = time.monotonic()
-        self._sent = self._transport.sent
-        self._head_size = head_size
-        self._fragment, self._id = self._own, None
-        self.noted = noted
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` if the whole response was."""

@@ -14,7 +14,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Request, Response, options, refuse_method, short
 from ktlsd.http.fields import Fields
-from ktlsd.http.request_fields import TrackedFields, joined
+from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
 from ktlsd.http.uri_host import host_of
@@ -22,7 +22,7 @@ from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
 from ktlsd.site.lookup import OpenFile
-from ktlsd.site.response_cache import CacheKey, Key
+from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Exchange:
         self._began_ns = time.time_ns()
         self._service: Service = responder.shared.service
         self._answer: Answer | None = None
-        fields = TrackedFields(joined(head.headers))
+        fields = TrackedFields(head.of_fields.values)
         self.request = Request(head.method.decode("ascii"), fields)
         self.origin = responder.origin_of(fields.sent, self._service)
         """Where the request came from."""
@@ -97,41 +97,31 @@ class Exchange:
         """The client for the log."""
         return self._responder.client.described(self.origin)
 
-    def remember(
-        self, key: bytes, response: Response, opened: OpenFile, head: bytes, date: bytes, *, closes: bool
-    ) -> None:
-        """Keep the decided response for requests with the same key, or that agree in everything that decided.
+    def remember(self, opened: OpenFile, head: bytes) -> CacheEntry | None:
+        """Keep the decided response for requests that agree in everything that decided, if that is safe. The protocol
+        has seen that the request is nothing but its head.
 
-        `head` is what the protocol wrote, with the value `date`; `key` begins with the request line in the form of
-        HTTP/1.1. `closes` says whether the request asked for the end of its connection. The protocol has seen that
-        the request is nothing but its head.
+        `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
-        answer, body = self._answer, response.body
+        answer = cast(Answer, self._answer)
+        response, fields = answer.response, cast(TrackedFields, self.request.fields)
+        names = fields.asked_for()
         if (
-            answer is None
+            names is None
             or response.close
             or response.status not in _REPEATABLE_STATUSES
-            or not (isinstance(body, ByteRange) or body == b"")
+            or not (isinstance(response.body, ByteRange) or response.body == b"")
             or self._responder.client.redirected
         ):
-            return
-        fields = cast(TrackedFields, self.request.fields)
-        whole_key: Key = (self._responder.partition(self.origin), key)
-        names = fields.asked_for()
-        cache_key = None
-        if names is not None:
-            cache_key = CacheKey.of(whole_key, names, fields.sent, any_query=answer.any_query)
-        self._service.response_cache.remember(
-            *(whole_key, response.status.value, head, date, opened),
-            part=body if isinstance(body, ByteRange) and body.count else None,
-            noted=self._log.noted if self._log is not None else None,
-            cache_key=cache_key,
-            closes=closes,
+            return None
+        key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
+        return self._service.response_cache.remember(
+            *(key, response, head, opened),
             rules=answer.rules,
             asked_ns=self._began_ns,
         )
 
 
-def fields_of(response: Response, date: bytes, server_field: Fields) -> Fields:
-    """All fields of a response but those of its connection; `server_field` is for one that no site made."""
-    return (("Date", date.decode("ascii")), *(() if response.signed else server_field), *response.fields)
+def fields_of(response: Response, server_field: Fields) -> Fields:
+    """All fields of a response but Date and those of its connection; `server_field` is for one that no site made."""
+    return response.fields if response.signed else server_field + response.fields

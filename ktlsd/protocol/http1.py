@@ -1,37 +1,38 @@
 """HTTP/1.1 on one connection: wait -> read head -> decide -> send, again and again.
 
-Strategy: remembered responses answer most requests, some of them before there is a task (http1_cached.py). All others
-go through h11 (http1_reader.py, http1_writer.py), and the site that they name decides (exchange.py). The connection
-ends if its next request might be read in two ways.
+Strategy: most requests are answered before there is a task (http1_inline.py). The others are read here, through h11 if
+they are more than a head (http1_reader.py), and the site that they name decides (exchange.py), or a remembered response
+does. The connection ends if its next request might be read in two ways.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from http import HTTPStatus
 from typing import Final, cast
 
 import h11
 import trio
-from msgspec.structs import replace
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection import driver
 from ktlsd.connection.scheduler import current_scheduler
-from ktlsd.connection.transport import PacedTransport
+from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
+from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, counted
 from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
-from ktlsd.protocol.http1_cached import CachedResponses
+from ktlsd.protocol.http1_inline import InlineResponses
 from ktlsd.protocol.http1_reader import LIMIT_OF, HeadReader
 from ktlsd.protocol.refusals import log_closed, log_refusal
-from ktlsd.protocol.request_body import RequestBody, TooLarge
+from ktlsd.protocol.request_body import TooLarge
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
 from ktlsd.protocol.shared import Shared
@@ -40,9 +41,6 @@ from ktlsd.site.site import Answer
 
 log = logging.getLogger("ktlsd")
 
-# With any of these a request is more than its head, or the last on its connection.
-_UNREPEATABLE: Final = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
-_REPEATABLE_VERSIONS: Final = (b"1.1", b"1.0")
 _UNLOGGED: Final = contextlib.nullcontext()
 
 
@@ -50,8 +48,8 @@ class Http1:
     """One connection that speaks HTTP/1.1."""
 
     __slots__ = (
-        *("_body", "_cached", "_client", "_exchange", "_limits", "_lines", "_log", "_reader", "_responder"),
-        *("_shared", "_transport"),
+        *("_client", "_exchange", "_inline", "_limits", "_lines", "_log", "_reader", "_responder", "_shared"),
+        "_transport",
     )
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
@@ -62,12 +60,10 @@ class Http1:
         self._responder = Responder(shared, transport, client)
         self._limits = self._responder.limits
         self._log = self._responder.new_log(transport)
-        self._cached = CachedResponses(self._responder, self._lines, self._log)
-        self._reader = HeadReader(self._limits.head_bytes, self._lines)
+        self._inline = InlineResponses(self._responder, self._lines, self._log)
+        self._reader = HeadReader(self._limits.head_bytes, self._lines, shared.scanner)
         self._exchange: Exchange | None = None
         """The request that is being answered, once its head is read."""
-        self._body: RequestBody | None = None
-        """Its body."""
 
     async def serve(self) -> None:
         """Answer requests until the client is done, idle for too long or told to close, or the server drains.
@@ -75,9 +71,9 @@ class Http1:
         Raises TLSError, FileShrank, OSError.
         """
         while True:
-            left = await self._shared.idle.wait(self._cached)
+            left = await self._shared.idle.wait(self._inline)
             if left.unsent is not None:
-                await self._cached.finish(left.unsent, left.descriptor)
+                await self._finish(left.unsent, left.descriptor)
             if left.ends:
                 await self._transport.finish(unread=True)
                 return
@@ -88,17 +84,26 @@ class Http1:
                 await self._transport.finish()
                 return
             await driver.become_task()
-            if not self._client.redirected:
-                rest = await self._cached.repeat(received)
-                if rest is None:
-                    await self._transport.finish(unread=True)
-                    return
-                received = rest
-            received = self._lines.without_them(received)
-            if received:
-                self._reader.receive(received)
-                if not await self._answer_received():
-                    return
+            self._reader.receive(received)
+            if not await self._answer_received():
+                return
+
+    async def _finish(self, rest: Rest, descriptor: int) -> None:
+        """Send the rest of a response that has begun, and close its file, if any."""
+        complete = False
+        try:
+            with counted(self._shared.row, IN_FLIGHT):
+                await driver.become_task()
+                if rest.size:
+                    await self._transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+                else:
+                    await self._transport.send_text(rest.data)
+            complete = True
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if self._log is not None:
+                self._log.end(complete=complete)
 
     async def _read_idle(self) -> bytes:
         """Bytes of the client, which are known to have come; b"" also if the wait for them was ended."""
@@ -118,87 +123,92 @@ class Http1:
                 reusable = await self._answer_next()
             if not reusable or not await self._throw_body_away():
                 return False
-            self._reader.http.start_next_cycle()
-            if self._reader.http.trailing_data[0]:
+            if self._reader.received:
                 await trio.lowlevel.checkpoint()
         return True
 
     async def _answer_next(self) -> bool:
         """Answer one request; whether the connection can be used again, once its body is read."""
-        transport, row = self._transport, self._shared.row
-        self._exchange = self._body = None
-        self._responder.requests_left -= 1
-        request, answer = None, None
+        row = self._shared.row
+        self._exchange = None
+        head, answer = None, None
         try:
-            request = await self._read_head()
-            if request is None:
-                await transport.finish()
+            head = await self._read_head()
+            if head is None:
+                await self._transport.finish()
                 return False
-            answer = await self._decide(request)
-            response = self._closing(answer.response)
+            if self._log is not None:
+                self._log.asked(head)
+            if (reusable := await self._send_remembered(head)) is not None:
+                return reusable
+            answer = await self._decide(head)
+            response, closes = answer.response, self._closes(head, answer.response)
         except h11.RemoteProtocolError as error:
-            response = self._reader.refusal(error, request)
+            response, closes = self._reader.refusal(error, head), True
         except trio.TooSlowError:
             reason = f"no whole request head within {self._limits.head_seconds:g} s"
-            response = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True)
+            response, closes = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True), True
         opened = None if answer is None else answer.opened
         try:
+            self._responder.requests_left -= 1
             row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
             if response.reason == Miss.STALLED.reason:
                 row[LIMITED[Limit.FILE]] += 1
-            if request is None and response.status in LIMIT_OF:
+            if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
             if response.reason:
-                log_refusal(self._client_described(), request, response)
-            await self._send(request, response, opened)
+                log_refusal(self._client_described(), head, response)
+            await self._send(head, response, opened, closes=closes)
         finally:
             if opened is not None:
                 opened.close()
-        http = self._reader.http
-        if http.our_state is not h11.DONE:
-            await transport.finish(unread=http.their_state is not h11.DONE)
-            return False
-        return True
+        return await self._reusable(closes=closes)
 
-    async def _read_head(self) -> h11.Request | None:
+    async def _read_head(self) -> RequestHead | None:
         """The next request; None if the client left instead.
 
         Raises h11.RemoteProtocolError, trio.TooSlowError for a head that does not end, TLSError.
         """
         reader = self._reader
-        request = reader.next_request()
-        if request is h11.NEED_DATA:
+        head = reader.next_request()
+        if head is h11.NEED_DATA:
             with trio.fail_after(self._limits.head_seconds):
-                while request is h11.NEED_DATA:
+                while head is h11.NEED_DATA:
                     reader.receive(await self._transport.read())
-                    request = reader.next_request()
-        return cast("h11.Request | None", request)
+                    head = reader.next_request()
+        return cast("RequestHead | None", head)
 
-    async def _decide(self, request: h11.Request) -> Answer:
+    async def _decide(self, head: RequestHead) -> Answer:
         """The decision about a request, once the part of its body that came with its head is read.
 
         Raises h11.RemoteProtocolError.
         """
-        if self._log is not None:
-            self._log.asked(request)
         # A client may wait for the answer before it sends the body, and what came with the head may be malformed.
-        self._body = body = RequestBody(self._reader.http, request)
-        if not body.unwanted:
+        body = self._reader.body
+        if body is not None and not body.unwanted:
             body.look()
-        self._exchange = exchange = Exchange(self._responder, request, self._log)
-        refused = refuse_head(request.http_version, exchange.request)
+        self._exchange = exchange = Exchange(self._responder, head, self._log)
+        refused = None if head.alone else refuse_head(head.http_version, exchange.request)
         return Answer(refused) if refused is not None else await exchange.decide()
 
-    def _closing(self, response: Response) -> Response:
-        """A response to a request that was read, which says so if it is the last."""
-        last = not self._responder.requests_left
+    def _closes(self, head: RequestHead, response: Response | None = None) -> bool:
+        """Whether the response to a request is the last on the connection; without one, a remembered response."""
+        last = self._responder.requests_left <= 1
         if last:
             self._shared.row[LIMITED[Limit.REQUESTS]] += 1
             log.debug("%s: request %d is the last", self._client.address, self._limits.requests_per_connection)
-        unwanted = self._body is not None and self._body.unwanted
-        if self._shared.idle.draining or last or unwanted or self._transport.key_update_owed():
-            return replace(response, close=True)
-        return response
+        body = self._reader.body
+        unwanted = body is not None and body.unwanted
+        closes = head.closes or (response is not None and response.close)
+        return last or unwanted or closes or self._shared.idle.draining or self._transport.key_update_owed()
+
+    async def _reusable(self, *, closes: bool) -> bool:
+        """Whether the connection can be used again after a response, once the request's body is read; finished if
+        not."""
+        if closes:
+            body = self._reader.body
+            await self._transport.finish(unread=bool(self._reader.received) or (body is not None and not body.whole))
+        return not closes
 
     def _client_described(self) -> str:
         """For the log."""
@@ -206,24 +216,48 @@ class Http1:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    async def _send(self, request: h11.Request | None, response: Response, opened: OpenFile | None) -> None:
-        """Send a response, and have it remembered; without a request, it refuses the bytes that were received."""
-        date = self._shared.clock.date()
-        fields = fields_of(response, date, self._shared.service.server_field)
-        head = writer.head(self._reader.http, response, fields)
+    async def _send_remembered(self, head: RequestHead) -> bool | None:
+        """Answer a request with a remembered response; whether the connection can be used again, and None if there is
+        no such response."""
+        responder = self._responder
+        found = responder.find(head) if head.alone else None
+        descriptor = None if found is None else responder.recall(found.entry)
+        if found is None or descriptor is None:
+            return None
+        try:
+            closes, part = self._closes(head), found.entry.part
+            data = found.entry.head + writer.end(self._shared.clock.date(), closes=closes)
+            responder.begin_remembered(found, len(data), self._log)
+            if part is None:
+                await self._transport.send_text(data)
+            else:
+                await self._transport.send_file(data, descriptor, part.offset, part.count)
+        finally:
+            os.close(descriptor)
         if self._log is not None:
-            if request is None:
+            self._log.end(complete=True)
+        return await self._reusable(closes=closes)
+
+    async def _send(
+        self, head: RequestHead | None, response: Response, opened: OpenFile | None, *, closes: bool
+    ) -> None:
+        """Send a response, and have it remembered; without a head, it refuses the bytes that were received."""
+        beginning = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
+        chunked = head is not None and writer.is_chunked(response.status, response.fields, head.http_version)
+        data = beginning + writer.end(self._shared.clock.date(), closes=closes, chunked=chunked)
+        if self._log is not None:
+            if head is None:
                 self._log.received(self._reader.head)
-            self._log.answered(response.status.value, len(head))
-        if opened is not None:
-            self._remember(response, opened, head, date)
-        await self._send_body(head, response, opened)
+            self._log.answered(response.status.value, len(data))
+        if opened is not None and head is not None and head.alone and self._exchange is not None:
+            self._exchange.remember(opened, beginning)
+        await self._send_body(data, response, opened, chunked=chunked and head is not None and head.method != b"HEAD")
         if self._log is not None:
             self._log.end(complete=True)
 
-    async def _send_body(self, data: bytes, response: Response, opened: OpenFile | None) -> None:
+    async def _send_body(self, data: bytes, response: Response, opened: OpenFile | None, *, chunked: bool) -> None:
         """Send a head and the body that follows it."""
-        http, transport = self._reader.http, self._transport
+        transport = self._transport
         one_by_one = is_made_while_sent(response.body)
         parts = 0
         for piece in pieces(response.body):
@@ -232,32 +266,18 @@ class Http1:
                     # Hundreds of small parts together take milliseconds.
                     await current_scheduler().next()
                 parts += 1
-                writer.count_part(http, piece)
                 await send_part(transport, data, cast(OpenFile, opened), piece)
                 data = b""
             elif piece:
-                data += writer.framed(http, piece)
+                data += writer.chunk(piece) if chunked else piece
                 if one_by_one:
                     await transport.send_text(data)
                     data = b""
             if one_by_one:
                 await trio.lowlevel.checkpoint()
-        data += writer.end(http)
+        data += writer.LAST_CHUNK if chunked else b""
         if data:
             await transport.send_text(data)
-
-    def _remember(self, response: Response, opened: OpenFile, head: bytes, date: bytes) -> None:
-        """Keep a response for the next time that the same head comes, unless the request is more than that head."""
-        exchange = cast(Exchange, self._exchange)
-        version, fields = exchange.head.http_version, exchange.request.fields
-        connection = fields.get("connection", "keep-alive").lower()
-        if (
-            version in _REPEATABLE_VERSIONS
-            and connection in ("keep-alive", "close")
-            and not any(name in fields for name in _UNREPEATABLE)
-        ):
-            closes = version == b"1.0" or connection == "close"
-            exchange.remember(self._reader.head, response, opened, head, date, closes=closes)
 
     # --- the body of a request ----------------------------------------------------------------------------------------
 
@@ -266,10 +286,10 @@ class Http1:
 
         If not, the connection is finished: what follows could be taken for a request. Raises TLSError.
         """
-        body, exchange, idle = cast(RequestBody, self._body), cast(Exchange, self._exchange), self._shared.idle
-        # They have copies of what was received, which an idle connection does not need.
-        self._body = self._exchange = None
-        if body.whole:
+        body, exchange, idle = self._reader.body, self._exchange, self._shared.idle
+        # It has a copy of what was received, which an idle connection does not need.
+        self._exchange = None
+        if body is None or body.whole or exchange is None:
             return True
         problem = ""
         try:
@@ -288,6 +308,6 @@ class Http1:
                 self._shared.row[LIMITED[Limit.HEAD]] += 1
                 problem = f"not all there within {self._limits.head_seconds:g} s"
         if problem:
-            log_closed(exchange.described(), body.request, problem)
+            log_closed(exchange.described(), exchange.head, problem)
         await self._transport.finish(unread=True)
         return False

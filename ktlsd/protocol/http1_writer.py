@@ -1,48 +1,46 @@
-"""Responses as bytes of HTTP/1.1, through h11: sans-IO.
+"""Responses as bytes of HTTP/1.1: sans-IO.
 
-Strategy: h11 writes heads and frames bodies, in chunks if there is no length (RFC 9112 section 6). Parts of files go
-past it: it counts their bytes against Content-Length without seeing them.
+Strategy: the status line and the fields come first, since they can be remembered; Date and what the request decides
+follow. A body without a known length goes out in chunks (RFC 9112 section 7.1), to HTTP/1.0 until the end of the
+connection. h11 would write the same bytes, as tests hold.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from http import HTTPStatus
+from typing import Final
 
-import h11
-
-from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 
+CLOSE: Final = b"Connection: close\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
-def head(http: h11.Connection, response: Response, fields: Fields) -> bytes:
-    """The head of a response with these fields."""
-    closing = (("Connection", "close"),) if response.close else ()
-    status = response.status
-    event = h11.Response(status_code=status.value, headers=[*fields, *closing], reason=status.phrase.encode())
-    return http.send(event) or b""
-
-
-def framed(http: h11.Connection, piece: bytes) -> bytes:
-    """Bytes of a body, not empty, as they are sent."""
-    return http.send(h11.Data(data=piece)) or b""
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+_WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_STATUS_LINES: Final = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
 
-def count_part(http: h11.Connection, part: ByteRange) -> None:
-    """The part of a file that is sent next, without a frame of its own: the body has a known length."""
-    http.send_with_data_passthrough(h11.Data(data=cast(bytes, _Placeholder(part))))
+def beginning(status: HTTPStatus, fields: Fields) -> bytes:
+    """The status line and these fields. Raises ValueError for a line end in a field."""
+    text = _STATUS_LINES[status] + "".join([f"{name}: {value}\r\n" for name, value in fields])
+    lines = len(fields) + 1
+    if text.count("\n") != lines or text.count("\r") != lines:
+        # Every value is checked where it is made; no fault there can split a response in two.
+        raise ValueError(f"a line end in the fields {fields}")
+    return text.encode("ascii")
 
 
-def end(http: h11.Connection) -> bytes:
-    """The end of a body."""
-    return http.send(h11.EndOfMessage()) or b""
+def end(date: bytes, *, closes: bool = False, chunked: bool = False) -> bytes:
+    """The fields that follow beginning(), and the blank line; `date` is the value of Date."""
+    return b"Date: %b\r\n%b%b\r\n" % (date, _CHUNKED if chunked else b"", CLOSE if closes else b"")
 
 
-class _Placeholder:
-    """Stands for the bytes of a part: h11 wants to know their number only."""
+def is_chunked(status: HTTPStatus, fields: Fields, version: bytes) -> bool:
+    """Whether the body is sent in chunks to a client of this version of HTTP; for a request with HEAD, whether it would
+    be."""
+    return status not in _WITHOUT_BODY and version != b"1.0" and all(name != "Content-Length" for name, _ in fields)
 
-    def __init__(self, part: ByteRange) -> None:
-        self._part = part
 
-    def __len__(self) -> int:
-        return self._part.count
+def chunk(data: bytes) -> bytes:
+    """Bytes of a body, not empty, as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

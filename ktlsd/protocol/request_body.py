@@ -26,7 +26,6 @@ class RequestBody:
 
     def __init__(self, http: h11.Connection, request: h11.Request) -> None:
         """`request` is the event that h11 gave last."""
-        self.request = request
         self._http = http
         self._chunked, length = _framing(request)
         # Of any other body h11 overlooks nothing.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from ktlsd.connection.keepalive import IdleConnections
+from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import Row
@@ -44,3 +45,4 @@ class Shared(Struct):
     access_log: AccessLog | None = None
     kinds: ConnectionKinds = field(default_factory=ConnectionKinds)
     """Shared by all processes."""
+    scanner: HeadScanner = field(default_factory=HeadScanner)

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from ktlsd.attempt import needs_task
 from ktlsd.config.options import SiteOptions
 from ktlsd.file_threads import Stalled
 from ktlsd.http.decide import Miss
@@ -70,6 +71,11 @@ class SiteRules:
         """True if any path is protected."""
         return any(self._protected.values())
 
+    @property
+    def present(self) -> frozenset[bytes]:
+        """The files of `files` that there were at the last look."""
+        return frozenset(name for name, version in self._versions.items() if isinstance(version, tuple))
+
     def renew(self) -> None:
         """Read the files again before the next answer: the root is another folder."""
         self._wanted += int(bool(self.files))
@@ -78,6 +84,7 @@ class SiteRules:
         """Read the files that have changed. A concurrent request gets the former rules, but waits for the first ones.
         Raises OSError if those cannot be read for the moment."""
         if self._had != self._wanted:
+            needs_task()
             failures = self._failures
             async with self._looking:
                 if self._had == self._wanted:
@@ -95,6 +102,7 @@ class SiteRules:
                     raise
         # Never two looks at a time: the slower one could put older rules into force.
         elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
+            needs_task()
             async with self._looking:
                 await self._look(root, first=False)
 

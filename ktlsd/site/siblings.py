@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from ktlsd.attempt import needs_task
 from ktlsd.config.values import Coding
 from ktlsd.http.validators import is_dated
 from ktlsd.site.lookup import Identity, OpenFile, identify
@@ -54,6 +55,7 @@ class Siblings:
             return sibling.size > 0 and sibling.mtime_ns == original.mtime_ns
         pair = identity, other
         while pair not in self._known:
+            needs_task()
             if (comparing := self._comparing.get(pair)) is None:
                 return await self._compare(pair, original, sibling, coding)
             await comparing.wait()

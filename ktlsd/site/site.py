@@ -154,7 +154,7 @@ class Site:
             if self._cors is not None:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
-            rules = self._rules.files | answer.rejected if own else None
+            rules = self._rules.present | answer.rejected if own else None
             any_query = not self._rules.redirects.concern(path)
             response = replace(response, fields=fields, signed=True)
             return Answer(response, answer.opened, answer.file, rules, any_query)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trio
 
+from ktlsd.attempt import attempt
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import Settings
 from ktlsd.config.values import Mode
@@ -23,6 +23,7 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.multipart import multipart
 from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead, head_of
 from ktlsd.metrics.metrics import REQUESTS, SLOTS, UNCOUNTED, Row
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
@@ -36,22 +37,11 @@ from ktlsd.tls.ktls_probe import support
 from tests.wire.test_response_cache import LONG_AGO, settle
 
 CONTENT = b"x" * 5000
-DATE = b"Mon, 01 Jan 2024 00:00:00 GMT"
 
 
-class Head(NamedTuple):
+def asked(target: bytes, fields: Sequence[Field] = (), method: bytes = b"GET") -> RequestHead:
     """A request head that no h11 has read."""
-
-    target: bytes
-    headers: tuple[Field, ...] = ()
-    method: bytes = b"GET"
-    http_version: bytes = b"2"
-
-    @property
-    def key(self) -> bytes:
-        """The cache key that this test's protocol chooses."""
-        lines = (b"%b %b HTTP/2" % (self.method, self.target), *(b"%b: %b" % field for field in self.headers))
-        return b"\r\n".join((*lines, b"", b""))
+    return head_of(method, target, b"2.0", fields)
 
 
 HOST = (b"host", b"a")
@@ -81,16 +71,15 @@ def responding(service: Service, trusted: Networks | None = None, row: Row = UNC
         yield Responder(shared, transport, client)
 
 
-def decided(responder: Responder, head: Head, *, remember: bool = False) -> Answer:
-    """What is decided about a request, with the file closed; `remember` as the protocol of this test writes it."""
+def decided(responder: Responder, head: RequestHead, *, remember: bool = False) -> Answer:
+    """What is decided about a request, with the file closed."""
 
     async def decide() -> Answer:
         exchange = Exchange(responder, head, None)
         answer = await exchange.decide()
         if answer.opened is not None:
             if remember:
-                written = b"before " + DATE + b" after"
-                exchange.remember(head.key, answer.response, answer.opened, written, DATE, closes=False)
+                assert exchange.remember(answer.opened, b"written") is not None
             answer.opened.close()
         return answer
 
@@ -99,66 +88,72 @@ def decided(responder: Responder, head: Head, *, remember: bool = False) -> Answ
 
 def test_a_head_of_another_protocol_is_decided(service: Service) -> None:
     with responding(service) as responder:
-        found = decided(responder, Head(b"/a.txt", (HOST,))).response
+        found = decided(responder, asked(b"/a.txt", (HOST,))).response
         assert (found.status, found.body) == (HTTPStatus.OK, ByteRange(0, len(CONTENT)))
-        assert dict(fields_of(found, DATE, (("Server", "x"),)))["Server"] == "ktlsd"
-        assert decided(responder, Head(b"/nothing", (HOST,))).response.status == HTTPStatus.NOT_FOUND
-        assert decided(responder, Head(b"/%00", (HOST,))).response.status == HTTPStatus.BAD_REQUEST
-        posted = decided(responder, Head(b"/a.txt", (HOST,), method=b"POST")).response
+        assert dict(fields_of(found, (("Server", "x"),)))["Server"] == "ktlsd"
+        assert decided(responder, asked(b"/nothing", (HOST,))).response.status == HTTPStatus.NOT_FOUND
+        assert decided(responder, asked(b"/%00", (HOST,))).response.status == HTTPStatus.BAD_REQUEST
+        posted = decided(responder, asked(b"/a.txt", (HOST,), method=b"POST")).response
         assert posted.status == HTTPStatus.METHOD_NOT_ALLOWED
-        assert dict(fields_of(posted, DATE, (("Server", "x"),)))["Server"] == "x"
+        assert dict(fields_of(posted, (("Server", "x"),)))["Server"] == "x"
         many = tuple((b"a%d" % number, b"b") for number in range(responder.limits.header_fields))
-        too_many = decided(responder, Head(b"/a.txt", (HOST, *many))).response
+        too_many = decided(responder, asked(b"/a.txt", (HOST, *many))).response
         assert too_many.status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
-def test_what_it_wrote_is_remembered_recalled_and_counted(service: Service) -> None:
+def test_what_needs_no_wait_is_decided_without_a_task(service: Service) -> None:
+    # The first look at the rules waits.
+    trio.run(service.sites.default.site._rules.refresh, service.sites.default.site.root)
+    with responding(service) as responder:
+        answer = attempt(Exchange(responder, asked(b"/a.txt", (HOST,)), None).decide())
+        assert answer.response.status == HTTPStatus.OK
+        assert answer.opened is not None
+        answer.opened.close()
+
+
+def test_what_was_decided_is_remembered_recalled_and_counted(service: Service) -> None:
     row = [0] * SLOTS
     with responding(service, row=row) as responder:
-        head = Head(b"/a.txt", (HOST,))
-        assert responder.find(head.key) is None
+        head = asked(b"/a.txt?first", (HOST,))
+        assert responder.find(head) is None
         decided(responder, head, remember=True)
-        found = responder.find(head.key)
+        found = responder.find(asked(b"/a.txt?second", (HOST,)))
         assert found is not None
-        # Of another protocol's request no byte is the same.
-        assert responder.find(head.key.replace(b"HTTP/2", b"HTTP/1.1")) is None
-        recalled = responder.recall(found.remembered)
-        assert recalled is not None
-        written, descriptor = recalled
+        assert responder.find(asked(b"/a.txt#fragment", (HOST,))) is None
+        assert responder.find(asked(b"/a.txt", (HOST,), method=b"HEAD")) is None
+        entry = found.entry
+        assert (entry.head, entry.part, entry.response.status) == (b"written", ByteRange(0, len(CONTENT)), 200)
+        descriptor = responder.recall(entry)
+        assert descriptor is not None
         with open(descriptor, "rb") as file:
             assert file.read() == CONTENT
-        before, date, after = written.partition(responder.shared.clock.date())
-        assert (before, bool(date), after) == (b"before ", True, b" after")
         left = responder.requests_left
-        responder.begin_remembered(found, len(written), None)
+        responder.begin_remembered(found, 7, None)
         assert responder.requests_left == left - 1
         assert row[REQUESTS[HTTPStatus.OK]] == 1
 
 
 def test_a_field_that_decided_nothing_changes_nothing(service: Service) -> None:
     with responding(service) as responder:
-        head = Head(b"/a.txt", (HOST, (b"cookie", b"a")))
-        decided(responder, head, remember=True)
-        line = head.key.partition(b"\r\n")[0]
-        alike = responder.find_alike(line, (HOST, (b"cookie", b"b")), None)
+        decided(responder, asked(b"/a.txt", (HOST, (b"cookie", b"a"))), remember=True)
+        alike = responder.find(asked(b"/a.txt", (HOST, (b"cookie", b"b"))))
         assert alike is not None
-        assert alike.remembered.status == HTTPStatus.OK
-        assert responder.find_alike(line, (HOST, (b"range", b"bytes=0-1")), None) is None
-        assert responder.find_alike(line.replace(b"/2", b"/1.1"), (HOST,), None) is None
+        assert alike.entry.response.status == HTTPStatus.OK
+        assert responder.find(asked(b"/a.txt", (HOST, (b"range", b"bytes=0-1")))) is None
+        too_many = [(b"x%d" % number, b"") for number in range(responder.limits.header_fields)]
+        assert responder.find(asked(b"/a.txt", (HOST, *too_many))) is None
+        assert responder.find(asked(b"/a.txt?" + b"x" * responder.limits.target_bytes, (HOST,))) is None
 
 
 def test_behind_a_trusted_proxy_the_scheme_that_it_tells_is_of_the_key(service: Service) -> None:
     with responding(service, Networks(["127.0.0.0/8"])) as responder:
         told = (b"x-forwarded-proto", b"https")
-        head = Head(b"/a.txt", (HOST, told, (b"x-forwarded-for", b"192.0.2.7")))
-        decided(responder, head, remember=True)
-        assert responder.find(head.key) is None
-        line = head.key.partition(b"\r\n")[0]
-        same = responder.find_alike(line, (HOST, told, (b"x-forwarded-for", b"192.0.2.8")), None)
+        decided(responder, asked(b"/a.txt", (HOST, told, (b"x-forwarded-for", b"192.0.2.7"))), remember=True)
+        same = responder.find(asked(b"/a.txt", (HOST, told, (b"x-forwarded-for", b"192.0.2.8"))))
         assert same is not None
         assert same.origin is not None
         assert same.origin.address == "192.0.2.8"
-        assert responder.find_alike(line, (HOST, (b"x-forwarded-proto", b"http")), None) is None
+        assert responder.find(asked(b"/a.txt", (HOST, (b"x-forwarded-proto", b"http")))) is None
 
 
 def test_a_file_that_was_replaced_is_not_recalled(service: Service) -> None:
@@ -166,14 +161,14 @@ def test_a_file_that_was_replaced_is_not_recalled(service: Service) -> None:
     (root / "b.txt").write_bytes(b"old")
     settle(root / "b.txt")
     with responding(service) as responder:
-        head = Head(b"/b.txt", (HOST,))
+        head = asked(b"/b.txt", (HOST,))
         decided(responder, head, remember=True)
-        found = responder.find(head.key)
+        found = responder.find(head)
         assert found is not None
         (root / "new").write_bytes(b"new")
         os.replace(root / "new", root / "b.txt")
-        assert responder.recall(found.remembered) is None
-        assert responder.find(head.key) is None
+        assert responder.recall(found.entry) is None
+        assert responder.find(head) is None
 
 
 def test_a_body_is_a_sequence_of_bytes_and_parts() -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import brotli
@@ -24,6 +25,10 @@ from hypothesis import strategies as st
 
 from ktlsd.config.options import Settings
 from ktlsd.config.values import Listen, Mode
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Response
+from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead, head_of
 from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service
@@ -342,39 +347,46 @@ def test_whatever_has_a_say_makes_another_request(
     unlike = other[0].startswith(("Content-Length: 0", "Connection: Upg", "Transfer", "Expect: 1", "X: x"))
     assert (fresh[0] != fresh[1]) is not unlike
     assert answers_to(server.port, [known, asked]) == fresh
-    assert server.response_cache.uses == before + 1
+    # The end of a connection, and fields that nothing reads, decide nothing.
+    alike = other[0].startswith(("Connection: close", "X: x"))
+    assert server.response_cache.uses == before + 1 + alike
 
 
 def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
     root = Root(str(tmp_path))
-    heads = ResponseCache()
+    cache = ResponseCache()
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
-    keys = [(None, get("/a.txt", f"X: {number}")) for number in range(3)]
-    line, fields = b"GET /a.txt HTTP/1.1", {b"host": b"a", b"x": b"2"}
-    assert heads.read(keys[2][1], 2) is None
-    for key in keys[:2]:
-        cache_key = CacheKey.of(key, (b"host", b"range"), fields)
-        heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None, cache_key=cache_key)
+
+    def asked(number: int, *more: Field) -> RequestHead:
+        return head_of(b"GET", b"/a.txt", b"1.1", [(b"host", b"a"), (b"x", b"%d" % number), *more])
+
+    response = Response(HTTPStatus.OK, (), ByteRange(0, 1))
+    names = (b"host", b"range")
+    first = cache.remember(CacheKey.of(None, asked(0), names, any_query=False), response, b"", opened)
+    assert cache.get(None, asked(1)) is first
+    assert cache.get("other", asked(1)) is None
+    assert cache.get(None, asked(1, (b"range", b""))) is None
+    second = cache.remember(CacheKey.of(None, asked(1), names, any_query=False), response, b"", opened)
+    other = cache.remember(CacheKey.of("other", asked(1), names, any_query=True), response, b"", opened)
     opened.close()
-    assert heads.read(keys[2][1], 2) == (line, list(fields.items()))
-    assert heads.read(keys[2][1], 1) is None
-    assert heads.get_alike(None, line, fields) is heads.get(keys[1])
-    assert heads.get_alike("other", line, fields) is None
-    assert heads.get_alike(None, line, {**fields, b"range": b""}) is None
-    # The first gives way without the second.
+    # The second takes the place of the first.
+    assert cache.get(None, asked(2)) is second
+    assert cache.get("other", asked(2)) is other
+    assert len(cache) == 2
     (tmp_path / "b.txt").write_bytes(b"b")
-    first, second = (heads.get(key) for key in keys[:2])
     assert first is not None
     assert second is not None
+    assert other is not None
     os.replace(tmp_path / "b.txt", tmp_path / "a.txt")
-    assert heads.open(first) is None
-    assert heads.get_alike(None, line, fields) is second
-    assert heads.open(second) is None
-    assert heads.read(keys[2][1], 2) is None
-    assert len(heads) == 0
+    assert cache.open(first) is None
+    assert cache.get(None, asked(2)) is second
+    assert cache.open(second) is None
+    assert cache.open(other) is None
+    assert cache.get(None, asked(2)) is None
+    assert len(cache) == 0
     root.close()
 
 
@@ -385,7 +397,7 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
         get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
         get("/a.txt", "Content-Length: 0"),
         get("/a.txt", "Expect: 100-continue"),
-        get("/a.txt", "X: " + "x" * LONGEST_REMEMBERED, host="long"),
+        get("/a.txt", f'If-None-Match: "{"x" * LONGEST_REMEMBERED}"', host="long"),
         b"GET /a.txt HTTP/1.1\r\nHost: a\r\nConnection: close, keep-alive\r\n\r\n",
         b"OPTIONS /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
@@ -607,18 +619,18 @@ def test_a_decision_that_nothing_renews_ends_with_its_second(tmp_path: Path) -> 
     (tmp_path / "a.txt").write_bytes(b"a")
     settle(tmp_path / "a.txt")
     root = Root(str(tmp_path))
-    heads, key = ResponseCache(), (None, get("/a.txt"))
+    cache, head = ResponseCache(), head_of(b"GET", b"/a.txt", b"1.1", [(b"host", b"a")])
     opened = trio.run(root.open_file, b"a.txt")
     assert isinstance(opened, OpenFile)
-    heads.remember(key, 200, b"Date: d\r\n\r\n", b"d", opened, None)
+    response = Response(HTTPStatus.OK, (), ByteRange(0, 1))
+    found = cache.remember(CacheKey.of(None, head, (), any_query=False), response, b"", opened)
     opened.close()
-    found = heads.get(key)
     assert found is not None
-    descriptor = heads.open(found)
+    descriptor = cache.open(found)
     assert descriptor is not None
     os.close(descriptor)
     time.sleep(LASTING_SECONDS + 0.05)
-    assert heads.open(found) is None
+    assert cache.open(found) is None
     root.close()
 
 

@@ -1,0 +1,46 @@
+"""Coroutines that usually need not wait, run to their end on the spot: no task, no turn of the event loop.
+
+Strategy: whatever would wait calls needs_task() before; during an attempt that raises WouldWait, which undoes what was
+begun like any exception, and the caller starts again in a task. In a task it does nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+
+class WouldWait(BaseException):
+    """An attempt ends without a result, since the coroutine would have to wait: no failure for a handler to catch."""
+
+
+class _State(threading.local):
+    """Of the event loop of this thread."""
+
+    attempting = False
+
+
+_state: Final = _State()
+
+
+def attempt(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns without waiting. Raises WouldWait, and what the coroutine raises."""
+    _state.attempting = True
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        _state.attempting = False
+        coroutine.close()
+    raise RuntimeError("a coroutine waited during an attempt without a call of needs_task() before")
+
+
+def needs_task() -> None:
+    """Called before a wait. Raises WouldWait during an attempt."""
+    if _state.attempting:
+        raise WouldWait

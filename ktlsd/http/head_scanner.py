@@ -1,0 +1,86 @@
+"""Heads of HTTP/1.1 requests that are nothing but their head, without h11: bytes in, RequestHead out; pure.
+
+Strategy: regular expressions with h11's grammar, as tests hold, read the request line and each field line. The results
+are kept: a client sends most lines again and again, and often all of them. Everything else is h11's to judge: a body, a
+malformed or folded line, a missing Host, a version that is not 1.0 or 1.1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ktlsd.http.request_fields import Field, joined
+from ktlsd.http.request_head import HeadFields, RequestHead
+from ktlsd.http.uri_host import host_of
+
+MOST_SECTIONS: Final = 1024
+"""Field sections that are kept."""
+LONGEST_SECTION: Final = 2048
+"""Bytes of one that is kept."""
+MOST_LINES: Final = 2048
+"""Field lines that are kept."""
+LONGEST_LINE: Final = 1024
+"""Bytes of one that is kept."""
+
+_TOKEN: Final = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/(1\.[01])\r\n")
+_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+((?:[^\x00\s]++(?:[ \t]++[^\x00\s]++)*+)?+)[ \t]*+")
+# With any of these a request is more than its head, or asks for more than its response.
+_MORE_THAN_A_HEAD: Final = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+_CLOSES: Final = {b"keep-alive": False, b"close": True}
+
+
+class HeadScanner:
+    """One process's, with the field sections and lines that it knows."""
+
+    def __init__(self) -> None:
+        self._sections: dict[bytes, HeadFields] = {}
+        self._lines: dict[bytes, Field] = {}
+
+    def scan(self, head: bytes) -> RequestHead | None:
+        """The request of a whole head, with the blank line at its end; None if h11 has to judge it."""
+        line = _REQUEST_LINE.match(head)
+        if line is None:
+            return None
+        section = head[line.end() : -4]
+        known = self._sections.get(section)
+        if known is None:
+            known = self._read(section)
+            if known is None:
+                return None
+            if len(section) <= LONGEST_SECTION:
+                if len(self._sections) >= MOST_SECTIONS:
+                    self._sections.clear()
+                self._sections[section] = known
+        method, target, version = line.groups()
+        if version != b"1.0" and b"host" not in known.values:
+            return None
+        return RequestHead(method, target, version, known)
+
+    def _read(self, section: bytes) -> HeadFields | None:
+        """The fields of lines without the end of the last; None if h11 has to judge them."""
+        fields: list[Field] = []
+        for line in section.split(b"\r\n") if section else ():
+            field = self._lines.get(line)
+            if field is None:
+                found = _FIELD_LINE.fullmatch(line)
+                if found is None:
+                    return None
+                field = found[1].lower(), found[2]
+                if len(line) <= LONGEST_LINE:
+                    if len(self._lines) >= MOST_LINES:
+                        self._lines.clear()
+                    self._lines[line] = field
+            fields.append(field)
+        values = dict(fields)
+        if len(values) != len(fields):
+            if sum(name == b"host" for name, _ in fields) > 1:
+                return None
+            values = joined(fields)
+        # It may be empty (RFC 9112 section 3.2).
+        host = values.get(b"host", b"")
+        if host_of(host.decode("latin-1")) is None or not _MORE_THAN_A_HEAD.isdisjoint(values):
+            return None
+        closes = _CLOSES.get(values.get(b"connection", b"keep-alive").lower())
+        return None if closes is None else HeadFields(fields, values, alone=True, closes=closes)

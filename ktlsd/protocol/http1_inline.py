@@ -1,0 +1,233 @@
+"""Requests of HTTP/1.1 that are answered without a task, as most are: those that need no wait.
+
+Strategy: scan the head, take the remembered response or try to decide one on the spot (attempt.py), and send head and
+file in one write. A small response is made once for all connections that ask in the same pass of the event loop. What
+would wait is left to the connection's task (http1.py), and so is the rest of a large response that has begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ktlsd.attempt import WouldWait, attempt
+from ktlsd.connection.keepalive import PendingWork
+from ktlsd.connection.poller import Batch
+from ktlsd.connection.transport import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Response
+from ktlsd.http.empty_lines import EmptyLines
+from ktlsd.http.request_head import RequestHead
+from ktlsd.metrics.metrics import REQUESTS, REQUESTS_OTHER
+from ktlsd.openssl.results import Wait
+from ktlsd.protocol import http1_writer as writer
+from ktlsd.protocol.exchange import Exchange, fields_of
+from ktlsd.protocol.http1_reader import BLANK_LINE
+from ktlsd.protocol.refusals import log_refusal
+from ktlsd.protocol.responder import Responder
+
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.exchange_log import RequestLog
+
+_AT_A_TIME: Final = 4
+"""Pipelined requests that are answered before other connections get their turn."""
+
+
+class _Made(NamedTuple):
+    """A response that can be sent without waiting."""
+
+    data: bytes | bytearray
+    """Its head, and its body if that is small."""
+    head_size: int
+    descriptor: int = -1
+    """The file of a larger body, to be closed."""
+    part: ByteRange = ByteRange(0, 0)
+    """The part of the file that follows."""
+
+
+class InlineResponses:
+    """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
+
+    __slots__ = ("_lines", "_log", "_responder", "_shared", "transport")
+
+    def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
+        self._responder = responder
+        self._shared = responder.shared
+        self._lines = lines
+        self._log = log
+        self.transport: PacedTransport = responder.transport
+
+    def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
+        """Answer the requests that have come, as long as that takes no wait.
+
+        The steps are to receive, and then for each request to make and to send its response.
+        """
+        transport, lines = self.transport, self._lines
+        if transport.stopped:
+            return PendingWork(None)
+        received = transport.receive()
+        if not isinstance(received, bytes):
+            return None if received is Wait.READABLE else PendingWork(None)
+        if lines.half:
+            received = lines.joined(received)
+        if not received:
+            return PendingWork(received)
+        yield
+        for _ in range(_AT_A_TIME):
+            received = lines.without_them(received)
+            if not received:
+                # Empty lines alone are no request: the time that the connection has been idle goes on.
+                return PendingWork(None) if transport.holds() else None
+            head = self._scan(received)
+            if head is None:
+                return PendingWork(received)
+            made = self._make(head, batch)
+            if made is None:
+                return PendingWork(received)
+            yield
+            received = received[received.find(BLANK_LINE) + len(BLANK_LINE) :]
+            closes = head.closes
+            if closes:
+                transport.hold_back()
+            rest = self._send(made)
+            if rest is not None:
+                return PendingWork(received, rest, made.descriptor, ends=closes)
+            if self._log is not None:
+                self._log.end(complete=True)
+            if closes:
+                return PendingWork(b"", ends=True)
+            if not received:
+                return PendingWork(None) if transport.holds() else None
+            if made.descriptor >= 0:
+                # A client that asks for many at once lets others have their turn between them.
+                break
+        return PendingWork(received)
+
+    def _scan(self, received: bytes) -> RequestHead | None:
+        """The request at the beginning of what was received, if a task is not needed to tell what it is.
+
+        The last response on a connection says so in its head, which is the task's to write.
+        """
+        size = received.find(BLANK_LINE) + len(BLANK_LINE)
+        responder, shared = self._responder, self._shared
+        if (
+            not len(BLANK_LINE) <= size <= responder.limits.head_bytes
+            or responder.requests_left <= 1
+            or shared.idle.draining
+            or self.transport.key_update_owed()
+        ):
+            return None
+        return shared.scanner.scan(received[:size])
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def _make(self, head: RequestHead, batch: Batch) -> _Made | None:
+        """The response, counted and logged as begun; None if it would wait, or is for the task to send."""
+        responder = self._responder
+        found = responder.find(head)
+        if found is None:
+            return self._decide(head)
+        entry, closes = found.entry, head.closes
+        made: _Made | None = None if closes else batch.get(entry)
+        if made is None:
+            part = entry.part
+            if part is not None and part.count > AT_ONCE:
+                return None
+            descriptor = responder.recall(entry)
+            if descriptor is None:
+                return self._decide(head)
+            made = self._join(entry.head, closes, descriptor, part)
+            if made is None:
+                return None
+            if not closes and made.descriptor < 0:
+                batch[entry] = made
+        else:
+            self._shared.service.response_cache.uses += 1
+        responder.begin_remembered(found, made.head_size, self._log)
+        return made
+
+    def _decide(self, head: RequestHead) -> _Made | None:
+        log = self._log
+        if log is None:
+            return self._try_to_decide(head)
+        log.begin()
+        log.asked(head)
+        made = self._try_to_decide(head)
+        if made is None:
+            log.forget()
+        return made
+
+    def _try_to_decide(self, head: RequestHead) -> _Made | None:
+        try:
+            exchange = Exchange(self._responder, head, self._log)
+            answer = attempt(exchange.decide())
+        except WouldWait:
+            return None
+        response, opened = answer.response, answer.opened
+        body, made = response.body, None
+        with contextlib.ExitStack() as stack:
+            if opened is not None:
+                stack.callback(opened.close)
+            if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
+                return None
+            data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
+            if opened is not None:
+                exchange.remember(opened, data)
+            if isinstance(body, bytes):
+                made = self._join(data, head.closes, -1, None, body)
+            elif isinstance(body, ByteRange) and opened is not None and body.count <= AT_ONCE:
+                stack.pop_all()
+                made = self._join(data, head.closes, opened.descriptor, body if body.count else None)
+        if made is not None:
+            self._count(exchange, response, made)
+        return made
+
+    def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
+        responder = self._responder
+        responder.requests_left -= 1
+        self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        if self._log is not None:
+            self._log.answered(response.status.value, made.head_size)
+        if response.reason:
+            log_refusal(exchange.described(), exchange.head, response)
+
+    def _join(
+        self, beginning: bytes, closes: bool, descriptor: int, part: ByteRange | None, body: bytes = b""
+    ) -> _Made | None:
+        """Head and body; takes the descriptor over. None if that would wait for a disk."""
+        head = beginning + writer.end(self._shared.clock.date(), closes=closes)
+        if part is None:
+            if descriptor >= 0:
+                os.close(descriptor)
+            return _Made(head + body, len(head))
+        if part.count > SMALL:
+            return _Made(head, len(head), descriptor, part)
+        try:
+            data = self.transport.gathered(head, descriptor, part.offset, part.count)
+        finally:
+            os.close(descriptor)
+        return None if data is None else _Made(data, len(head))
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _send(self, made: _Made) -> Rest | None:
+        """Send what goes without waiting; the rest, if any, of whose file the descriptor is kept open."""
+        data, _, descriptor, part = made
+        rest: Rest | None
+        try:
+            if descriptor < 0:
+                unsent = self.transport.send_at_once(data)
+                return Rest(unsent) if unsent else None
+            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count)
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if self._log is not None:
+                self._log.end(complete=False)
+            raise
+        if rest is None:
+            os.close(descriptor)
+        return rest
