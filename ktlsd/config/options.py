@@ -201,7 +201,7 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     cache: tuple[CacheOptions, ...] = ()
     """Rules for Cache-Control; the first matching rule applies."""
     hashed_names: bool = False
-    """Cache files with a content hash in their name (app.3f9c2b1a.js) for ever (max-age=31536000, immutable)."""
+    """Cache files with a content hash in their name (app.3f9c2b1a.js) forever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None
     """Origins with scripts that may read this site."""
     hsts: HstsOptions | None = None
