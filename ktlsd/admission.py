@@ -67,10 +67,10 @@ class AdmissionControl:
         self._service = service
         self.limiter.use(limits, _most(limits))
 
-    def refuses(self, permit: ConnectionPermit, peer: Peer, *, with_handshake: bool) -> Limit | None:
-        """The limit that forbids a connection; `with_handshake`: the connection begins with a TLS handshake.
+    def refuses(self, permit: ConnectionPermit, peer: Peer, now: float, *, with_handshake: bool) -> Limit | None:
+        """The limit that forbids a connection; `with_handshake`: it begins with a TLS handshake.
 
-        A trusted proxy is exempt, since its connections belong to many clients.
+        `now` is of trio's clock. A trusted proxy is exempt, since its connections belong to many clients.
         """
         if permit.refused is not None:
             return permit.refused
@@ -79,7 +79,7 @@ class AdmissionControl:
             return None
         if not peer.via and service.speak_proxy.holds(address):
             return None
-        return permit.is_of(address, trio.current_time(), with_handshake=with_handshake)
+        return permit.is_of(address, now, with_handshake=with_handshake)
 
     async def reject(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
         """Count, log and close a connection after sending `response`, which is empty before a TLS handshake."""

@@ -6,9 +6,9 @@ kernel for the path. A handshake that fails is counted and logged here, and its 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
+import time
 from http import HTTPStatus
 from typing import Final
 
@@ -56,11 +56,16 @@ class Handshakes:
 
     async def read_hello(self, sock: socket.socket, began: float) -> Asked:
         """The ClientHello on a fresh socket; NOTHING if there is none in the time for a handshake."""
-        seconds = self._shared.service.settings.limits.handshake_seconds
-        # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
-        with contextlib.suppress(trio.TooSlowError), driver.within(seconds, began), self._shared.idle.silent(sock):
-            return await peek_client_hello(sock)
-        return NOTHING
+        silent = self._shared.idle.silent
+        silent[sock] = time.monotonic()
+        try:
+            with driver.within(self._shared.service.settings.limits.handshake_seconds, began):
+                # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
+                return await peek_client_hello(sock)
+        except trio.TooSlowError:
+            return NOTHING
+        finally:
+            silent.pop(sock, None)
 
     async def complete(
         self, transport: Transport, sock: socket.socket, hosted: Hosted, asked: Asked, peer: Peer, began: float

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import outcome
 import trio
@@ -18,9 +19,10 @@ import trio
 from ktlsd.admission import EXHAUSTED
 from ktlsd.arrival import Arrivals
 from ktlsd.config.limits import Limit
+from ktlsd.config.listener_kind import Kind
 from ktlsd.connection.driver import InlineTasks, Sleeper
 from ktlsd.connection.keepalive import IdleConnections
-from ktlsd.connection.listener import Listener
+from ktlsd.connection.listener import Listener, accepting
 from ktlsd.connection.peers import peer_of
 from ktlsd.connection.poller import Batch, Poller
 from ktlsd.logs.error_log import NOTICE
@@ -184,11 +186,11 @@ class Server:
                 log.error("accepting pauses: %s", error.strerror)
             await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
 
-    def accept_some(self, listener: Listener) -> bool:
-        """Accept queued connections; False if the limit is reached."""
+    def accept_some(self, accept: Callable[[], tuple[socket.socket, Any]], kind: Kind) -> bool:
+        """Accept queued connections by listener.accepting(); False if the limit is reached."""
         for _ in range(_ACCEPTS_IN_A_ROW):
             try:
-                sock, peer = listener.socket.accept()
+                sock, peer = accept()
             except BlockingIOError:
                 break
             except (OSError, MemoryError) as error:
@@ -198,14 +200,14 @@ class Server:
                     self._arrivals.lacks(lacking, error)
                     return False
                 continue
-            self._inline_tasks.start(sock, self._arrivals.serve(sock, peer_of(peer), listener.kind))
+            self._inline_tasks.start(sock, self._arrivals.serve(sock, peer_of(peer), kind))
         return True
 
 
 class _Acceptor(Sleeper):
     """A listening socket, until the connection limit is reached."""
 
-    __slots__ = ("_listener", "_server", "_sockets")
+    __slots__ = ("_accept", "_listener", "_server", "_sockets")
     low_priority = True
 
     def __init__(self, server: Server, listener: Listener, sockets: Poller) -> None:
@@ -213,6 +215,7 @@ class _Acceptor(Sleeper):
         self._server = server
         self._listener = listener
         self._sockets = sockets
+        self._accept = accepting(listener.socket)
 
     async def open(self) -> None:
         """Let clients in for as long as there is room. Raises OSError."""
@@ -221,7 +224,7 @@ class _Acceptor(Sleeper):
         await self.sleep(self._close)
 
     def ready(self, batch: Batch) -> None:
-        if not self._server.accept_some(self._listener):
+        if not self._server.accept_some(self._accept, self._listener.kind):
             self._close()
             self.wake(outcome.Value(None))
 

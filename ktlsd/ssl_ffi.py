@@ -55,9 +55,18 @@ class Library:
         self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
         self.ktls_compiled_in = self._bio_knows_ktls()
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
+        self._constants: dict[Any, str] = {}
+        """Texts that are part of the library, by their pointers."""
 
     def _text(self, chars: Any) -> str:
         return "" if chars == self.ffi.NULL else self.ffi.string(chars).decode("utf-8", "replace")
+
+    def constant(self, chars: Any) -> str:
+        """A text that is part of the library, such as the name of a cipher."""
+        text = self._constants.get(chars)
+        if text is None:
+            text = self._constants[chars] = self._text(chars)
+        return text
 
     def _bio_knows_ktls(self) -> bool:
         """Whether this build's socket BIO handles kTLS controls.
@@ -493,18 +502,19 @@ class Connection:
 
     def facts(self) -> Handshake:
         """The outcome of the handshake; call it once the handshake is done."""
-        c, ssl, null = self._c, self._ssl, self._library.ffi.NULL
-        text = self._library._text
+        c, ssl, library = self._c, self._ssl, self._library
+        null, constant = library.ffi.NULL, library.constant
         session = c.SSL_get_session(ssl)
+        # By position: names would take longer than most of the calls.
         return Handshake(
-            protocol=text(c.SSL_get_version(ssl)),
-            cipher=text(c.SSL_CIPHER_get_name(c.SSL_get_current_cipher(ssl))),
-            resumed=bool(c.SSL_session_reused(ssl)),
-            max_fragment_length=session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
-            ktls_tx=c.BIO_ctrl(c.SSL_get_wbio(ssl), macros.BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
-            ktls_rx=c.BIO_ctrl(c.SSL_get_rbio(ssl), macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
-            server_name=text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
-            client=self._client(),
+            constant(c.SSL_get_version(ssl)),
+            constant(c.SSL_CIPHER_get_name(c.SSL_get_current_cipher(ssl))),
+            c.SSL_session_reused(ssl) == 1,
+            session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
+            c.BIO_ctrl(c.SSL_get_wbio(ssl), macros.BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
+            c.BIO_ctrl(c.SSL_get_rbio(ssl), macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
+            library._text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
+            self._client(),
         )
 
     def _client(self) -> str | None:

@@ -14,3 +14,6 @@ class Kind(enum.Enum):
     """Plain HTTP with the way to HTTPS."""
     BACKEND = "backend"
     """Plain HTTP with the sites, for proxies that end TLS."""
+
+    # Each connection is counted by it, and Enum's own is Python code.
+    __hash__ = object.__hash__

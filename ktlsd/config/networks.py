@@ -32,7 +32,8 @@ class Networks:
         """Whether a peer is in one of them; None is a peer on a Unix socket."""
         if peer is None:
             return self._unix
-        return any(peer in block for block in self._blocks)
+        # Every new connection asks this, most often of an empty set: no generator for that.
+        return bool(self._blocks) and any(peer in block for block in self._blocks)
 
 
 def parse_network(text: str) -> IPv4Network | IPv6Network:

@@ -47,8 +47,11 @@ class InlineTasks:
         self.poller = poller
         self.nursery = nursery
         self._all: dict[_InlineTask, None] = {}
-        self._time_limits: list[tuple[float, int, _TimeLimit]] = []
-        """A heap of all that may still run, the next deadline first."""
+        self._time_limits: list[tuple[float, int]] = []
+        """A heap of the deadlines that may still matter, the next one first, each with the number of its time limit."""
+        self._limited: dict[int, _InlineTask] = {}
+        """The inline tasks of the running time limits, by number. Most end long before their deadlines: the heap must
+        not keep what they used."""
         self._count = itertools.count()
         self._most_time_limits = _FEW_TIME_LIMITS
         self._next_look = math.inf
@@ -78,28 +81,34 @@ class InlineTasks:
         """Enforce the deadlines, until cancelled."""
         while True:
             now = trio.current_time()
-            time_limits = self._time_limits
-            while time_limits and (time_limits[0][0] <= now or time_limits[0][2].over):
-                _, _, time_limit = heapq.heappop(time_limits)
-                if not time_limit.over and time_limit.inline_task in self._all:
-                    time_limit.inline_task.resume(time_limit.inline_task.throw, trio.TooSlowError())
+            time_limits, limited = self._time_limits, self._limited
+            while time_limits and (time_limits[0][0] <= now or time_limits[0][1] not in limited):
+                _, number = heapq.heappop(time_limits)
+                inline_task = limited.get(number)
+                if inline_task is not None and inline_task in self._all:
+                    inline_task.resume(inline_task.throw, trio.TooSlowError())
             self._next_look = time_limits[0][0] if time_limits else math.inf
             self._sooner = trio.Event()
             with trio.move_on_at(self._next_look):
                 await self._sooner.wait()
 
-    def begin_time_limit(self, time_limit: _TimeLimit, deadline: float) -> None:
-        """Set a deadline at which the inline task fails."""
+    def begin_time_limit(self, inline_task: _InlineTask, deadline: float) -> int:
+        """Set a deadline at which the inline task fails; the number by which to end_time_limit()."""
         time_limits = self._time_limits
         if len(time_limits) >= self._most_time_limits:
-            # Most end long before their deadlines.
-            time_limits[:] = [entry for entry in time_limits if not entry[2].over]
+            time_limits[:] = [entry for entry in time_limits if entry[1] in self._limited]
             heapq.heapify(time_limits)
             self._most_time_limits = max(_FEW_TIME_LIMITS, 2 * len(time_limits))
-        heapq.heappush(time_limits, (deadline, next(self._count), time_limit))
+        number = next(self._count)
+        self._limited[number] = inline_task
+        heapq.heappush(time_limits, (deadline, number))
         if deadline < self._next_look:
             self._next_look = deadline
             self._sooner.set()
+        return number
+
+    def end_time_limit(self, number: int) -> None:
+        del self._limited[number]
 
     def leave(self, inline_task: _InlineTask) -> None:
         """Remove an inline task that has ended or become a trio task."""
@@ -158,18 +167,18 @@ class _InlineTask:
 
 
 class _TimeLimit:
-    __slots__ = ("_deadline", "inline_task", "over")
+    __slots__ = ("_deadline", "_inline_task", "_number")
 
     def __init__(self, inline_task: _InlineTask, deadline: float) -> None:
-        self.inline_task = inline_task
+        self._inline_task = inline_task
         self._deadline = deadline
-        self.over = False
 
     def __enter__(self) -> None:
-        self.inline_task.inline_tasks.begin_time_limit(self, self._deadline)
+        inline_task = self._inline_task
+        self._number = inline_task.inline_tasks.begin_time_limit(inline_task, self._deadline)
 
     def __exit__(self, *_: object) -> None:
-        self.over = True
+        self._inline_task.inline_tasks.end_time_limit(self._number)
 
 
 @types.coroutine
@@ -194,16 +203,18 @@ async def become_task() -> None:
         await _yield(_TO_TRIO)
 
 
-async def ready(sock: socket.socket, wait: Wait) -> None:
+@types.coroutine
+def ready(sock: socket.socket, wait: Wait) -> Generator[Any, Any, None]:
     """Wait for the connection's socket."""
+    # A generator, since a coroutine that awaits one would be one object and one call more for each wait.
     inline_task = _current.inline_task
     if inline_task is not None:
         inline_task.wait_for_events(select.EPOLLIN if wait is Wait.READABLE else select.EPOLLOUT)
-        await _yield(_PARKED)
+        yield _PARKED
     elif wait is Wait.READABLE:
-        await trio.lowlevel.wait_readable(sock)
+        yield from trio.lowlevel.wait_readable(sock)  # noqa: ASYNC105
     else:
-        await trio.lowlevel.wait_writable(sock)
+        yield from trio.lowlevel.wait_writable(sock)  # noqa: ASYNC105
 
 
 def within(seconds: float, since: float) -> AbstractContextManager[object]:

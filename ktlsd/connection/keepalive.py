@@ -12,9 +12,6 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager
-from itertools import islice
-from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 import outcome
@@ -42,6 +39,10 @@ class PendingWork(NamedTuple):
     """The file of that rest, to be closed afterwards; negative for none."""
     ends: bool = False
     """True if that response, or the one just sent, is the last on the connection."""
+
+
+def _noop() -> None:
+    pass
 
 
 class KeepAliveConnection(Protocol):
@@ -72,29 +73,6 @@ class _Waiting(Sleeper):
         return self._idle.look_after(self, batch)
 
 
-class _Silent:
-    """A connection without a first byte, until the context ends."""
-
-    __slots__ = ("_all", "_socket", "since", "stopped")
-
-    def __init__(self, all_of_them: dict[_Silent, None], sock: socket.socket) -> None:
-        self._all = all_of_them
-        self._socket = sock
-        self.stopped = False
-        self.since = time.monotonic()
-
-    def __enter__(self) -> None:
-        self._all[self] = None
-
-    def __exit__(self, *_: object) -> None:
-        del self._all[self]
-
-    def stop_reading(self) -> None:
-        self.stopped = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
-
-
 class IdleConnections:
     """The idle connections of one process. The creator closes it."""
 
@@ -105,7 +83,9 @@ class IdleConnections:
         self._row = row
         self.sockets = Poller()
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
-        self._silent: dict[_Silent, None] = {}
+        self.silent: dict[socket.socket, float] = {}
+        """The sockets that wait for their first byte, the oldest first, and since when (time.monotonic()). The caller
+        enters a socket before it waits, and removes it afterwards if it is still there."""
         self._body_waits: dict[trio.CancelScope, None] = {}
         self.draining = False
         """True if every response is the last on its connection."""
@@ -131,8 +111,11 @@ class IdleConnections:
         self.sockets.set(number, waiting)
         self._waiting[number] = waiting
         try:
-            with contextlib.nullcontext() if waiting.inline_task else current_scheduler().busy(-1):
-                pending: PendingWork = await waiting.sleep(lambda: self._forget(waiting))
+            if waiting.inline_task:
+                pending: PendingWork = await waiting.sleep(_noop)
+            else:
+                with current_scheduler().busy(-1):
+                    pending = await waiting.sleep(lambda: self._forget(waiting))
         finally:
             self._waiting.pop(number, None)
         return pending
@@ -148,10 +131,6 @@ class IdleConnections:
                 yield scope
             finally:
                 del self._body_waits[scope]
-
-    def silent(self, sock: socket.socket) -> AbstractContextManager[None]:
-        """Register a connection that waits for its first byte, until the context ends."""
-        return _Silent(self._silent, sock)
 
     def drain(self) -> None:
         """End all waits except for a first request, and allow only such waits from here on."""
@@ -169,12 +148,15 @@ class IdleConnections:
     def end_oldest(self) -> bool:
         """Close the connection with the longest wait to make room; false if there is none."""
         waits = (waiting for waiting in self._waiting.values() if not waiting.connection.transport.stopped)
-        silents = (silent for silent in self._silent if not silent.stopped)
-        oldest = [(waiting.since, waiting.connection.transport.stop_reading) for waiting in islice(waits, 1)]
-        oldest += [(silent.since, silent.stop_reading) for silent in islice(silents, 1)]
-        if oldest:
-            min(oldest, key=itemgetter(0))[1]()
-        return bool(oldest)
+        oldest, silent = next(waits, None), next(iter(self.silent), None)
+        if silent is not None and (oldest is None or self.silent[silent] < oldest.since):
+            del self.silent[silent]
+            with contextlib.suppress(OSError):
+                silent.shutdown(socket.SHUT_RD)
+            return True
+        if oldest is not None:
+            oldest.connection.transport.stop_reading()
+        return oldest is not None
 
     async def watch(self) -> None:
         """Answer requests and enforce the time-out, until cancelled."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.values import Listen
@@ -58,3 +59,19 @@ class Listener(NamedTuple):
     def announcement(self) -> str:
         """The line for the operator once connections are accepted."""
         return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"
+
+
+def accepting(sock: socket.socket) -> Callable[[], tuple[socket.socket, Any]]:
+    """A function that accepts one connection of a listening socket: its socket, and what accept(2) says of the peer.
+
+    It raises OSError: BlockingIOError if none is queued. socket.accept() works out the family and the type of a
+    listening socket for each connection, as members of enums, which takes longer than accept4(2).
+    """
+    family, kind, protocol = int(sock.family), int(sock.type), sock.proto
+    accept = sock._accept  # type: ignore[attr-defined]
+
+    def accept_one() -> tuple[socket.socket, Any]:
+        descriptor, peer = accept()
+        return socket.socket(family, kind, protocol, descriptor), peer
+
+    return accept_one

@@ -69,6 +69,8 @@ class Poller:
             self._epoll.register(number, events)
         elif before[1] != events:
             self._epoll.modify(number, events)
+        elif before[0] is polled:
+            return
         self._polled[number] = polled, events
 
     def remove(self, number: int) -> None:

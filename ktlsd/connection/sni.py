@@ -29,7 +29,7 @@ async def peek_client_hello(sock: socket.socket) -> Asked:
     try:
         while True:
             await driver.ready(sock, Wait.READABLE)
-            data = sock.recv(max(_FIRST_LOOK, needed), socket.MSG_PEEK)
+            data = sock.recv(_FIRST_LOOK if needed < _FIRST_LOOK else needed, socket.MSG_PEEK)
             found = reader.read(data)
             if not isinstance(found, Incomplete):
                 return found

@@ -13,6 +13,7 @@ from typing import Final
 
 from ktlsd.config.limits import Limit
 from ktlsd.config.options import LimitOptions
+from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PIECE, PageCache
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
@@ -65,12 +66,14 @@ class Transport(PacedTransport):
             with self._context.reading_tickets_with(ticket_key), self._tls.making_no_tickets():
                 wait = self._tls.handshake()
         while wait is not None:
-            await self._ready(wait)
+            await driver.ready(self._socket, wait)
             wait = self._tls.handshake()
         facts = self._tls.facts()
         self._kernel_sends, self._kernel_receives = facts.ktls_tx, facts.ktls_rx
         self.wakes_early = facts.ktls_rx
-        return facts if facts.server_name is None else facts._replace(server_name=host_name(facts.server_name))
+        asked = facts.server_name
+        name = None if asked is None else host_name(asked)
+        return facts if name == asked else facts._replace(server_name=name)
 
     def key_update_owed(self) -> bool:
         """Whether this connection must end after what is being sent: the client asked for new sending keys.

@@ -76,11 +76,11 @@ def make_client(
 ) -> Client:
     """The client of a connection; without a handshake, of plain HTTP. `trusted` are proxies whose fields are believed,
     `logged` is whether there is an access log."""
-    https = secured is not None
+    https, name = secured is not None, peer.name
     return Client(
-        address=peer.name,
+        address=name,
         secure=https,
-        origin=Origin(peer.name, https=https or peer.https),
+        origin=Origin(name, https=https or peer.https),
         server_name=None if secured is None else secured.server_name,
         via=peer.via,
         trusted=trusted if trusted and trusted.holds(peer.address) else None,

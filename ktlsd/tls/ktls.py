@@ -33,6 +33,9 @@ class Offload(enum.Enum):
     KERNEL = "software or device"
     """One of both: before Linux 6.15 the kernel shows which one only to processes with CAP_NET_ADMIN."""
 
+    # Each connection is counted by it, and Enum's own is Python code.
+    __hash__ = object.__hash__
+
 
 class Reason(enum.Enum):
     """Why a direction of a connection is not offloaded; the value is what logs and the doctor print."""
@@ -44,6 +47,8 @@ class Reason(enum.Enum):
     MAX_FRAGMENT_LENGTH = "the client negotiated max_fragment_length"
     TLS13_RX_NEEDS_OPENSSL_3_2 = "TLS 1.3 RX needs OpenSSL 3.2"
     REFUSED = "this kernel and OpenSSL do not offload this cipher with this protocol"
+
+    __hash__ = object.__hash__
 
 
 class Support(Struct, frozen=True):
