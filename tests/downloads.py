@@ -75,7 +75,7 @@ def download(place: int | str, name: str, content: bytes, *, secure: bool = True
 
 
 def make_files(folder: Path, sizes: dict[str, int]) -> dict[str, bytes]:
-    """Files in which every block tells its place and its file, and their contents: the same for the same arguments."""
+    """Files in which every block has its place and its file, and their contents: the same for the same arguments."""
     contents = {}
     folder.mkdir(exist_ok=True)
     noise = random.Random("ktlsd").randbytes(_BLOCK - 8)

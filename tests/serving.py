@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START_SECONDS = 120.0
-"""An emulated machine needs half a minute for Python's imports alone."""
+"""An emulated machine needs half a minute only for Python's imports."""
 WAIT_SECONDS = 60.0
 _BACKEND = re.compile(r"backend on (.+)")
 _LISTENING = tuple(re.compile(rf"listening on {scheme}://.*:(\d+)") for scheme in ("https", "http"))
@@ -82,7 +82,7 @@ def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
 def run_to_end(
     *arguments: str, state: Path, program: Sequence[str] = PROGRAM, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a ktlsd that is expected to end by itself."""
+    """Run a ktlsd that is expected to end without a signal."""
     return subprocess.run(
         command(*arguments, program=program),
         env=os.environ | {"XDG_STATE_HOME": str(state)} | environment,
@@ -202,7 +202,7 @@ def children(parent: int) -> set[int]:
 
 
 def is_refused(port: int) -> bool:
-    """Whether nobody listens on a port of this machine."""
+    """True if no process listens on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 

@@ -58,6 +58,6 @@ def wait_until(page: Page, expression: str) -> None:
 
 
 def follow(page: Page, link: str) -> None:
-    """Click a link and wait until all of where it leads is there: a click alone returns before that."""
+    """Click a link and wait until its page is loaded: a click by itself returns before that."""
     with page.expect_navigation():
         page.click(link)

@@ -150,7 +150,7 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ("access_log_format = 'json'", "access_log_format: there is no access_log: name its file, or leave this out"),
         ("session_tickets = false\nticket_keys = 'keys'", "ticket_keys: session_tickets is false: leave one of .*"),
         ("forwarded = 'forwarded'", "forwarded: there are no trusted_proxies, .*: name the proxies' networks, .*"),
-        # What everybody could fetch.
+        # Files that every client could fetch.
         (
             "access_log = 'www/access.log'",
             "access_log: {root}/access.log is below the root {root}: .*",

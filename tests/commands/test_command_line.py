@@ -39,7 +39,7 @@ from tests.serving import (
 from tests.vm.plugin import kernel_has_tls
 
 AS_A_STRANGER = ("unshare", "--user", "--map-user=123456")
-"""With a number that is nobody's, and the rights of whoever runs this."""
+"""An unused user number with the rights of the user who runs this."""
 
 
 def can_be_a_stranger() -> bool:
@@ -176,7 +176,7 @@ def test_folders_are_listed_where_that_is_asked_for(root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("given", ["root", "index", "listing", "config"])
 def test_a_folder_without_an_index_is_told_with_the_remedy(tmp_path: Path, given: str) -> None:
-    """Only if a folder is all that was asked for: a configuration may well want its 403."""
+    """Only if nothing but a folder was given: with a configuration, 403 may be intended."""
     (tmp_path / "folder").mkdir()
     if given == "index":
         (tmp_path / "folder/index.html").write_text("hello")
@@ -231,7 +231,7 @@ def test_a_configuration_file_says_the_same_as_options(root: Path, tmp_path: Pat
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "config/ktlsd.toml"
     text = re.sub(r"^#(?! |:|$)", "", example.read_text(), flags=re.MULTILINE)
-    # Becoming somebody else comes before all, and is not for everybody.
+    # Another user needs root, and comes before all else.
     text = re.sub(r"^(user|group) = .*\n", "", text, flags=re.MULTILINE)
     # Logs are opened next.
     text = text.replace("/var/log/ktlsd", str(tmp_path))
@@ -443,7 +443,7 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_whoever_read_stderr_may_be_gone(root: Path, tmp_path: Path, workers: str) -> None:
+def test_the_reader_of_stderr_may_be_gone(root: Path, tmp_path: Path, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     reader, writer = os.pipe()

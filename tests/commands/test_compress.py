@@ -1,4 +1,4 @@
-"""`ktlsd compress` on real folders: what it makes, makes anew, removes and leaves alone."""
+"""`ktlsd compress` on real folders: siblings that are made, replaced, removed and left as they are."""
 
 from __future__ import annotations
 

@@ -356,7 +356,7 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
             3,
             "header[0].set.a: 'b\\nc' is not a header field's value, on one line",
         ),
-        # Python's `$` alone would match here.
+        # A `$` by itself would match here in Python.
         (
             '[[cache]]\npath = "*"\ncontrol = "a\\n"',
             3,

@@ -119,7 +119,7 @@ scalars = st.one_of(st.integers().map(str), st.booleans().map(json.dumps), names
 
 @st.composite
 def values(draw: st.DrawFn, path: Path, depth: int = 0) -> Written:
-    """The lines of one value; the first line has its start, and the path alone where it has a line of its own."""
+    """The lines of one value; the first line has its start, and only the path if it has a line of its own."""
     kind = draw(st.sampled_from(["scalar", "text", "array"] if depth < 3 else ["scalar"]))
     if kind == "scalar":
         return [(draw(scalars), path)]

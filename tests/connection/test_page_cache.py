@@ -66,7 +66,7 @@ async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     assert window.size(0) == FROM_DISK
     assert window.size(10) == FROM_DISK - 10
     assert row[COLD_READS] == 1
-    # Now it can be sent up to where it is cold, which nobody has to wait for yet.
+    # Now it can be sent up to where it is cold, and no connection waits for that yet.
     until, stride = page_cache.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
     assert FROM_DISK <= until < 4 * FROM_DISK
     assert stride == STRIDE
@@ -84,7 +84,7 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
         file.flush()
         with pytest.raises(OSError, match="not supported"):
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
-        # All of it at once, however much more that is than what is looked at.
+        # All of it at once, however much more that is than the part that is checked.
         assert page_cache.look(file.fileno(), 0, 1 << 40) == (1 << 40, 0)
         window = Window(page_cache, file.fileno(), 1 << 40)
         assert [window.size(offset) for offset in (0, 1 << 30)] == [1 << 40, (1 << 40) - (1 << 30)]

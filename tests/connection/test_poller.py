@@ -85,7 +85,7 @@ async def test_what_others_have_received_is_answered_whatever_happens_to_one(
     async with watched(trouble) as (clients, seen):
         others = [client for number, client in enumerate(clients) if number != 1]
         assert [client.recv(16, socket.MSG_DONTWAIT) for client in others] == len(others) * [b"WORD"]
-    # What has failed is not begun again by itself.
+    # A failed step is not started again.
     assert seen.count((trouble, 1)) == 1
     assert seen[-1] == ("send", SOME - 1)
     assert [record.getMessage() for record in caplog.records] == [

@@ -168,7 +168,7 @@ class Asking:
 
 @contextlib.asynccontextmanager
 async def asking(trouble: OSError | None = None) -> AsyncIterator[tuple[Asking, socket.socket]]:
-    """Somebody whose socket is watched, and the other end of that."""
+    """A connection with a polled socket, and its other end."""
     near, far = socket.socketpair()
     watch = Poller()
     with near, far, contextlib.closing(watch), trio.fail_after(10):
@@ -208,7 +208,7 @@ async def test_who_asks_is_looked_after_between_two_pieces(
     assert [record.getMessage() for record in caplog.records] == (
         [] if trouble is None else ["cannot poll connections, retrying: no memory for that"]
     )
-    # Nobody is watched any more.
+    # No socket is polled any more.
     await scheduler.next()
 
 
@@ -229,7 +229,7 @@ async def test_who_is_alone_has_had_nobody_beside_it_for_a_while() -> None:
 
 def test_who_keeps_up_takes_a_tenth_of_what_the_kernel_could_give() -> None:
     scheduler = SendScheduler()
-    # As long as nobody knows how fast the kernel is.
+    # As long as the kernel's rate is unknown.
     assert not scheduler.is_fast_enough(1_000_000, 0.001)
     for _ in range(30):
         scheduler.took(1_000_000, 0.001)
@@ -328,7 +328,7 @@ def download(tmp_path: Path, content: bytes) -> Iterator[Download]:
 
 @contextlib.asynccontextmanager
 async def alone(tasks: int = 1) -> AsyncIterator[SendScheduler]:
-    """Nobody else has anything to do, and the kernel was slow so far, so that every client keeps up."""
+    """No other connection has work, and the kernel was slow so far, so that every client keeps up."""
     scheduler = current_scheduler()
     with trio.fail_after(60), scheduler.busy(tasks):
         await trio.sleep(1.1 * QUIET_SECONDS)

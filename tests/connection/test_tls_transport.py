@@ -148,7 +148,7 @@ async def test_slow_readers_of_different_files_get_what_is_theirs(tmp_path: Path
                 await transport.handshake()
                 waiting += 1
                 if waiting == len(contents):
-                    # The others wait in the middle of a piece, which is more than what sockets take that nobody reads,
+                    # The others wait in the middle of a piece, which is more than unread sockets take,
                     # and go on only after this one has put its own into the memory.
                     begin.set()
                 await transport.send_file(b"head of %d" % len(content), descriptor, 0, len(content))

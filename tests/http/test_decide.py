@@ -341,7 +341,7 @@ def test_a_file_from_before_the_year_1_is_served() -> None:
 def test_whole_knows_no_preconditions_and_ranges(
     found: Representation, expected: dict[str, str], status: HTTPStatus, fields: dict[str, str]
 ) -> None:
-    """Without a tag or Accept-Ranges: nobody is to ask for parts of an error."""
+    """Without a tag or Accept-Ranges: no client is to request parts of an error."""
     response = whole(Request("GET", fields), found, status, NOW)
     assert (response.status, dict(response.fields), response.body) == (status, expected, ByteRange(0, found.size))
     head = whole(Request("HEAD", fields), found, status, NOW)
@@ -522,7 +522,7 @@ def test_a_host_names_a_host(host: str, taken: bool) -> None:
     ],
 )
 def test_h11_alone_takes_what_is_refused_here(request_head: bytes, status: int) -> None:
-    """What h11 refuses by itself one day, need not be refused here any more."""
+    """Requests that h11 comes to refuse need not be refused here any more."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(request_head)
     event = connection.next_event()
@@ -629,7 +629,7 @@ def test_ranges_never_send_a_byte_twice_or_one_that_is_not_there(asked: str, fou
 @example({"range": "bytes=0-0,5000-"}, PLAIN, NOW)
 @example({"if-match": '"other"'}, PLAIN, NOW)
 def test_head_is_get_without_body_and_range(fields: dict[str, str], found: Found, now: float) -> None:
-    """Sections 9.3.2 and 14.2: Range has a meaning for GET alone."""
+    """Sections 9.3.2 and 14.2: Range has a meaning only for GET."""
     without_range = {name: value for name, value in fields.items() if name != "range"}
     head = decide(Request("HEAD", fields), found, now, BOUNDARY)
     all_of_it = decide(Request("GET", without_range), found, now, BOUNDARY)

@@ -231,7 +231,7 @@ def test_rules_for_the_file_and_rules_for_the_path_keep_their_order() -> None:
 
 
 def test_the_type_of_what_stands_in_for_a_missing_file_is_its_own() -> None:
-    """A rewrite is what an operator wants under that path: what browsers are to save, they save."""
+    """A rewrite is what the operator configured for that path, so downloads apply to it."""
     fields = {"Content_Type": "text/javascript", "Content_Disposition": "attachment"}
     rules = HeaderRules(site(header=(header("/uploads/**", **fields),)))
     path = "/uploads/a.js"

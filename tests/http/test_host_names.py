@@ -49,7 +49,7 @@ SITES = Sites("default", NAMED)
         ("127.0.0.1", "local"),
         ("[::1]", "local"),
         ("127.0.0.2", "default"),
-        # Names of nobody.
+        # Names of no site.
         ("", "default"),
         (".", "default"),
         ("..", "default"),

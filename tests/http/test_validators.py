@@ -30,7 +30,7 @@ from ktlsd.http.validators import (
 TAG = '"1234-5-6-789"'
 MODIFIED = 784111777
 MODIFIED_NS = MODIFIED * 1_000_000_000 + 999_999_999
-"""Nanoseconds below the second: no date can tell of them."""
+"""Nanoseconds below the second: no date has them."""
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 EARLIER = "Sun, 06 Nov 1994 08:49:36 GMT"
 LATER = "Sun, 06 Nov 1994 08:49:38 GMT"

@@ -228,7 +228,7 @@ def test_head_and_file_share_the_first_record(root: Path, tmp_path: Path, count:
 
 
 def test_a_download_ends_with_its_client(tmp_path: Path) -> None:
-    """Linux takes records of a file for ever when the client has reset the connection, and keeps them in memory."""
+    """Linux takes records of a file forever when the client has reset the connection, and keeps them in memory."""
     (tmp_path / "root").mkdir()
     with open(tmp_path / "root/large.bin", "wb") as file:
         file.truncate(8 * PART)

@@ -1,4 +1,4 @@
-"""Log files by themselves: whole lines in files and pipes, a count of what is lost, messages that stay on a line."""
+"""Log files without a server: whole lines in files and pipes, a count of what is lost, messages that stay on a line."""
 
 from __future__ import annotations
 

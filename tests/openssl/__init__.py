@@ -1,1 +1,1 @@
-"""Tests of what OpenSSL is told and tells, without a C pointer."""
+"""Tests of OpenSSL's inputs and outputs, without C pointers."""

@@ -61,7 +61,7 @@ def test_nothing_is_passed(environment: dict[str, str], left: dict[str, str]) ->
 
 
 def test_names_tell_what_is_spoken_and_options_for_it_do_not_count(root: Path, tmp_path: Path) -> None:
-    """Two names that ktlsd knows, one that it does not, and an address that somebody else has."""
+    """Two names that ktlsd knows, one that it does not, and an address that another socket has."""
     with ExitStack() as stack:
         plain, secure, other, taken = (stack.enter_context(listening()) for _ in range(4))
         address = f"127.0.0.1:{taken.getsockname()[1]}"

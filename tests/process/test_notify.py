@@ -1,4 +1,4 @@
-"""What systemd is told: the protocol of sd_notify(3), over real sockets."""
+"""Notifications to systemd: the protocol of sd_notify(3), over real sockets."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_only_root_can_take_another_group(monkeypatch: pytest.MonkeyPatch, group
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, unlike tmp_path."""
+    """A folder that every user may enter, unlike tmp_path."""
     folder = Path(tempfile.mkdtemp(prefix="ktlsd-test-"))
     folder.chmod(0o755)
     yield folder
@@ -142,7 +142,7 @@ def test_root_binds_and_reads_and_is_gone(open_folder: Path, tmp_path: Path, wor
     (open_folder / "secret.txt").write_text("of root")
     (open_folder / "secret.txt").chmod(0o600)
     options = ("--user", "nobody", "--group", "daemon", "--workers", workers)
-    # The certificate's key is in tmp_path, where root alone can read it, and the port is one of root's.
+    # The certificate's key is in tmp_path, where only root can read it, and the port is one of root's.
     with serving_as(open_folder, *options, state=tmp_path, listen=("127.0.0.1:843",)) as server:
         assert server.port == 843
         assert get(server.port, "/small.txt").body == b"small"

@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Path:
 
 
 class Config:
-    """A configuration file whose version every response tells."""
+    """A configuration file whose version every response has."""
 
     def __init__(self, folder: Path, *lines: str) -> None:
         self.path = folder / "ktlsd.toml"

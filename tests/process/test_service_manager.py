@@ -27,7 +27,7 @@ class Manager:
         self.told: list[str] = []
 
     def hear(self) -> list[str]:
-        """All that has been told so far."""
+        """All notifications so far."""
         while True:
             try:
                 self.told += self.sock.recv(4096).decode().split("\n")

@@ -43,7 +43,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def serving_without(
     closed: Collection[int], root: Path, tmp_path: Path, *options: str, stderr: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server that was started so, and its port, which stderr cannot tell."""
+    """A server that was started so, and its port, which stderr cannot show."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port: int = reserved.getsockname()[1]
     arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", *options)
@@ -218,7 +218,7 @@ def test_a_reader_that_has_left_ends_a_command_as_sigpipe_would(
 
 @pytest.mark.parametrize("place", ["/dev/full", "/dev/null", "pipe"])
 def test_a_stderr_that_takes_nothing_changes_no_exit_status(root: Path, tmp_path: Path, place: str) -> None:
-    """/dev/null is open for reading only, and nobody reads from the pipe."""
+    """/dev/null is open for reading only, and no process reads from the pipe."""
     if place == "pipe":
         reader, writer = os.pipe()
         os.close(reader)

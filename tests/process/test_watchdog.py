@@ -1,4 +1,4 @@
-"""Which processes are alive, and what systemd is told of all of them."""
+"""Live processes, and the notifications to systemd about all of them."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ async def test_without_names_of_index_files_a_folder_is_a_folder(folder: Path) -
         ("/%5fheaders", Miss.HIDDEN),
         ("//_headers?a", Miss.HIDDEN),
         ("/_headers/", Miss.ABSENT),
-        # Of that path alone, and whether it exists or not.
+        # Only of that path, whether it exists or not.
         ("/sub/_headers", (FILE, b"sub/_headers")),
         ("/_redirects", Miss.HIDDEN),
         ("/_Headers", Miss.ABSENT),
@@ -334,7 +334,7 @@ class NeedsThread(Exception):
 
 async def learned(root: Root, *paths: bytes) -> None:
     """Have a root learn that the mount at media is local, so that it opens these files at once. Whatever other tests
-    mount on this machine meanwhile makes it ask anew."""
+    mount on this machine meanwhile makes it ask again."""
     for _ in range(50):
         # The kernel may have forgotten their names, too.
         for path in (b"media/film.txt", *paths):

@@ -139,7 +139,7 @@ async def test_changed_files_are_read_again(folder: Path, keep: Keep, caplog: py
     put(folder, "_redirects", "/a /1\n")
     await kept.refresh_until(kept.location)
     assert (kept.fields(), kept.location()) == ({"X-A": "1"}, "/1")
-    # Of the same size, so that only its time or its inode tells.
+    # Of the same size, so that only its time or its inode differs.
     put(folder, "_headers", "/*\n  X-A: 2\n")
     (folder / "_redirects").write_text("/a /2\n")
     await kept.refresh_until(lambda: kept.fields() == {"X-A": "2"} and kept.location() == "/2")
@@ -254,7 +254,7 @@ async def test_rules_that_cannot_be_read_are_told_once(
     await kept.refresh_until(lambda: caplog.records)
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert f"{folder}/{name}" in caplog.records[0].getMessage()
-    # What held before holds on: a Content-Security-Policy does not go by itself.
+    # The former rules stay in force: a Content-Security-Policy is not lost.
     assert (kept.fields(), kept.location()) == ({"X-A": "b"}, "/b")
     other = ({"_headers", "_redirects"} - {name}).pop()
     put(folder, other, "\n")
@@ -330,7 +330,7 @@ async def test_what_could_not_be_read_once_is_tried_again(
 async def test_nothing_is_served_before_the_first_rules_are_read(
     folder: Path, keep: Keep, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file of rules that is there and cannot be read may protect paths. Told once, and read as soon as it can be."""
+    """A file of rules that is there and cannot be read may protect paths. Logged once, and read as soon as possible."""
     (folder.parent / "outside").write_text(RULES[name])
     (folder / name).symlink_to("../outside")
     kept = keep()

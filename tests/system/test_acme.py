@@ -130,7 +130,7 @@ def test_a_first_certificate_and_its_renewal(namespace: list[str], tmp_path: Pat
         def certbot(*words: str) -> None:
             folders = [f"--{name}-dir={tmp_path / name}" for name in ("config", "work", "logs")]
             server_url = f"--server=https://{CA}:{CA_PORT}/acme/local/directory"
-            # certbot's own HTTP client, not OpenSSL's folder, says whom it trusts.
+            # The authorities of certbot's own HTTP client count, not OpenSSL's folder.
             trusting = ["env", f"REQUESTS_CA_BUNDLE={authority}"]
             command = [*namespace, *trusting, "certbot", *words, server_url, *folders, "--non-interactive"]
             done = subprocess.run(command, check=False, capture_output=True, text=True)

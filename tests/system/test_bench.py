@@ -220,7 +220,7 @@ def test_other_clients_read_the_same_list_as_uris() -> None:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Target]:
-    """A ktlsd of this checkout, to be started anew as often as a client likes."""
+    """A ktlsd of this checkout, to be started as often as a client likes."""
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     site = Site(tmp_path / "site")

@@ -93,7 +93,7 @@ def test_every_option_is_in_the_man_page(command: str, option: str) -> None:
 def test_every_key_is_in_the_man_page_with_its_text(key: str) -> None:
     page = CONFIGURATION_PAGE.read_text(encoding="utf-8")
     described = re.findall(rf"\.TP\n\\fB{key}\\fR \(.+\)\n(.+)\n", page)
-    # What is inherited by a [[site]] is told once.
+    # Keys that a [[site]] inherits are described once.
     assert len(described) == len([name for name in KEYS if name == key]) - 2 * (key in SITE_KEYS)
 
 
@@ -125,7 +125,7 @@ def type_into(shell: Sequence[str], keys: str, folder: Path, **environment: str)
         os.close(far)
         os.write(near, keys.encode())
         shown = bytearray()
-        # Linux tells the end of the other side by EIO.
+        # Linux reports the end of the other side by EIO.
         try:
             while part := os.read(near, 4096):
                 shown += part

@@ -24,7 +24,7 @@ SIZE = 3_500_001
 LARGE = os.urandom(SIZE)
 SMALL = 12
 CLIENT = "127.0.0.2"
-"""An address of loopback that nobody trusts."""
+"""An untrusted address of loopback."""
 
 OVER_TLS = ("nginx", "haproxy", "caddy")
 LOCAL = ("nginx-local", "haproxy-local", "caddy-local")
@@ -131,7 +131,7 @@ def ask(connection: http.client.HTTPConnection, target: str, method: str = "GET"
 
 @pytest.mark.parametrize("front", [*OVER_TLS, *LOCAL, *PASSED_ON])
 def test_every_byte_arrives(behind: Behind, front: str) -> None:
-    """On one connection: the whole, its head alone, parts of it, and nothing where the client has it."""
+    """On one connection: the whole, only its head, parts of it, and nothing if the client has it."""
     with behind.connect(front) as connection:
         whole = ask(connection, "/large.bin")
         assert (whole.status, len(whole.body)) == (200, SIZE)

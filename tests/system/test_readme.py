@@ -52,7 +52,7 @@ def options_of(title: str, replaced: Mapping[str, str]) -> list[str]:
 
 
 def curl(url: str, *options: str) -> str:
-    """The body and the status; a certificate is looked at only if an option asks for it."""
+    """The body and the status; a certificate is checked only if an option requires it."""
     insecure = () if "--cacert" in options else ("-k",)
     ended = subprocess.run(
         ["curl", "-sS", "--max-time", "30", "-w", " %{http_code}", *insecure, *options, url],

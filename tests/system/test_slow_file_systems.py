@@ -181,7 +181,7 @@ def test_a_start_does_not_wait_for_each_root_that_hangs(place: Path, hanging: Mo
     hanging.hold("getattr")
     began = time.monotonic()
     with two_sites(place, hanging, limits="\n".join(sites)) as server:
-        # One after the other, these six alone would take 30 s.
+        # One after the other, just these six would take 30 s.
         assert time.monotonic() - began < 20
         assert get(server.port, "/1.txt").body == b"1"
         assert get(server.port, "/", host="5.example", name="5.example").status == 503

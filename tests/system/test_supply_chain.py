@@ -75,7 +75,7 @@ def test_a_lock_has_what_is_asked_for(lock: Path) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_a_lock_has_nothing_but_versions_and_hashes(lock: Path) -> None:
-    """No index is named: whoever installs says where from."""
+    """No index is named: the installing user's configuration has it."""
     rest = _ENTRY.sub("", lock.read_text(encoding="utf-8"))
     assert [line for line in rest.splitlines() if not line.startswith("#")] == []
     assert "://" not in rest
@@ -109,7 +109,7 @@ def remade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_locked_is_all_that_ktlsd_needs(python: Path, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root/a.txt").write_text("content")
-    # The names of the modules are found in the repository, all others in the environment alone.
+    # The names of the modules are found in the repository, all others only in the environment.
     program = (str(python), "-m", "ktlsd")
     options = ("--metrics-listen", ":0", "--listing")
     state = tmp_path / "state"

@@ -71,7 +71,7 @@ DAY = 86400
 MIB = 1024 * 1024
 DISK_SIZE = 4096 * MIB
 SLOW_SIZE = 64 * MIB
-# Emulated AVX costs more than it saves: with SSE alone AES-GCM and ChaCha20-Poly1305 run a third faster.
+# Emulated AVX costs more than it saves: with only SSE, AES-GCM and ChaCha20-Poly1305 run a third faster.
 CPU = "max,-la57,-avx,-avx2"
 SLOW_BYTES_PER_SECOND = MIB
 SLOW_FILES = {"cold.bin": 8 * MIB, "second.bin": 8 * MIB, "medium.bin": MIB, "small.bin": 10 * 1024, "tiny.bin": 100}
@@ -511,7 +511,7 @@ def tail(path: Path, lines: int = 80) -> str:
 
 
 def sweep(cache: Path) -> None:
-    """Throw away what killed sessions left behind, and the consoles of failures that nobody reads any more."""
+    """Throw away what killed sessions left behind, and old consoles of failures."""
     for old in [*cache.glob("run-*"), *cache.glob("consoles/*")]:
         with contextlib.suppress(OSError):  # another session sweeps too
             if time.time() - old.stat().st_mtime > DAY:

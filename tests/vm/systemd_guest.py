@@ -315,7 +315,7 @@ def watchdog_ends_a_stuck_process() -> None:
 
 
 def root_steps_down_without_systemd() -> None:
-    """A port of root's, a key that root alone can read, and then neither root nor a way back."""
+    """A port of root's, a key that only root can read, and then neither root nor a way back."""
     command = "/opt/ktlsd/bin/ktlsd --listen 127.0.0.1:444 --user nobody"
     files = f"--root {ROOT} --cert /etc/ktlsd/fullchain.pem --key /etc/ktlsd/keys/privkey.pem"
     logs = Path("/var/log/steps-down")

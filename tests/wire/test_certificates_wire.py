@@ -1,4 +1,4 @@
-"""Certificates of many sites on a running server: each pair by itself, every type of key, and what is told of them."""
+"""Certificates of many sites on a running server: each pair separately, every type of key, and the log lines."""
 
 from __future__ import annotations
 
@@ -382,7 +382,7 @@ def test_p521_alone_is_served_with_every_policy(tmp_path: Path, policy: str) -> 
         server.wait_for_line("^kTLS: TLS 1.3 (and TLS 1.2 )?tx=")
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- log lines --------------------------------------------------------------------------------------------------------
 
 
 def test_an_expired_certificate_is_told_at_the_start_and_when_it_comes(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         os.mknod(folder / f"many/file-{number:05}.txt", 0o644 | stat.S_IFREG)
     config = folder / "ktlsd.toml"
     config.write_text(CONFIGURATION)
-    # Siblings of another time than their files are compared once they are settled.
+    # Siblings of another time than their files are compared once neither changes.
     for name in ("files/page.html.gz", "errors/pages/404.html.gz"):
         settle(folder / name)
     with start(config) as server:
@@ -566,7 +566,7 @@ def test_files_without_a_date_have_tags_that_differ_and_no_last_modified(place: 
 
 
 def test_two_versions_are_never_joined_by_if_range(place: Place) -> None:
-    """In place, in the same size and with the same time: only the ctime tells."""
+    """In place, in the same size and with the same time: only the ctime differs."""
     path = place.folder / "files/joined.bin"
     path.write_bytes(b"1" * 5000)
     os.utime(path, (DAY_NS // 10**9,) * 2)
@@ -643,7 +643,7 @@ def test_an_error_has_the_page_that_was_made_for_it(
     if status in (403, 404, 416):
         assert not {"etag", "accept-ranges"} & answer.fields.keys()
     if fields and fields[0].startswith("Range") and status == 416:
-        # Range has a meaning for GET alone.
+        # Range has a meaning only for GET.
         assert place.ask("errors", target, *fields, method="HEAD").status == 200
         return
     head = place.ask("errors", target, *fields, method="HEAD")

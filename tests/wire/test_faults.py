@@ -161,7 +161,7 @@ def test_a_mount_that_goes_away_ends_no_download(
         with connection:
             data, in_order = read_all(connection)
         assert judge(begun + data, in_order, contents["large.bin"]) is Outcome.WHOLE
-        # The root is a descriptor, which keeps its file system; a folder below is looked up anew.
+        # The root is a descriptor, which keeps its file system; a folder below is looked up again.
         assert get(server.port, f"/{prefix}small.bin").status == (404 if below else 200)
 
 
@@ -211,7 +211,7 @@ def test_full_logs_hold_up_nobody_and_go_on_when_there_is_room(
     request = b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n"
     last = b"GET /small.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     with serving(root, *options, state=tmp_path / "state", wrapper=wrapper) as server:
-        # Through the process: the mount is in its namespace alone.
+        # Through the process: the mount is only in its namespace.
         inside = Path(f"/proc/{server.process.pid}/root{logs}")
         for _ in range(5):
             answers = parse_all(exchange(server.port, request * 100 + last))
@@ -351,7 +351,7 @@ def test_a_call_that_fails_breaks_at_most_the_response_that_made_it(
 def test_accepting_outlives_a_kernel_without_memory_for_a_wait(
     root: Path, contents: dict[str, bytes], tmp_path: Path
 ) -> None:
-    # Of workers, whose event loops wait for connections alone, one that has all of them.
+    # Of workers, whose event loops wait only for connections, one that has all of them.
     with serving(root, "--workers", "2", state=tmp_path / "state") as server:
         asleep, worker = children(server.process.pid)
         os.kill(asleep, signal.SIGSTOP)
@@ -406,7 +406,7 @@ def test_narrow_connections_get_every_byte(
 def black_hole(name: str, probing: int) -> Iterator[None]:
     """Three network namespaces: a server's (10.111.1.1), a client's (10.111.2.1), and a router's between them.
 
-    The router passes no more than 1400 bytes on to the client, and says so to nobody.
+    The router passes no more than 1400 bytes on to the client, and reports it to neither side.
     """
     server, router, client = name, f"{name}-router", f"{name}-client"
     setup = f"""
@@ -445,7 +445,7 @@ def black_hole(name: str, probing: int) -> Iterator[None]:
 @needs_root
 @pytest.mark.parametrize("probing", [1, 0])
 def test_a_path_mtu_black_hole(root: Path, contents: dict[str, bytes], tmp_path: Path, probing: int) -> None:
-    """Where the kernel probes for a path's MTU the file arrives; where it does not, nobody else is held up."""
+    """Where the kernel probes for a path's MTU the file arrives; where it does not, no other client is delayed."""
     name = f"ktlsd-hole{os.getpid()}"
     with contextlib.ExitStack() as stack:
         try:

@@ -1,4 +1,4 @@
-"""A root is the folder that its path leads to, whatever is swapped, removed, made anew or mounted there."""
+"""A root is the folder that its path leads to, whatever is swapped, removed, replaced or mounted there."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_swaps_under_load_mix_no_two_trees(place: Path, workers: int) -> None:
         assert wrong == []
         assert seen == {OLD, NEW}
         told = [line for line in server.log if "leads to another folder" in line]
-        # One process tells; the other one may have served a swap that was over before the first looked.
+        # One process logs it; the other one may have served a swap that was over before the first looked.
         assert len(told) == 4 if workers == 1 else 1 <= len(told) <= 4
 
 

@@ -101,7 +101,7 @@ def test_a_file_that_leaves_the_root_arrives_whole(server: Running, root: Path) 
 
 
 def test_a_file_that_is_rewritten_in_place_arrives_as_it_was_read(server: Running, root: Path) -> None:
-    """SECURITY.md warns of it: nothing but the bytes tells."""
+    """SECURITY.md warns of it: only the bytes differ."""
     (root / "large.bin").write_bytes(b"a" * LARGE)
     connection, data = begin_download(server.port)
     with open(root / "large.bin", "r+b") as file:
@@ -155,7 +155,7 @@ def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path,
 @pytest.mark.parametrize("seen_before", [True, False])
 def test_a_first_request_that_crosses_the_signal_is_answered(server: Running, *, seen_before: bool) -> None:
     if seen_before:
-        # Whoever sends a head that is known gets its answer from memory otherwise.
+        # A client that sends a cached head would get the response from memory.
         assert get(server.port, "/small.txt").body == b"small"
     with connect(server.port) as fresh, connect(server.port) as silent:
         server.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Every limit of a running server: what happens at it, that it is told, and that nobody else is harmed.
+"""Every limit of a running server: its effect, its log line, and that no other client is harmed.
 
 Here over whatever path this machine gives; test_ktls_limits_wire.py has it over kTLS.
 """
@@ -266,13 +266,13 @@ def test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_is_not(folder:
                 thread.start()
             server.wait_for_line("cut off: the client took less than 20000 bytes a second for 1 s")
             assert alive(server)
-            # For some more stretches the other is looked at.
+            # The other is observed for some more periods.
             time.sleep(2)
             hurry.set()
             for thread in threads:
                 thread.join()
             assert len(rest[0]) > LARGE // 2
-            # Whoever was cut off does not take a part for the whole.
+            # A client that was cut off does not take a part for the whole.
             with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
                 read_to_end(too_slow)
         assert reached(server) == {"send_bytes_per_second": 1}
@@ -393,7 +393,7 @@ def test_a_record_that_comes_in_pieces_is_none_without_data(folder: Path) -> Non
                     raw.sendall(leaving.read())
                     arrived.write(raw.recv(65536))
             raw.sendall(leaving.read())
-            # The head of a record alone, all of it byte by byte, and what may be any part.
+            # Only the head of a record, all of it byte by byte, and what may be any part.
             for size in (5, 5, 1, 7):
                 tls.write(SMALL)
                 record = leaving.read()

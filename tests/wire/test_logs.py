@@ -1,5 +1,5 @@
-"""The logs of a running server: a line for each request whatever becomes of it, none lost by a rotation, and nobody
-waits for a log that takes nothing."""
+"""The logs of a running server: a line for each request in any case, none lost by a rotation, and no
+request waits for a log that takes nothing."""
 
 from __future__ import annotations
 
@@ -473,7 +473,7 @@ def test_nobody_waits_for_a_stderr_that_takes_nothing(root: Path, tmp_path: Path
         while not (found := re.fullmatch(r"listening on https://127.0.0.1:(\d+)\n", reader.readline())):
             pass
         port, count = int(found[1]), 400
-        # Nobody reads; each of these says more than 2 KiB.
+        # There is no reader; each of these lines has more than 2 KiB.
         with connect(port) as connection:
             for number in range(count):
                 connection.sendall(f"GET /nothing/{number}/{'x' * 1000} HTTP/1.1\r\nHost: a\r\n\r\n".encode())

@@ -1,4 +1,4 @@
-"""What a running ktlsd tells about itself: exact counts after known requests, through deaths of workers and drains."""
+"""The metrics of a running ktlsd: exact counts after known requests, through deaths of workers and drains."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
         }
         for _ in range(3):
             data += exchange(running.port, MIXED)
-        # Once a file is settled, the same head again is answered from memory.
+        # Once a file does not change any more, the same head is answered from memory.
         assert eventually(lambda: time.time_ns() - (root / "small.txt").stat().st_ctime_ns > 2_500_000_000)
         with connect(running.port) as connection:
             for _ in range(10):
@@ -366,7 +366,7 @@ def test_what_cannot_be_listened_on_is_one_line(root: Path, tmp_path: Path) -> N
 def in_process(
     root: Path, state: Path, mode: Mode, limits: LimitOptions = DEFAULTS
 ) -> Iterator[tuple[MetricsStore, int, int]]:
-    """A server on an event loop of this process, in a thread; its board and its ports."""
+    """A server on an event loop of this process, in a thread; its metrics store and its ports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
         library = Library()
@@ -422,7 +422,7 @@ def test_slow_and_many_clients_of_the_metrics(root: Path, tmp_path: Path, monkey
             held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS))
             for _ in range(MOST_CONNECTIONS + 1)
         ]
-        # Who comes last is sent away at once, the others when their time is over.
+        # The last connection is closed at once, the others at their deadline.
         slow[0].sendall(b"GET /metrics HTTP/1.1\r\n")
         assert slow[-1].recv(1) == b""
         assert all(one.recv(1) == b"" for one in slow)

@@ -123,7 +123,7 @@ OF_NAMES: Mapping[str, Arguments] = {
 
 
 def content(size: int, seed: int) -> bytes:
-    """Bytes that tell their position and the seed."""
+    """Bytes that encode their position and the seed."""
     return bytes((seed + position * 7 + position // 251) % 256 for position in range(size))
 
 
@@ -407,7 +407,7 @@ class Disk(RuleBasedStateMachine):
 
     @rule(name=plain_names, suffix=suffixes, age=ages, content=packed_contents)
     def compress(self, name: str, suffix: str, age: float, content: bytes | None) -> None:
-        """A sibling that is as old as the file, or of another age; it has the file's content unless told otherwise."""
+        """A sibling that is as old as the file, or of another age; by default with the file's content."""
         place = self._place(name)
         if place is None or not isinstance(original := place[0].get(place[1]), File):
             return
@@ -427,7 +427,7 @@ class Disk(RuleBasedStateMachine):
 
     @rule()
     def wait(self) -> None:
-        """Until what was changed counts as settled, so that answers are remembered."""
+        """Until all changes are old enough for responses to be cached."""
         time.sleep(SETTLED_SECONDS)
 
     # --- what is asked ------------------------------------------------------------------------------------------------
@@ -647,7 +647,7 @@ class Disk(RuleBasedStateMachine):
         return [*packed, View(name, found.content, None, bool(siblings))]
 
     def _belongs(self, name: str, found: File, suffix: str, sibling: File, now: float) -> bool:
-        """Whether a sibling counts: by times that a tool gave it, or else, once both are settled, by its content."""
+        """True if a sibling counts: by times that a tool gave it, or else, once neither changes, by its content."""
         original, other = (self._home / name).stat(), (self._home / (name + suffix)).stat()
         if os.path.samestat(original, other):
             return False

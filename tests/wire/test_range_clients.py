@@ -117,7 +117,7 @@ def test_zckdl_gets_all_ranges_that_it_asks_for_at_once(mirror: Mirror, tmp_path
 
 @pytest.mark.parametrize(("name", "status"), [("data.bin", 206), ("undated.bin", 200)])
 def test_apt_goes_on_with_a_file_of_the_same_date(mirror: Mirror, tmp_path: Path, name: str, status: int) -> None:
-    """It sends the mtime of what it has in If-Range. A file without a date is fetched anew, never joined."""
+    """It sends the mtime of what it has in If-Range. A file without a date is fetched again, never joined."""
     whole = (mirror.root / name).read_bytes()
     have = tmp_path / name
     have.write_bytes(whole[:1_000_000])

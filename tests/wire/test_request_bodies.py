@@ -184,7 +184,7 @@ def test_where_no_request_can_follow_the_answer_says_so(
 def test_after_a_body_that_goes_wrong_nothing_is_answered(
     server: Running, secure: bool, rest: bytes, problem: str
 ) -> None:
-    """The answer was sent before, and tells nothing of the body; the connection ends, and the log has the reason."""
+    """The response was sent before, and says nothing of the body; the connection ends, and the log has the reason."""
     lines = len(server.log)
     backend = int(server.backends[0].rpartition(":")[2])
     with connect(server.port) if secure else connect_plain(backend) as connection:

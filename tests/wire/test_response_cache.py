@@ -53,7 +53,7 @@ class InProcess:
 
 
 def settle(path: Path) -> None:
-    """Wait until a file counts as settled: its ctime cannot be set."""
+    """Wait until a file's last change is old enough: its ctime cannot be set."""
     while time.time_ns() - path.stat().st_ctime_ns <= 2_100_000_000:
         time.sleep(0.05)
 
@@ -117,7 +117,7 @@ def get(target: str, *lines: str, host: str = "a") -> bytes:
 
 
 NUMBERS = itertools.count()
-"""For what nobody has asked for before."""
+"""For files that were not requested before."""
 
 
 TARGETS = [
@@ -485,7 +485,7 @@ def test_a_file_that_changed_is_never_answered_from_memory(
     if change is Path.unlink:
         assert answer.startswith(b"HTTP/1.1 404 ")
     elif coded:
-        # The sibling is not older than the file, whose time was set back: it is chosen anew.
+        # The sibling is not older than the file, whose time was set back: it is chosen again.
         assert answer.startswith(b"HTTP/1.1 200 ")
     else:
         assert answer.endswith(b"B" * 5000 if change is not linked_over else b"<p>hello")
@@ -557,7 +557,7 @@ def overwrite(path: Path, data: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, InProcess]]:
-    """A server for each change, with what is settled long enough to be looked at again."""
+    """A server for each change, with files unchanged for long enough to be checked again."""
     state = tmp_path_factory.mktemp("state")
     library = Library()
     with contextlib.ExitStack() as stack:
@@ -588,7 +588,7 @@ def test_whatever_has_a_say_counts_within_a_second(sites: dict[str, InProcess], 
         old = ask(connection, head)
         assert ask(connection, head) == old
         CHANGES[change](server.root)
-        # Rules are looked at by a request, and count from then on.
+        # A request checks the rules, which count from then on.
         for _ in range(2):
             time.sleep(LASTING_SECONDS + 0.1)
             new = ask(connection, head)

@@ -512,7 +512,7 @@ FOREVER = "public, max-age=31536000, immutable"
         ("/assets/error/x", 404, None, {"x-assets": "yes"}),
         # The file counts, under whatever path.
         ("/renamed.js", 200, FOREVER, {"cdn-cache-control": "max-age=31536000", "x-assets": None}),
-        # Nobody keeps what is private.
+        # No cache keeps private responses.
         ("/account/", 200, "no-store", {}),
         ("/account/gone", 200, "no-store", {}),
         ("/account", 301, None, {"location": "/account/"}),

@@ -184,7 +184,7 @@ def test_an_older_version_is_not_sent_with_the_newer_siblings(
     os.utime(path, (moment or 1_650_000_000,) * 2)
     run("gzip", "-k", "app.js", folder=folder)
     if moment != 1:
-        # Whose times tell nothing.
+        # Its times prove nothing.
         assert gzip.decompress(ask(server, path).body) == text(2)
     if place == "over it":
         run("cp", "-p", "old", "app.js", folder=folder)
@@ -329,7 +329,7 @@ def test_what_is_too_large_to_compare_needs_the_same_time(
     assert trio.run(Siblings().belong, original, sibling, "gzip")
     monkeypatch.setattr(siblings, "LARGEST_COMPARED", len(text(1)) - 1)
     assert not trio.run(Siblings().belong, original, sibling, "gzip")
-    # Original and sibling in this order: by their times alone, the original was changed last.
+    # Original and sibling in this order: by their times, the original was changed last.
     for name in ("a.gz", "a"):
         os.utime(tmp_path / name, ns=(THEN, THEN))
     settle()

@@ -187,7 +187,7 @@ def test_a_name_gets_its_certificate_and_its_folder(
 @pytest.mark.parametrize(
     ("name", "root", "certificate"),
     [
-        # A wildcard is for every name below, although a certificate's is for one label alone.
+        # A wildcard is for every name below, although a certificate's is only for one label.
         ("a.b.alpha.example", "alpha", "alpha-ec"),
         ("x.deep.alpha.example", "alpha", "alpha-ec"),
         ("notalpha.example", "default", "default-ec"),

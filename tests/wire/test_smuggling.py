@@ -1,5 +1,5 @@
 """Request smuggling beyond the shapes of test_framing_wire.py: a corpus (corpus/smuggling.toml), over TLS, without it,
-and through a real nginx in front, where nobody may get the answer to somebody else's request.
+and through a real nginx in front, where no client may get the response to another's request.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def records_of(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def outcome_of(data: bytes) -> Outcome:
-    """The first thing that tells: an alert, or what the server makes of a ClientHello."""
+    """The first sign: an alert, or the server's result for a ClientHello."""
     for kind, body in records_of(data):
         if kind == Kind.ALERT:
             assert body[0] == FATAL

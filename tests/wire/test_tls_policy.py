@@ -63,7 +63,7 @@ def s_client(server: Running, *options: str, typed: str = REQUEST) -> str:
 
 
 def settle(server: Running, protocol: str, cipher: str) -> tuple[str, str] | None:
-    """Protocol and cipher with a client that has these alone; None for no handshake."""
+    """Protocol and cipher with a client that has only these; None for no handshake."""
     command = ["-tls1_3", "-ciphersuites", cipher] if protocol == "TLSv1.3" else ["-tls1_2", "-cipher", cipher]
     shown = s_client(server, *command)
     if "HTTP/1.1 200 OK" not in shown:

@@ -99,7 +99,7 @@ def test_the_corpus_would_find_the_secret(server: Running, place: Path) -> None:
 
 
 def test_a_hard_link_is_a_file_of_the_root(server: Running, place: Path) -> None:
-    """It has no outside: whoever can make one in the root has put the file there (docs/reliability.md)."""
+    """It has no outside: a user who can make one in the root has put the file there (docs/reliability.md)."""
     os.link(place / NAME, place / "root/hard.txt")
     try:
         assert get(server.port, "/hard.txt").body == SECRET
