@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from bench import report
+from bench.file_systems import own_mounts
 from bench.machine import CHECKOUT, set_priority
 from bench.peers import PEERS, Programs
 from bench.rows import Row, Setting, select
@@ -61,6 +62,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP):
         signal.signal(number, _stop)
     signal.setitimer(signal.ITIMER_REAL, options.timeout)
+    own_mounts()
     if options.nice:
         set_priority(options.nice)
     options.out.mkdir(parents=True, exist_ok=True)

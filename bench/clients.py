@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import random
 import re
 import signal
@@ -66,10 +67,10 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What a sample is taken of. `server` runs already; fresh() starts another one of its kind."""
+    """What a sample is taken of. `server` runs already; fresh() starts another of its kind, with a root if given."""
 
     server: Server
-    fresh: Callable[[], AbstractContextManager[Server]]
+    fresh: Callable[..., AbstractContextManager[Server]]
     site: Site
     seconds: int
     handshakes: int
@@ -117,13 +118,13 @@ class _OneFile:
 def mismatch(server: Server, path: str, fields: dict[str, str], status: int, length: int) -> str:
     """How this server's answer differs from the one that a row is about; empty if it does not."""
     try:
-        answer = wire.get(server.port, path, fields, CHECKED_BYTES)
+        answer = wire.get(server.port, path, fields, CHECKED_BYTES, plain=server.plain)
     except (wire.WireError, OSError) as error:
         return f"{path}: {type(error).__name__} {error}"
     is_long = min(answer.length, length) > CHECKED_BYTES
     if answer.status != status or (answer.length != length and not is_long):
         return f"answers {answer.status} with {answer.length} bytes where {status} with {length} is asked for"
-    return "" if answer.cipher == wire.CIPHER else f"negotiates {answer.cipher}"
+    return "" if server.plain or answer.cipher == wire.CIPHER else f"negotiates {answer.cipher}"
 
 
 def _run(command: list[str], seconds: float) -> str:
@@ -145,8 +146,8 @@ def _run(command: list[str], seconds: float) -> str:
     return done.stdout
 
 
-def _wrk(target: Target, connections: int, requests: list[Request]) -> tuple[float, float]:
-    """Responses a second, and the CPU seconds of the server for each, once all connections are there.
+def _wrk(target: Target, connections: int, requests: list[Request]) -> tuple[float, float, float]:
+    """Responses a second once all connections are there, and for each the server's user and system time in seconds.
 
     Raises ClientError where nothing arrived or more than MOST_FAILED of the requests failed.
     """
@@ -154,15 +155,15 @@ def _wrk(target: Target, connections: int, requests: list[Request]) -> tuple[flo
     last = first + target.seconds
     with _asking(target.server, connections, requests, first, last) as wrk:
         time.sleep(max(0.0, first - time.time()))
-        before = target.server.cpu_seconds()
+        before = target.server.cpu_times()
         time.sleep(max(0.0, last - time.time()))
-        cpu = target.server.cpu_seconds() - before
+        user, system = map(operator.sub, target.server.cpu_times(), before)
         result = _result(wrk)
     if result["failed"] > MOST_FAILED * result["requests"] + connections:
         raise ClientError(f"{result['failed']} requests failed")
     if result["counted"] == 0:
         raise ClientError("no response arrived")
-    return result["counted"] / target.seconds, cpu / result["counted"]
+    return result["counted"] / target.seconds, user / result["counted"], system / result["counted"]
 
 
 def _ask_for_all(server: Server, connections: int, requests: list[Request]) -> None:
@@ -215,6 +216,8 @@ class Wrk:
     """The length of the ranges that are asked for, at random places."""
     new_heads: bool = False
     """True if each request has a browser's fields and a different cookie."""
+    apart: bool = False
+    """True if the server's time in user space and in the kernel are figures of their own."""
 
     serial = False
     warms_up = True
@@ -252,8 +255,10 @@ class Wrk:
         return mismatch(server, path, fields, self.status, {200: whole, 206: self.range_length}.get(self.status, 0))
 
     def measure(self, target: Target) -> Sample:
-        rate, cpu = _wrk(target, self.connections, self._requests(target.server, target.site))
-        return {"requests": rate, "cpu per request": cpu / MICRO}
+        rate, user, system = _wrk(target, self.connections, self._requests(target.server, target.site))
+        sample = {"requests": rate, "cpu per request": (user + system) / MICRO}
+        apart = {"user per request": user / MICRO, "system per request": system / MICRO}
+        return {**sample, **(apart if self.apart else {})}
 
 
 @dataclass(frozen=True)

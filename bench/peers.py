@@ -23,6 +23,12 @@ OTHER: Final = "-other"
 PATH: Final = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 IDLE_SECONDS: Final = 600
 MOST_CONNECTIONS: Final = 8192
+HEADER_RULES: Final = """/*
+  X-Frame-Options: DENY
+  Referrer-Policy: strict-origin-when-cross-origin
+/traffic/*
+  Cache-Control: public, max-age=300
+"""
 APACHE_MODULES: Final = Path("/usr/lib/apache2/modules")
 S_SERVER_SETTINGS: Final = """openssl_conf = start
 [start]
@@ -75,6 +81,8 @@ class Peer:
     python: bool = False
     ktls: bool = False
     """True if the kernel must encrypt its sends; otherwise the server is missing."""
+    plain: bool = False
+    """True for HTTP without TLS."""
     serial: bool = False
     """True if it serves one connection at a time and closes it after one response."""
 
@@ -102,20 +110,47 @@ def _write(place: Place, name: str, text: str) -> str:
 
 
 def _ktlsd(ktls: str) -> Callable[[Place, Programs], Launch]:
-    def launch(place: Place, programs: Programs) -> Launch:
-        options = ["--root", str(place.root), "--listen", f"127.0.0.1:{place.port}", "--cert", str(place.certificate)]
-        options += ["--key", str(place.key), "--workers", str(place.workers), "--log-level", "warning", "--ktls", ktls]
-        return _launch(place, [*programs.ktlsd, *options])
-
-    return launch
+    return lambda place, programs: _run_ktlsd(place, programs, ["--listen", f"127.0.0.1:{place.port}", "--ktls", ktls])
 
 
-def _nginx(ktls: bool, cache: bool = False) -> Callable[[Place, Programs], Launch]:
+def _run_ktlsd(place: Place, programs: Programs, options: Sequence[str]) -> Launch:
+    common = ["--root", str(place.root), "--cert", str(place.certificate), "--key", str(place.key)]
+    common += ["--workers", str(place.workers), "--log-level", "warning"]
+    return _launch(place, [*programs.ktlsd, *common, *options])
+
+
+def _ktlsd_with_rules(place: Place, programs: Programs) -> Launch:
+    """With an access log, a second site, and header rules for all paths."""
+    (place.root / "_headers").write_text(HEADER_RULES)
+    text = f"""headers_file = true
+access_log = "{place.scratch}/access.log"
+
+[[site]]
+names = ["www.example.org"]
+root = "{place.root}"
+"""
+    configuration = _write(place, "ktlsd.toml", text)
+    return _run_ktlsd(place, programs, ["--listen", f"127.0.0.1:{place.port}", "--config", configuration])
+
+
+def _ktlsd_backend(place: Place, programs: Programs) -> Launch:
+    configuration = _write(place, "ktlsd.toml", 'trusted_proxies = ["127.0.0.0/8"]\n')
+    options = ["--listen", "127.0.0.1:0", "--backend-listen", f"127.0.0.1:{place.port}", "--config", configuration]
+    return _run_ktlsd(place, programs, options)
+
+
+def _nginx(ktls: bool, cache: bool = False, plain: bool = False) -> Callable[[Place, Programs], Launch]:
     def launch(place: Place, _: Programs) -> Launch:
         temporary = "".join(
             f"    {kind}_temp_path {place.scratch}/{kind};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
+        tls = f"""ssl_certificate {place.certificate};
+        ssl_certificate_key {place.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:bench:10m;
+        ssl_conf_command Options {"KTLS" if ktls else "-KTLS"};"""
+        proxied = "set_real_ip_from 127.0.0.0/8; real_ip_header X-Forwarded-For;"
         text = f"""daemon off;
 user root;
 worker_processes {place.workers};
@@ -124,6 +159,7 @@ pid {place.scratch}/pid;
 events {{ worker_connections {MOST_CONNECTIONS}; }}
 http {{
     access_log off;
+    log_not_found off;
     types {{ text/html html; }}
     default_type application/octet-stream;
     sendfile on;
@@ -133,12 +169,8 @@ http {{
     {"open_file_cache max=20000 inactive=600s;" if cache else ""}
 {temporary}
     server {{
-        listen 127.0.0.1:{place.port} ssl backlog=4096;
-        ssl_certificate {place.certificate};
-        ssl_certificate_key {place.key};
-        ssl_protocols TLSv1.2 TLSv1.3;
-        ssl_session_cache shared:bench:10m;
-        ssl_conf_command Options {"KTLS" if ktls else "-KTLS"};
+        listen 127.0.0.1:{place.port} {"" if plain else "ssl"} backlog=4096;
+        {proxied if plain else tls}
         root {place.root};
     }}
 }}
@@ -322,12 +354,15 @@ def _from_the_other(peer: Peer) -> Peer:
 _OURS: Final = (
     Peer(OURS, "env", "coreutils", _ktlsd("auto"), _ktlsd_version),
     Peer("ktlsd-off", "env", "coreutils", _ktlsd("off"), _ktlsd_version),
+    Peer("ktlsd-rules", "env", "coreutils", _ktlsd_with_rules, _ktlsd_version),
+    Peer("ktlsd-backend", "env", "coreutils", _ktlsd_backend, _ktlsd_version, plain=True),
 )
 _ALL: Final = (
     *_OURS,
     *map(_from_the_other, _OURS),
     Peer("nginx", "nginx", "nginx", _nginx(False), _NGINX_VERSION),
     Peer("nginx-ktls", "nginx", "nginx", _nginx(True), _NGINX_VERSION, ktls=True),
+    Peer("nginx-backend", "nginx", "nginx", _nginx(False, plain=True), _NGINX_VERSION, plain=True),
     Peer("nginx-cached", "nginx", "nginx", _nginx(False, cache=True), _NGINX_VERSION),
     Peer("lighttpd", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(False), _LIGHTTPD_VERSION),
     Peer("lighttpd-ktls", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(True), _LIGHTTPD_VERSION, ktls=True),

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from bench.metrics import METRICS, ratio
-from bench.peers import OURS
 from bench.rows import Limit
 from bench.run import Plan, Result, RowResult
 from bench.wire import CIPHER
@@ -23,8 +22,8 @@ HEADINGS: Final = (
 
 
 def ratios(outcome: RowResult, peer: str, metric: str) -> list[float]:
-    """ktlsd over the peer in each round, turned so that more than 1 is better for ktlsd."""
-    pairs = zip(outcome.samples.get(OURS, []), outcome.samples.get(peer, []), strict=False)
+    """The row's subject over the peer in each round, turned so that more than 1 is better for ktlsd."""
+    pairs = zip(outcome.samples.get(outcome.row.subject, []), outcome.samples.get(peer, []), strict=False)
     found = (ratio(metric, ours[metric], theirs[metric]) for ours, theirs in pairs)
     return [one for one in found if one is not None]
 
@@ -49,7 +48,7 @@ def verdict(outcome: RowResult, limit: Limit) -> bool | None:
     if limit.peer is not None:
         spread = summary(ratios(outcome, limit.peer, limit.metric))
         return None if spread is None else spread["median"] >= limit.value
-    own = median(outcome, OURS, limit.metric)
+    own = median(outcome, outcome.row.subject, limit.metric)
     if own is None:
         return None
     return own >= limit.value if METRICS[limit.metric].more_is_better else own <= limit.value
@@ -70,11 +69,12 @@ def as_data(plan: Plan, result: Result) -> dict[str, Any]:
 
 def _row_data(outcome: RowResult) -> dict[str, Any]:
     row = outcome.row
-    peers = [peer for peer in outcome.samples if peer != OURS]
+    peers = [peer for peer in outcome.samples if peer != outcome.row.subject]
     return {
         "name": row.name,
         "work": row.work,
         "setting": str(row.setting),
+        "subject": row.subject,
         "workers": outcome.workers,
         "load": outcome.load,
         "samples": outcome.samples,
@@ -126,7 +126,7 @@ def shortfalls(outcome: RowResult) -> list[str]:
 
 def _reached(outcome: RowResult, limit: Limit) -> str:
     if limit.peer is None:
-        own = median(outcome, OURS, limit.metric)
+        own = median(outcome, outcome.row.subject, limit.metric)
         return "" if own is None else _figure(limit.metric, own)
     spread = summary(ratios(outcome, limit.peer, limit.metric))
     return f"{spread['median']:.2f}x" if spread else ""
@@ -145,7 +145,7 @@ def _figure(metric: str, value: float) -> str:
 def _lines(outcome: RowResult) -> Iterator[tuple[str, ...]]:
     work = f"{outcome.row.work} ({outcome.row.setting})"
     for metric in metrics_of(outcome):
-        own = median(outcome, OURS, metric)
+        own = median(outcome, outcome.row.subject, metric)
         ours = _figure(metric, own) if own is not None else "missing"
         limits = [
             (kind, limit)
@@ -153,7 +153,7 @@ def _lines(outcome: RowResult) -> Iterator[tuple[str, ...]]:
             for limit in found
             if limit.metric == metric
         ]
-        peers = [peer for peer in outcome.samples if peer != OURS]
+        peers = [peer for peer in outcome.samples if peer != outcome.row.subject]
         for peer in (None, *peers):
             mine = {kind: limit for kind, limit in limits if limit.peer == peer}
             if peer is None and not mine and peers:

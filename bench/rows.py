@@ -12,8 +12,11 @@ from enum import StrEnum
 from typing import Final
 
 from bench.clients import RANGES, Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+from bench.file_systems import FileSystem
+from bench.mounted_client import Mounted
+from bench.peers import OURS
 from bench.traffic import Tree
-from bench.traffic_client import Browsing, Traffic
+from bench.traffic_client import Browsing, Forwarded, Scanning, Traffic
 
 MEGABYTE: Final = 1_000_000
 
@@ -41,6 +44,8 @@ class Row:
     setting: Setting
     client: Client
     peers: tuple[str, ...]
+    subject: str = OURS
+    """The server whose figures are compared with the peers'."""
     at_least: tuple[Limit, ...] = ()
     aim: tuple[Limit, ...] = ()
     workers: tuple[int, ...] = (1, 2)
@@ -68,6 +73,17 @@ BIG: Final = tuple(
         aim=_both(BYTES, 1.01, "nginx-ktls"),
     )
     for connections in (1, 4, 32)
+)
+
+MEDIUM: Final = Row(
+    "50m",
+    "50 MB file, 1 connection",
+    Setting.VM,
+    Curl("/50m.bin", 1),
+    OVER_KTLS,
+    at_least=(Limit("cpu per byte", 0.97, "nginx-ktls"),),
+    aim=(Limit("cpu per byte", 1.0, "nginx-ktls"),),
+    workers=(1,),
 )
 
 LARGE: Final = tuple(
@@ -106,10 +122,10 @@ SMALL: Final = (
         "small",
         "10 KiB file, 32 keep-alive connections",
         Setting.VM,
-        Wrk("/10k.html", 32),
+        Wrk("/10k.html", 32, apart=True),
         OVER_KTLS,
-        at_least=(Limit("requests", 0.4, "nginx-ktls"),),
-        aim=(Limit("requests", 1.0, "nginx-ktls"),),
+        at_least=(Limit("requests", 0.4, "nginx-ktls"), Limit("cpu per request", 0.8, "nginx-ktls")),
+        aim=_both(("requests", "cpu per request"), 1.0, "nginx-ktls"),
     ),
 )
 
@@ -149,6 +165,7 @@ KINDS: Final = tuple(
     for name, work, client in _KINDS
 )
 
+AT_FIRST_AND_LATER: Final = ("cpu per request at first", "cpu per request")
 SITE: Final = Tree("traffic", files=20_000, folders=200, median=8 * 1024, sigma=1.2)
 
 TRAFFIC: Final = (
@@ -170,6 +187,97 @@ TRAFFIC: Final = (
             Limit("p99 at first", 1 / 1.5, "nginx"),
             Limit("memory", 75),
         ),
+        workers=(1,),
+    ),
+    Row(
+        "traffic-4k",
+        "the same with 200,000 files of 4 KiB in 2,000 folders",
+        Setting.HOST,
+        Traffic(Browsing(Tree("small", files=200_000, folders=2_000, median=4096, sigma=0))),
+        ("nginx",),
+        at_least=_both(AT_FIRST_AND_LATER, 0.4, "nginx"),
+        aim=_both(AT_FIRST_AND_LATER, 0.7, "nginx"),
+        workers=(1,),
+    ),
+    Row(
+        "traffic",
+        "real traffic over kTLS",
+        Setting.VM,
+        Traffic(Browsing(SITE), timed=False, hold=True),
+        ("nginx-ktls",),
+        at_least=_both(AT_FIRST_AND_LATER, 0.6, "nginx-ktls"),
+        aim=_both(AT_FIRST_AND_LATER, 1.0, "nginx-ktls"),
+        workers=(1,),
+    ),
+    Row(
+        "rules",
+        "real traffic with access log, two sites and header rules, beside that without",
+        Setting.HOST,
+        Traffic(Browsing(SITE), timed=False),
+        (OURS,),
+        subject="ktlsd-rules",
+        at_least=_both(AT_FIRST_AND_LATER, 0.9, OURS),
+        workers=(1,),
+    ),
+    Row(
+        "scanners",
+        "random paths that do not exist, 32 connections",
+        Setting.HOST,
+        Traffic(Scanning(), first_seconds=1),
+        ("nginx", "lighttpd", "caddy"),
+        at_least=_both(AT_FIRST_AND_LATER, 0.4, "nginx"),
+        aim=_both(AT_FIRST_AND_LATER, 0.8, "nginx"),
+        workers=(1,),
+    ),
+    Row(
+        "backend",
+        "10 KiB file over plain HTTP, fields of a proxy that differ, 32 connections",
+        Setting.HOST,
+        Traffic(Forwarded("/10k.html"), timed=False),
+        ("nginx-backend",),
+        subject="ktlsd-backend",
+        at_least=(Limit("cpu per request", 0.5, "nginx-backend"),),
+        aim=(Limit("cpu per request", 0.8, "nginx-backend"),),
+        workers=(1,),
+    ),
+)
+
+MOUNTED: Final = (
+    *(
+        Row(
+            kind.lower(),
+            f"10 KiB file on {kind}, 32 connections",
+            Setting.HOST,
+            Mounted(kind, Wrk("/10k.html", 32)),
+            ("nginx",),
+            at_least=(Limit("as on the disk", at_least),),
+            aim=aim,
+            workers=(1,),
+        )
+        for kind, at_least, aim in (
+            (FileSystem.TMPFS, 0.9, (Limit("as on the disk", 1.0),)),
+            (FileSystem.OVERLAYFS, 0.9, (Limit("as on the disk", 1.0),)),
+            (FileSystem.FUSE, 0.6, ()),
+        )
+    ),
+    Row(
+        "overlayfs-large",
+        "100 MB file on overlayfs, 4 connections",
+        Setting.HOST,
+        Mounted(FileSystem.OVERLAYFS, Bulk("/100m.bin", 4)),
+        ("nginx",),
+        at_least=_both(BYTES, 1.1, "nginx"),
+        aim=(Limit("as on the disk", 1.0),),
+        workers=(1,),
+    ),
+    Row(
+        "tmpfs",
+        "10 KiB file on tmpfs, 32 connections",
+        Setting.VM,
+        Mounted(FileSystem.TMPFS, Wrk("/10k.html", 32, apart=True)),
+        OVER_KTLS,
+        at_least=(Limit("cpu per request", 0.8, "nginx-ktls"),),
+        aim=(Limit("cpu per request", 1.0, "nginx-ktls"),),
         workers=(1,),
     ),
 )
@@ -257,7 +365,8 @@ START: Final = Row(
     workers=(1,),
 )
 
-ROWS: Final = (*TRAFFIC, *BIG, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
+AS_USED: Final = (*TRAFFIC, *MOUNTED)
+ROWS: Final = (*AS_USED, *BIG, MEDIUM, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
 
 
 def select(setting: Setting, names: Sequence[str]) -> list[Row]:

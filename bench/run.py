@@ -7,6 +7,7 @@ be measured is written down with its reason where the figure would be.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from typing import Final
 from bench import machine, wire
 from bench.clients import ClientError, Target
 from bench.metrics import Sample
-from bench.peers import OTHER, OURS, PEERS, Place, Programs
+from bench.peers import OTHER, PEERS, Place, Programs
 from bench.rows import Row
 from bench.servers import Server, ServerError, free_port, running
 from bench.site import Site
@@ -45,8 +46,8 @@ class Plan:
     """Where the run may make its folder."""
 
     def peers_of(self, row: Row) -> list[str]:
-        other = (OURS + OTHER,) if self.programs.other else ()
-        return [OURS, *other, *(name for name in row.peers if not self.peers or name in self.peers)]
+        other = (row.subject + OTHER,) if self.programs.other else ()
+        return [row.subject, *other, *(name for name in row.peers if not self.peers or name in self.peers)]
 
 
 @dataclass
@@ -90,25 +91,26 @@ def run(plan: Plan, say: Say) -> Result:
     """Measure everything that the plan has. One server's trouble is noted and does not end the run."""
     result = Result(machine.describe())
     with tempfile.TemporaryDirectory(prefix="ktlsd-bench-", dir=plan.scratch) as directory:
-        site = Site(Path(directory))
-        site.prepare()
-        for row in plan.rows:
-            row.client.prepare(site)
-        for workers in plan.workers:
-            rows = [row for row in plan.rows if workers in row.workers]
-            if rows:
-                _run_rows(plan, rows, workers, site, result, say)
+        site = Site(Path(directory), tuple(cores(1)[1]))
+        with site.mounts:
+            site.prepare()
+            for row in plan.rows:
+                row.client.prepare(site)
+            for workers in plan.workers:
+                rows = [row for row in plan.rows if workers in row.workers]
+                if rows:
+                    _run_rows(plan, rows, workers, site, result, say)
     return result
 
 
 def _run_rows(plan: Plan, rows: Sequence[Row], workers: int, site: Site, result: Result, say: Say) -> None:
     serving, asking = cores(workers)
 
-    def start(name: str) -> contextlib.AbstractContextManager[Server]:
+    def start(name: str, root: Path = site.root) -> contextlib.AbstractContextManager[Server]:
         scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=site.directory))
         scratch.chmod(0o755)
-        place = Place(site.root, site.certificate, site.key, free_port(), workers, scratch)
-        return running(name, PEERS[name].launch(place, plan.programs), place.port, serving)
+        place = Place(root, site.certificate, site.key, free_port(), workers, scratch)
+        return running(name, PEERS[name].launch(place, plan.programs), place.port, serving, PEERS[name].plain)
 
     with contextlib.ExitStack() as stack:
         servers: dict[str, Server] = {}
@@ -131,7 +133,7 @@ def _run_rows(plan: Plan, rows: Sequence[Row], workers: int, site: Site, result:
 def _started(
     name: str,
     programs: Programs,
-    start: Callable[[str], contextlib.AbstractContextManager[Server]],
+    start: Callable[..., contextlib.AbstractContextManager[Server]],
     stack: contextlib.ExitStack,
 ) -> Server:
     """A server that answers, on the path to the kernel that its name promises. Raises ServerError."""
@@ -142,7 +144,7 @@ def _started(
         server.wait_until_listening()
         before = machine.ktls_sends()
         try:
-            wire.get(server.port, "/")
+            wire.get(server.port, "/", plain=server.plain)
         except (wire.WireError, OSError) as error:
             raise ServerError(f"does not answer: {error}; {server.last_words()}") from None
         if PEERS[name].ktls and machine.ktls_sends() == before:
@@ -156,7 +158,7 @@ def _run_row(
     row: Row,
     workers: int,
     servers: dict[str, Server],
-    start: Callable[[str], contextlib.AbstractContextManager[Server]],
+    start: Callable[..., contextlib.AbstractContextManager[Server]],
     site: Site,
     say: Say,
 ) -> RowResult:
@@ -168,8 +170,8 @@ def _run_row(
         say(f"  {name} is missing: {reason}")
 
     @contextlib.contextmanager
-    def fresh(name: str) -> Iterator[Server]:
-        with start(name) as server:
+    def fresh(name: str, *root: Path) -> Iterator[Server]:
+        with start(name, *root) as server:
             server.wait_until_listening()
             yield server
 
@@ -182,7 +184,7 @@ def _run_row(
         elif reason := row.client.check(servers[name], site):
             fail(name, reason)
         else:
-            targets[name] = Target(servers[name], lambda name=name: fresh(name), site, plan.seconds, plan.handshakes)  # type: ignore[misc]
+            targets[name] = Target(servers[name], functools.partial(fresh, name), site, plan.seconds, plan.handshakes)
     for number in range(-1 if row.client.warms_up else 0, plan.rounds):
         for name, target in list(targets.items()):
             is_warm_up = number < 0

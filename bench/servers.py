@@ -57,9 +57,11 @@ class Server:
     log: Path
     started: float
     """time.monotonic() when it was started."""
+    plain: bool = False
+    """True for HTTP without TLS."""
 
     def url(self, path: str) -> str:
-        return f"https://127.0.0.1:{self.port}{path}"
+        return f"{'http' if self.plain else 'https'}://127.0.0.1:{self.port}{path}"
 
     def processes(self) -> dict[int, list[str]]:
         """The stat fields after the name, by process number, of all its processes that still run."""
@@ -74,8 +76,14 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes, in steps of a clock tick."""
-        ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for fields in self.processes().values())
-        return ticks / TICKS
+        return sum(self.cpu_times())
+
+    def cpu_times(self) -> tuple[float, float]:
+        """The same apart: seconds in user space, seconds in the kernel."""
+        user, system = 0, 0
+        for fields in self.processes().values():
+            user, system = user + int(fields[USER_TICKS]), system + int(fields[SYSTEM_TICKS])
+        return user / TICKS, system / TICKS
 
     def wait_until_still(self) -> None:
         """Wait until it does nothing, for a while: Linux (6.1, 6.12) goes on taking a file over kTLS for clients that
@@ -142,7 +150,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(name: str, launch: Launch, port: int, cores: Sequence[int]) -> Iterator[Server]:
+def running(name: str, launch: Launch, port: int, cores: Sequence[int], plain: bool = False) -> Iterator[Server]:
     """Start a server on these cores and stop it at the end. It may not be listening yet."""
     environment = {key: value for key, value in os.environ.items() if key not in HIDDEN} | launch.environment
     # setpriv: a server must not outlive a benchmark that is killed.
@@ -160,7 +168,7 @@ def running(name: str, launch: Launch, port: int, cores: Sequence[int]) -> Itera
         )
         if nice := os.getpriority(os.PRIO_PROCESS, 0):
             set_session_priority(process.pid, nice)
-    server = Server(name, process, port, launch.log, started)
+    server = Server(name, process, port, launch.log, started, plain)
     try:
         yield server
     finally:

@@ -5,12 +5,15 @@ Strategy: a file is made when a row first names it; its bytes are random so that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from bench.file_systems import FileSystem, MountError, mount, unmount
 
 SIZES: Final = {
     "/1k.html": 1024,
@@ -18,6 +21,7 @@ SIZES: Final = {
     "/100k.html": 100 * 1024,
     "/1m.bin": 1024 * 1024,
     "/cold.bin": 64 * 1024 * 1024,
+    "/50m.bin": 50_000_000,
     "/100m.bin": 100_000_000,
     "/200m.bin": 200_000_000,
 }
@@ -30,9 +34,15 @@ EVICTION_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class Site:
-    """`directory` holds the served folder, the certificate and its key; its maker removes it."""
+    """`directory` holds the served folder, the certificate and its key; its maker removes it.
+
+    `mounts` unmounts when it is closed; `unmounted` has the reason for each file system that could not be mounted.
+    """
 
     directory: Path
+    client_cores: tuple[int, ...] = (0,)
+    mounts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    unmounted: dict[FileSystem, str] = field(default_factory=dict, compare=False)
 
     @property
     def root(self) -> Path:
@@ -73,6 +83,18 @@ class Site:
         if not file.exists():
             _write(file, SIZES[path])
         return file
+
+    def on(self, kind: FileSystem, path: str) -> Path:
+        """The root that is on another file system and has the same file; see `unmounted`."""
+        folder = self.directory / f"{kind}-{path.removeprefix('/')}"
+        if not folder.exists():
+            try:
+                daemon = mount(kind, folder, [self.file(path)], self.client_cores)
+            except MountError as error:
+                self.unmounted[kind] = str(error)
+                return folder
+            self.mounts.callback(unmount, folder, daemon)
+        return folder
 
     def many(self, directory: str, count: int) -> list[str]:
         """The targets of `count` different files in a folder."""

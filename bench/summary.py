@@ -35,7 +35,7 @@ def lines(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         for limit in row["limits"]:
             wanted.setdefault((limit["metric"], limit["peer"]), {})[limit["kind"]] = limit
         for (metric, peer), limits in wanted.items():
-            own = [sample[metric] for sample in row["samples"].get("ktlsd", ())]
+            own = [sample[metric] for sample in row["samples"].get(row.get("subject", "ktlsd"), ())]
             yield (
                 row["work"],
                 row["setting"],

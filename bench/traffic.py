@@ -12,7 +12,6 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -181,7 +180,7 @@ def scanning() -> RequestList:
     return RequestList((fields,), tuple(Request(0, target, "/") for target in targets))
 
 
-def forwarded(targets: Sequence[str]) -> RequestList:
+def forwarded(targets: list[str]) -> RequestList:
     """Requests that a proxy passes on: client address and request id differ each time."""
     fields = (
         *browser(*user_agents()[0])[1:],

@@ -22,7 +22,7 @@ from bench.clients import MICRO, MOST_FAILED, ClientError, Target, beside, misma
 from bench.metrics import Sample
 from bench.servers import Server
 from bench.site import SIZES, Site
-from bench.traffic import RequestList, Tree, browsing, scanning
+from bench.traffic import RequestList, Tree, browsing, forwarded, scanning
 
 SCRIPT: Final = Path(__file__).with_name("traffic.lua")
 SMALL: Final = "/1k.html"
@@ -98,8 +98,30 @@ class Scanning:
         pass
 
     def trouble(self, server: Server) -> str:
-        answered = wire.get(server.port, "/no-such-path").status
+        answered = wire.get(server.port, "/no-such-path", plain=server.plain).status
         return "" if answered == self.status else f"answers {answered} for a path that does not exist"
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """A proxy that passes on requests for one file, from another client each time."""
+
+    path: str
+
+    name = "forwarded"
+    status = 200
+
+    def requests(self) -> RequestList:
+        return forwarded([self.path])
+
+    def prepare(self, site: Site) -> None:
+        site.file(self.path)
+
+    def renew(self, site: Site) -> None:
+        pass
+
+    def trouble(self, server: Server) -> str:
+        return mismatch(server, self.path, {}, self.status, SIZES[self.path])
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,8 @@ class Traffic:
     """How long everything counts as new."""
     later: int = 10
     """The second in which the other part of a sample begins."""
+    timed: bool = True
+    """True if the p99 of small requests is measured too."""
     hold: bool = False
     """True if the list begins once all connections are there: handshakes take an emulated machine seconds."""
 
@@ -149,8 +173,8 @@ class Traffic:
             "cpu per request": (cpu[2] - cpu[1]) / later / MICRO,
             "requests": later / target.seconds,
             "server busy": (cpu[2] - cpu[1]) / target.seconds * 100,
-            "p99 at first": self._p99(target) * 1000,
             "memory": memory / 1024,
+            **({"p99 at first": self._p99(target) * 1000} if self.timed else {}),
         }
 
     @contextlib.contextmanager
@@ -158,7 +182,7 @@ class Traffic:
         """A new server that has answered one request for a file outside the tree and does nothing."""
         self.work.renew(target.site)
         with target.fresh() as server:
-            wire.get(server.port, SMALL)
+            wire.get(server.port, SMALL, plain=server.plain)
             server.wait_until_still()
             yield server
 

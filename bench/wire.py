@@ -106,12 +106,34 @@ class Connection:
         self.socket.close()
 
 
+class PlainConnection:
+    """A connection to a port of 127.0.0.1 without TLS."""
+
+    cipher = ""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), WAIT_SECONDS)
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def receive(self) -> bytes:
+        """Some bytes; b"" at the end."""
+        return self.socket.recv(READ_BYTES)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+AnyConnection = Connection | PlainConnection
+
+
 def request(path: str, fields: Mapping[str, str]) -> bytes:
     lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 
-def exchange(connection: Connection, path: str, fields: Mapping[str, str], most: float = math.inf) -> Answer:
+def exchange(connection: AnyConnection, path: str, fields: Mapping[str, str], most: float = math.inf) -> Answer:
     """One request and its answer; a body without Content-Length goes to the connection's end.
 
     Of a body longer than `most` bytes only the beginning is read, and the connection is of no further use.
@@ -139,7 +161,7 @@ def exchange(connection: Connection, path: str, fields: Mapping[str, str], most:
     return Answer(status, answered, length, connection.cipher)
 
 
-def _chunked_length(connection: Connection, data: bytes, most: float) -> int:
+def _chunked_length(connection: AnyConnection, data: bytes, most: float) -> int:
     """The length of a chunked body (RFC 9112 section 7.1) without trailers whose first bytes are `data`."""
     total = 0
     while True:
@@ -155,9 +177,11 @@ def _chunked_length(connection: Connection, data: bytes, most: float) -> int:
             raise WireError("the connection ended in a chunked body")
 
 
-def get(port: int, path: str, fields: Mapping[str, str] | None = None, most: float = math.inf) -> Answer:
+def get(
+    port: int, path: str, fields: Mapping[str, str] | None = None, most: float = math.inf, plain: bool = False
+) -> Answer:
     """One request on a connection of its own. Raises WireError, OSError (ssl.SSLError among them)."""
-    connection = Connection(port, context())
+    connection = PlainConnection(port) if plain else Connection(port, context())
     try:
         return exchange(connection, path, fields or {}, most)
     finally:

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from bench.__main__ import CLIENT_SETTINGS
-from bench.clients import ClientError, Target
+from bench.clients import ClientError, Target, Wrk
+from bench.file_systems import FileSystem
 from bench.metrics import METRICS, ratio
+from bench.mounted_client import Mounted
 from bench.peers import PATH, PEERS, Place, Programs
 from bench.plot import points
 from bench.report import shortfalls, verdict
@@ -30,7 +32,7 @@ from bench.servers import Server, free_port, running
 from bench.site import Site
 from bench.summary import table
 from bench.traffic import Tree, browsing, scanning
-from bench.traffic_client import Browsing, Scanning, Traffic, Work
+from bench.traffic_client import Browsing, Forwarded, Scanning, Traffic, Work
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RUN_SECONDS = 240.0
@@ -219,34 +221,45 @@ def test_other_clients_read_the_same_list_as_uris() -> None:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Target]:
-    """A ktlsd of this checkout, to be started as often as a client likes."""
+def target(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A ktlsd of this checkout, or the peer of the parameter, to be started as often as a client likes."""
+    peer = PEERS[getattr(request, "param", "ktlsd")]
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     site = Site(tmp_path / "site")
     site.prepare()
 
     @contextlib.contextmanager
-    def fresh() -> Iterator[Server]:
+    def fresh(root: Path = site.root) -> Iterator[Server]:
         scratch = Path(tempfile.mkdtemp(dir=tmp_path))
-        place = Place(site.root, site.certificate, site.key, free_port(), 1, scratch)
+        place = Place(root, site.certificate, site.key, free_port(), 1, scratch)
         programs = Programs((sys.executable, "-m", "ktlsd"), sys.executable)
-        launch = PEERS["ktlsd"].launch(place, programs)
-        with running("ktlsd", launch, place.port, sorted(os.sched_getaffinity(0))) as server:
+        launch, cores = peer.launch(place, programs), sorted(os.sched_getaffinity(0))
+        with running(peer.name, launch, place.port, cores, peer.plain) as server:
             server.wait_until_listening()
             yield server
 
-    with fresh() as server:
+    with site.mounts, fresh() as server:
         yield Target(server, fresh, site, 1, 200)
 
 
 @needs_tools
-@pytest.mark.parametrize("work", [Browsing(TREE), Scanning()], ids=["browsing", "scanning"])
+@pytest.mark.parametrize(
+    ("target", "work"),
+    [
+        ("ktlsd", Browsing(TREE)),
+        ("ktlsd-rules", Browsing(TREE)),
+        ("ktlsd", Scanning()),
+        ("ktlsd-backend", Forwarded("/10k.html")),
+        ("nginx-backend", Forwarded("/10k.html")),
+    ],
+    indirect=["target"],
+)
 def test_traffic_is_answered_as_asked_and_measured_at_first_and_later(
     target: Target, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
-    client = Traffic(work, connections=4, first_seconds=1, later=1)
+    client = Traffic(work, connections=4, first_seconds=1, later=1, timed=not target.server.plain)
     client.prepare(target.site)
     assert client.check(target.server, target.site) == ""
     sample = client.measure(target)
@@ -270,6 +283,42 @@ def test_traffic_that_is_not_answered_as_asked_is_no_sample(target: Target, monk
         client.measure(target)
 
 
+@needs_tools
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("kind", FileSystem)
+def test_a_file_on_another_file_system_is_measured_beside_one_on_the_disk(
+    target: Target, kind: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    client = Mounted(kind, Wrk("/1k.html", 4, apart=True))
+    client.prepare(target.site)
+    assert client.check(target.server, target.site) == ""
+    root = target.site.on(kind, "/1k.html")
+    assert os.path.ismount(root)
+    sample = client.measure(target)
+    assert {"requests", "cpu per request", "as on the disk"} <= set(sample) <= set(METRICS)
+    assert sample["user per request"] + sample["system per request"] == pytest.approx(sample["cpu per request"])
+    target.site.mounts.close()
+    assert not os.path.ismount(root)
+
+
+def test_a_file_system_that_cannot_be_mounted_is_missing_with_the_reason(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Mounted(FileSystem.OVERLAYFS, Wrk("/1k.html", 4))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    client.prepare(target.site)
+    reason = client.check(target.server, target.site)
+    assert reason in {"no program mount", "only root can mount it"}
+
+
+def test_a_row_may_compare_a_ktlsd_with_another() -> None:
+    samples = {"ktlsd-rules": [{"cpu per request": 50.0}], "ktlsd": [{"cpu per request": 40.0}]}
+    outcome = RowResult(row("rules"), 1, 0.0, samples)
+    assert verdict(outcome, Limit("cpu per request", 0.8, "ktlsd")) is True
+    assert verdict(outcome, Limit("cpu per request", 0.81, "ktlsd")) is False
+
+
 def test_a_tree_is_linked_anew_under_names_that_nobody_has_looked_up(tmp_path: Path) -> None:
     root = tmp_path / "root"
     TREE.write(tmp_path)
@@ -290,6 +339,6 @@ def test_rows_are_chosen_by_name_and_by_family() -> None:
 
 def test_each_row_is_told_apart_and_names_known_peers() -> None:
     assert len({(one.name, one.setting) for one in ROWS}) == len(ROWS)
-    assert {peer for one in ROWS for peer in one.peers} <= set(PEERS)
+    assert {peer for one in ROWS for peer in (one.subject, *one.peers)} <= set(PEERS)
     bounded = {limit.peer for one in ROWS for limit in (*one.at_least, *one.aim)} - {None}
     assert bounded <= set(PEERS)
