@@ -27,7 +27,7 @@ _state: Final = _State()
 
 
 def attempt(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns without waiting. Raises WouldWait, and what the coroutine raises."""
+    """The result of a coroutine that does not wait. Raises WouldWait, and the coroutine's exceptions."""
     _state.attempting = True
     try:
         coroutine.send(None)

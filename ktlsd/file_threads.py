@@ -35,7 +35,7 @@ DEFAULT_SECONDS: Final = 20.0
 _TELL_SECONDS: Final = 60.0
 _MOMENT_SECONDS: Final = 0.1
 _LOOKS: Final = 20
-"""How often a waiting task looks at the clock: time in which the event loop itself could not run does not count."""
+"""Number of looks at the clock during a wait: time in which the event loop itself could not run does not count."""
 
 
 class Stalled(OSError):
@@ -63,7 +63,7 @@ class FileThreads:
         self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:
-        """What `call` returns in a thread; a result that comes too late goes to `discard`, in a thread.
+        """The result of `call` in a thread; a result that comes too late goes to `discard`, in a thread.
 
         Raises Stalled, and OSError for ENOMEM where the system has no more threads.
         """
@@ -179,7 +179,7 @@ class JobLimiter:
 
 
 def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:
-    """What `call` returns in a thread, for callers without an event loop; a result that comes too late goes to
+    """The result of `call` in a thread, for callers without an event loop; a result that comes too late goes to
     `discard`. Raises Stalled after that many seconds."""
     lock = threading.Lock()
     results: list[outcome.Outcome[T]] = []
@@ -261,7 +261,7 @@ class _Job(Generic[T]):
         self._ended.set()
 
     async def result(self, seconds: float) -> T:
-        """What the call returned or raised, which then belongs to the caller. Raises Stalled."""
+        """The call's result or exception, which then belongs to the caller. Raises Stalled."""
         most = seconds / _LOOKS
         for _ in range(_LOOKS):
             with trio.move_on_after(most):

@@ -75,7 +75,7 @@ class Loaded(NamedTuple):
     given: frozenset[str] = frozenset()
 
     def where(self, place: Steps) -> str:
-        """Where a key was given, as a message begins: "--cert: ", "FILE:LINE: site[1].cert[0]: "; "" where nowhere.
+        """The place of a key, to begin a message: "--cert: ", "FILE:LINE: site[1].cert[0]: "; "" if it has none.
 
         `place` is the key of a site, which may inherit it, or of the top level.
         """
@@ -102,7 +102,7 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
 
 
 def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Loaded:
-    """What combine() gives, with the file. Raises SettingsError."""
+    """The result of combine(), with the file. Raises SettingsError."""
     config = options.get("config")
     document = Document() if config is None else _read_file(Path(config))
     settings = _from_file(document)

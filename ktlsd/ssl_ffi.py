@@ -192,7 +192,7 @@ class Pair:
 
 
 class Context:
-    """The one owner of an SSL_CTX*: what all connections of one kind share."""
+    """The one owner of an SSL_CTX*, which all connections of one kind share."""
 
     def __init__(
         self,
@@ -539,7 +539,7 @@ def _content(path: str) -> bytes:
 
 
 def _mapped_path(*names: str) -> str | None:
-    """Where the dynamic linker found a library: the first mapped file with one of these names (proc(5), maps)."""
+    """The path of a library in this process: the first mapped file with one of these names (proc(5), maps)."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         paths = [line.split(maxsplit=5)[5].rstrip() for line in maps if line.count(" ") > 5 and "/" in line]
     for path in paths:

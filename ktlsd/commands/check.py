@@ -50,7 +50,7 @@ def warnings_of(loaded: Loaded) -> list[str]:
         for finding in check(loaded.settings):
             line, label = _where(loaded.document, finding.place)
             text = f"{label}: {finding}" if label else str(finding)
-            # What site owners write must not move the operator's terminal.
+            # Texts of site owners must not control the operator's terminal.
             found[one_line(f"{loaded.document.path}:{line}: warning: {text}")] = line
     return sorted(found, key=found.__getitem__)
 

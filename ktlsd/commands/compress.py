@@ -52,11 +52,11 @@ _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CompressError(Refusal):
-    """Why nothing was done, in one line."""
+    """The reason why nothing was done, in one line."""
 
 
 class Outcome(enum.Enum):
-    """What became of one sibling; the value is for the summary."""
+    """The outcome for one sibling; the value is for the summary."""
 
     MADE = "made"
     CURRENT = "up to date"
@@ -93,7 +93,7 @@ class _Job:
 
 @dataclass(slots=True)
 class Report:
-    """What a run did."""
+    """The outcome of a run."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)

@@ -71,7 +71,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class CipherRow:
-    """What one protocol and cipher get, by a handshake on loopback; `error` when there was none."""
+    """The kTLS of one protocol and cipher, by a handshake on loopback; `error` if it failed."""
 
     protocol: str
     cipher: str

@@ -34,7 +34,7 @@ class _Routed(NamedTuple):
 
 
 class _At(NamedTuple):
-    """Where a browser is: a site by its place, and a path."""
+    """The place of a browser: a site, and a path."""
 
     routed: _Routed
     path: str
@@ -78,7 +78,7 @@ def _loop(start: _At, by_name: Sites[_Routed | None]) -> list[_At]:
 
 
 def _next(at: _At, by_name: Sites[_Routed | None]) -> _At | None:
-    """Where a browser goes from there; None if it gets a file or an error, or leaves these sites."""
+    """The place to which a browser is redirected; None if it gets a file or an error, or leaves these sites."""
     found = at.routed.redirects.find(at.path, "", exists=True)
     if found is None:
         site = at.routed.site

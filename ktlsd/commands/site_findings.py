@@ -50,7 +50,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def absence(site: SiteOptions, path: str) -> str:
-    """Why a path (decoded, below the root) gives no file; empty if it does."""
+    """The reason why a path (decoded, below the root) gives no file; empty if it gives one."""
     target = target_of_path(path)
     if target is None:
         return "the path climbs above the root"

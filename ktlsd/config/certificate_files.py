@@ -1,4 +1,4 @@
-"""Why a file cannot be used as a certificate, a key, authorities or revocation lists, in plain words: pure.
+"""The reason why a file cannot be used as a certificate, a key, authorities or revocation lists, in plain words: pure.
 
 Strategy: OpenSSL gives a reason for its own sources, not for an operator; the labels of the PEM blocks in the file
 (RFC 7468) show more: an encrypted key, another kind of block, DER, half a file. Otherwise OpenSSL's reason is given.

@@ -16,7 +16,7 @@ from typing import Final
 from ktlsd.config.refusal import Refusal
 
 EXIT_NO_READER: Final = 128 + signal.SIGPIPE
-"""What a shell has for a program that SIGPIPE ends; Python ignores that signal."""
+"""The status that a shell reports for a program killed by SIGPIPE; Python ignores that signal."""
 
 PATIENCE_MILLISECONDS: Final = 1000
 """Longest wait for a line on stderr if its reader takes nothing."""

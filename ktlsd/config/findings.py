@@ -28,7 +28,7 @@ class Finding(NamedTuple):
 
 
 Check = Callable[[Settings], Iterable[Finding]]
-"""Looks at the settings, and at what they name on this machine. Raises nothing: what it cannot look at is a finding."""
+"""Checks the settings, and the files they name. Raises nothing: an unreadable file is a finding."""
 
 
 def sites_of(settings: Settings) -> Iterator[tuple[Place, SiteOptions]]:

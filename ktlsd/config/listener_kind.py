@@ -1,4 +1,4 @@
-"""What a listening socket is for: on the lowest floor, since metrics count by it."""
+"""The purpose of a listening socket: on the lowest floor, since metrics count by it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Kind(enum.Enum):
-    """What a listening socket is for; the value is its name where it is counted, and where systemd passes it."""
+    """The purpose of a listening socket; the value is its name in metrics and in systemd's socket units."""
 
     HTTPS = "https"
     """TLS and the sites."""

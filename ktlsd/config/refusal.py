@@ -11,7 +11,7 @@ class Refusal(Exception):
 
 
 def cause(error: Exception) -> str:
-    """What an error says, an OSError without the number and the quotes that Python puts around: "FILE: the reason"."""
+    """The text of an error, of an OSError without Python's number and quotes: "FILE: the reason"."""
     if not isinstance(error, OSError) or not error.strerror:
         # Python's MemoryError says nothing.
         return str(error) or os.strerror(errno.ENOMEM)

@@ -49,7 +49,7 @@ def schema() -> dict[str, Any]:
         table["properties"] = {
             name: _key(name, key) | {"description": described[name]} for name, key in table["properties"].items()
         }
-    # What a site lacks is taken from the top level, which need not have the default.
+    # A missing key of a site is taken from the top level, which need not have the default.
     for key in tables[NamedSiteOptions.__name__]["properties"].values():
         key.pop("default", None)
     top = tables.pop(Settings.__name__)

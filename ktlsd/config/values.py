@@ -35,7 +35,7 @@ LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 Coding = Literal["zstd", "br", "gzip"]
 ENCODED: Final[Mapping[str, Coding]] = {
     ".svgz": "gzip",
-    # What Unity writes for the web, and other builds of WebAssembly.
+    # Builds of Unity for the web, and other WebAssembly.
     **{f".{inner}.br": "br" for inner in ("data", "js", "symbols.json", "wasm")},
     **{f".{inner}.gz": "gzip" for inner in ("data", "js", "symbols.json", "wasm")},
 }

@@ -1,4 +1,4 @@
-"""How many files and sockets this process may have open (getrlimit(2), RLIMIT_NOFILE).
+"""The number of files and sockets that this process may have open (getrlimit(2), RLIMIT_NOFILE).
 
 Strategy: the soft limit, low for the sake of programs that use select(2), is raised to what the operator allows.
 """
@@ -15,7 +15,7 @@ from ktlsd.config.refusal import Refusal
 LEAST: Final = 32
 """Open files that a start needs: logs, listeners, event loops, folders, and the sockets that try kTLS on loopback."""
 REMEDY: Final = "systemd: LimitNOFILE=, Docker: --ulimit nofile=, shell: ulimit -n"
-"""Where an operator raises the limit."""
+"""The settings by which an operator raises the limit."""
 
 
 class OpenFilesError(Refusal):

@@ -70,7 +70,7 @@ class ProxyTls(NamedTuple):
 
 
 class Header(Struct, frozen=True):
-    """What a header says; a part that it does not have is None."""
+    """The content of a header; missing parts are None."""
 
     length: int
     """Bytes of the whole header; the rest belongs to the connection."""

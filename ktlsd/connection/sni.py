@@ -18,10 +18,10 @@ _FIRST_LOOK = 16384
 
 
 async def peek_client_hello(sock: socket.socket) -> Asked:
-    """What the ClientHello on this fresh, non-blocking TCP socket asks for, as HelloReader.read() gives it.
+    """The facts of the ClientHello on this fresh, non-blocking TCP socket, from HelloReader.read().
 
     NOTHING also when the client ends the connection first. Waits for as long as OpenSSL would wait for more of a
-    ClientHello: the caller has the time-out. Nothing is consumed. Does not raise OSError: what is wrong shows in the
+    ClientHello: the caller has the time-out. Nothing is consumed. Does not raise OSError: an error shows in the
     handshake.
     """
     needed = _NO_BOUND

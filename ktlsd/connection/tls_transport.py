@@ -28,7 +28,7 @@ __all__ = ["USER_SPACE_CHUNK", "FileShrank", "Transport"]
 USER_SPACE_CHUNK: Final = 131072
 """Bytes read and encrypted at once without kTLS, at first."""
 _AFTER_WAIT: Final = 65536
-"""The same where the socket had to be waited for: what it did not take is read a second time."""
+"""The same if the socket was full: the rest is read a second time."""
 _LONGEST_HEAD: Final = 65536
 """Bytes before a file that go out with its first ones."""
 _UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"

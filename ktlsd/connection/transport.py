@@ -41,7 +41,7 @@ AT_ONCE: Final = 131072
 _MOST_PART_SECONDS: Final = 0.5
 
 _STINT_SECONDS: Final = 1.0
-"""How long a thread may send for a connection, which cannot end before."""
+"""Longest time for which a thread sends for a connection, which cannot end before."""
 # A struct timeval: how long the kernel may wait for room in the socket at a time.
 _KERNEL_WAIT: Final = struct.pack("@ll", 0, 10_000)
 _LINGER_SECONDS: Final = 2.0

@@ -27,20 +27,20 @@ _ALIASES: Final = {"x-gzip": "gzip"}
 
 
 class Preference(NamedTuple):
-    """What a client takes."""
+    """The codings that a client accepts."""
 
     codings: tuple[Coding, ...]
-    """Those it takes at least as gladly as the plain representation, best first."""
+    """Those it prefers to the plain representation, or accepts equally, best first."""
     identity: bool
-    """Whether it takes the plain representation. Where it does not, and there is no sibling in one of `codings`, the
-    plain one is sent all the same, as nginx does: most clients can use it, and none can use a 406."""
+    """True if it accepts the plain representation. If not, and without a sibling in one of `codings`, the plain one is
+    sent all the same, as nginx does: most clients can use it, and none can use a 406."""
 
 
 _PLAIN: Final = Preference((), True)
 
 
 def preferred(field: str | None, available: tuple[Coding, ...]) -> Preference:
-    """What a client with this Accept-Encoding takes of `available`, which is in the server's order of preference.
+    """The codings of `available`, which is in the server's order of preference, that this Accept-Encoding allows.
 
     Without the field anything may be sent, and the plain representation is. Malformed members are ignored; of several
     with one coding the first counts.

@@ -40,7 +40,7 @@ def check(options: CorsOptions) -> None:
 
 
 class Cors:
-    """What one site says to scripts of other origins."""
+    """One site's rules for scripts of other origins."""
 
     def __init__(self, options: CorsOptions) -> None:
         """Raises ValueError as check does."""
@@ -55,7 +55,7 @@ class Cors:
         self._expose: Fields = (("Access-Control-Expose-Headers", expose),) if expose else ()
 
     def fields(self, path: str, origin: str | None) -> Fields:
-        """What to add to the response for `path` (decoded); `origin` is the request's Origin. Merge its Vary."""
+        """The fields to add to the response for `path` (decoded); `origin` is the request's Origin. Merge its Vary."""
         if not self._matches(path):
             return ()
         allowed = self._allowed(origin)

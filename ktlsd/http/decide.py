@@ -28,7 +28,7 @@ _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONN
 
 
 class Miss(enum.Enum):
-    """Why the look-up found no file to send: the status, and the reason that the log gives."""
+    """Reasons why the look-up found no file to send: the status, and the text in the log."""
 
     ABSENT = (HTTPStatus.NOT_FOUND, "no such file")
     HIDDEN = (HTTPStatus.NOT_FOUND, "a name that begins with a dot")
@@ -53,7 +53,7 @@ class Miss(enum.Enum):
 
 
 class Representation(Struct, frozen=True):
-    """What deciding needs to know of an open file: the metadata of the representation that it holds."""
+    """The metadata of the representation in an open file."""
 
     size: int
     mtime_ns: int
@@ -79,7 +79,7 @@ class Request(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True):
-    """What to send; `reason` is for the log of what is refused."""
+    """A response; `reason` is for the log of a refused request."""
 
     status: HTTPStatus
     fields: Fields

@@ -16,7 +16,7 @@ _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
 
 
 def from_request_line(received: bytes) -> bytes:
-    """What was received between two requests without empty lines; HALF where only the end of one is missing."""
+    """The bytes between two requests without empty lines; HALF if only the end of one is missing."""
     if not received.startswith(HALF):
         return received
     return received[cast(re.Match[bytes], _EMPTY_LINES.match(received)).end() :]

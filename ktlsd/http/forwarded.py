@@ -1,4 +1,4 @@
-"""What trusted proxies say about a request: the client's address, whether it came by https, a request id. Pure.
+"""The origin of a request from trusted proxies' fields: the client's address, its scheme, a request id. Pure.
 
 Strategy: walk from the nearest hop to the client for as long as the hop that reports is trusted, since what is further
 left may be the client's own invention. Only the fields that the operator's proxies write are read.

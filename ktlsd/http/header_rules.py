@@ -76,7 +76,7 @@ _BASE32_RUNS: Final = 3
 
 
 class _Kind(enum.Enum):
-    """What a status says of the body."""
+    """The kind of body of a status."""
 
     CONTENT = enum.auto()
     UNCHANGED = enum.auto()
@@ -104,19 +104,19 @@ _KINDS: Final = {200: _Kind.CONTENT, 206: _Kind.CONTENT, 304: _Kind.UNCHANGED}
 
 
 class Origin(enum.Enum):
-    """How the file that answers was found; the value has the fields that rules for this file set, not rules for the
-    path that was asked for."""
+    """How the response's file was found; the value has the fields that are set by rules for the file, not by rules for
+    the requested path."""
 
     OWN = frozenset[str]()
     """The path names it."""
     REWRITE = _OF_CACHES
     """A redirect rule with status 200 or 404 names it. Rules like `/assets/* /index.html 200` send it for any path."""
     FALLBACK = _OF_CACHES | _OF_CONTENT
-    """It stands in for what is not there."""
+    """It is sent instead of a missing file."""
 
 
 class HeaderRule(Struct, frozen=True):
-    """Fields for the paths that match: `remove` names what goes, `set` is put in place of what has those names."""
+    """Fields for the paths that match: `remove` names the removed fields, `set` replaces fields of the same names."""
 
     matches: Matcher
     set: Fields = ()
@@ -125,7 +125,7 @@ class HeaderRule(Struct, frozen=True):
     """`set` with its placeholders filled in for a path that matches; None where it has no placeholders."""
 
     def fields(self, path: str) -> Fields:
-        """What to put into a response for a path that matches."""
+        """The edit of a response for a matching path."""
         return self.set if self.fill is None else self.fill(path)
 
 
@@ -142,7 +142,7 @@ def is_field_value(text: str) -> bool:
 
 
 def refuse_set(name: str, value: str) -> str | None:
-    """Why a rule cannot set this field; None when it can."""
+    """The reason why a rule cannot set this field; None if it can."""
     if not _NAME.fullmatch(name):
         return f"{name!r} is no field name"
     if reason := RESERVED.get(name.lower()):
@@ -153,7 +153,7 @@ def refuse_set(name: str, value: str) -> str | None:
 
 
 def refuse_remove(name: str) -> str | None:
-    """Why a rule cannot remove this field; None when it can."""
+    """The reason why a rule cannot remove this field; None if it can."""
     if not _NAME.fullmatch(name):
         return f"{name!r} is no field name"
     if reason := _NOT_REMOVABLE.get(name.lower()):
@@ -174,7 +174,7 @@ def check(site: SiteOptions) -> None:
 
 
 class HeaderRules:
-    """What one site adds to its responses."""
+    """The header fields that one site adds to its responses."""
 
     def __init__(self, site: SiteOptions, extra: Sequence[HeaderRule] = ()) -> None:
         """`extra` are the rules of a `_headers` file. Raises ValueError as check does."""

@@ -1,4 +1,4 @@
-"""Which site a name belongs to: exact names, then wildcards, then the default. Pure.
+"""The site of a host name: exact names, then wildcards, then the default. Pure.
 
 Strategy: both kinds of names are keys of one dictionary; a look-up tries the name itself and then each of its parents
 with a "*." before it, the longest first, as nginx does.

@@ -1,6 +1,6 @@
 """Patterns for the decoded path of a target, as matchers: pure.
 
-Strategy: a pattern becomes a regular expression that tries no part in more than one way: what a wildcard leads to is
+Strategy: a pattern becomes a regular expression that tries no part in more than one way: the end of a wildcard is
 taken where it first occurs, since that leaves most for the rest, and stands in an atomic group. The steps are at most
 the path's length times the pattern's.
 """
@@ -92,7 +92,7 @@ def decoded(text: str) -> str:
 
 def _compile(pieces: Sequence[str], flags: re.RegexFlag = re.NOFLAG) -> Matcher:
     """A matcher for texts with a wildcard between each two: `?`, `*`, or more than one star."""
-    # "**" cuts a pattern into groups, "*" a group into parts; what a part matches has a fixed length.
+    # "**" cuts a pattern into groups, "*" a group into parts; a part matches a fixed length.
     groups = [[re.escape(pieces[0])]]
     for wildcard, text in zip(pieces[1::2], pieces[2::2], strict=True):
         if wildcard == "?":

@@ -1,7 +1,7 @@
 """Paths that the files of a static host protect by what ktlsd does not do (Basic-Auth, Role=): pure.
 
 Strategy: a path is protected if any way to name the same file is: with and without its slash, its index file or its
-`.html`, the name that `try_files` makes it from, what a precompressed sibling was made of. In doubt it is protected.
+`.html`, the name that `try_files` makes it from, the original of a precompressed sibling. In doubt it is protected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AFTER_PATH: Final = re.compile(r"[\s?#]")
 
 
 class ProtectedPaths:
-    """What one site's files protect."""
+    """The protected paths of one site."""
 
     def __init__(self, patterns: Iterable[str], index: Sequence[str] = (), try_files: Sequence[str] = ()) -> None:
         """`patterns` are paths as `_headers` writes them; the rest is the site's options."""
@@ -81,7 +81,7 @@ class ProtectedPaths:
 
 
 def _patterns(path: str) -> Iterator[str]:
-    """What to compile for a path as it is written."""
+    """The pattern to compile for a path as it is written."""
     for written in {path, _AFTER_PATH.split(path, maxsplit=1)[0]}:
         segments = [segment for segment in written.split("/") if decoded(segment) not in ("", ".")]
         if ".." in map(decoded, segments):

@@ -129,7 +129,7 @@ class _Compiled:
         """The only path that matches, without a slash at its end; None when there are placeholders."""
         first, slash, _ = source[1:].partition("/")
         self.first_segment = first if slash and not PLACEHOLDER.fullmatch(first) else None
-        """What all paths that match begin with, where that is a whole segment."""
+        """The common beginning of all matching paths, if it is a whole segment."""
         names = [*self._names, *(value[1:] for _, value in rule.parameters if PLACEHOLDER.fullmatch(value))]
         target = _TARGET.fullmatch(rule.target)
         if target is None:
@@ -147,7 +147,7 @@ class _Compiled:
         self._fragment = None if target["fragment"] is None else Template(target["fragment"], names)
 
     def follow(self, path: str, query: str) -> Redirected | Rewritten | None:
-        """Where the rule leads; None when it does not match, or leads nowhere else."""
+        """The rule's destination; None if it does not match, or leads to the same place."""
         values: dict[str, str] = {}
         if self._pattern is not None:
             match = self._pattern.fullmatch(path)
@@ -217,5 +217,5 @@ def _source(source: str) -> tuple[list[str], str]:
 
 
 def _written(text: str) -> str:
-    """What an operator wrote, with its percent escapes, as it may stand in a Location."""
+    """The operator's text, with its percent escapes, in the form for Location."""
     return quote(text.encode("utf-8", "surrogatepass"), safe=_WRITTEN_SAFE)

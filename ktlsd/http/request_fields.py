@@ -21,7 +21,7 @@ def joined(fields: Iterable[Field]) -> dict[bytes, bytes]:
     return values
 
 
-# What is asked for depends on few things: there are not many such sets, and many requests have the same.
+# A decision depends on few fields: there are not many such sets, and many requests have the same.
 @functools.lru_cache(maxsize=1024)
 def _sorted(names: frozenset[str]) -> tuple[bytes, ...]:
     return tuple(sorted(name.encode("ascii") for name in names))

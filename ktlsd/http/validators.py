@@ -42,7 +42,7 @@ _YEAR_1: Final = -62_135_596_800
 
 
 class Verdict(enum.Enum):
-    """What the preconditions say to do with a GET or HEAD."""
+    """The outcome of the preconditions of a GET or HEAD."""
 
     PROCEED = enum.auto()
     NOT_MODIFIED = enum.auto()

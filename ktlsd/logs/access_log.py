@@ -1,6 +1,6 @@
 """The access log's two formats, Apache's "combined" and JSON: from what is known of a request to one line. Pure.
 
-Strategy: what holds for a whole connection, and what a request head says, are turned into text once and kept, so that a
+Strategy: the facts of a connection, and those of a request head, are turned into text once and kept, so that a
 line is put together from few pieces. All text from clients is escaped: as nginx does (\\xHH), or by JSON's rules.
 """
 
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a request."""
+    """The outcome of a request."""
 
     at: float
     """When it came, in seconds since 1970."""
@@ -75,13 +75,13 @@ class Outcome(NamedTuple):
 
 
 class Format(Protocol):
-    """How a line is written."""
+    """The format of a line."""
 
     def of_channel(self, channel: Channel) -> Fragment:
-        """What all lines of a connection share."""
+        """The common part of all lines of a connection."""
 
     def of_request(self, asked: Asked) -> Fragment:
-        """What all lines for the same request head share."""
+        """The common part of all lines for the same request head."""
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         """One line of ASCII with its end."""

@@ -27,7 +27,7 @@ GATHER_SECONDS: Final = 0.1
 MOST_WAITING: Final = 4 << 20
 """Characters that may wait for a write; lines beyond are dropped."""
 PATIENCE_SECONDS: Final = 5.0
-"""How long one write may wait for a reader that takes nothing."""
+"""Longest wait of one write for a reader that takes nothing."""
 LAST_SECONDS: Final = 1.0
 """The same for the last one, before the process ends."""
 

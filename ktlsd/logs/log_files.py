@@ -34,7 +34,7 @@ class Lost(NamedTuple):
 
 
 class LogFile:
-    """Where a log goes. Threads and signal handlers may call write() and reopen() at any time."""
+    """The destination of a log. Threads and signal handlers may call write() and reopen() at any time."""
 
     def __init__(self, place: LogPlace) -> None:
         """Raises OSError."""

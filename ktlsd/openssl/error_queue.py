@@ -25,7 +25,7 @@ def in_words(queue: Queue) -> str:
 
 
 def file_reason(queue: Queue, path: str) -> str:
-    """Why OpenSSL could not use a file: the first reason in the queue, which is the cause of the others.
+    """The reason why OpenSSL could not use a file: the first one in the queue, which is the cause of the others.
 
     Raises OSError where the cause is not the file.
     """

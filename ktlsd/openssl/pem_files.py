@@ -50,7 +50,7 @@ def revoked_error(revoked: str, reason: str) -> RevokedError:
 
 
 def _beginning(path: str) -> bytes:
-    """What there is of a file to say what is wrong with it; nothing of one that cannot be read or is no file."""
+    """The content of a file, to explain its error; nothing of one that cannot be read or is no file."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(_LONGEST_PEM) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""

@@ -1,4 +1,4 @@
-"""How long to wait before a worker that ended is replaced: pure.
+"""The pause before a worker that ended is replaced: pure.
 
 Strategy: the first pause is short; each end of a worker that did not live long doubles it up to a cap, and one that
 lived long makes it short again.

@@ -1,7 +1,7 @@
-"""How many cores this process may use: by its affinity, and by the CPU quota of its cgroup and of those above.
+"""The number of cores that this process may use: by its affinity, and by the CPU quotas of its cgroup and those above.
 
 Strategy: the files of both versions of cgroups are found by /proc/self/cgroup and /proc/self/mountinfo (cgroups(7));
-what they say is read by pure functions. A quota of one and a half cores can keep two busy, so it counts as two.
+pure functions parse them. A quota of one and a half cores can keep two busy, so it counts as two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """Where a hierarchy of cgroups with CPU quotas can be seen, and the group that this process is in."""
+    """The mount of a hierarchy of cgroups with CPU quotas, and this process's group in it."""
 
     version: int
     point: str

@@ -19,7 +19,7 @@ from ktlsd.server import END_SIGNALS
 from ktlsd.site.mounts import mounts
 
 SECONDS: Final = 5.0
-"""How long all files together may take."""
+"""Longest time for all files together."""
 
 _POLL_SECONDS: Final = 0.005
 _DESCRIPTORS: Final = 1 << 20

@@ -34,7 +34,7 @@ _TICKETS_SECONDS: Final = 60.0
 
 
 class Reloader:
-    """What one process does to stay up to date."""
+    """Keeps one process up to date."""
 
     def __init__(
         self, server: Server, configuration: Configuration, terminal: Terminal, notifier: Notifier, *, alone: bool
@@ -66,7 +66,7 @@ class Reloader:
                 await self._handle_signals(signals)
 
     async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
-        """Reload as the signals say; in a worker, what could not be had once more after a pause that grows."""
+        """Reload on signals; in a worker, repeat a failed reload after a growing pause."""
         owed: bool | None = None
         pauses = Backoff()
         while True:

@@ -22,7 +22,7 @@ class TooLarge(Exception):
 
 
 class RequestBody:
-    """What h11 receives between a request's head and the next head."""
+    """The events of h11 between a request's head and the next head."""
 
     def __init__(self, http: h11.Connection, request: h11.Request) -> None:
         """`request` is the event that h11 gave last."""

@@ -67,7 +67,7 @@ class ContentTypes:
         """The media type for a name's suffixes (".tar.gz"), with a charset where it is text."""
 
     def encoded(self, name: bytes) -> Encoded | None:
-        """What a file that is stored in a content coding has in it; None for any other file."""
+        """The type and coding of a file that is stored in a content coding; None for any other file."""
         lowered = os.fsdecode(name).lower()
         if not lowered.endswith(self._endings):
             return None

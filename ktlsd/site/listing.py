@@ -29,7 +29,7 @@ _Key = tuple[Any, ...]
 
 
 class Sort(NamedTuple):
-    """What a listing is sorted by; folders come first in any case."""
+    """The sort key of a listing; folders come first in any case."""
 
     column: Column = "name"
     descending: bool = False

@@ -1,4 +1,4 @@
-"""The status page: what ktlsd has counted, as a page for people and as JSON for its script: pure.
+"""The status page: the figures of ktlsd, as a page for people and as JSON for its script: pure.
 
 Strategy: one snapshot holds every figure as text, and the few numbers that the script plots; the page is a snapshot
 written out, readable without the script, which later fills in the texts of newer ones.
@@ -45,7 +45,7 @@ _PATHS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to know now."""
+    """The present figures."""
 
     store: MetricsStore
     validities: tuple[Validity, ...]
@@ -71,7 +71,7 @@ class Snapshot(NamedTuple):
     """Name, title and text of each."""
     tables: tuple[Table, ...]
     numbers: dict[str, float]
-    """What the script plots: totals since the start, and gauges."""
+    """The plotted numbers: totals since the start, and gauges."""
 
 
 POLICY: Final = "; ".join(
@@ -90,16 +90,16 @@ POLICY: Final = "; ".join(
 
 
 def snapshot(view: View) -> Snapshot:
-    """What the page shows, at the current time."""
+    """The page's figures at the current time."""
     totals = view.store.totals()
     now = time.time()
 
     def of(name: str) -> list[Series]:
         return series(BY_NAME[name], totals)
 
-    settled = of("ktlsd_tls_connections_total")
-    by_kernel = sum(number.value for number in settled if number.labels[2] != Offload.NONE.name.lower())
-    handshakes = sum(number.value for number in settled)
+    negotiated = of("ktlsd_tls_connections_total")
+    by_kernel = sum(number.value for number in negotiated if number.labels[2] != Offload.NONE.name.lower())
+    handshakes = sum(number.value for number in negotiated)
     open_tls = {offload: totals[place] for offload, place in OPEN_TLS.items()}
     numbers = {
         "time": now,
@@ -128,7 +128,7 @@ def snapshot(view: View) -> Snapshot:
             "TLS connections",
             ("Protocol", "Cipher", "Sends (TX)", "Receives (RX)", "Connections"),
             1,
-            _counts(settled),
+            _counts(negotiated),
         ),
         Table(
             "fallbacks",

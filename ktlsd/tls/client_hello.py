@@ -92,10 +92,10 @@ class HelloReader:
     def __init__(self) -> None:
         self._message = bytearray()
         self._record = 0
-        """Where the first record begins that is not in the message."""
+        """The place of the first record that is not in the message."""
 
     def read(self, data: bytes) -> Asked | Incomplete:
-        """What the ClientHello asks for that `data`, all bytes so far, begins with (RFC 8446 section 4.1.2, RFC 5246
+        """The facts of the ClientHello at the beginning of `data`, all bytes so far (RFC 8446 section 4.1.2, RFC 5246
         section 7.4.1.2). `data` must begin with what the last call was given.
 
         NOTHING for what is no TLS, and for a malformed or too long ClientHello. Never raises.

@@ -17,8 +17,8 @@ from msgspec import Struct
 from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake
 
-# What OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM suites, ChaCha20
-# and AES-128-CCM with a full tag.
+# The ciphers that OpenSSL can hand to Linux (ssl/ktls.c and include/internal/ktls.h, OpenSSL 3.0 to 3.5): the GCM
+# suites, ChaCha20 and AES-128-CCM with a full tag.
 _CARRIED: Final = re.compile(r"AES.?(128|256).GCM|CHACHA20|AES.?128.CCM(_SHA256)?$")
 _TLS13_RX_SINCE: Final = (3, 2, 0)
 
@@ -38,7 +38,7 @@ class Offload(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why a direction of a connection is not offloaded; the value is what logs and the doctor print."""
+    """Reasons why a direction of a connection is not offloaded; the value is the text in logs and of the doctor."""
 
     SWITCHED_OFF = "switched off by --ktls off"
     OPENSSL_WITHOUT_KTLS = "OpenSSL was built without kTLS"

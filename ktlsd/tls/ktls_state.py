@@ -1,4 +1,4 @@
-"""What kTLS does on this machine with the certificates in force: one line, before anything is served.
+"""The line at the start about kTLS on this machine, with the certificates in force.
 
 Strategy: a handshake of each protocol on loopback (ktls_probe.py); --ktls require refuses the start without kTLS.
 """

@@ -62,7 +62,7 @@ def rotated(keys: Iterable[TicketKey], now: float, make: Callable[[int], bytes])
 
 
 def ring(keys: Iterable[TicketKey], now: float) -> Ring:
-    """What rotated() gave, as it holds at `now`."""
+    """The result of rotated() at the time `now`."""
     keys = tuple(keys)
     current = max((key for key in keys if key.start <= now), key=lambda key: key.start)
     return Ring(current.key, {key.key[:_NAME_BYTES]: key.key for key in keys if key is not current})
