@@ -1,6 +1,6 @@
 """The applications that the Python servers carry: starlette's static files, and nothing at all.
 
-Strategy: granian serves files itself and still wants an application; uvicorn and hypercorn get the usual one.
+Strategy: granian serves files itself and still requires an application; uvicorn and hypercorn get the usual one.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _wrk(target: Target, connections: int, requests: list[Request]) -> tuple[flo
 
 
 def _ask_for_all(server: Server, connections: int, requests: list[Request]) -> None:
-    """Have each request answered once or more, so that no sample is one of first requests alone. Raises ClientError."""
+    """Have each request answered once or more, so that no sample is only of first requests. Raises ClientError."""
     for _ in range(MOST_PASSES):
         first = math.ceil(time.time())
         with _asking(server, connections, requests, first, first + PASS_SECONDS) as wrk:

@@ -113,7 +113,7 @@ def as_markdown(plan: Plan, result: Result) -> str:
 
 
 def shortfalls(outcome: RowResult) -> list[str]:
-    """One line for each "at least" that is not kept or cannot be told."""
+    """One line for each "at least" that is not kept or has no result."""
     lines = []
     for limit in outcome.row.at_least:
         kept = verdict(outcome, limit)

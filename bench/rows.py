@@ -310,7 +310,7 @@ MEMORY: Final = Row(
 )
 
 _ASKED: Final = {Setting.HOST: 100, Setting.VM: 20}
-"""10 KiB requests a second: few, so that they cause no queue by themselves."""
+"""10 KiB requests a second: few, so that they cause no queue."""
 _DOWNLOAD_RATE: Final = {Setting.HOST: 4 * MEGABYTE, Setting.VM: MEGABYTE // 8}
 
 LATENCY: Final = tuple(

@@ -21,7 +21,7 @@ from bench.machine import set_session_priority
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_SECONDS: Final = 120.0
-"""An emulated machine needs half a minute for Python's imports alone."""
+"""An emulated machine needs half a minute only for Python's imports."""
 STOP_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.001
 STILL_SECONDS: Final = 20.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 CIPHER: Final = "TLS_AES_128_GCM_SHA256"
-"""The one TLS 1.3 cipher that RFC 8446 section 9.1 asks everybody to have; client.cnf offers no other."""
+"""The one TLS 1.3 cipher that RFC 8446 section 9.1 requires of all; client.cnf offers no other."""
 WAIT_SECONDS: Final = 60.0
 READ_BYTES: Final = 262144
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 def context() -> ssl.SSLContext:
-    """A context that verifies nobody, as the tools are told to."""
+    """A context without verification, as the tools are configured."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE

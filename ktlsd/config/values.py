@@ -21,7 +21,7 @@ MOST_WORKERS: Final = 256
 STDERR: Final = "stderr"
 _MOST_PORT: Final = 65535
 
-# The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python `$` alone would let a newline follow.
+# The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python a plain `$` would let a newline follow.
 _END: Final = r"$(?!\n)"
 _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.6.2

@@ -181,30 +181,32 @@ def _drop_privileges(identity: privileges.Identity | None, service: Service) -> 
     if identity is None:
         return
     privileges.drop(identity)
-    whom = f"user {identity.user}, group {identity.group}"
+    account = f"user {identity.user}, group {identity.group}"
     # Modules are imported, and files opened, when they are needed first. Python lists the folders that it imports from.
     for what, folder in (("Python", Path(os.__file__).parent), ("ktlsd", Path(__file__).parents[1])):
         if (place := privileges.first_inaccessible(folder, listed=True)) is not None:
             raise Refusal(
-                f"{what} {folder}: {whom} may not read {place}: change its mode or owner, or have it elsewhere"
+                f"{what} {folder}: {account} may not read {place}: change its mode or owner, or have it elsewhere"
             )
     for followed in service.followed:
         folder = followed.path
         what = "acme_challenges" if followed is service.https_redirect.followed else "root"
         # A missing or unresponsive folder may come later.
         if followed.root.identity is not None and (place := privileges.first_inaccessible(folder)) is not None:
-            raise Refusal(f"{what} {folder}: {whom} may not enter {place}: chmod o+x it, or have the folder elsewhere")
+            raise Refusal(
+                f"{what} {folder}: {account} may not enter {place}: chmod o+x it, or have the folder elsewhere"
+            )
     for followed in (hosted.site.followed for hosted in service.all if hosted.site.options.listing):
         if followed.root.identity is not None and privileges.first_inaccessible(followed.path, listed=True) is not None:
             log.warning(
-                "root %s: %s has no permission to list it: run chmod o+r, or turn listing off", followed.path, whom
+                "root %s: %s has no permission to list it: run chmod o+r, or turn listing off", followed.path, account
             )
     if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         log.warning(
             "renewed certificates will not be loaded: %s may not read %s%s: let the user's group read"
             " copies of them, or restart ktlsd after each renewal (docs/operations.md, Without systemd)",
-            *(whom, unreadable[0], more),
+            *(account, unreadable[0], more),
         )
 
 
