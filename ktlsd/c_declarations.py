@@ -135,6 +135,9 @@ struct open_how {
 long syscall(long number, long dirfd, const char *path, struct open_how *how, size_t size);
 int fstatfs(int fd, void *buf);
 int statx(int directory, const char *path, int flags, unsigned int mask, void *buf);
+void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset);
+int munmap(void *address, size_t size);
+int mincore(void *address, size_t size, unsigned char *pages);
 int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 """
 

@@ -1,4 +1,4 @@
-"""Linux system calls that Python's os module lacks: openat2, statx, statfs, prctl.
+"""Linux system calls that Python's os module lacks: openat2, statx, statfs, mincore, prctl.
 
 Strategy: cffi calls them in the C library that Python itself runs on, which needs no OpenSSL and loads nothing. Each
 function makes one call and turns its errno into an OSError. The declarations are in c_declarations.py.
@@ -6,6 +6,8 @@ function makes one call and turns its errno into an OSError. The declarations ar
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import signal
 import struct
@@ -33,9 +35,13 @@ _STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
+# Bytes of an address on 64-bit machines.
+_WIDE = 8
+
 _libc: Final[Any] = ffi.dlopen(None)
 # openat2 is called for each request of a file: no look-up in the library, and no new struct, for each of them.
 _syscall: Final[Any] = _libc.syscall
+_MAP_FAILED: Final[Any] = ffi.cast("void *", -1)
 _hows: Final[dict[tuple[int, bool], Any]] = {}
 
 
@@ -108,6 +114,40 @@ def file_system_type(descriptor: int) -> int:
     if _libc.fstatfs(descriptor, buffer) < 0:
         raise _error()
     return int(buffer[0])
+
+
+def resident_until(descriptor: int, offset: int, end: int) -> int:
+    """Up to where a part of a file that is not empty is in the page cache (mincore(2) on a mapping that is not used).
+
+    Linux tells the truth to the owner of the file only, or with CAP_FOWNER, or if the file may be written. Raises
+    OSError.
+    """
+    if ffi.sizeof("void *") < _WIDE:
+        # There, C libraries differ in the width of mmap's offset.
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    begin = offset - offset % mmap.PAGESIZE
+    size = end - begin
+    count = -(-size // mmap.PAGESIZE)
+    pages = ffi.new("unsigned char[]", count)
+    address = _libc.mmap(ffi.NULL, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, begin)
+    if address == _MAP_FAILED:
+        raise _error()
+    try:
+        if _libc.mincore(address, size, pages) < 0:
+            raise _error()
+    finally:
+        _libc.munmap(address, size)
+    missing = bytes(ffi.buffer(pages)).find(0)
+    return end if missing < 0 else max(offset, begin + missing * mmap.PAGESIZE)
+
+
+def effective_capabilities() -> int:
+    """The capabilities in force (CapEff of proc(5)), one bit each by their number; 0 if that is not to be had."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            return next((int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:")), 0)
+    except OSError:
+        return 0
 
 
 def forbid_new_privileges() -> None:

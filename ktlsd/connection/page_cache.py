@@ -2,7 +2,8 @@
 
 Strategy: read one byte in every STRIDE, or fewer where much was found, with RWF_NOWAIT, which fails where the kernel
 would have to wait for a disk; what comes before such a byte is sent, and then a thread reads the next part for real.
-What is encrypted in user space is read with RWF_NOWAIT itself, into memory that all share.
+What is encrypted in user space is read with RWF_NOWAIT itself, into memory that all share. residency.py does the same
+for file systems that have no RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import mmap
 import os
 import time
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
+from ktlsd.connection.residency import LOOK_BYTES, FileIdentity, Kind, Residency, identify
 from ktlsd.file_threads import FileThreads
 from ktlsd.metrics.metrics import COLD_READS, UNCOUNTED, Row
-from ktlsd.system_calls import file_system_type
 
 STRIDE: Final = 65536
 """Bytes between two probes at first. A hole in the page cache between them costs the event loop one read of a page; the
@@ -34,11 +35,8 @@ PIECE: Final = 262144
 
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
-_LOOKED_AT: Final = 4 << 20
 # Longer than this after a look, and pages that were in the page cache may have left it.
 _RESIDENT_SECONDS: Final = 0.1
-# Files of these live in memory (magic.h): nothing to wait for, and tmpfs has no RWF_NOWAIT (Linux 6.1, 6.12, 6.18).
-_IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # TMPFS_MAGIC, RAMFS_MAGIC
 # A disk that has not answered for so long does not answer.
 _DISK_SECONDS: Final = 60.0
 
@@ -51,55 +49,89 @@ class PageCache:
         self._row = row
         self._threads: dict[int, FileThreads] = {}
         """By device, so that one that hangs takes no other's."""
+        self._residency = Residency()
         self._probe = bytearray(1)
         self._memory = _memory()
         self.loads = 0
         """How often load() has used its memory."""
 
-    def _is_in_memory(self, error: OSError, descriptor: int) -> bool:
-        """Whether a read with RWF_NOWAIT failed because all of the file system is in memory, and not because it would
-        wait for a disk. Raises what says something else.
-        """
-        if isinstance(error, BlockingIOError):
-            return False
-        if error.errno != errno.EOPNOTSUPP:
-            raise error
-        return file_system_type(descriptor) in _IN_MEMORY
+    def _silent(self, descriptor: int, identity: FileIdentity) -> Kind:
+        """The kind of a file system that has just refused RWF_NOWAIT. Raises OSError."""
+        return self._residency.kind(identity[0]) or self._residency.learn(identity[0], descriptor)
 
-    def read_after(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
-        """`head` and a small part of a file in one piece of memory; None where that would wait for a disk."""
+    def _read_now(self, descriptor: int, target: memoryview, offset: int, identity: FileIdentity | None) -> int | None:
+        """Read what needs no disk; the number of bytes, None if a disk has to be waited for. Raises OSError."""
+        kind = None if identity is None else self._residency.kind(identity[0])
+        if kind is None:
+            try:
+                return os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+            identity = identity or identify(descriptor)
+            kind = self._silent(descriptor, identity)
+        return self._residency.read(kind, descriptor, target, offset, cast(FileIdentity, identity))
+
+    def read_after(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> bytearray | None:
+        """`head` and a small part of a file in one piece of memory; None where that would wait for a disk.
+
+        The identity of the open file, if it is known, saves questions.
+        """
         data = bytearray(len(head) + count)
         data[: len(head)] = head
         try:
-            got = os.preadv(descriptor, [memoryview(data)[len(head) :]], offset, os.RWF_NOWAIT)
+            got = self._read_now(descriptor, memoryview(data)[len(head) :], offset, identity)
         except OSError:
             return None
         return data if got == count else None
 
-    def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+    def look(
+        self, descriptor: int, offset: int, end: int, stride: int = STRIDE, identity: FileIdentity | None = None
+    ) -> tuple[int, int]:
         """Up to where a part of the file that is not empty can be sent without waiting for a disk, and the stride for
         the next look, 0 where none is needed because there is no disk. Raises OSError.
         """
-        stop = min(offset + _LOOKED_AT, end)
-        probes = [self._probe]
-        try:
-            for position in (*range(offset, stop, stride), stop - 1):
-                os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
-        except OSError as error:
-            if self._is_in_memory(error, descriptor):
-                return end, 0
-            return self.look(descriptor, offset, end) if stride > STRIDE else (position, STRIDE)
-        return stop, min(2 * stride, _MOST_STRIDE)
+        kind = None if identity is None else self._residency.kind(identity[0])
+        stop = min(offset + LOOK_BYTES, end)
+        if kind is None:
+            probes = [self._probe]
+            try:
+                for position in (*range(offset, stop, stride), stop - 1):
+                    os.preadv(descriptor, probes, position, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return self.look(descriptor, offset, end) if stride > STRIDE else (position, STRIDE)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+            else:
+                return stop, min(2 * stride, _MOST_STRIDE)
+            identity = identity or identify(descriptor)
+            kind = self._silent(descriptor, identity)
+        if kind.in_memory:
+            return end, 0
+        return self._residency.until(descriptor, offset, stop, cast(FileIdentity, identity)), STRIDE
 
     async def read_in(self, descriptor: int, offset: int, end: int) -> int:
         """Have a thread read the next part of a file that waits for a disk; up to where. Raises OSError."""
         self._row[COLD_READS] += 1
         resident = min(offset + FROM_DISK, end)
-        await self._threads_for(descriptor).run_on(descriptor, partial(_read_through, offset, resident - offset))
+        identity = identify(descriptor)
+        await self._threads_for(identity).run_on(descriptor, partial(_read_through, offset, resident - offset))
+        self._note(identity, offset, resident)
         return resident
 
-    def _threads_for(self, descriptor: int) -> FileThreads:
-        device = os.fstat(descriptor).st_dev
+    def _note(self, identity: FileIdentity, offset: int, end: int) -> None:
+        """Remember that a thread read a part, if the file system will not tell."""
+        kind = self._residency.kind(identity[0])
+        if kind is not None and not kind.in_memory:
+            self._residency.note(identity, offset, end)
+
+    def _threads_for(self, identity: FileIdentity) -> FileThreads:
+        device = identity[0]
         threads = self._threads.get(device)
         if threads is None:
             threads = self._threads[device] = FileThreads(
@@ -107,7 +139,9 @@ class PageCache:
             )
         return threads
 
-    def load(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview | None:
+    def load(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> memoryview | None:
         """`head` and of a part of a file what can be had without waiting for a disk, in memory that the next load()
         uses again; None where that is nothing. Together they are up to PIECE bytes. Raises OSError.
         """
@@ -115,13 +149,7 @@ class PageCache:
         begin = len(head)
         memory = self._memory
         memory[:begin] = head
-        target = [memory[begin : min(begin + count, PIECE)]]
-        try:
-            got = os.preadv(descriptor, target, offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if not self._is_in_memory(error, descriptor):
-                return None
-            got = os.preadv(descriptor, target, offset)
+        got = self._read_now(descriptor, memory[begin : min(begin + count, PIECE)], offset, identity)
         return memory[: begin + got] if got else None
 
     async def read(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview:
@@ -130,7 +158,9 @@ class PageCache:
         memory = memoryview(bytearray(len(head) + count))
         memory[: len(head)] = head
         target = memory[len(head) :]
-        got = await self._threads_for(descriptor).run_on(descriptor, partial(_read_all, target, offset))
+        identity = identify(descriptor)
+        got = await self._threads_for(identity).run_on(descriptor, partial(_read_all, target, offset))
+        self._note(identity, offset, offset + got)
         return memory[: len(head) + got]
 
 

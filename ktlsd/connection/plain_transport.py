@@ -15,6 +15,7 @@ from typing import Final
 
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection.page_cache import PageCache
+from ktlsd.connection.residency import FileIdentity
 from ktlsd.connection.transport import DEFAULTS, PacedTransport, Rest
 from ktlsd.metrics.metrics import UNCOUNTED, Row
 from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost
@@ -45,8 +46,10 @@ class PlainTransport(PacedTransport):
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         await self._send_from_page_cache(head, descriptor, offset, count)
 
-    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
-        return self._begin_from_page_cache(head, descriptor, offset, count)
+    def begin_file(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> Rest | None:
+        return self._begin_from_page_cache(head, descriptor, offset, count, identity)
 
     async def finish(self, *, unread: bool = False) -> None:
         self._must_reset = False

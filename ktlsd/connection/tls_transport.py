@@ -15,6 +15,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PIECE, PageCache
+from ktlsd.connection.residency import FileIdentity, identify
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
@@ -111,12 +112,14 @@ class Transport(PacedTransport):
         else:
             await self._send_through_buffer(head, descriptor, offset, count)
 
-    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+    def begin_file(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> Rest | None:
         if self._kernel_sends:
-            return self._begin_from_page_cache(head, descriptor, offset, count)
+            return self._begin_from_page_cache(head, descriptor, offset, count, identity)
         piece = None
         if len(head) <= _LONGEST_HEAD:
-            piece = self._page_cache.load(head, descriptor, offset, min(count, AT_ONCE))
+            piece = self._page_cache.load(head, descriptor, offset, min(count, AT_ONCE), identity)
         if piece is None:
             return Rest(head, offset, count)
         taken = len(piece) - len(head)
@@ -146,11 +149,12 @@ class Transport(PacedTransport):
             await self._write(head)
             head = b""
         page_cache, scheduler = self._page_cache, current_scheduler()
+        identity = identify(descriptor)
         most = USER_SPACE_CHUNK
         # Each record is a write(2) of OpenSSL's.
         self._fill_segments(True)
         while True:
-            piece = page_cache.load(head, descriptor, offset, min(count, most))
+            piece = page_cache.load(head, descriptor, offset, min(count, most), identity)
             loads: int | None = page_cache.loads
             if piece is None:
                 # Bytes in an open segment would otherwise wait for the disk, too.
@@ -168,7 +172,7 @@ class Transport(PacedTransport):
                 await scheduler.next()
                 if loads is not None and loads != page_cache.loads:
                     # Others have used the memory. SSL_write skips what it has sent and encrypts the rest.
-                    piece, loads = page_cache.load(head, descriptor, offset, taken), page_cache.loads
+                    piece, loads = page_cache.load(head, descriptor, offset, taken, identity), page_cache.loads
                     if piece is None or len(piece) < size:
                         piece, loads = await page_cache.read(head, descriptor, offset, taken), None
                     if len(piece) < size:

@@ -25,6 +25,7 @@ from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PageCache, Window
 from ktlsd.connection.poller import PART_SECONDS
+from ktlsd.connection.residency import FileIdentity
 from ktlsd.connection.scheduler import ALONE_BYTES, SendScheduler, current_scheduler
 from ktlsd.metrics.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
@@ -113,9 +114,14 @@ class PacedTransport(abc.ABC):
         """The socket's descriptor."""
         return self._socket.fileno()
 
-    def gathered(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
-        """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for."""
-        return self._page_cache.read_after(head, descriptor, offset, count) if count <= SMALL else None
+    def gathered(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> bytearray | None:
+        """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for.
+
+        The identity of the open file, if it is known, saves questions about its file system.
+        """
+        return self._page_cache.read_after(head, descriptor, offset, count, identity) if count <= SMALL else None
 
     def stop_reading(self) -> None:
         """Have read() find the end of the stream after what the client has sent so far."""
@@ -158,10 +164,13 @@ class PacedTransport(abc.ABC):
         """
 
     @abc.abstractmethod
-    def begin_file(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+    def begin_file(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
+    ) -> Rest | None:
         """Send what goes without waiting of what send_file() would send; the rest, for send_file() or send_text().
 
-        At most AT_ONCE bytes of the file are sent. Raises as send_file() does, but for TooSlow.
+        At most AT_ONCE bytes of the file are sent. The identity is that of gathered(). Raises as send_file() does, but
+        for TooSlow.
         """
 
     @abc.abstractmethod
@@ -208,9 +217,11 @@ class PacedTransport(abc.ABC):
         self._row[SEND] += sent
         return data[sent:]
 
-    def _begin_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> Rest | None:
+    def _begin_from_page_cache(
+        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None
+    ) -> Rest | None:
         end = offset + count
-        resident, _ = self._page_cache.look(descriptor, offset, min(offset + AT_ONCE, end))
+        resident, _ = self._page_cache.look(descriptor, offset, min(offset + AT_ONCE, end), identity=identity)
         unsent: bytes | bytearray = head
         if resident > offset and not (unsent := self._send_at_once_by_kernel(head, socket.MSG_MORE)):
             sent = self._send_part(descriptor, offset, resident - offset)

@@ -27,6 +27,7 @@ from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_reader import BLANK_LINE
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
+from ktlsd.site.lookup import Identity
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -46,6 +47,8 @@ class _Made(NamedTuple):
     """The file of a larger body, to be closed."""
     part: ByteRange = ByteRange(0, 0)
     """The part of the file that follows."""
+    identity: Identity | None = None
+    """The file's."""
 
 
 class InlineResponses:
@@ -139,7 +142,7 @@ class InlineResponses:
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
-            made = self._join(entry.head, closes, descriptor, part)
+            made = self._join(entry.head, closes, descriptor, part, identity=entry.sources[0][2] if part else None)
             if made is None:
                 return None
             if not closes and made.descriptor < 0:
@@ -180,7 +183,8 @@ class InlineResponses:
                 made = self._join(data, head.closes, -1, None, body)
             elif isinstance(body, ByteRange) and opened is not None and body.count <= AT_ONCE:
                 stack.pop_all()
-                made = self._join(data, head.closes, opened.descriptor, body if body.count else None)
+                part = body if body.count else None
+                made = self._join(data, head.closes, opened.descriptor, part, identity=opened.identity())
         if made is not None:
             self._count(exchange, response, made)
         return made
@@ -195,18 +199,25 @@ class InlineResponses:
             log_refusal(exchange.described(), exchange.head, response)
 
     def _join(
-        self, beginning: bytes, closes: bool, descriptor: int, part: ByteRange | None, body: bytes = b""
+        self,
+        beginning: bytes,
+        closes: bool,
+        descriptor: int,
+        part: ByteRange | None,
+        body: bytes = b"",
+        identity: Identity | None = None,
     ) -> _Made | None:
-        """Head and body; takes the descriptor over. None if that would wait for a disk."""
+        """Head and body; takes the descriptor of the file with this identity over. None if that would wait for a
+        disk."""
         head = beginning + writer.end(self._shared.clock.date(), closes=closes)
         if part is None:
             if descriptor >= 0:
                 os.close(descriptor)
             return _Made(head + body, len(head))
         if part.count > SMALL:
-            return _Made(head, len(head), descriptor, part)
+            return _Made(head, len(head), descriptor, part, identity)
         try:
-            data = self.transport.gathered(head, descriptor, part.offset, part.count)
+            data = self.transport.gathered(head, descriptor, part.offset, part.count, identity)
         finally:
             os.close(descriptor)
         return None if data is None else _Made(data, len(head))
@@ -215,13 +226,13 @@ class InlineResponses:
 
     def _send(self, made: _Made) -> Rest | None:
         """Send what goes without waiting; the rest, if any, of whose file the descriptor is kept open."""
-        data, _, descriptor, part = made
+        data, _, descriptor, part, identity = made
         rest: Rest | None
         try:
             if descriptor < 0:
                 unsent = self.transport.send_at_once(data)
                 return Rest(unsent) if unsent else None
-            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count)
+            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count, identity)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)

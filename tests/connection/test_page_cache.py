@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, PageCache, Window
+from ktlsd.connection.residency import FileIdentity
 from ktlsd.metrics.metrics import COLD_READS, SLOTS
 from ktlsd.system_calls import file_system_type
 from tests.vm.machine import SLOW_BYTES_PER_SECOND
@@ -146,9 +147,11 @@ async def test_what_was_seen_is_looked_at_again_after_a_while(tmp_path: Path) ->
     calls = []
 
     class Counting(PageCache):
-        def look(self, descriptor: int, offset: int, end: int, stride: int = STRIDE) -> tuple[int, int]:
+        def look(
+            self, descriptor: int, offset: int, end: int, stride: int = STRIDE, identity: FileIdentity | None = None
+        ) -> tuple[int, int]:
             calls.append((offset, stride))
-            return super().look(descriptor, offset, end, stride)
+            return super().look(descriptor, offset, end, stride, identity)
 
     with path.open("rb") as file:
         window = Window(Counting(), file.fileno(), 10 << 20)
