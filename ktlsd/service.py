@@ -248,16 +248,17 @@ class Service:
         """The key by which to read a ticket, by the name in it; None for the key that makes tickets now."""
         return None if name is None else self._ring.others.get(name)
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep what is open, even if retire() is called meanwhile."""
+    def in_use(self) -> Service:
+        """A context that keeps what is open, even if retire() is called meanwhile."""
+        return self
+
+    def __enter__(self) -> None:
         self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if self._retired and not self._users:
-                self.close()
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if self._retired and not self._users:
+            self.close()
 
     def retire(self) -> None:
         """Close after its last use."""

@@ -11,9 +11,11 @@ import re
 from typing import Final
 
 from ktlsd.http.request_fields import Field, joined
-from ktlsd.http.request_head import HeadFields, RequestHead
+from ktlsd.http.request_head import HeadFields, RequestHead, make_head
 from ktlsd.http.uri_host import host_of
 
+MOST_HEADS: Final = 1024
+"""Heads that are kept: those whose fields came before, as all do from a client that changes none."""
 MOST_SECTIONS: Final = 1024
 """Field sections that are kept."""
 LONGEST_SECTION: Final = 2048
@@ -35,16 +37,21 @@ class HeadScanner:
     """One process's, with the field sections and lines that it knows."""
 
     def __init__(self) -> None:
+        self._heads: dict[bytes, RequestHead] = {}
         self._sections: dict[bytes, HeadFields] = {}
         self._lines: dict[bytes, Field] = {}
 
     def scan(self, head: bytes) -> RequestHead | None:
         """The request of a whole head, with the blank line at its end; None if h11 has to judge it."""
+        again = self._heads.get(head)
+        if again is not None:
+            return again
         line = _REQUEST_LINE.match(head)
         if line is None:
             return None
         section = head[line.end() : -4]
         known = self._sections.get(section)
+        comes_again = known is not None
         if known is None:
             known = self._read(section)
             if known is None:
@@ -56,7 +63,12 @@ class HeadScanner:
         method, target, version = line.groups()
         if version != b"1.0" and b"host" not in known.values:
             return None
-        return RequestHead(method, target, version, known)
+        made = make_head(method, target, version, known)
+        if comes_again:
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            self._heads[head] = made
+        return made
 
     def _read(self, section: bytes) -> HeadFields | None:
         """The fields of lines without the end of the last; None if h11 has to judge them."""

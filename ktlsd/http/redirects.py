@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -83,6 +83,10 @@ class Redirects:
             else:
                 self._others.append(compiled)
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._fixed or self._by_first_segment or self._others)
+
     def find(self, path: str, query: str, *, exists: bool) -> Redirected | Rewritten | None:
         """The outcome for a request of `path` (decoded) with `query` (as received, without question mark).
 
@@ -99,7 +103,9 @@ class Redirects:
         """Whether there is a rule that may ask for the query of a request for `path` (decoded)."""
         return any(True for _ in self._candidates(path))
 
-    def _candidates(self, path: str) -> Iterator[_Compiled]:
+    def _candidates(self, path: str) -> Iterable[_Compiled]:
+        if not self:
+            return ()
         fixed = self._fixed.get(path.rstrip("/"), ())
         by_first_segment = self._by_first_segment.get(path[1:].partition("/")[0], ())
         return heapq.merge(fixed, by_first_segment, self._others, key=attrgetter("index"))

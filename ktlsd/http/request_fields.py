@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, TypeVar, overload
+
+T = TypeVar("T")
 
 Field = tuple[bytes, bytes]
 """A name in lower case and a value, as h11 gives them."""
@@ -32,6 +35,17 @@ def members(value: str) -> list[str]:
     return [member for text in value.split(",") if (member := text.strip(" \t"))]
 
 
+class _Encoded(dict[str, bytes]):
+    """Names as bytes. The code that decides asks for some twenty."""
+
+    def __missing__(self, name: str) -> bytes:
+        encoded = self[name] = name.encode("ascii")
+        return encoded
+
+
+_encoded: Final = _Encoded()
+
+
 class TrackedFields(Mapping[str, str]):
     """Fields by lower-case name, read as Latin-1."""
 
@@ -47,7 +61,25 @@ class TrackedFields(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         self._names.add(name)
-        return self.sent[name.encode("ascii")].decode("latin-1")
+        return self.sent[_encoded[name]].decode("latin-1")
+
+    # Mapping has these by way of a KeyError, and most of what is asked for is not there.
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        self._names.add(name)
+        return _encoded[name] in self.sent
+
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+
+    @overload
+    def get(self, name: str, /, default: str | T) -> str | T: ...
+
+    def get(self, name: str, /, default: str | T | None = None) -> str | T | None:
+        self._names.add(name)
+        value = self.sent.get(_encoded[name])
+        return default if value is None else value.decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
         self._all = True

@@ -39,6 +39,12 @@ class RequestHead(Struct, eq=False):
     http_version: bytes
     """Without "HTTP/"."""
     of_fields: HeadFields
+    key: bytes
+    """Method and target."""
+    closes: bool
+    """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
+    memo: object = None
+    """What the response cache found for it: some clients send the same head again and again."""
 
     @property
     def headers(self) -> Sequence[Field]:
@@ -50,19 +56,15 @@ class RequestHead(Struct, eq=False):
         """Whether the request is nothing but this head."""
         return self.of_fields.alone
 
-    @property
-    def closes(self) -> bool:
-        """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
-        return self.http_version < b"1.1" or self.of_fields.closes
 
-    @property
-    def key(self) -> bytes:
-        """Method and target."""
-        return self.method + b" " + self.target
+def make_head(method: bytes, target: bytes, http_version: bytes, of_fields: HeadFields) -> RequestHead:
+    """A head with these fields."""
+    closes = of_fields.closes or http_version < b"1.1"
+    return RequestHead(method, target, http_version, of_fields, method + b" " + target, closes)
 
 
 def head_of(method: bytes, target: bytes, http_version: bytes, fields: Sequence[Field]) -> RequestHead:
     """A head from its parts, of a request that may be more than its head."""
     values = joined(fields)
     closes = any(token.strip() == b"close" for token in values.get(b"connection", b"").lower().split(b","))
-    return RequestHead(method, target, http_version, HeadFields(fields, values, closes=closes))
+    return make_head(method, target, http_version, HeadFields(fields, values, closes=closes))

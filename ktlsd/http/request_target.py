@@ -21,6 +21,8 @@ from ktlsd.http.uri_host import host_of
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 _SAFE: Final = "!$&'()*+,;=:@~"
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
+# Anything to decode, to resolve, or to refuse.
+_NOT_PLAIN: Final = re.compile(rb"[%\0]|//|/\.")
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
 
@@ -80,6 +82,11 @@ def parse_target(target: bytes) -> Target:
         path = b"/"
     if not path.startswith(b"/"):
         raise BadTarget("the target is neither a path nor an http URL")
+    if not _NOT_PLAIN.search(path):
+        # Nothing to decode or to resolve.
+        directory = path.endswith(b"/")
+        plain = path[1:-1] if directory else path[1:]
+        return Target(tuple(plain.split(b"/")) if plain else (), directory, question_mark + query, host)
     names: list[bytes] = []
     segments = path[1:].split(b"/")
     for segment in segments:

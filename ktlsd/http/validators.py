@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Final
 
 _ENTITY_TAG: Final = r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")'
@@ -87,11 +88,19 @@ def is_dated(mtime_ns: int) -> bool:
 
 def http_date(seconds: float) -> str:
     """IMF-fixdate (RFC 9110 section 5.6.7) of seconds since the epoch, at least that of year 1."""
-    return formatdate(max(_YEAR_1, int(seconds)), usegmt=True)
+    return _http_date(max(_YEAR_1, int(seconds)))
+
+
+# Many files have the same second, as those of one deployment.
+@lru_cache(maxsize=1024)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def parse_http_date(value: str) -> int | None:
     """Seconds since the epoch of a date in any of the three forms of RFC 9110 section 5.6.7; None when it is none."""
+    if not value:
+        return None
     for form in _DATES:
         if match := form.fullmatch(value):
             break

@@ -84,14 +84,15 @@ class InlineResponses:
             if not received:
                 # Empty lines alone are no request: the time that the connection has been idle goes on.
                 return PendingWork(None) if transport.holds() else None
-            head = self._scan(received)
+            size = received.find(BLANK_LINE) + len(BLANK_LINE)
+            head = self._scan(received, size)
             if head is None:
                 return PendingWork(received)
             made = self._make(head, batch)
             if made is None:
                 return PendingWork(received)
             yield
-            received = received[received.find(BLANK_LINE) + len(BLANK_LINE) :]
+            received = received[size:]
             closes = head.closes
             if closes:
                 transport.hold_back()
@@ -109,12 +110,11 @@ class InlineResponses:
                 break
         return PendingWork(received)
 
-    def _scan(self, received: bytes) -> RequestHead | None:
-        """The request at the beginning of what was received, if a task is not needed to tell what it is.
+    def _scan(self, received: bytes, size: int) -> RequestHead | None:
+        """The request whose head is the first `size` bytes received, if a task is not needed to tell what it is.
 
         The last response on a connection says so in its head, which is the task's to write.
         """
-        size = received.find(BLANK_LINE) + len(BLANK_LINE)
         responder, shared = self._responder, self._shared
         if (
             not len(BLANK_LINE) <= size <= responder.limits.head_bytes

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ktlsd.config.values import ENCODED, Coding
 from ktlsd.http.accept_encoding import SUFFIXES
+from ktlsd.http.compressible import is_compressible
 
 DEFAULT_TYPE: Final = "application/octet-stream"
 
@@ -63,11 +64,15 @@ class ContentTypes:
         self._encoded = {suffix.lower(): coding for suffix, coding in encoded.items()}
         # The longest first: of ".json.br" and ".symbols.json.br", the latter counts.
         self._endings = tuple(sorted(self._encoded, key=len, reverse=True))
+        self._plain_endings = tuple(os.fsencode(ending) for ending in self._endings)
         self.of_suffixes: Callable[[str], str] = lru_cache(maxsize=1024)(self._of_suffixes)
         """The media type for a name's suffixes (".tar.gz"), with a charset where it is text."""
+        self._described = lru_cache(maxsize=1024)(self._describe)
 
     def encoded(self, name: bytes) -> Encoded | None:
         """The type and coding of a file that is stored in a content coding; None for any other file."""
+        if name.isascii() and not name.lower().endswith(self._plain_endings):
+            return None
         lowered = os.fsdecode(name).lower()
         if not lowered.endswith(self._endings):
             return None
@@ -80,6 +85,16 @@ class ContentTypes:
             return Encoded(self._with_charset(own), self._encoded[ending])
         inner = stem if last in _CODING_SUFFIXES else stem + _WHOLE.get(last, last)
         return Encoded(self.of_suffixes(suffixes_of(os.fsencode(inner))), self._encoded[ending])
+
+    def described(self, path: bytes) -> tuple[str, bool]:
+        """The media type of a file by its name, and whether its content may get smaller by compression."""
+        # Dots at the beginning begin no suffix, as for os.path.splitext().
+        parts = path[path.rfind(b"/") + 1 :].lstrip(b".").rsplit(b".", 2)
+        return self._described(b"".join([b"." + part for part in parts[1:]]))
+
+    def _describe(self, suffixes: bytes) -> tuple[str, bool]:
+        kind = self.of_suffixes(os.fsdecode(suffixes).lower())
+        return kind, is_compressible(kind)
 
     def _of_suffixes(self, suffixes: str) -> str:
         last = suffixes[suffixes.rfind(".") :]

@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -101,6 +101,8 @@ class ResponseCache:
         self._with_query: _Asked = {}
         self._looks: dict[tuple[Root, bytes], Identity] = {}
         """The identities of folders and rules at the last comparison, for all entries."""
+        self._folders: dict[tuple[Root, bytes, frozenset[bytes]], tuple[tuple[Look, ...], int]] = {}
+        """The folders and rules of files in one folder, as _looks_at() gives them, for as long as `_looks`."""
         self._looks_until = 0.0
         self.uses = 0
         """Number of cache hits."""
@@ -110,6 +112,10 @@ class ResponseCache:
 
     def get(self, partition: str | None, head: RequestHead) -> CacheEntry | None:
         """The entry for a request, if it has not expired."""
+        if isinstance(head.memo, _Memo):
+            cache, of, entry = head.memo
+            if cache is self and of == partition and (held := self._holding(entry)) is not None:
+                return held
         asked, values = head.key, head.of_fields.values
         # A fragment is no part of a target (request_target.py).
         bare = asked.partition(b"?")[0] if b"#" not in asked else asked
@@ -118,6 +124,7 @@ class ResponseCache:
                 for names, by_values in known.items():
                     found = by_values.get((partition, *map(values.get, names)))
                     if found is not None:
+                        head.memo = _Memo(self, partition, found)
                         return self._holding(found)
         return None
 
@@ -158,6 +165,7 @@ class ResponseCache:
     def _begin_looks(self, now: float) -> None:
         if now > self._looks_until:
             self._looks.clear()
+            self._folders.clear()
             self._looks_until = now + LASTING_SECONDS
 
     def _look(self, root: Root, path: bytes) -> Identity:
@@ -178,6 +186,7 @@ class ResponseCache:
             return
         del self._entries[entry]
         self._bytes -= entry.size
+        entry.until = entry.last = 0.0
         key = entry.key
         asked = self._without_query if key.any_query else self._with_query
         by_names = asked[key.asked]
@@ -195,7 +204,7 @@ class ResponseCache:
         head: bytes,
         opened: OpenFile,
         *,
-        rules: Iterable[bytes] | None = None,
+        rules: frozenset[bytes] | None = None,
         asked_ns: int | None = None,
     ) -> CacheEntry | None:
         """Cache a response whose head in HTTP/1.1 is `head`, but for Date and what the request decides, if that is
@@ -216,14 +225,14 @@ class ResponseCache:
                     return None
                 sources.append((file.root, file.path, file.identity()))
         now = time.monotonic()
-        folders = () if rules is None else self._folders(opened, rules, asked_ns, now)
+        folders = () if rules is None else self._folders_of(opened, rules, asked_ns, now)
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         size = _ENTRY_BYTES + 2 * asked_size + len(head)
         asked = self._without_query if key.any_query else self._with_query
         by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
         if (former := by_values.get(key.values)) is not None:
-            del self._entries[former]
-            self._bytes -= former.size
+            self._forget(former)
+            by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
         entry = CacheEntry(key, response, head, tuple(sources), folders, until, last, size)
         by_values[key.values] = entry
         self._entries[entry] = None
@@ -232,7 +241,7 @@ class ResponseCache:
             self._forget(next(iter(self._entries)))
         return entry
 
-    def _folders(self, opened: OpenFile, rules: Iterable[bytes], asked_ns: int, now: float) -> tuple[Look, ...]:
+    def _folders_of(self, opened: OpenFile, rules: frozenset[bytes], asked_ns: int, now: float) -> tuple[Look, ...]:
         """The folders on the way to a file, and files of rules; none if one of them has changed recently, or the kernel
         would have to ask another file system: a sibling that is not sent may be a link to any.
 
@@ -243,27 +252,40 @@ class ResponseCache:
             # A folder on the way may be on a file system that holds up stat(2).
             return ()
         self._begin_looks(now)
-        root, path = opened.root, opened.path
-        found = []
-        end = len(path)
-        while (end := path.rfind(b"/", 0, end)) > 0:
-            found.append((path[:end], _SETTLED_NS))
-        found.append((b".", _SETTLED_NS))
-        found += [(rule, _RULES_SETTLED_NS) for rule in rules]
-        looks = []
-        for place, settled_ns in found:
+        key = opened.root, opened.path.rpartition(b"/")[0], rules
+        known = self._folders.get(key)
+        if known is None:
+            known = self._folders[key] = self._looks_at(*key)
+        looks, settled_ns = known
+        return looks if asked_ns >= settled_ns else ()
+
+    def _looks_at(self, root: Root, folder: bytes, rules: Iterable[bytes]) -> tuple[tuple[Look, ...], int]:
+        """A folder, those above it, and rules; and the time from which on they count as settled, in ns since the
+        epoch."""
+        places = [(b".", _SETTLED_NS), *((rule, _RULES_SETTLED_NS) for rule in rules)]
+        names = folder.split(b"/") if folder not in (b"", b".") else []
+        places += [(b"/".join(names[:count]), _SETTLED_NS) for count in range(1, len(names) + 1)]
+        looks, settled_ns = [], 0
+        for path, delay_ns in places:
             try:
-                identity = self._look(root, place)
+                identity = self._look(root, path)
             except FileNotFoundError:
                 # Its appearance would change its folder.
                 continue
             except OSError:
-                return ()
+                return (), 0
             *_, mtime_ns, ctime_ns = identity
-            if max(mtime_ns, ctime_ns) > asked_ns - settled_ns:
-                return ()
-            looks.append((root, place, identity))
-        return tuple(looks)
+            settled_ns = max(settled_ns, mtime_ns + delay_ns, ctime_ns + delay_ns)
+            looks.append((root, path, identity))
+        return tuple(looks), settled_ns
+
+
+class _Memo(NamedTuple):
+    """What a cache found for a request of a partition."""
+
+    cache: ResponseCache
+    partition: str | None
+    entry: CacheEntry
 
 
 def _is(descriptor: int, identity: Identity) -> bool:

@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from ktlsd.config.options import SiteOptions
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
-from ktlsd.http.compressible import is_compressible
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.http.fields import Fields, merge, without
@@ -30,7 +29,7 @@ from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
 from ktlsd.site.content_hash import ContentHashes
-from ktlsd.site.content_types import ContentTypes, Encoded, suffixes_of
+from ktlsd.site.content_types import ContentTypes, Encoded
 from ktlsd.site.folder import Entry, read_folder
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
@@ -203,8 +202,10 @@ class Site:
     # --- which file ---------------------------------------------------------------------------------------------------
 
     async def _find(self, target: Target) -> _Outcome:
-        path, query = target.path(), target.query[1:].decode("latin-1")
         rules, redirects = self._rules, self._rules.redirects
+        if not (rules.protecting or redirects or self.options.fallback is not None):
+            return await self._look_up(target)
+        path, query = target.path(), target.query[1:].decode("latin-1")
         if rules.require_password(path):
             return _Outcome(Miss.PROTECTED)
         rule = redirects.find(path, query, exists=True)
@@ -315,10 +316,10 @@ class Site:
         try:
             if (encoded := self._types.encoded(opened.path)) is not None:
                 return opened, await self._encoded(request, opened, encoded), frozenset()
-            kind = self._type_of(opened.path)
+            kind, compressible = self._types.described(opened.path)
             coding, varies = None, False
             codings = self.options.precompressed
-            if codings and is_compressible(kind):
+            if codings and compressible:
                 wanted = preferred(request.fields.get("accept-encoding"), codings).codings
                 # Those that are not acceptable are looked for too: Vary is due where there is a choice.
                 candidates = (*wanted, *(other for other in codings if other not in wanted))
@@ -402,7 +403,7 @@ class Site:
         return read_folder(root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
 
     def _type_of(self, name: bytes) -> str:
-        return self._types.of_suffixes(suffixes_of(name))
+        return self._types.described(name)[0]
 
     async def _with_error_page(self, request: Request, answer: _Draft) -> _Draft:
         """The operator's page for this status in place of the short text, where there is one."""
