@@ -19,6 +19,8 @@ Decoded = tuple[Head, bytes, HeaderTable]
 """A head, the target, and the table after the block."""
 
 MOST_ENTRIES: Final = 8192
+MOST_OF_TABLE: Final = 256
+"""Entries of one table: a client whose blocks are all new does not displace those of others."""
 MOST_WEIGHT: Final = 16 << 20
 """Bytes, as _weight() estimates them."""
 LONGEST_BLOCK: Final = 1024
@@ -45,7 +47,9 @@ class HeadCache:
         self._tables: dict[int, HeaderTable] = {}
         """Those that remember something, by id(): dropping must reach also those that a connection holds."""
 
-    def __len__(self) -> int:
+    @property
+    def entries(self) -> int:
+        """Blocks that are remembered."""
         return self._entries
 
     def decode(self, table: HeaderTable, block: bytes) -> Decoded:
@@ -107,19 +111,25 @@ class HeadCache:
     def _remember(self, table: HeaderTable, block: bytes, found: Decoded) -> None:
         weight = _weight(block, found)
         if self._entries >= MOST_ENTRIES or self._weight + weight > MOST_WEIGHT:
-            self._drop()
+            for one in self._tables.values():
+                self._forget(one)
+            self._tables.clear()
+            self.root = HeaderTable()
+        elif len(table.known) >= MOST_OF_TABLE:
+            self._forget(table)
         self._entries += 1
         self._weight += weight
         self._tables[id(table)] = table
         table.known[block] = found
+        table.known_weight += weight
 
-    def _drop(self) -> None:
-        for table in self._tables.values():
-            table.known.clear()
-            table.known_rests.clear()
-        self._tables.clear()
-        self._entries = self._weight = 0
-        self.root = HeaderTable()
+    def _forget(self, table: HeaderTable) -> None:
+        """Forget what this table remembers; it may still be a connection's."""
+        self._entries -= len(table.known)
+        self._weight -= table.known_weight
+        table.known.clear()
+        table.known_rests.clear()
+        table.known_weight = 0
 
 
 def _weight(block: bytes, found: Decoded) -> int:

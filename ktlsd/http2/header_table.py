@@ -101,7 +101,7 @@ FIRST_DYNAMIC: Final = len(STATIC) + 1
 class HeaderTable:
     """A dynamic table at one moment."""
 
-    __slots__ = ("capacity", "entries", "known", "known_rests", "size")
+    __slots__ = ("capacity", "entries", "known", "known_rests", "known_weight", "size")
 
     def __init__(self, entries: tuple[Field, ...] = (), size: int = 0, capacity: int = DEFAULT_CAPACITY) -> None:
         self.entries = entries
@@ -114,6 +114,8 @@ class HeaderTable:
         """HeadCache's: the meaning of blocks."""
         self.known_rests: dict[bytes, tuple[Head, HeaderTable]] = {}
         """HeadCache's: the meaning of blocks but for their :path."""
+        self.known_weight = 0
+        """HeadCache's: bytes that these take."""
 
 
 def evicted(entries: tuple[Field, ...], size: int, capacity: int) -> tuple[tuple[Field, ...], int]:

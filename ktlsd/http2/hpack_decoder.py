@@ -25,7 +25,7 @@ from ktlsd.http2.huffman import decode as decode_huffman
 BOMB_FACTOR: Final = 4
 """A header list of more than this many times the limit is a connection error."""
 
-_MOST_STRINGS: Final = 4096
+_MOST_STRINGS: Final = 2048
 _LONGEST_KEPT: Final = 256
 """Bytes of a coded string that is kept."""
 _LARGEST_SHIFT: Final = 21
@@ -38,7 +38,9 @@ class HuffmanCache:
     def __init__(self) -> None:
         self._strings: dict[bytes, bytes] = {}
 
-    def __len__(self) -> int:
+    @property
+    def entries(self) -> int:
+        """Strings that are remembered."""
         return len(self._strings)
 
     def decode(self, coded: bytes) -> bytes:
@@ -85,7 +87,11 @@ def _decode(
             index = first & 0x7F
             if index == 0x7F:
                 index, position = read_integer(block, position, 0x7F)
-            field = _at(index, entries)
+            # _at(), without a call.
+            if index >= FIRST_DYNAMIC:
+                field = entries[index - FIRST_DYNAMIC]
+            else:
+                field = STATIC[index - 1] if index else _at(index, entries)
         elif first & 0xE0 == 0x20:
             new_capacity = first & 0x1F
             if new_capacity == 0x1F:
@@ -114,7 +120,9 @@ def _decode(
                     # That is no error: it empties the table (section 4.4).
                     entries, size = (), 0
                 else:
-                    entries, size = evicted((field, *entries), size + need, capacity)
+                    entries, size = (field, *entries), size + need
+                    if size > capacity:
+                        entries, size = evicted(entries, size, capacity)
         list_bytes += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
         if list_bytes <= most_bytes:
             fields.append(field)

@@ -7,6 +7,7 @@ settings three count here, the others belong to what a static server does not se
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Iterable
 from typing import Final
@@ -15,7 +16,6 @@ from ktlsd.http2.errors import ConnectionFault, ErrorCode
 from ktlsd.http2.frames import ACK, DEFAULT_FRAME_BYTES, LARGEST_NUMBER, FrameType, frame
 
 _ENTRY: Final = struct.Struct(">HI")
-_LARGEST_FRAME_BYTES: Final = (1 << 24) - 1
 
 
 class Setting(enum.IntEnum):
@@ -30,6 +30,15 @@ class Setting(enum.IntEnum):
     NO_RFC7540_PRIORITIES = 0x9
 
 
+# The least and the largest value, and the code of an error (RFC 9113 section 6.5.2).
+_ANY: Final = (0, 0xFFFFFFFF, ErrorCode.PROTOCOL_ERROR)
+_VALUES: Final[dict[int, tuple[int, int, ErrorCode]]] = {
+    Setting.ENABLE_PUSH: (0, 1, ErrorCode.PROTOCOL_ERROR),
+    Setting.INITIAL_WINDOW_SIZE: (0, LARGEST_NUMBER, ErrorCode.FLOW_CONTROL_ERROR),
+    Setting.MAX_FRAME_SIZE: (DEFAULT_FRAME_BYTES, (1 << 24) - 1, ErrorCode.PROTOCOL_ERROR),
+    Setting.NO_RFC7540_PRIORITIES: (0, 1, ErrorCode.PROTOCOL_ERROR),
+}
+
 SETTINGS_ACK: Final = frame(FrameType.SETTINGS, ACK, 0)
 
 
@@ -37,6 +46,7 @@ def settings_frame(settings: Iterable[tuple[Setting, int]]) -> bytes:
     return frame(FrameType.SETTINGS, 0, 0, b"".join(_ENTRY.pack(*setting) for setting in settings))
 
 
+@functools.cache
 def server_settings(concurrent_streams: int, header_list_bytes: int) -> bytes:
     """The SETTINGS frame that begins a server's side.
 
@@ -58,19 +68,7 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the length of SETTINGS")
     settings = list(_ENTRY.iter_unpack(payload))
     for number, value in settings:
-        _judge(number, value)
+        least, most, code = _VALUES.get(number, _ANY)
+        if not least <= value <= most:
+            raise ConnectionFault(code, f"SETTINGS_{Setting(number).name} of {value}")
     return settings
-
-
-def _judge(number: int, value: int) -> None:
-    code = ErrorCode.PROTOCOL_ERROR
-    if number in (Setting.ENABLE_PUSH, Setting.NO_RFC7540_PRIORITIES):
-        wrong = value > 1
-    elif number == Setting.INITIAL_WINDOW_SIZE:
-        wrong, code = value > LARGEST_NUMBER, ErrorCode.FLOW_CONTROL_ERROR
-    elif number == Setting.MAX_FRAME_SIZE:
-        wrong = not DEFAULT_FRAME_BYTES <= value <= _LARGEST_FRAME_BYTES
-    else:
-        return
-    if wrong:
-        raise ConnectionFault(code, f"SETTINGS_{Setting(number).name} of {value}")

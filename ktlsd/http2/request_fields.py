@@ -1,6 +1,6 @@
 """From the fields of a header block to a valid request head (RFC 9113 sections 8.1.1, 8.2 and 8.3): pure.
 
-Strategy: each field is judged by itself, and the judgement is remembered; then the fields are taken in order, which
+Strategy: each field is judged by itself, and valid ones are remembered; then the fields are taken in order, which
 finds what is double, missing or out of place. All but the path makes a Head, which requests for other paths share.
 """
 
@@ -21,6 +21,8 @@ _PSEUDO_FIELDS: Final = frozenset((b":method", b":scheme", b":authority", b":pat
 _CONNECTION_FIELDS: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
+_MEANINGFUL: Final = frozenset((b"host", b"cookie", b"priority", b"content-length"))
+"""Names of fields that mean something here."""
 # Of h11's patterns, so that both protocols accept the same: RFC 9110 sections 5.1, 5.5 and 9.1, RFC 9112 section 3.2.
 _NAME: Final = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+")
 _WRONG_IN_VALUE: Final = re.compile(rb"[\0\n\v\f\r]|\A[ \t]|[ \t]\Z")
@@ -31,9 +33,9 @@ _AUTHORITY: Final = re.compile(rb"[\x21-\x3f\x41-\x7e]+")
 """Without "@": user information must not be there (section 8.3.1)."""
 _LENGTH: Final = re.compile(rb"[0-9]{1,20}")
 
-_MOST_CHECKED: Final = 4096
+_MOST_CHECKED: Final = 2048
 _LONGEST_CHECKED: Final = 512
-"""Bytes of a value whose judgement is kept."""
+"""Bytes of a field that is kept."""
 
 
 class Malformed(Exception):
@@ -72,25 +74,21 @@ def is_path(value: bytes) -> bool:
 
 
 class FieldChecks:
-    """Judgements of fields, those of one process."""
+    """Fields that were judged, those of one process."""
 
     def __init__(self) -> None:
-        self._reasons: dict[Field, str | None] = {}
-
-    def __len__(self) -> int:
-        return len(self._reasons)
+        self.valid: set[Field] = set()
+        """Fields that a request can have."""
 
     def wrong(self, field: Field) -> str | None:
         """The reason why no request can have this field; None if it is valid."""
-        try:
-            return self._reasons[field]
-        except KeyError:
-            pass
+        if field in self.valid:
+            return None
         reason = _judged(field)
-        if len(field[0]) + len(field[1]) <= _LONGEST_CHECKED:
-            if len(self._reasons) >= _MOST_CHECKED:
-                self._reasons.clear()
-            self._reasons[field] = reason
+        if reason is None and len(field[0]) + len(field[1]) <= _LONGEST_CHECKED:
+            if len(self.valid) >= _MOST_CHECKED:
+                self.valid.clear()
+            self.valid.add(field)
         return reason
 
 
@@ -129,10 +127,12 @@ def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks)
     host: bytes | None = None
     priorities: list[bytes] = []
     cookies = 0
+    valid = checks.valid
     for field in fields:
-        reason = checks.wrong(field)
-        if reason is not None:
-            raise Malformed(reason)
+        if field not in valid:
+            reason = checks.wrong(field)
+            if reason is not None:
+                raise Malformed(reason)
         name, value = field
         if name[0] == 0x3A:
             if regular or host is not None:
@@ -140,6 +140,9 @@ def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks)
             if name in pseudo:
                 raise Malformed(f"{name.decode('ascii')} twice")
             pseudo[name] = value
+            continue
+        if name not in _MEANINGFUL:
+            regular.append(field)
             continue
         if name == b"host":
             if host is not None:

@@ -32,7 +32,7 @@ def test_a_block_is_decoded_once() -> None:
     assert again[0] is head
     assert again[2] is table
     assert cache.root.known[block][0] is head
-    assert len(cache) == 1
+    assert cache.entries == 1
 
 
 def test_another_path_shares_the_head_and_the_table() -> None:
@@ -44,7 +44,7 @@ def test_another_path_shares_the_head_and_the_table() -> None:
         assert head is first
         assert after is table
         assert target == path
-    assert len(cache) == 1
+    assert cache.entries == 1
 
 
 def test_connections_with_equal_histories_share_tables() -> None:
@@ -58,7 +58,7 @@ def test_connections_with_equal_histories_share_tables() -> None:
             table = cache.decode(table, block)[2]
         tables.append(table)
     assert tables[0] is tables[1]
-    assert len(cache) == 4
+    assert cache.entries == 4
 
 
 REQUESTS = st.lists(
@@ -148,7 +148,7 @@ def test_a_large_block_is_not_remembered() -> None:
     block = literals(GET) + literals([(b"a", b"x" * 100)]) * 12
     assert len(block) > LONGEST_BLOCK
     cache.decode(cache.root, block)
-    assert len(cache) == 0
+    assert cache.entries == 0
 
 
 def test_a_malformed_head_is_remembered_but_shares_nothing() -> None:
@@ -179,7 +179,7 @@ def test_all_is_dropped_when_it_is_too_much(monkeypatch: pytest.MonkeyPatch) -> 
     for table, name in ((held, b"a"), (root, b"b")):
         for number in range(5):
             cache.decode(table, START + PATH + b"\x00\x01%b\x01%d" % (name, number))
-    assert len(cache) == 1
+    assert cache.entries == 1
     assert cache.root is not root
     assert not held.known
     assert not held.known_rests
@@ -191,7 +191,7 @@ def test_heavy_entries_are_fewer() -> None:
     table = cache.decode(cache.root, b"\x40\x01a\x7f\x81\x1d" + b"v" * 3840)[2]
     for number in range(400):
         cache.decode(table, START + b"\xbe" * 15 + b"\x00\x01n\x03%03d" % number)
-        assert len(cache) <= head_cache.MOST_WEIGHT // (4 * 58_000)
+        assert cache.entries <= head_cache.MOST_WEIGHT // (4 * 58_000)
 
 
 def test_memory_of_hostile_blocks_is_bounded() -> None:
@@ -204,5 +204,5 @@ def test_memory_of_hostile_blocks_is_bounded() -> None:
         tables.append(table)
         if number % 100 == 0:
             table = cache.root
-    assert len(cache) <= head_cache.MOST_ENTRIES
+    assert cache.entries <= head_cache.MOST_ENTRIES
     assert sum(len(one.known) + len(one.known_rests) for one in [*tables, cache.root]) <= 2 * head_cache.MOST_ENTRIES

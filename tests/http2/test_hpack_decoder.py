@@ -307,7 +307,7 @@ def test_the_memory_of_strings_is_bounded() -> None:
                 coded = (first << 10 | second << 5 | third).to_bytes(2)
                 strings.decode(coded)
                 strings.decode(coded * 2)
-    assert 0 < len(strings) <= 4096
-    before = len(strings)
+    assert 0 < strings.entries <= 4096
+    before = strings.entries
     strings.decode(b"\x00\x1f" * 200)
-    assert len(strings) == before
+    assert strings.entries == before
