@@ -52,7 +52,7 @@ class Miss(enum.Enum):
         return self.value[1]
 
 
-class Representation(Struct, frozen=True):
+class Representation(Struct, frozen=True, gc=False):
     """The metadata of the representation in an open file."""
 
     size: int
@@ -78,7 +78,7 @@ class Request(Struct, frozen=True):
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-class Response(Struct, frozen=True):
+class Response(Struct, frozen=True, gc=False):
     """A response; `reason` is for the log of a refused request."""
 
     status: HTTPStatus

@@ -8,6 +8,7 @@ malformed or folded line, a missing Host, a version that is not 1.0 or 1.1.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from ktlsd.http.request_fields import Field, joined
@@ -15,9 +16,9 @@ from ktlsd.http.request_head import HeadFields, RequestHead, make_head
 from ktlsd.http.uri_host import host_of
 
 MOST_HEADS: Final = 1024
-"""Heads that are kept: those whose fields came before, as all do from a client that changes none."""
+"""Heads that are kept: those whose field section was kept, as all are of a client that changes no field."""
 MOST_SECTIONS: Final = 1024
-"""Field sections that are kept."""
+"""Field sections that are kept: those whose lines had all come before."""
 LONGEST_SECTION: Final = 2048
 """Bytes of one that is kept."""
 MOST_LINES: Final = 2048
@@ -40,6 +41,8 @@ class HeadScanner:
         self._heads: dict[bytes, RequestHead] = {}
         self._sections: dict[bytes, HeadFields] = {}
         self._lines: dict[bytes, Field] = {}
+        self._read_anew = 0
+        """Lines that were not known."""
 
     def scan(self, head: bytes) -> RequestHead | None:
         """The request of a whole head, with the blank line at its end; None if h11 has to judge it."""
@@ -56,10 +59,6 @@ class HeadScanner:
             known = self._read(section)
             if known is None:
                 return None
-            if len(section) <= LONGEST_SECTION:
-                if len(self._sections) >= MOST_SECTIONS:
-                    self._sections.clear()
-                self._sections[section] = known
         method, target, version = line.groups()
         if version != b"1.0" and b"host" not in known.values:
             return None
@@ -72,19 +71,12 @@ class HeadScanner:
 
     def _read(self, section: bytes) -> HeadFields | None:
         """The fields of lines without the end of the last; None if h11 has to judge them."""
-        fields: list[Field] = []
-        for line in section.split(b"\r\n") if section else ():
-            field = self._lines.get(line)
-            if field is None:
-                found = _FIELD_LINE.fullmatch(line)
-                if found is None:
-                    return None
-                field = found[1].lower(), found[2]
-                if len(line) <= LONGEST_LINE:
-                    if len(self._lines) >= MOST_LINES:
-                        self._lines.clear()
-                    self._lines[line] = field
-            fields.append(field)
+        lines, known = section.split(b"\r\n") if section else [], self._lines
+        before = self._read_anew
+        try:
+            fields = [known.get(line) or self._read_line(line) for line in lines]
+        except ValueError:
+            return None
         values = dict(fields)
         if len(values) != len(fields):
             if sum(name == b"host" for name, _ in fields) > 1:
@@ -92,7 +84,33 @@ class HeadScanner:
             values = joined(fields)
         # It may be empty (RFC 9112 section 3.2).
         host = values.get(b"host", b"")
-        if host_of(host.decode("latin-1")) is None or not _MORE_THAN_A_HEAD.isdisjoint(values):
+        if not _is_host(host) or not _MORE_THAN_A_HEAD.isdisjoint(values):
             return None
         closes = _CLOSES.get(values.get(b"connection", b"keep-alive").lower())
-        return None if closes is None else HeadFields(fields, values, alone=True, closes=closes)
+        if closes is None:
+            return None
+        made = HeadFields(tuple(fields), values, alone=True, closes=closes)
+        # Lines that came before may all come again, but a new one is often as new in the next request.
+        if self._read_anew == before and len(section) <= LONGEST_SECTION:
+            if len(self._sections) >= MOST_SECTIONS:
+                self._sections.clear()
+            self._sections[section] = made
+        return made
+
+    def _read_line(self, line: bytes) -> Field:
+        """Raises ValueError for a line that is no field."""
+        found = _FIELD_LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(line)
+        self._read_anew += 1
+        field = found[1].lower(), found[2]
+        if len(line) <= LONGEST_LINE:
+            if len(self._lines) >= MOST_LINES:
+                self._lines.clear()
+            self._lines[line] = field
+        return field
+
+
+@lru_cache(maxsize=1024)
+def _is_host(text: bytes) -> bool:
+    return host_of(text.decode("latin-1")) is not None

@@ -14,7 +14,7 @@ from msgspec import Struct
 from ktlsd.http.request_fields import Field, joined
 
 
-class HeadFields(Struct, eq=False):
+class HeadFields(Struct, eq=False, gc=False):
     """The fields of a request."""
 
     fields: Sequence[Field]
@@ -30,7 +30,7 @@ class HeadFields(Struct, eq=False):
     """What the access log notes of requests with these fields, by `RequestHead.key`."""
 
 
-class RequestHead(Struct, eq=False):
+class RequestHead(Struct, eq=False, gc=False):
     """The start of a request, before its body."""
 
     method: bytes

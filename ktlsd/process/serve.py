@@ -53,6 +53,8 @@ from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
 
 log = logging.getLogger("ktlsd")
 
+_YOUNG_OBJECTS: Final = 10_000
+
 
 _MOUNTS_TOLD: Final = 3
 
@@ -98,6 +100,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         warn_short_backlog()
         watchdog = Watchdog(Notifier(), store)
         gc.freeze()
+        # A request makes some tens of objects, nearly all of which reference counts free: the collector has little to
+        # find, and with CPython's 700 it looks many times a second.
+        gc.set_threshold(_YOUNG_OBJECTS)
         gc.enable()
 
         def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:

@@ -40,7 +40,7 @@ Look = tuple[Root, bytes, Identity]
 """A file or folder by its root and path, and its identity."""
 
 
-class CacheKey(Struct, frozen=True):
+class CacheKey(Struct, frozen=True, gc=False):
     """The parts of a request that influenced its response: requests with the same ones get the same response."""
 
     asked: bytes
@@ -60,7 +60,7 @@ class CacheKey(Struct, frozen=True):
         return cls(asked, any_query, names, (partition, *map(head.of_fields.values.get, names)))
 
 
-class CacheEntry(Struct, eq=False):
+class CacheEntry(Struct, eq=False, gc=False):
     """A response, and the file that its body is a part of."""
 
     key: CacheKey
