@@ -124,10 +124,6 @@ class _ServedFolders:
             challenges = self.https_redirect.followed
             followed = [site.followed for site in self.sites.values()]
             self.followed = (*followed, challenges) if challenges is not None else tuple(followed)
-            for folder in self.followed:
-                if folder.fault is not None:
-                    advice = _folder_advice(folder.fault)
-                    log.error("%s: %s: requests get 503 until it exists", folder.path, advice)
             self._opened = stack.pop_all()
 
     def shared(self) -> _ServedFolders:
@@ -230,6 +226,13 @@ class Service:
     def _demands(self) -> list[bytes]:
         """The requirements on client certificates, on which cached responses depend."""
         return [hosted.context.clients for hosted in self.all]
+
+    def log_missing_folders(self) -> None:
+        """A line for each folder that was missing when this service was made."""
+        for followed in self.followed:
+            if followed.fault is not None:
+                advice = _folder_advice(followed.fault)
+                log.error("%s: %s: requests get 503 until it exists", followed.path, advice)
 
     @property
     def tried(self) -> Context | None:

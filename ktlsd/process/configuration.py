@@ -74,7 +74,7 @@ class Configuration:
         self._https_port = 443
         self._loaded = loaded
         self.quiet = False
-        """True if another process logs faults of certificates."""
+        """True if another process logs missing folders and faults of certificates."""
         self._told: dict[Hashable, float] = {}
         """When a line was logged, in seconds of the monotonic clock."""
         self._next_report = self._next_try = time.monotonic() + REPEAT_SECONDS
@@ -84,6 +84,7 @@ class Configuration:
         self._tickets = open_tickets(loaded.settings)
         if (ring := self.ring()) is not None:
             self.service.use_ring(ring)
+        self.service.log_missing_folders()
         self._report(self.service, loaded)
 
     def serve_https_on(self, port: int) -> None:
@@ -145,6 +146,8 @@ class Configuration:
         # refused.
         self._tried = self._seen = versions
         self._loaded = loaded
+        if anew and not self.quiet:
+            service.log_missing_folders()
         self._report(service, loaded)
         return service
 

@@ -252,24 +252,34 @@ def two_sites(place: Path, *lines: str) -> Path:
     return config
 
 
-def test_a_folder_that_is_missing_at_the_start_stops_no_other_site(place: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_that_is_missing_at_the_start_stops_no_other_site(place: Path, workers: str) -> None:
     """A reboot must not take 199 sites down with one; `check` and `strict` say no."""
     config = two_sites(place)
-    with serving(None, "--config", str(config), state=place / "state") as server:
-        for name in ("other", "challenges"):
-            advice = "there is no such folder: requests get 503 until it exists"
-            assert server.wait_for_line(f"^{place}/{name}: {advice}$")
+    with serving(None, "--config", str(config), "--workers", workers, state=place / "state") as server:
+
+        def missing() -> list[str]:
+            return [line for line in server.log if line.endswith("requests get 503 until it exists")]
+
+        advice = "there is no such folder: requests get 503 until it exists"
+        lines = [f"{place}/{name}: {advice}" for name in ("other", "challenges")]
+        for line in lines:
+            assert server.wait_for_line(f"^{line}$")
+        assert missing() == lines
         assert get(server.port, "/a.txt").body == OLD
         assert get(server.port, "/a.txt", host="other.example", name="other.example").status == 503
         # A reload takes what is missing still, but nothing new that is.
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("configuration reloaded")
+        # Once for all processes.
+        assert missing() == lines * 2
         (place / "other").symlink_to(release(place, 42, NEW))
         assert eventually(lambda: get(server.port, "/a.txt", host="other.example", name="other.example").body == NEW)
         config.write_text(config.read_text().replace("/current", "/nowhere"))
         server.process.send_signal(signal.SIGHUP)
         assert server.wait_for_line(f"configuration not reloaded.*root {place}/nowhere: cannot be served")
         assert get(server.port, "/a.txt").body == OLD
+        assert missing() == lines * 2
 
 
 @pytest.mark.parametrize("strict", [True, False])
