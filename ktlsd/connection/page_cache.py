@@ -45,7 +45,7 @@ class PageCache:
     """One process's knowledge of which files are warm."""
 
     def __init__(self, row: Row = UNCOUNTED) -> None:
-        """`row` counts the parts that a thread had to read from a disk (or could not be told not to need it)."""
+        """`row` counts the parts that a thread had to read from a disk (or may have)."""
         self._row = row
         self._threads: dict[int, FileThreads] = {}
         """By device, so that one that hangs takes no other's."""
@@ -53,7 +53,7 @@ class PageCache:
         self._probe = bytearray(1)
         self._memory = _memory()
         self.loads = 0
-        """How often load() has used its memory."""
+        """Number of times that load() has used its memory."""
 
     def _silent(self, descriptor: int, identity: FileIdentity) -> Kind:
         """The kind of a file system that has just refused RWF_NOWAIT. Raises OSError."""
@@ -125,7 +125,7 @@ class PageCache:
         return resident
 
     def _note(self, identity: FileIdentity, offset: int, end: int) -> None:
-        """Remember that a thread read a part, if the file system will not tell."""
+        """Remember that a thread read a part, if the file system does not show it."""
         kind = self._residency.kind(identity[0])
         if kind is not None and not kind.in_memory:
             self._residency.note(identity, offset, end)
@@ -165,7 +165,7 @@ class PageCache:
 
 
 class Window:
-    """What is known of one file, up to some `end`: the part that was in the page cache at the last look."""
+    """The knowledge of one file, up to some `end`: the part that was in the page cache at the last look."""
 
     def __init__(self, page_cache: PageCache, descriptor: int, end: int) -> None:
         self._page_cache = page_cache
@@ -176,7 +176,7 @@ class Window:
         self._looked = 0.0
 
     def size(self, offset: int) -> int:
-        """How many bytes, from before the end on, can be sent without waiting for a disk. Raises OSError."""
+        """The number of bytes, from before the end on, that can be sent without waiting for a disk. Raises OSError."""
         if offset >= self._until or (self._stride and time.perf_counter() - self._looked > _RESIDENT_SECONDS):
             self._until, self._stride = self._page_cache.look(self._descriptor, offset, self._end, self._stride)
             self._looked = time.perf_counter()

@@ -48,7 +48,7 @@ class Exchange:
         fields = TrackedFields(head.of_fields.values)
         self.request = Request(head.method.decode("ascii"), fields)
         self.origin = responder.origin_of(fields.sent, self._service)
-        """Where the request came from."""
+        """The origin of the request."""
         if log is not None and responder.client.trusted is not None:
             log.came_from(self.origin)
 

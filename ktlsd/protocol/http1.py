@@ -66,7 +66,7 @@ class Http1:
         """The request that is being answered, once its head is read."""
 
     async def serve(self) -> None:
-        """Answer requests until the client is done, idle for too long or told to close, or the server drains.
+        """Answer requests until the client is done or idle for too long, the connection must close, or the server ends.
 
         Raises TLSError, FileShrank, OSError.
         """
@@ -284,7 +284,7 @@ class Http1:
     async def _throw_body_away(self) -> bool:
         """Read what is left of the body of a request that is answered; whether its end was found.
 
-        If not, the connection is finished: what follows could be taken for a request. Raises TLSError.
+        If not, the connection is finished: following bytes could be taken for a request. Raises TLSError.
         """
         body, exchange, idle = self._reader.body, self._exchange, self._shared.idle
         # It has a copy of what was received, which an idle connection does not need.

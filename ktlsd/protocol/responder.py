@@ -1,4 +1,4 @@
-"""What a protocol asks of the rest of ktlsd: the seam between HTTP/1.1, HTTP/2 and everything that they share.
+"""The interface between a protocol and the rest of ktlsd, which HTTP/1.1 and HTTP/2 share.
 
 A protocol turns bytes into request heads, and responses into bytes. It needs five things for that:
 
@@ -44,7 +44,7 @@ class Found(Struct, frozen=True, gc=False):
     entry: CacheEntry
     head: RequestHead
     origin: Origin | None = None
-    """Where the request came from, if a trusted proxy tells."""
+    """The origin of the request, if a trusted proxy names it."""
 
 
 class Responder:
@@ -106,7 +106,7 @@ class Responder:
     # --- for requests of both kinds -----------------------------------------------------------------------------------
 
     def origin_of(self, values: Mapping[bytes, bytes], service: Service) -> Origin:
-        """Where a request with these fields (request_fields.joined) came from, as a trusted proxy tells."""
+        """The origin of a request with these fields (request_fields.joined), from a trusted proxy."""
         client = self.client
         if client.trusted is None:
             return client.origin

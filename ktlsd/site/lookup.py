@@ -2,7 +2,7 @@
 
 Strategy: one openat2(RESOLVE_BENEATH) against the root's descriptor, so that the kernel itself keeps every name, link
 and race inside. On the event loop only from the kernel's name cache, on the root's own mount, and if its file system
-is known to be a local one; everything else belongs in a thread. What was opened is looked at through its descriptor
+is known to be a local one; everything else belongs in a thread. An opened file is checked through its descriptor
 only.
 """
 
@@ -65,7 +65,7 @@ class Unusable(OSError):
 
 
 def miss_of(error: OSError) -> Miss:
-    """What it means for a request that a file, or a folder, cannot be opened or read."""
+    """The outcome for a request if a file, or a folder, cannot be opened or read."""
     if isinstance(error, Unusable):
         return error.miss
     return _MISSES.get(error.errno or 0, Miss.FAILED)
@@ -97,10 +97,10 @@ class OpenFile(Struct):
     original: OpenFile | None = None
     """The file, closed by now, that this one is a precompressed sibling of."""
     first: tuple[int, bytes] | None = None
-    """Where it `waits`, an offset and what was read from there on before the response began."""
+    """If it `waits`, an offset and the bytes that were read from there on before the response began."""
 
     def identity(self) -> Identity:
-        """What tells one version of a file from another."""
+        """The identity of this version of the file."""
         return self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns
 
     async def read_first(self, body: object) -> None:
@@ -125,7 +125,7 @@ class OpenFile(Struct):
         return await self.run(lambda descriptor: os.pread(descriptor, size, offset))
 
     async def run(self, call: Callable[[int], T]) -> T:
-        """What a call on the file returns in a thread of the root's. Raises OSError."""
+        """The result of a call on the file in a thread of the root's. Raises OSError."""
         return await self.root.threads.run_on(self.descriptor, call, waits=self.waits)
 
     def close(self) -> None:
@@ -286,7 +286,7 @@ class Root:
 
     def _open_across(self, root: int, path: bytes, flags: int) -> int | None:
         """A new descriptor of what is on another mount that is known to be local, at once; None if a thread has to open
-        it. The kernel tells the mount before any file system is asked."""
+        it. The kernel gives the mount before any file system is asked."""
         if not self._local_mounts or not self._nothing_was_mounted():
             return None
         try:
@@ -324,7 +324,7 @@ class Root:
                 self._local_mounts.add(self.identity.mount)
 
     def identity_now(self, path: bytes) -> Identity:
-        """What tells one version of a folder, or file, on the root's own mount from another. Raises OSError, at once,
+        """The identity of a version of a folder, or file, on the root's own mount. Raises OSError, at once,
         if the kernel would have to ask a disk, or another file system."""
         descriptor = openat2(self.descriptor, path, os.O_PATH, cached=True)
         try:
@@ -398,7 +398,7 @@ class Root:
 
 
 def _status(descriptor: int) -> os.stat_result:
-    """What fstat(2) says; closes the descriptor if that fails."""
+    """The result of fstat(2); closes the descriptor if that fails."""
     try:
         return os.fstat(descriptor)
     except BaseException:

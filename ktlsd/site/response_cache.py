@@ -281,7 +281,7 @@ class ResponseCache:
 
 
 class _Memo(NamedTuple):
-    """What a cache found for a request of a partition."""
+    """The result of a look-up for a request of a partition."""
 
     cache: ResponseCache
     partition: str | None

@@ -61,7 +61,7 @@ _Found = OpenFile | Folder | Moved | Miss
 
 
 class _Outcome(NamedTuple):
-    """What a target gets."""
+    """The result for a target."""
 
     found: _Found
     origin: Origin = Origin.OWN
@@ -82,7 +82,7 @@ class _Draft(NamedTuple):
 
 
 class Site:
-    """What one set of names serves."""
+    """The site of one set of names."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class Site:
         return found
 
     def _is_protected(self, found: OpenFile | Folder) -> bool:
-        """Whether what is open must not be sent, by the name that it was found under or by where links led."""
+        """True if the open file must not be sent, by the name that it was found under or by the place links led to."""
         if not self._rules.protecting:
             return False
         path = os.fsdecode(found.path)
@@ -356,7 +356,7 @@ class Site:
             raise
 
     async def _encoded(self, request: Request, opened: OpenFile, encoded: Encoded) -> Representation:
-        """A file that is stored in a content coding: what is in it, in that coding, or the packed file as it is.
+        """A file that is stored in a content coding: its content, in that coding, or the packed file as it is.
 
         A request without Accept-Encoding takes any coding (RFC 9110 section 12.5.3); the bytes are the same.
         """
@@ -435,7 +435,7 @@ class Site:
 
 
 def _real_path(descriptor: int) -> str:
-    """Where a file is, links resolved (proc_pid_fd(5)); one that is removed meanwhile has " (deleted)" at its end."""
+    """The path of a file, links resolved (proc_pid_fd(5)); one removed meanwhile has " (deleted)" at its end."""
     return os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
 
 
