@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .preloaded import FRESH, ForkedServer
+
 START_SECONDS = 120.0
 """An emulated machine needs half a minute only for Python's imports."""
 WAIT_SECONDS = 60.0
@@ -27,7 +29,7 @@ _LISTENING = tuple(re.compile(rf"listening on {scheme}://.*:(\d+)") for scheme i
 class Running:
     """A ktlsd process; `log` grows as it writes to stderr."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedServer
     state: Path
     log: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
@@ -114,14 +116,19 @@ def serving(
     for option, places in wanted:
         arguments += (part for place in places for part in (option, place))
     arguments += options
-    process = subprocess.Popen(
-        [*wrapper, *command(*arguments, program=program)],
-        env=os.environ | {"XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1"} | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=new_session,
-        pass_fds=pass_fds,
-    )
+    whole = os.environ | {"XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1"} | environment
+    process: subprocess.Popen[str] | ForkedServer
+    if FRESH or wrapper or program is not PROGRAM or new_session or pass_fds or environment or "--libssl" in options:
+        process = subprocess.Popen(
+            [*wrapper, *command(*arguments, program=program)],
+            env=whole,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=new_session,
+            pass_fds=pass_fds,
+        )
+    else:
+        process = ForkedServer(arguments, whole)
     running = Running(process, state)
 
     def read_log() -> None:

@@ -258,7 +258,7 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
         tc qdisc add dev ktlsd0 root netem delay 20ms 5ms loss 1% limit 20000
         ip netns exec {name} tc qdisc add dev ktlsd1 root netem delay 20ms 5ms loss 1% limit 20000
     """
-    content = (root / "medium.bin").read_bytes()[: 2 * MIB]
+    content = (root / "medium.bin").read_bytes()[:MIB]
     (root / "part.bin").write_bytes(content)
     try:
         for line in setup.strip().splitlines():
@@ -283,7 +283,7 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
             dropped = re.search(r"dropped (\d+)", lost)
             assert dropped is not None
             assert int(dropped[1]) > 0
-            print(f"64 downloads of 2 MiB, {dropped[1]} packets lost on the server's side alone")
+            print(f"64 downloads of 1 MiB, {dropped[1]} packets lost on the server's side alone")
     finally:
         subprocess.run(["ip", "link", "delete", "ktlsd0"], check=False)
         subprocess.run(["ip", "netns", "delete", name], check=False)

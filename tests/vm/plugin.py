@@ -34,6 +34,8 @@ EVERY_MACHINE = bool(os.environ.get("KTLSD_EVERY_MACHINE"))
 IN_MACHINE = "KTLSD_VM" in os.environ
 TIMEOUT = float(os.environ.get("KTLSD_VM_TIMEOUT", "4800"))  # of a machine's whole life
 STALL = float(os.environ.get("KTLSD_VM_STALL", "300"))  # of one test
+# Files of these take the longest, so they come first: processes that are done early find short ones.
+LONGEST = ("tests/system/", "tests/browser/", "tests/wire/", "tests/process/", "tests/commands/")
 START = 180.0  # what the first of them may wait longer, for the boot and for pytest's start
 
 
@@ -278,9 +280,7 @@ class Proxy:
     @pytest.hookimpl(trylast=True)  # pytest-trio expects functions only
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [proxy_of(item) for item in items]
-        # Machines first: they take the longest, and what is left is shared out well by files.
-        order = list(VARIANTS)
-        items.sort(key=lambda item: order.index(item.variant) if isinstance(item, GuestItem) else len(order))
+        items.sort(key=turn)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -348,6 +348,14 @@ def proxy_of(item: pytest.Item) -> pytest.Item:
         return item
     assert item.parent is not None
     return GuestItem.from_parent(item.parent, name=item.name, original=item)
+
+
+def turn(item: pytest.Item) -> int:
+    """The place of an item in the order of a run: machines, then what takes long, then the rest."""
+    order = [*VARIANTS, *LONGEST]
+    if isinstance(item, GuestItem):
+        return order.index(item.variant)
+    return next((order.index(start) for start in LONGEST if item.nodeid.startswith(start)), len(order))
 
 
 def made_up(item: GuestItem, outcome: str, text: str) -> pytest.TestReport:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.serving import START_SECONDS, WAIT_SECONDS, Running, run_to_end, serving
 
-LARGE: Final = 24_000_001
+LARGE: Final = 12_000_001
 TEXT: Final = "".join(f"line {number} of a script that compresses well\n" for number in range(2_000))
 # Names that a page has to quote, a link to encode and a client to decode.
 TREE: Final = (
