@@ -152,7 +152,7 @@ def main() -> None:
         os.environ.clear()
         os.environ.update(order["environment"])
         os.chdir(order["folder"])
-        for number, *limit in order.get("limits", ()):
+        for number, *limit in order["limits"]:
             resource.setrlimit(number, (limit[0], limit[1]))
         sys.argv[1:] = order["arguments"]
         runpy.run_module("ktlsd", run_name="__main__", alter_sys=True)
