@@ -22,7 +22,7 @@ class HeadFields(Struct, eq=False, gc=False):
     values: Mapping[bytes, bytes]
     """As request_fields.joined() gives them."""
     alone: bool = False
-    """Whether a request with these fields is nothing but its head: it has no body, and asks for nothing but its
+    """True if a request with these fields is nothing but its head: it has no body, and requests nothing but its
     response."""
     closes: bool = False
     """Whether they ask for the end of the connection."""
