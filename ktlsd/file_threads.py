@@ -70,6 +70,17 @@ class FileThreads:
         needs_task()
         return await self._run(_Job(self, call, discard))
 
+    def run_soon(self, call: Callable[[], object]) -> bool:
+        """Have a thread make a call that nothing waits for, if one is free; whether one was."""
+        job = _Job(self, call)
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(job)
+            job.start()
+        except (trio.WouldBlock, OSError):
+            return False
+        job.abandon()
+        return True
+
     async def run_on(self, descriptor: int, call: Callable[[int], T], *, waits: bool = False) -> T:
         """The same of a call on an open file. It gets a descriptor of its own: the file may be closed before it ends.
         Even close(2) is not waited for if the file's file system `waits`.
@@ -99,6 +110,8 @@ class FileThreads:
                 close()
 
     async def _run(self, job: _Job[T]) -> T:
+        # A caller may make steps of the coroutine itself, and give it up as soon as it waits: before anything is begun.
+        await trio.lowlevel.checkpoint()
         await self._acquire(job)
         try:
             job.start()

@@ -2,8 +2,8 @@
 
 Strategy: one openat2(RESOLVE_BENEATH) against the root's descriptor, so that the kernel itself keeps every name, link
 and race inside. On the event loop only from the kernel's name cache, on the root's own mount, and if its file system
-is known to be a local one; everything else belongs in a thread. An opened file is checked through its descriptor
-only.
+is known to be a local one; everything else belongs in a thread, but for names that are surely absent
+(folder_names.py). An opened file is checked through its descriptor only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
 from ktlsd.site import mounts
 from ktlsd.site.beneath import open_beneath
-from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2, path_at
+from ktlsd.site.folder_names import FolderNames, Unread, Verdict
+from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
 
 T = TypeVar("T")
 
@@ -185,10 +186,8 @@ class Root:
         self.waits = True
         """Whether its file system may hold up every call on it."""
         self._opens_now = False
-        self._local_mounts: set[int] = set()
-        """Local mounts below the root's own, valid until the next mount or unmount."""
-        self._changes: mounts.MountChanges | None = None
-        self._generation = 0
+        self._local_mounts = mounts.LocalMounts()
+        self._names = FolderNames()
         if path is not None:
             self.descriptor = self._descriptor = _open_folder(path)
             try:
@@ -230,8 +229,7 @@ class Root:
             # O_PATH: close(2) asks no file system.
             os.close(self._descriptor)
             self._descriptor = -1
-            if self._changes is not None:
-                self._changes.close()
+            self._local_mounts.close()
 
     def waiting_mounts(self) -> list[mounts.Mount]:
         """The root's mount, and those below it, whose file systems may hold up their callers. Raises OSError."""
@@ -254,13 +252,22 @@ class Root:
             found = await self.open_file(path)
             return found or Moved(target.directory_location())
 
-    async def open_file(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
-        """Open a file by its path below the root; None when it is a folder.
+    async def open_file(self, path: bytes) -> OpenFile | Miss | None:
+        """Open a file by its path below the root; None when it is a folder."""
+        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path)
+
+    async def open_sibling(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
+        """The same for a file that may be missed for folder_names.LATELY_SECONDS after it has appeared.
 
         Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
         the look at a name.
         """
-        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path, others)
+        if path in self.hidden:
+            return Miss.HIDDEN
+        with self as root:
+            if self._opens_now and self._names.judge(root, path, lately=True) is Verdict.ABSENT:
+                return Miss.ABSENT
+        return await self.open_hidden(path, others)
 
     async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
@@ -280,48 +287,12 @@ class Root:
         try:
             return openat2(self.descriptor, path, _FLAGS, cached=True)
         except OSError as error:
-            if error.errno != errno.EAGAIN or (descriptor := self._open_across(self.descriptor, path, _FLAGS)) is None:
+            if error.errno != errno.EAGAIN:
+                raise
+            descriptor = self._local_mounts.open(self.descriptor, path, _FLAGS)
+            if descriptor is None:
                 raise
         return descriptor
-
-    def _open_across(self, root: int, path: bytes, flags: int) -> int | None:
-        """A new descriptor of what is on another mount that is known to be local, at once; None if a thread has to open
-        it. The kernel gives the mount before any file system is asked."""
-        if not self._local_mounts or not self._nothing_was_mounted():
-            return None
-        try:
-            found = path_at(root, path)
-            try:
-                if folder_identity(found).mount in self._local_mounts:
-                    return os.open(b"/proc/self/fd/%d" % found, flags | os.O_CLOEXEC)
-            finally:
-                os.close(found)
-        except OSError:
-            # A thread finds out.
-            pass
-        return None
-
-    def _nothing_was_mounted(self) -> bool:
-        """Whether what is known of mounts still holds."""
-        if self._changes is None:
-            return False
-        generation = self._changes.generation()
-        if generation == self._generation:
-            return True
-        self._generation = generation
-        self._local_mounts.clear()
-        return False
-
-    def _note_mount(self, number: int, *, known: bool) -> None:
-        """Remember that a mount is local, if nothing was mounted since before it was asked: so `known` says."""
-        if self._changes is None:
-            with contextlib.suppress(OSError):
-                self._changes = mounts.MountChanges()
-        elif known and self._nothing_was_mounted():
-            self._local_mounts.add(number)
-            if self.identity is not None:
-                # A link may lead back.
-                self._local_mounts.add(self.identity.mount)
 
     def identity_now(self, path: bytes) -> Identity:
         """The identity of a version of a folder, or file, on the root's own mount. Raises OSError, at once,
@@ -333,6 +304,7 @@ class Root:
             os.close(descriptor)
 
     async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
+        unread: Unread | None = None
         try:
             with self as root:
                 reopens = self._opens_now
@@ -344,15 +316,21 @@ class Root:
                         if error.errno not in (errno.EAGAIN, errno.EXDEV):
                             raise
                         reopens = error.errno == errno.EAGAIN
-                        if reopens and (across := self._open_across(root, path, flags)) is not None:
-                            return _Opened(across, _status(across), reopens=True, waits=False, crosses=True)
+                        if reopens:
+                            if (across := self._local_mounts.open(root, path, flags)) is not None:
+                                return _Opened(across, _status(across), reopens=True, waits=False, crosses=True)
+                            verdict = self._names.judge(root, path)
+                            if verdict is Verdict.ABSENT:
+                                return Miss.ABSENT
+                            if isinstance(verdict, Unread):
+                                unread = self._to_read(root, verdict)
                     else:
                         return _Opened(descriptor, _status(descriptor), reopens=True, waits=False)
-                known = self._nothing_was_mounted()
-                opening = partial(self._open_from_disk, root, path, flags, others)
+                known = self._local_mounts.still_hold()
+                opening = partial(self._open_from_disk, root, path, flags, others, unread)
                 opened, mount = await self.threads.run(opening, lambda late: os.close(late[0].descriptor))
-                if opened.crosses and not opened.waits:
-                    self._note_mount(mount, known=known)
+                if opened.crosses and not opened.waits and self.identity is not None:
+                    self._local_mounts.note(mount, self.identity.mount, known=known)
                 return opened._replace(reopens=reopens and not opened.waits)
         except Stalled:
             # No other name is tried: each would take as long again.
@@ -360,12 +338,35 @@ class Root:
         except OSError as error:
             return miss_of(error)
 
-    def _open_from_disk(self, root: int, path: bytes, flags: int, others: Sequence[bytes]) -> tuple[_Opened, int]:
+    def _to_read(self, root: int, unread: Unread) -> Unread | None:
+        """What the thread that is needed anyway is to read; a large folder gets a thread of its own."""
+        if not unread.large:
+            return unread
+        with contextlib.suppress(OSError):
+            copy = os.dup(root)
+
+            def read() -> None:
+                try:
+                    self._names.read(copy, unread.folder, large=True)
+                finally:
+                    os.close(copy)
+
+            if not self.threads.run_soon(read):
+                os.close(copy)
+        return None
+
+    def _open_from_disk(
+        self, root: int, path: bytes, flags: int, others: Sequence[bytes], unread: Unread | None
+    ) -> tuple[_Opened, int]:
         """The same for a thread, which may wait; and the mount ID."""
-        for other in others:
-            with contextlib.suppress(OSError):
-                os.close(openat2(root, other, os.O_PATH, cached=False))
-        descriptor = open_beneath(root, path, flags)
+        try:
+            descriptor = open_beneath(root, path, flags)
+        except FileNotFoundError:
+            if unread is not None and self._names.read(root, unread.folder):
+                raise
+            self._look_at(root, others)
+            raise
+        self._look_at(root, others)
         status = _status(descriptor)
         try:
             mount = folder_identity(descriptor).mount
@@ -375,6 +376,12 @@ class Root:
             os.close(descriptor)
             raise
         return _Opened(descriptor, status, reopens=False, waits=waits, crosses=crosses), mount
+
+    def _look_at(self, root: int, paths: Sequence[bytes]) -> None:
+        """Get the kernel to know whether these are there."""
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.close(openat2(root, path, os.O_PATH, cached=False))
 
     def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
         """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""

@@ -6,6 +6,7 @@ system waits for its disk at most; all that are not known to be local ask anothe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ktlsd.config.printable import printable
+from ktlsd.system_calls import folder_identity, path_at
 
 LOCAL: Final = frozenset(
     {
@@ -76,6 +78,58 @@ class MountChanges:
         if self._poll.poll(0):
             self._generation += 1
         return self._generation
+
+
+class LocalMounts:
+    """Mounts below a root that are known to be local, and what is on them, at once: valid until the next mount or
+    unmount. The creator closes it."""
+
+    def __init__(self) -> None:
+        self._numbers: set[int] = set()
+        self._changes: MountChanges | None = None
+        self._generation = 0
+
+    def close(self) -> None:
+        if self._changes is not None:
+            self._changes.close()
+
+    def open(self, root: int, path: bytes, flags: int) -> int | None:
+        """A new descriptor of what is on such a mount, at once; None if a thread has to open it. The kernel gives the
+        mount before any file system is asked."""
+        if not self._numbers or not self.still_hold():
+            return None
+        try:
+            found = path_at(root, path)
+            try:
+                if folder_identity(found).mount in self._numbers:
+                    return os.open(b"/proc/self/fd/%d" % found, flags | os.O_CLOEXEC)
+            finally:
+                os.close(found)
+        except OSError:
+            # A thread finds out.
+            pass
+        return None
+
+    def still_hold(self) -> bool:
+        """Whether what is known of mounts still holds."""
+        if self._changes is None:
+            return False
+        generation = self._changes.generation()
+        if generation == self._generation:
+            return True
+        self._generation = generation
+        self._numbers.clear()
+        return False
+
+    def note(self, number: int, own: int, *, known: bool) -> None:
+        """Remember that a mount is local, as is the root's `own`, if nothing was mounted since before it was asked: so
+        `known` says."""
+        if self._changes is None:
+            with contextlib.suppress(OSError):
+                self._changes = MountChanges()
+        elif known and self.still_hold():
+            # A link may lead back.
+            self._numbers.update((number, own))
 
 
 def waits(number: int) -> bool:

@@ -325,7 +325,7 @@ class Site:
                 candidates = (*wanted, *(other for other in codings if other not in wanted))
                 siblings = [opened.path + SUFFIXES[candidate] for candidate in candidates]
                 for number, candidate in enumerate(candidates):
-                    sibling = await opened.root.open_file(siblings[number], siblings[number + 1 :])
+                    sibling = await opened.root.open_sibling(siblings[number], siblings[number + 1 :])
                     if not isinstance(sibling, OpenFile):
                         if sibling is not Miss.ABSENT:
                             rejected.add(siblings[number])

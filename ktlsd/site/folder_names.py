@@ -1,0 +1,325 @@
+"""Which names are surely absent below a root, without a thread: what folders hold, read once.
+
+Strategy: a thread reads a folder's names, and keeps a hash of each under the folder's device, inode, mtime and ctime.
+The event loop asks for these of the folder of that moment, from the kernel's name cache: if they are the same, a name
+without a hash is absent. Any other name, and a folder whose file system may match names otherwise than byte for byte,
+says nothing: then openat2(2) decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+import threading
+import time
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from enum import Enum
+from itertools import islice
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from ktlsd.system_calls import file_system_type, folder_identity, openat2
+
+MOST_BYTES: Final = 8_388_608
+"""Approximate memory for the names below one root: about a million names."""
+MOST_AT_ONCE: Final = 2_000
+"""Names of a folder that are read while a request waits: about 2 ms."""
+MOST_NAMES: Final = 100_000
+"""Names of a folder that is kept."""
+LATELY_SECONDS: Final = 0.02
+"""How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
+
+# A folder that has changed lately can change again without a change of its times: their clock has ticks.
+_SETTLED_NS: Final = 2_000_000_000
+# A folder that changes again and again is read for at most a fiftieth of the time.
+_PAUSES: Final = 50
+_FOLDER_BYTES: Final = 512
+_BUCKET: Final = 1024
+_MOST_LEVELS: Final = 32
+
+# Magic numbers (statfs(2)) of file systems without names of their own making. Of xfs and overlayfs, only a trial says
+# whether they match upper with lower case.
+_TRIED: Final = frozenset({0x58465342, 0x794C7630})  # xfs, overlayfs
+_TRUSTED: Final = _TRIED | {
+    0xEF53,  # ext2, ext3, ext4
+    0x9123683E,  # btrfs
+    0xF2F52010,  # f2fs
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+    0x73717368,  # squashfs
+    0xE0F5E1E2,  # erofs
+}
+# ioctl_iflags(2). The direction of data is encoded otherwise on a few architectures (asm/ioctl.h).
+_READ: Final = 0x40000000 if os.uname().machine.startswith(("alpha", "mips", "ppc", "sparc")) else 0x80000000
+_FS_IOC_GETFLAGS: Final = _READ | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+_FS_ENCRYPT_FL: Final = 0x800  # Without their key, names are listed in another form than with it.
+_FS_CASEFOLD_FL: Final = 0x40000000
+
+
+class Verdict(Enum):
+    """What is known of a name."""
+
+    ABSENT = "no such name"
+    LISTED = "there was such a name"
+    UNKNOWN = "nothing, and reading its folder would not help at the moment"
+
+
+class Unread(NamedTuple):
+    """Nothing is known of a name before a thread has read the names of a folder on its way."""
+
+    folder: bytes
+    large: bool
+    """True if the folder has more than MOST_AT_ONCE names: no request should wait for them."""
+
+
+Names = tuple["array[int]", ...]
+_Version = tuple[int, int]
+
+
+class _Known(Struct, frozen=True, gc=False):
+    version: _Version
+    """mtime and ctime in ns, unchanged while the folder was read."""
+    names: Names | None
+    """None if they say nothing, or are too many."""
+    large: bool
+    """True if they are too many for MOST_AT_ONCE, and were not read to their end."""
+    again: float
+    """Before this time of the monotonic clock, another version is not read."""
+
+    def size(self) -> int:
+        """Approximate bytes of memory."""
+        return _FOLDER_BYTES + 8 * sum(map(len, self.names or ()))
+
+
+class FolderNames:
+    """What is known of the folders below one root, on the root's own mount."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._folders: OrderedDict[tuple[int, int], _Known] = OrderedDict()
+        """By device and inode; the least recently asked for comes first."""
+        self._reading: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+        """For all of the above, between the event loop and threads."""
+        self._lately: dict[bytes, _Known] = {}
+        self._lately_until = 0.0
+
+    def judge(self, root: int, path: bytes, *, lately: bool = False) -> Verdict | Unread:
+        """What is known of a relative path below the root's descriptor; asks the kernel's name cache only.
+
+        The answer is of this moment; `lately`: up to LATELY_SECONDS older.
+        """
+        folder, _, name = path.rpartition(b"/")
+        folder = folder or b"."
+        if lately:
+            if (now := time.monotonic()) >= self._lately_until:
+                self._lately.clear()
+                self._lately_until = now + LATELY_SECONDS
+            if (known := self._lately.get(folder)) is not None:
+                return _find(known, name)
+        try:
+            status = _status(root, folder)
+        except BlockingIOError:
+            return self._judge_from_top(root, path)
+        except (FileNotFoundError, NotADirectoryError):
+            return Verdict.ABSENT
+        except OSError:
+            return Verdict.UNKNOWN
+        return self._judge_in(folder, status, name, lately=lately)
+
+    def _judge_from_top(self, root: int, path: bytes) -> Verdict | Unread:
+        """The first name that is absent decides. The kernel has none for the folder itself."""
+        folder = b"."
+        for name in path.split(b"/", _MOST_LEVELS)[:_MOST_LEVELS]:
+            try:
+                status = _status(root, folder)
+            except BlockingIOError:
+                return Unread(folder, large=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return Verdict.ABSENT
+            except OSError:
+                return Verdict.UNKNOWN
+            verdict = self._judge_in(folder, status, name)
+            if verdict is not Verdict.LISTED:
+                return verdict
+            folder = name if folder == b"." else folder + b"/" + name
+        return Verdict.UNKNOWN
+
+    def _judge_in(
+        self, folder: bytes, status: os.stat_result, name: bytes, *, lately: bool = False
+    ) -> Verdict | Unread:
+        key, version = (status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_ctime_ns)
+        with self._lock:
+            known = self._folders.get(key)
+            if known is not None:
+                self._folders.move_to_end(key)
+            reading = key in self._reading
+        if known is not None and known.version == version:
+            if known.names is not None:
+                if lately:
+                    self._lately[folder] = known
+                return _find(known, name)
+            return Unread(folder, large=True) if known.large and not reading else Verdict.UNKNOWN
+        if reading or not _is_settled(version) or (known is not None and time.monotonic() < known.again):
+            return Verdict.UNKNOWN
+        return Unread(folder, large=False)
+
+    def read(self, root: int, folder: bytes, *, large: bool = False) -> bool:
+        """Read a folder's names, in a thread; `large`: more than MOST_AT_ONCE. True if the names are known now."""
+        try:
+            descriptor = openat2(root, folder, os.O_PATH | os.O_DIRECTORY, cached=False)
+        except OSError:
+            return False
+        try:
+            if folder_identity(descriptor).mount != folder_identity(root).mount:
+                return False
+            status = os.fstat(descriptor)
+            key, version = (status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_ctime_ns)
+            if not _is_settled(version) or not self._claim(key, version, large=large):
+                return False
+            try:
+                known = _read(descriptor, version, MOST_NAMES if large else MOST_AT_ONCE, large=large)
+                self._keep(key, known)
+            finally:
+                self._reading.discard(key)
+            return known.names is not None
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _claim(self, key: tuple[int, int], version: _Version, *, large: bool) -> bool:
+        """Whether this thread is to read the folder: no other does, or has."""
+        with self._lock:
+            known = self._folders.get(key)
+            if key in self._reading or (known is not None and known.version == version and not (large and known.large)):
+                return False
+            self._reading.add(key)
+            return True
+
+    def _keep(self, key: tuple[int, int], known: _Known) -> None:
+        with self._lock:
+            self._drop(self._folders.pop(key, None))
+            self._folders[key] = known
+            self._bytes += known.size()
+            while self._bytes > self._most_bytes and self._folders:
+                self._drop(self._folders.popitem(last=False)[1])
+
+    def _drop(self, known: _Known | None) -> None:
+        if known is not None:
+            self._bytes -= known.size()
+
+
+def _status(root: int, folder: bytes) -> os.stat_result:
+    """Of a folder on the root's own mount. Raises OSError: BlockingIOError if a disk, or another mount, has to be
+    asked."""
+    if folder == b".":
+        return os.fstat(root)
+    descriptor = openat2(root, folder, os.O_PATH | os.O_DIRECTORY, cached=True)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_settled(version: _Version) -> bool:
+    # Each change sets the ctime; the mtime may be any.
+    return version[1] < time.time_ns() - _SETTLED_NS
+
+
+def _find(known: _Known, name: bytes) -> Verdict:
+    if name in (b"", b".", b".."):
+        return Verdict.UNKNOWN
+    return Verdict.LISTED if holds(known.names or (), os.fsdecode(name)) else Verdict.ABSENT
+
+
+def pack(hashes: Sequence[int]) -> Names:
+    """The hashes of names, sorted in short runs: one long sort would hold the interpreter up."""
+    buckets = [array("q") for _ in range(len(hashes) // _BUCKET + 1)]
+    for number in hashes:
+        buckets[number % len(buckets)].append(number)
+    return tuple(array("q", sorted(bucket)) for bucket in buckets)
+
+
+def holds(names: Names, name: str) -> bool:
+    """Whether a name is among them; also for another one with the same hash, which does no harm."""
+    wanted = hash(name)
+    bucket = names[wanted % len(names)]
+    place = bisect_left(bucket, wanted)
+    return place < len(bucket) and bucket[place] == wanted
+
+
+def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
+    """Up to `most` names of a folder that was opened with O_PATH. Raises OSError."""
+    began = time.monotonic()
+    names: Names | None = None
+    too_many = False
+    try:
+        # "." asks for the right to search the folder, too: without it there is another error than ENOENT.
+        descriptor = openat2(folder, b".", os.O_RDONLY | os.O_DIRECTORY, cached=False)
+    except PermissionError:
+        pass
+    else:
+        try:
+            hashes, sample = array("q"), None
+            with os.scandir(descriptor) as scan:
+                while len(hashes) <= most and (piece := [found.name for found in islice(scan, _BUCKET)]):
+                    hashes.extend(map(hash, piece))
+                    sample = sample or next(filter(_swapped, piece), None)
+            too_many = len(hashes) > most
+            if not too_many and _matches_bytes(descriptor, sample, hashes):
+                names = pack(hashes)
+            status = os.fstat(descriptor)
+            if (status.st_mtime_ns, status.st_ctime_ns) != version:
+                # Kept under the former version, which is gone: for the pause.
+                names = None
+        finally:
+            os.close(descriptor)
+    ended = time.monotonic()
+    return _Known(version, names, too_many and not large, ended + _PAUSES * (ended - began))
+
+
+def _swapped(name: str) -> str | None:
+    """The name with upper and lower case swapped, in ASCII only; None if that is the same."""
+    original = os.fsencode(name)
+    swapped = original.swapcase()
+    return os.fsdecode(swapped) if swapped != original else None
+
+
+def _matches_bytes(folder: int, sample: str | None, hashes: array[int]) -> bool:
+    """Whether a name is found in an open folder under its own bytes only; `sample` is one that has letters. Raises
+    OSError."""
+    kind = file_system_type(folder) & 0xFFFFFFFF
+    if kind not in _TRUSTED or _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL):
+        return False
+    swapped = _swapped(sample) if sample is not None else None
+    if swapped is None:
+        return kind not in _TRIED
+    if hash(swapped) in hashes:
+        return True
+    try:
+        os.stat(swapped, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _flags(folder: int) -> int:
+    """Of an open folder (ioctl_iflags(2)); 0 if its file system has none. Raises OSError."""
+    flags = bytearray(struct.calcsize("l"))
+    try:
+        fcntl.ioctl(folder, _FS_IOC_GETFLAGS, flags)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return 0
+    # An int, whatever the ioctl's name says.
+    return int.from_bytes(flags[:4], sys.byteorder)
