@@ -26,8 +26,6 @@ class HeadFields(Struct, eq=False, gc=False):
     response."""
     closes: bool = False
     """Whether they ask for the end of the connection."""
-    noted: dict[bytes, object] | None = None
-    """What the access log notes of requests with these fields, by `RequestHead.key`."""
 
 
 class RequestHead(Struct, eq=False, gc=False):
@@ -43,6 +41,8 @@ class RequestHead(Struct, eq=False, gc=False):
     """Method and target."""
     closes: bool
     """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
+    noted: object = None
+    """What the access log notes of it."""
     memo: object = None
     """What the response cache found for it: some clients send the same head again and again."""
 

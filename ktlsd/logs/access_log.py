@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
@@ -23,6 +24,8 @@ Fragment = tuple[str, str]
 _ESCAPES: Final = {
     number: f"\\x{number:02X}" for number in range(256) if not " " <= chr(number) <= "~" or chr(number) in '"\\'
 }
+_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*+")
+"""What has nothing to escape, which is quickly seen."""
 _DELETE: Final = "\x7f"
 
 
@@ -157,6 +160,8 @@ FORMATS: Final[Mapping[AccessLogFormat, Format]] = {"combined": Combined(), "jso
 
 
 def _escaped(value: bytes) -> str:
+    if _PLAIN.fullmatch(value):
+        return value.decode("ascii")
     return value.decode("latin-1").translate(_ESCAPES)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, Protocol
 
 from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
@@ -24,25 +24,21 @@ LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
 
 _SIZE_OF_REST: Final = 512
-_MOST_NOTED: Final = 64
-"""Requests with the same fields of which it is kept."""
 _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
-_FIELDS: Final = {b"host": "host", b"referer": "referer", b"user-agent": "user_agent"}
 
 
 class Noted(NamedTuple):
     """The part of a line that is known before anything is sent."""
 
     asked: Fragment
-    status: int | None
     size: int
     """Characters that all of a line may have."""
 
 
-Told = tuple[Fragment, Noted, float, float, int, bool, str | None]
-"""A connection; a request on it, when it began and ended by the monotonic clock; bytes sent; whether that is all; the
-request's id where a proxy gave it one."""
+Told = tuple[Fragment, Noted, int | None, float, float, int, bool, str | None]
+"""A connection; a request on it; the status of its response, if any; when it began and ended by the monotonic clock;
+bytes sent; true if that is all; the request's id from a proxy, if any."""
 
 
 class Sending(Protocol):
@@ -64,12 +60,13 @@ class AccessLog:
 
     def note(self, asked: Asked) -> Noted:
         fragment = self._form.of_request(asked)
-        return Noted(fragment, None, _SIZE_OF_REST + sum(map(len, fragment)))
+        return Noted(fragment, _SIZE_OF_REST + sum(map(len, fragment)))
 
     def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
         since = time.time() - time.monotonic()
-        for (channel, noted, began, ended, sent, complete, given), own in zip(all_told, self._ids, strict=False):
-            outcome = Outcome(since + began, given or own, noted.status, sent, ended - began, complete)
+        for told, own in zip(all_told, self._ids, strict=False):
+            channel, noted, status, began, ended, sent, complete, given = told
+            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
             yield self._form.line(channel, noted.asked, outcome)
 
     def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
@@ -80,8 +77,8 @@ class RequestLog:
     """The requests of one connection, one after the other."""
 
     __slots__ = (
-        *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent", "_transport"),
-        "noted",
+        *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent"),
+        *("_status", "_transport", "noted"),
     )
 
     def __init__(self, log: AccessLog, form: Format, channel: Channel, transport: Sending) -> None:
@@ -107,21 +104,18 @@ class RequestLog:
         self._began = time.monotonic()
         self._sent = self._transport.sent
         self._head_size = 0
+        self._status: int | None = None
         self._fragment, self._id = self._own, None
         self.noted = self._log.nothing
 
     def asked(self, request: RequestHead) -> None:
         """This is the request."""
-        of_fields = request.of_fields
-        kept = of_fields.noted
-        line = b"%b %b" % (request.key, request.http_version)
-        noted = None if kept is None else cast("Noted | None", kept.get(line))
-        if noted is None:
-            told = {_FIELDS[name]: value for name, value in of_fields.fields if name in _FIELDS}
-            noted = self._log.note(Asked(request.method, request.target, request.http_version, **told))
-            if kept is None or len(kept) >= _MOST_NOTED:
-                kept = of_fields.noted = {}
-            kept[line] = noted
+        noted = request.noted
+        if not isinstance(noted, Noted):
+            get = request.of_fields.values.get
+            told = get(b"host"), get(b"referer"), get(b"user-agent")
+            noted = self._log.note(Asked(request.method, request.target, request.http_version, *told))
+            request.noted = noted
         self.noted = noted
 
     def forget(self) -> None:
@@ -143,14 +137,17 @@ class RequestLog:
 
     def answered(self, status: int, head_size: int) -> None:
         """This is the response; `head_size` is that of its head in bytes."""
-        self.noted = self.noted._replace(status=status)
+        self._status = status
         self._head_size = head_size
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` if the whole response was."""
         noted = self.noted
         sent = self._transport.sent - self._sent - self._head_size
-        told = (self._fragment, noted, self._began, time.monotonic(), sent if sent > 0 else 0, complete, self._id)
+        told = (
+            *(self._fragment, noted, self._status, self._began, time.monotonic(), sent if sent > 0 else 0, complete),
+            self._id,
+        )
         self._log.lines.add(told, noted.size)
         self.noted = self._log.nothing
 
