@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.events import (
     BodyReceived,
@@ -42,11 +41,6 @@ from tests.http2.test_request_fields import MALFORMED
 POST = ((b":method", b"POST"), *without(b":method"))
 
 
-def method_of(head: RequestHead) -> bytes:
-    """What deciding and logging take."""
-    return head.method
-
-
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +50,7 @@ def test_a_request() -> None:
     assert isinstance(event, Request)
     assert (event.stream_id, event.target, event.ended, event.http_version) == (1, b"/file", True, b"2.0")
     assert event.headers == ((b"host", b"example.org"), (b"range", b"bytes=0-1"))
-    assert method_of(event) == b"GET"
+    assert event.method == b"GET"
 
 
 def test_bytes_can_come_one_by_one() -> None:
