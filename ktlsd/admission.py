@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import socket
 from typing import Final
@@ -23,6 +24,7 @@ from ktlsd.config.limits import (
     descriptors_for,
     most_connections,
 )
+from ktlsd.config.networks import UNIX, Address, address_of
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import open_files
 from ktlsd.connection.page_cache import PageCache
@@ -36,6 +38,7 @@ log = logging.getLogger("ktlsd")
 
 MOST_REJECTING: Final = 64
 """Maximum number of refused connections that are closed gracefully at the same time."""
+_REMEMBERED_CLIENTS: Final = 1024
 _TOO_FEW: Final = 100
 """Connections: a browser opens up to six to a site (HTTP/1.1), so some 16 visitors."""
 EXHAUSTED: Final = {
@@ -52,6 +55,7 @@ class AdmissionControl:
 
     def __init__(self, service: Service, page_cache: PageCache, row: Row) -> None:
         self._service = service
+        self._limited = functools.lru_cache(_REMEMBERED_CLIENTS)(self._limited_address)
         self._page_cache = page_cache
         self._row = row
         self._throttle = LogThrottle()
@@ -65,6 +69,7 @@ class AdmissionControl:
         if limits.connections != self._service.settings.limits.connections:
             warn_lowered_limit(limits)
         self._service = service
+        self._limited.cache_clear()
         self.limiter.use(limits, _most(limits))
 
     def refuses(self, permit: ConnectionPermit, peer: Peer, now: float, *, with_handshake: bool) -> Limit | None:
@@ -74,12 +79,15 @@ class AdmissionControl:
         """
         if permit.refused is not None:
             return permit.refused
-        address, service = peer.address, self._service
+        address = self._limited(peer.host, not peer.via)
+        return None if address is None else permit.is_of(address, now, with_handshake=with_handshake)
+
+    def _limited_address(self, host: str, direct: bool) -> Address | None:
+        """The address by which a client is limited; None for one that is exempt. `direct`: no PROXY header named it."""
+        address, service = None if host == UNIX else address_of(host), self._service
         if address is None or service.exempt.holds(address) or service.trusted.holds(address):
             return None
-        if not peer.via and service.speak_proxy.holds(address):
-            return None
-        return permit.is_of(address, now, with_handshake=with_handshake)
+        return None if direct and service.speak_proxy.holds(address) else address
 
     async def reject(self, sock: socket.socket, peer: Peer, limit: Limit, response: bytes) -> None:
         """Count, log and close a connection after sending `response`, which is empty before a TLS handshake."""

@@ -24,7 +24,6 @@ from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer, client_of
 from ktlsd.connection.plain_transport import PlainTransport
 from ktlsd.connection.proxy_protocol import BadHeader
-from ktlsd.connection.tls_transport import Transport
 from ktlsd.connection.transport import FileShrank
 from ktlsd.file_threads import Stalled
 from ktlsd.handshake import Handshakes
@@ -48,7 +47,7 @@ class Arrivals:
         self._shared = shared
         self._row = row = shared.row
         self._page_cache = PageCache(row)
-        self._handshakes = Handshakes(shared)
+        self._handshakes = Handshakes(shared, self._page_cache)
         self._admission = AdmissionControl(shared.service, self._page_cache, row)
 
     def close(self) -> None:
@@ -72,7 +71,7 @@ class Arrivals:
         row, admission, service = self._row, self._admission, self._shared.service
         row[ACCEPTED[kind]] += 1
         row[OPEN[kind]] += 1
-        began = now = trio.current_time()
+        began = now = driver.current_time()
         # Contexts for what ends with a connection would be some twenty calls more for each of them.
         try:
             sock.setblocking(False)
@@ -80,7 +79,7 @@ class Arrivals:
                 if admission.limiter.crowded:
                     self._make_room()
                 if permit.refused is None and service.speak_proxy and service.speak_proxy.holds(peer.address):
-                    peer, now = await self._named(sock, peer, began), trio.current_time()
+                    peer, now = await self._named(sock, peer, began), driver.current_time()
                 refused = admission.refuses(permit, peer, now, with_handshake=kind is Kind.HTTPS)
                 if refused is None:
                     if kind is Kind.HTTPS:
@@ -147,19 +146,15 @@ class Arrivals:
     async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
         """Shake hands within a time that began when the connection was accepted, and serve."""
         shared, row = self._shared, self._row
-        asked = await self._handshakes.read_hello(sock, began)
-        service = shared.service
-        hosted = service.sites.of_name(asked.server_name)
-        transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
+        done = await self._handshakes.complete(sock, peer, began)
+        if done is None:
+            return
+        transport, secured = done
+        gauge = OPEN_TLS[secured.tx.offload]
+        row[gauge] += 1
         try:
-            secured = await self._handshakes.complete(transport, sock, hosted, asked, peer, began)
-            if secured is not None:
-                client = make_client(peer, shared.service.trusted, secured, logged=shared.access_log is not None)
-                gauge = OPEN_TLS[secured.tx.offload]
-                row[gauge] += 1
-                try:
-                    await Http1(shared, transport, client).serve()
-                finally:
-                    row[gauge] -= 1
+            client = make_client(peer, shared.service.trusted, secured, logged=shared.access_log is not None)
+            await Http1(shared, transport, client).serve()
         finally:
+            row[gauge] -= 1
             transport.close()

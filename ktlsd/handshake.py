@@ -17,6 +17,7 @@ import trio
 from ktlsd.config.limits import Limit
 from ktlsd.config.values import Mode
 from ktlsd.connection import driver
+from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer
 from ktlsd.connection.sni import peek_client_hello
 from ktlsd.connection.tls_transport import Transport
@@ -36,11 +37,16 @@ log = logging.getLogger("ktlsd")
 _SPEAK_HTTPS: Final = (HTTPStatus.BAD_REQUEST, "this port speaks HTTPS, use an https:// address")
 
 
+class _NoCertificate(TLSError):
+    """The site that the client asked for is refused."""
+
+
 class Handshakes:
     """One for each process. The creator closes it."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, page_cache: PageCache) -> None:
         self._shared = shared
+        self._page_cache = page_cache
         self._offloads = Offloads()
         self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
         """The paths of connections without kTLS, by what decides about them."""
@@ -54,71 +60,81 @@ class Handshakes:
 
     # --- the steps of a handshake -------------------------------------------------------------------------------------
 
-    async def read_hello(self, sock: socket.socket, began: float) -> Asked:
-        """The ClientHello on a fresh socket; NOTHING if there is none in the time for a handshake."""
+    async def complete(self, sock: socket.socket, peer: Peer, began: float) -> tuple[Transport, Secured] | None:
+        """Shake hands within a time that began when the connection was accepted; the caller closes the transport.
+
+        None once the connection is finished instead. Raises TLSError.
+        """
+        shared, asked, hosted = self._shared, NOTHING, self._shared.service.sites.default
+        row, seconds = shared.row, shared.service.settings.limits.handshake_seconds
+        transport = None
+        try:
+            try:
+                with driver.within(seconds, began):
+                    asked = await self._read_hello(sock)
+                    service = shared.service
+                    hosted = service.sites.of_name(asked.server_name)
+                    transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
+                    if not hosted.refused:
+                        handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
+                    elif asked.server_name is None:
+                        # No ticket is good for a site that is refused.
+                        handshake = await transport.handshake()
+                    else:
+                        raise _NoCertificate
+            except (trio.TooSlowError, TLSError) as error:
+                if transport is None and isinstance(error, TLSError):
+                    raise
+                await self._end_failed(error, transport, hosted, asked, peer)
+                return None
+            tx, rx = self._paths(sock, handshake)
+            count_handshake(row, driver.current_time() - began, handshake, tx, rx)
+            secured = Secured(handshake, tx, rx, asked.server_name, hosted.context.clients)
+            if not self._may_go_on(peer, secured):
+                await transport.finish()
+                return None
+            opened, transport = transport, None
+            return opened, secured
+        finally:
+            if transport is not None:
+                transport.close()
+
+    async def _read_hello(self, sock: socket.socket) -> Asked:
+        """The ClientHello on a fresh socket."""
         silent = self._shared.idle.silent
         silent[sock] = time.monotonic()
         try:
-            with driver.within(self._shared.service.settings.limits.handshake_seconds, began):
-                # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
-                return await peek_client_hello(sock)
-        except trio.TooSlowError:
-            return NOTHING
+            # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
+            return await peek_client_hello(sock)
         finally:
             silent.pop(sock, None)
 
-    async def complete(
-        self, transport: Transport, sock: socket.socket, hosted: Hosted, asked: Asked, peer: Peer, began: float
-    ) -> Secured | None:
-        """Shake hands for the site that was asked for; None once the connection is finished instead.
-
-        Raises TLSError.
-        """
-        row = self._shared.row
-        handshake = await self._run_handshake(transport, hosted, asked, peer, began)
-        if handshake is None:
-            return None
-        tx, rx = self._paths(sock, handshake)
-        count_handshake(row, trio.current_time() - began, handshake, tx, rx)
-        secured = Secured(handshake, tx, rx, asked.server_name, hosted.context.clients)
-        if not self._may_go_on(peer, secured):
-            await transport.finish()
-            return None
-        return secured
-
-    async def _run_handshake(
-        self, transport: Transport, hosted: Hosted, asked: Asked, peer: Peer, began: float
-    ) -> Handshake | None:
-        row, service = self._shared.row, self._shared.service
-        seconds = service.settings.limits.handshake_seconds
-        if hosted.refused and asked.server_name is not None:
-            row[FAILED[Failure.NO_CERTIFICATE]] += 1
-            log.info("%s handshake refused: no usable certificate for %s", peer, asked.server_name)
-            await transport.refuse_name()
-            return None
-        # No ticket is good for a site that is refused.
-        older_key = None if hosted.refused else service.older_ticket_key(asked.ticket_key_name)
-        try:
-            with driver.within(seconds, began):
-                return await transport.handshake(older_key)
-        except trio.TooSlowError:
+    async def _end_failed(
+        self, error: Exception, transport: Transport | None, hosted: Hosted, asked: Asked, peer: Peer
+    ) -> None:
+        """Count and log a handshake that failed, and send its client an alert or a response."""
+        shared, row = self._shared, self._shared.row
+        if transport is None or isinstance(error, trio.TooSlowError):
+            seconds = shared.service.settings.limits.handshake_seconds
             row[FAILED[Failure.TIMEOUT]] += 1
             row[LIMITED[Limit.HANDSHAKE]] += 1
             log.info("%s handshake failed: not complete within %g s", peer, seconds)
-        except ConnectionLost as error:
+        elif isinstance(error, _NoCertificate):
+            row[FAILED[Failure.NO_CERTIFICATE]] += 1
+            log.info("%s handshake refused: no usable certificate for %s", peer, asked.server_name)
+            await transport.refuse_name()
+        elif isinstance(error, ConnectionLost):
             row[FAILED[Failure.LOST]] += 1
             log.info("%s handshake failed: %s", peer, error)
-        except TLSError as error:
-            if asked.plain_http or isinstance(error, PlainHTTP):
-                row[FAILED[Failure.PLAIN_HTTP]] += 1
-                log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
-                date, server_field = self._shared.clock.date(), self._shared.service.server_field
-                await transport.answer_plain_http(last_words(*_SPEAK_HTTPS, date=date, server_field=server_field))
-            else:
-                row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
-                log.info("%s handshake failed: %s", peer, error)
-                await transport.end_refused()
-        return None
+        elif asked.plain_http or isinstance(error, PlainHTTP):
+            row[FAILED[Failure.PLAIN_HTTP]] += 1
+            log.info("%s handshake failed: plain HTTP on the HTTPS port", peer)
+            date, server_field = shared.clock.date(), shared.service.server_field
+            await transport.answer_plain_http(last_words(*_SPEAK_HTTPS, date=date, server_field=server_field))
+        else:
+            row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
+            log.info("%s handshake failed: %s", peer, error)
+            await transport.end_refused()
 
     def _may_go_on(self, peer: Peer, secured: Secured) -> bool:
         """True if the paths of a connection and its client certificate are allowed; logs both."""

@@ -491,9 +491,10 @@ class Connection:
         """Send close_notify (SSL_shutdown(3)); None once the kernel has it. A peer that is gone is no error."""
         self._c.ERR_clear_error()
         result: int = self._c.SSL_shutdown(self._ssl)
-        if result < 0 and self._c.SSL_get_error(self._ssl, result) == macros.SSL_ERROR_WANT_WRITE:
-            return Wait.WRITABLE
-        self._library.take_errors()
+        if result < 0:
+            if self._c.SSL_get_error(self._ssl, result) == macros.SSL_ERROR_WANT_WRITE:
+                return Wait.WRITABLE
+            self._library.take_errors()
         return None
 
     def key_update_owed(self) -> bool:

@@ -123,7 +123,12 @@ class Listen(tuple[str, int]):
         return self[1]
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_text(*self)
+
+
+def address_text(host: str, port: int) -> str:
+    """A host and a port in one, as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_listen(text: str) -> Listen:

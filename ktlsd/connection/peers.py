@@ -11,7 +11,7 @@ import socket
 from typing import NamedTuple
 
 from ktlsd.config.networks import UNIX, Address, address_of
-from ktlsd.config.values import Listen
+from ktlsd.config.values import address_text
 from ktlsd.connection.proxy_header import take_proxy_header
 
 log = logging.getLogger("ktlsd")
@@ -34,7 +34,7 @@ class Peer(NamedTuple):
     @property
     def name(self) -> str:
         """Address and port."""
-        return self.host if self.host == UNIX else str(Listen(self.host, self.port))
+        return self.host if self.host == UNIX else address_text(self.host, self.port)
 
     @property
     def address(self) -> Address | None:

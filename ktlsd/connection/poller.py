@@ -91,7 +91,8 @@ class Poller:
 
     async def run(self) -> None:
         """Handle ready sockets until cancelled."""
-        with current_scheduler().looking(self._look):
+        self._scheduler = current_scheduler()
+        with self._scheduler.looking(self._look):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_sockets)
                 nursery.start_soon(self._end_pauses)
@@ -122,14 +123,15 @@ class Poller:
         ready = self._epoll.poll(0, most)
         if not ready:
             return 0
-        current_scheduler().asked()
+        self._scheduler.asked()
         batch: Batch = {}
         high_priority: list[int] = []
         low_priority: list[int] = []
         for number, _ in ready:
             found = self._polled.get(number)
             (low_priority if found is not None and found[0].low_priority else high_priority).append(number)
-        self._run_batch(high_priority, batch)
+        if high_priority:
+            self._run_batch(high_priority, batch)
         if low_priority:
             self._run_batch(low_priority, batch)
         return len(ready)
@@ -142,7 +144,8 @@ class Poller:
                 self._unregister(number)
             elif (steps := found[0].ready(batch)) is not None:
                 all_steps.append(steps)
-        _run_steps(all_steps)
+        if all_steps:
+            _run_steps(all_steps)
 
     async def _end_pauses(self) -> None:
         while True:

@@ -195,8 +195,10 @@ class Transport(PacedTransport):
             await self._progress(Wait.WRITABLE)
         if unread:
             if not self._kernel_sends:
-                with contextlib.suppress(OSError):
+                try:
                     self._socket.shutdown(socket.SHUT_WR)
+                except OSError:
+                    return
             await self._linger()
 
     async def end_refused(self) -> None:

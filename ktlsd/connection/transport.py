@@ -149,8 +149,10 @@ class PacedTransport(abc.ABC):
 
     def _fill_segments(self, on: bool) -> None:
         """Whether TCP keeps a segment that is not full for what follows (TCP_CORK, tcp(7)); a Unix socket has none."""
-        with contextlib.suppress(OSError):
+        try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+        except OSError:
+            return
 
     @abc.abstractmethod
     async def send_text(self, data: bytes | bytearray) -> None:
@@ -318,11 +320,14 @@ class PacedTransport(abc.ABC):
 
     async def _linger(self) -> None:
         """Throw away what the client still sends, until its end, for a while."""
-        with contextlib.suppress(OSError, trio.TooSlowError), driver.within(_LINGER_SECONDS, trio.current_time()):
-            data = b"unread"
-            while data:
-                await driver.ready(self._socket, Wait.READABLE)
-                data = self._socket.recv(_LINGER_READ)
+        try:
+            with driver.within(_LINGER_SECONDS, driver.current_time()):
+                data = b"unread"
+                while data:
+                    await driver.ready(self._socket, Wait.READABLE)
+                    data = self._socket.recv(_LINGER_READ)
+        except (OSError, trio.TooSlowError):
+            pass
 
     async def _ready(self, wait: Wait) -> None:
         await driver.ready(self._socket, wait)

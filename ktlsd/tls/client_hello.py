@@ -30,6 +30,9 @@ _SESSION_TICKET: Final = 35
 _PRE_SHARED_KEY: Final = 41
 _COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
 _EXTENSION_HEADER: Final = struct.Struct(">HH")
+# Record type and major version; length; handshake type; length (RFC 8446 section 4 and 5.1).
+_ONE_RECORD: Final = struct.Struct(">HxHBBH")
+_MAJOR: Final = int.from_bytes(_RECORD_START)
 _HOST_NAME_TYPE: Final = 0
 
 _METHODS: Final = (
@@ -102,7 +105,10 @@ class HelloReader:
         """
         if not data.startswith(_HANDSHAKE_RECORD):
             return _without_tls(data)
-        message = self._client_hello(data[:LONGEST_HELLO])
+        # Nearly every ClientHello is one record, all of it there at the first look.
+        message: bytes | Incomplete | None = None if self._record else _body_of_one_record(data)
+        if message is None:
+            message = self._client_hello(data[:LONGEST_HELLO])
         if isinstance(message, Incomplete):
             return message if message.needed <= LONGEST_HELLO else NOTHING
         try:
@@ -167,6 +173,15 @@ def _without_tls(data: bytes) -> Asked | Incomplete:
     return Incomplete(_RECORD_HEADER) if maybe else NOTHING
 
 
+def _body_of_one_record(data: bytes) -> bytes | None:
+    """The body of a ClientHello that is all of one record, and nothing else; None for anything else."""
+    if len(data) < _ONE_RECORD.size:
+        return None
+    major, length, kind, high, low = _ONE_RECORD.unpack_from(data)
+    whole = kind == _CLIENT_HELLO and high == 0 and low + _HANDSHAKE_HEADER == length <= _LONGEST_RECORD
+    return data[_ONE_RECORD.size :] if whole and major == _MAJOR and len(data) == length + _RECORD_HEADER else None
+
+
 def _asked(hello: bytes) -> Asked:
     position = _VERSION_AND_RANDOM
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
@@ -194,15 +209,15 @@ def _asked(hello: bytes) -> Asked:
 def _extensions(data: bytes) -> dict[int, bytes]:
     """The bodies of the extensions that count here. Every new connection waits for this, so it makes few objects."""
     found = {}
-    position, end = 0, len(data)
-    while position < end:
-        try:
-            kind, length = _EXTENSION_HEADER.unpack_from(data, position)
-        except struct.error:
-            raise _Malformed from None
-        start, position = position + 4, position + 4 + length
-        if position > end:
-            raise _Malformed
-        if kind in _COUNTING:
-            found[kind] = data[start:position]
+    position, end, header = 0, len(data), _EXTENSION_HEADER.unpack_from
+    try:
+        while position < end:
+            kind, length = header(data, position)
+            position += 4 + length
+            if kind in _COUNTING:
+                found[kind] = data[position - length : position]
+    except struct.error:
+        raise _Malformed from None
+    if position > end:
+        raise _Malformed
     return found
