@@ -44,7 +44,7 @@ class Target(Struct, frozen=True):
     def hidden(self) -> bool:
         """Whether a name begins with a dot. The well-known folder of RFC 8615 at the top is not hidden."""
         names = self.names[1:] if self.names[:1] == (b".well-known",) else self.names
-        return any(name.startswith(b".") for name in names)
+        return b"/." in b"/" + b"/".join(names)
 
     def file_path(self) -> bytes:
         """The path below the root, for openat2(2)."""

@@ -7,7 +7,6 @@ would wait is left to the connection's task (http1.py), and so is the rest of a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -171,9 +170,7 @@ class InlineResponses:
             return None
         response, opened = answer.response, answer.opened
         body, made = response.body, None
-        with contextlib.ExitStack() as stack:
-            if opened is not None:
-                stack.callback(opened.close)
+        try:
             if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
                 return None
             data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
@@ -182,9 +179,11 @@ class InlineResponses:
             if isinstance(body, bytes):
                 made = self._join(data, head.closes, -1, None, body)
             elif isinstance(body, ByteRange) and opened is not None and body.count <= AT_ONCE:
-                stack.pop_all()
-                part = body if body.count else None
-                made = self._join(data, head.closes, opened.descriptor, part, identity=opened.identity())
+                file, opened, part = opened, None, body if body.count else None
+                made = self._join(data, head.closes, file.descriptor, part, identity=file.identity())
+        finally:
+            if opened is not None:
+                opened.close()
         if made is not None:
             self._count(exchange, response, made)
         return made
