@@ -193,7 +193,7 @@ TRAFFIC: Final = (
         "traffic-4k",
         "the same with 200,000 files of 4 KiB in 2,000 folders",
         Setting.HOST,
-        Traffic(Browsing(Tree("small", files=200_000, folders=2_000, median=4096, sigma=0))),
+        Traffic(Browsing(Tree("small", files=200_000, folders=2_000, median=4096, sigma=0)), timed=False),
         ("nginx",),
         at_least=_both(AT_FIRST_AND_LATER, 0.4, "nginx"),
         aim=_both(AT_FIRST_AND_LATER, 0.7, "nginx"),

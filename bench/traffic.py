@@ -11,13 +11,14 @@ import itertools
 import math
 import os
 import random
-import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 LISTED: Final = 200_000
 """Requests of a list: more than most servers answer in the seconds in which every file is new to them."""
+LINK_SECONDS: Final = 300
 SUFFIXES: Final = ("html", "css", "js", "json")
 USER_AGENTS: Final = 50
 _PLATFORMS: Final = (
@@ -82,11 +83,9 @@ class Tree:
 
         Folders that were served before would still know which siblings of their files do not exist.
         """
-        shutil.rmtree(root / self.name, ignore_errors=True)
-        for target in self.targets():
-            relative = target.removeprefix("/")
-            (root / relative).parent.mkdir(parents=True, exist_ok=True)
-            os.link(folder / relative, root / relative)
+        made, linked = str(folder / self.name), str(root / self.name)
+        for command in (["rm", "-rf", linked], ["cp", "-al", made, linked]):
+            subprocess.run(command, check=True, capture_output=True, timeout=LINK_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,12 @@ class RequestList:
         """The requests as traffic.lua reads them."""
         return "".join(f"{one.head + 1}\t{one.target}\t{one.referer}\n" for one in self.requests)
 
-    def uris(self, origin: str) -> str:
-        """The targets, one a line, as `h2load -i` reads them: it sends the same fields with all of them."""
-        return "".join(f"{origin}{one.target}\n" for one in self.requests)
+    def uris(self, origin: str, start: int = 0) -> str:
+        """The targets, one a line from number `start` on and around, as `h2load -i` reads them.
+
+        h2load sends the same fields with all of them, and each of its clients begins at the first line.
+        """
+        return "".join(f"{origin}{one.target}\n" for one in (*self.requests[start:], *self.requests[:start]))
 
 
 def user_agents() -> list[tuple[str, str, int]]:

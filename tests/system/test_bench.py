@@ -218,6 +218,7 @@ def test_other_clients_read_the_same_list_as_uris() -> None:
     listed = browsing(TREE)
     uris = listed.uris("https://127.0.0.1:8443").splitlines()
     assert uris == [f"https://127.0.0.1:8443{one.target}" for one in listed.requests]
+    assert listed.uris("https://127.0.0.1:8443", 1000).splitlines() == [*uris[1000:], *uris[:1000]]
 
 
 @pytest.fixture
@@ -321,6 +322,7 @@ def test_a_row_may_compare_a_ktlsd_with_another() -> None:
 
 def test_a_tree_is_linked_anew_under_names_that_nobody_has_looked_up(tmp_path: Path) -> None:
     root = tmp_path / "root"
+    root.mkdir()
     TREE.write(tmp_path)
     TREE.link(tmp_path, root)
     first = TREE.targets()[0].removeprefix("/")
