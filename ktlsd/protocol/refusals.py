@@ -10,11 +10,10 @@ import logging
 from http import HTTPStatus
 from typing import Final
 
-import h11
-
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
+from ktlsd.protocol import http1_writer as writer
 
 log = logging.getLogger("ktlsd")
 
@@ -49,14 +48,5 @@ def _log_escaped(text: str) -> None:
 def last_words(status: HTTPStatus, reason: str, *fields: tuple[str, str], date: bytes, server_field: Fields) -> bytes:
     """A whole response of HTTP/1.1 to a client of which no request was read; `date` is the value of Date."""
     text = f"{status.value} {status.phrase}: {reason}\n".encode()
-    http = h11.Connection(h11.SERVER)
-    head = [
-        ("Date", date.decode("ascii")),
-        *server_field,
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(text))),
-        *fields,
-        ("Connection", "close"),
-    ]
-    event = h11.Response(status_code=status.value, headers=head, reason=status.phrase.encode())
-    return b"".join(http.send(part) or b"" for part in (event, h11.Data(data=text)))
+    of_text = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text))))
+    return writer.beginning(status, (*server_field, *of_text, *fields)) + writer.end(date, closes=True) + text
