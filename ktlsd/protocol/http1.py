@@ -229,11 +229,12 @@ class Http1:
             data = found.entry.head + writer.end(self._shared.clock.date(), closes=closes)
             responder.begin_remembered(found, len(data), self._log)
             if part is None:
-                await self._transport.send_text(data)
+                await self._transport.send_text(data + found.entry.body)
             else:
                 await self._transport.send_file(data, descriptor, part.offset, part.count)
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
         if self._log is not None:
             self._log.end(complete=True)
         return await self._reusable(closes=closes)

@@ -141,7 +141,7 @@ class InlineResponses:
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
-            made = self._join(entry.head, closes, descriptor, part, identity=entry.sources[0][2] if part else None)
+            made = self._join(entry.head, closes, descriptor, part, body=entry.body, identity=entry.sources[0][2])
             if made is None:
                 return None
             if not closes and made.descriptor < 0:

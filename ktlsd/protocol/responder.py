@@ -85,7 +85,7 @@ class Responder:
         return None if entry is None else Found(entry, head, origin)
 
     def recall(self, entry: CacheEntry) -> int | None:
-        """A descriptor of a remembered response's file for the caller to close.
+        """A descriptor of a remembered response's file for the caller to close; -1 if its body is in memory.
 
         None if the file is not what it was, or a disk has to be waited for.
         """

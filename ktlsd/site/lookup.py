@@ -99,6 +99,8 @@ class OpenFile(Struct):
     """The file, closed by now, that this one is a precompressed sibling of."""
     first: tuple[int, bytes] | None = None
     """If it `waits`, an offset and the bytes that were read from there on before the response began."""
+    unchanged: bool = False
+    """Whether the file still was the same one after that read."""
 
     def identity(self) -> Identity:
         """The identity of this version of the file."""
@@ -112,7 +114,13 @@ class OpenFile(Struct):
         if isinstance(body, Multipart):
             body = body.parts[0][1]
         if isinstance(body, ByteRange) and body.count:
-            self.first = (body.offset, await self._read(body.offset, body.count))
+            offset, size = body.offset, min(body.count, PIECE)
+            data, self.unchanged = await self.run(lambda descriptor: self._read_and_compare(descriptor, offset, size))
+            self.first = (offset, data)
+
+    def _read_and_compare(self, descriptor: int, offset: int, size: int) -> tuple[bytes, bool]:
+        data = os.pread(descriptor, size, offset)
+        return data, identify(os.fstat(descriptor)) == self.identity()
 
     async def read_piece(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from `offset` on of a file that `waits`; b"" at its end. Raises OSError."""

@@ -4,6 +4,7 @@ Strategy: an entry is found by method and target, and by the values of the field
 response, and the identity of its file: each use opens the file again and compares, so that no byte of an old version is
 sent after a rename. Other files influence the response too (siblings, rules, names of higher precedence): every second
 the folders and rules are compared, and after some minutes, or if the comparison is not possible, the entry expires.
+If the file system may hold up its callers, the entry has the bytes themselves, and expires after a second.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ MOST_BYTES: Final = 33_554_432
 """Approximate maximum size of the cache."""
 LONGEST_REMEMBERED: Final = 4096
 """Maximum size of the target and the field values of an entry, in bytes."""
+LONGEST_BODY: Final = 131_072
+"""Maximum size of a cached body, in bytes."""
+MOST_BODY_BYTES: Final = 16_777_216
+"""Maximum size of all cached bodies, in bytes."""
 
 _ENTRY_BYTES: Final = 2048
 # A recently changed file can change again without a change of its times: their clock has ticks.
@@ -76,10 +81,16 @@ class CacheEntry(Struct, eq=False, gc=False):
     """The latest expiry."""
     size: int
     """Approximate size in bytes."""
+    in_memory: bool = False
+    """Whether the file is not opened again."""
+    body: bytes = b""
+    """Then, the body."""
 
     @property
     def part(self) -> ByteRange | None:
-        """The part of the file that is the body; None if there is no body."""
+        """The part of the file that is the body; None if there is no body, or if it is in memory."""
+        if self.in_memory:
+            return None
         body = self.response.body
         return body if isinstance(body, ByteRange) and body.count else None
 
@@ -95,6 +106,9 @@ class ResponseCache:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._bytes = 0
+        self._in_memory: OrderedDict[CacheEntry, None] = OrderedDict()
+        """Entries with bodies, those that expire first at the front."""
+        self._body_bytes = 0
         self._entries: OrderedDict[CacheEntry, None] = OrderedDict()
         """All entries, those that expire first at the front."""
         self._without_query: _Asked = {}
@@ -135,7 +149,14 @@ class ResponseCache:
         return found
 
     def open(self, entry: CacheEntry) -> int | None:
-        """A descriptor of the file, for the caller to close; None if the file has changed, or may have."""
+        """A descriptor of the file, for the caller to close, -1 if the body is in memory; None if the file has changed,
+        or may have."""
+        if entry.in_memory:
+            if any(root.closed for root, _, _ in entry.sources):
+                self._forget(entry)
+                return None
+            self.uses += 1
+            return -1
         descriptor = -1
         for root, path, identity in reversed(entry.sources):
             if descriptor >= 0:
@@ -186,6 +207,9 @@ class ResponseCache:
             return
         del self._entries[entry]
         self._bytes -= entry.size
+        if entry.in_memory:
+            del self._in_memory[entry]
+            self._body_bytes -= len(entry.body)
         entry.until = entry.last = 0.0
         key = entry.key
         asked = self._without_query if key.any_query else self._with_query
@@ -218,28 +242,50 @@ class ResponseCache:
             return None
         asked_ns = asked_ns or time.time_ns()
         settled = asked_ns - _SETTLED_NS
+        body = _body(opened, response) if opened.waits else None
         sources = []
         for file in (opened, opened.original):
             if file is not None:
-                if not file.reopens or file.mtime_ns > settled or file.ctime_ns > settled:
+                if (not file.reopens and body is None) or file.mtime_ns > settled or file.ctime_ns > settled:
                     return None
                 sources.append((file.root, file.path, file.identity()))
         now = time.monotonic()
-        folders = () if rules is None else self._folders_of(opened, rules, asked_ns, now)
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
+        folders: tuple[Look, ...] = ()
+        if body is not None:
+            # It is as old as the decision.
+            until -= (time.time_ns() - asked_ns) / 1e9
+        elif rules is not None:
+            folders = self._folders_of(opened, rules, asked_ns, now)
         size = _ENTRY_BYTES + 2 * asked_size + len(head)
         asked = self._without_query if key.any_query else self._with_query
         by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
         if (former := by_values.get(key.values)) is not None:
             self._forget(former)
             by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
-        entry = CacheEntry(key, response, head, tuple(sources), folders, until, last, size)
+        entry = CacheEntry(
+            *(key, response, head, tuple(sources), folders, until, last, size),
+            in_memory=body is not None,
+            body=body or b"",
+        )
         by_values[key.values] = entry
         self._entries[entry] = None
         self._bytes += size
+        if entry.in_memory:
+            self._in_memory[entry] = None
+            self._body_bytes += len(entry.body)
+            self._bound_bodies(now)
         while self._bytes > self.most_bytes:
             self._forget(next(iter(self._entries)))
         return entry
+
+    def _bound_bodies(self, now: float) -> None:
+        """Forget bodies that have expired, or are too many."""
+        while self._in_memory:
+            oldest = next(iter(self._in_memory))
+            if oldest.until >= now and self._body_bytes <= MOST_BODY_BYTES:
+                return
+            self._forget(oldest)
 
     def _folders_of(self, opened: OpenFile, rules: frozenset[bytes], asked_ns: int, now: float) -> tuple[Look, ...]:
         """The folders on the way to a file, and files of rules; none if one of them has changed recently, or the kernel
@@ -293,3 +339,14 @@ def _is(descriptor: int, identity: Identity) -> bool:
         return identify(os.fstat(descriptor)) == identity
     except OSError:
         return False
+
+
+def _body(opened: OpenFile, response: Response) -> bytes | None:
+    """The body of a response from a file that `waits`, if it is small and was read whole before the response began."""
+    part = response.body
+    if not isinstance(part, ByteRange) or not part.count:
+        return b""
+    if part.count > LONGEST_BODY or opened.first is None or not opened.unchanged:
+        return None
+    offset, data = opened.first
+    return data if offset == part.offset and len(data) == part.count else None

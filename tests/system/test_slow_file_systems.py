@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ktlsd.site.response_cache import LASTING_SECONDS
 from tests.hanging_fs import Mounted, mounted
 from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, get, read_to_end, serving
 
@@ -71,6 +72,11 @@ def slow_get(server: Running, target: str, *fields: str, method: str = "GET") ->
     return answer.status, answer.body
 
 
+def wait_until_forgotten() -> None:
+    """Wait until no response from before is remembered."""
+    time.sleep(LASTING_SECONDS + 0.1)
+
+
 @pytest.mark.parametrize(
     ("call", "target"),
     [
@@ -88,6 +94,7 @@ def test_a_call_that_hangs_is_answered_and_holds_up_nobody_else(
     with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
         before = slow_get(server, target)
         assert before[0] == 200
+        wait_until_forgotten()
         hanging.hold(call)
         waiting = other.submit(slow_get, server, target)
         # All of these get their answer while the call is held.
@@ -147,6 +154,7 @@ def test_nothing_that_hangs_keeps_the_process(place: Path, hanging: Mounted, wor
 def test_a_daemon_that_hangs_is_survived(place: Path, hanging: Mounted) -> None:
     with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
         assert slow_get(server, "/app.js") == (200, b"plain")
+        wait_until_forgotten()
         hanging.stop()
         waiting = other.submit(slow_get, server, "/app.js")
         for number in range(20):
@@ -225,9 +233,59 @@ def test_a_read_that_hangs_in_the_middle_is_no_whole_response(place: Path, hangi
         hanging.hold()
 
 
+def settle(path: Path) -> None:
+    """Wait until a response from a file may be remembered: its ctime cannot be set."""
+    while time.time_ns() - path.stat().st_ctime_ns <= 2_100_000_000:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("held", ["open getattr read flush statfs", "daemon"])
+@pytest.mark.parametrize("size", [5, 10_240, 131_072])
+def test_a_small_file_needs_the_file_system_once_a_second(place: Path, hanging: Mounted, held: str, size: int) -> None:
+    content = os.urandom(size)
+    (place / "shown/small.bin").write_bytes(content)
+    settle(place / "shown/small.bin")
+    with two_sites(place, hanging) as server:
+        tag = get(server.port, "/small.bin", host="slow.example", name="slow.example").fields["etag"]
+        requests: list[tuple[str, tuple[int, bytes]]] = [
+            ("Accept: */*", (200, content)),
+            ("Range: bytes=1-3", (206, content[1:4])),
+            (f"If-None-Match: {tag}", (304, b"")),
+        ]
+
+        def remembers() -> bool:
+            """Whether all that was asked for within the last second is answered, although the file system hangs."""
+            for field, expected in requests:
+                assert slow_get(server, "/small.bin", field) == expected
+            hanging.stop() if held == "daemon" else hanging.hold(*held.split())
+            answers = [slow_get(server, "/small.bin", field) for field, _ in requests]
+            hanging.go_on() if held == "daemon" else hanging.hold()
+            for answer, (_, expected) in zip(answers, requests, strict=True):
+                assert answer == expected or answer[0] == 503
+            return answers == [expected for _, expected in requests]
+
+        # On a busy machine, the second may be over before the last of them.
+        assert eventually(remembers)
+        wait_until_forgotten()
+        new = content[::-1]
+        (place / "shown/new").write_bytes(new)
+        (place / "shown/new").rename(place / "shown/small.bin")
+        assert slow_get(server, "/small.bin") == (200, new)
+
+
+def test_a_body_too_large_is_not_remembered(place: Path, hanging: Mounted) -> None:
+    settle(place / "shown/big.bin")
+    with two_sites(place, hanging) as server:
+        assert slow_get(server, "/big.bin") == (200, CONTENT)
+        hanging.hold("open")
+        assert slow_get(server, "/big.bin")[0] == 503
+        hanging.hold()
+
+
 def test_a_mount_that_hangs_holds_up_no_other_file_of_its_site(place: Path, hanging: Mounted) -> None:
     with two_sites(place, hanging, slow=place) as server, ThreadPoolExecutor(1) as other:
         assert slow_get(server, "/mount/app.js") == (200, b"plain")
+        wait_until_forgotten()
         hanging.hold("open")
         waiting = other.submit(slow_get, server, "/mount/app.js")
         for number in range(20):
