@@ -453,6 +453,44 @@ def test_an_unknown_file_system_is_not_believed() -> None:
 
 
 @as_root
+@pytest.mark.ktls(machine="debian12")
+@pytest.mark.parametrize("flags", [True, False])
+def test_folders_that_match_upper_with_lower_case_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: bool
+) -> None:
+    """By the folder's flags, and by trial."""
+    image, place = tmp_path / "image", tmp_path / "place"
+    with image.open("wb") as file:
+        file.truncate(32 * 1024 * 1024)
+    run("mkfs.ext4", "-q", "-O", "casefold", "-E", "encoding=utf8", image)
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"this kernel cannot mount it: {mounted.stderr}")
+    try:
+        for name in ("folded", "plain"):
+            (place / name).mkdir()
+        run("chattr", "+F", place / "folded")
+        (place / "folded/empty").mkdir()
+        for name in ("folded", "plain"):
+            (place / name / "1").write_text("1")
+            (place / name / "Readme.txt").write_text("readme")
+        assert (place / "folded/README.TXT").is_file()
+        settle()
+        if not flags:
+            monkeypatch.setattr(folder_names, "_FS_CASEFOLD_FL", 0)
+        names = FolderNames()
+        assert read(place, names, b"plain")
+        assert judge(place, names, b"plain/README.TXT") is Verdict.ABSENT
+        assert not read(place, names, b"folded")
+        assert judge(place, names, b"folded/README.TXT") is Verdict.UNKNOWN
+        if flags:
+            assert not read(place, names, b"folded/empty")
+    finally:
+        run("umount", "-l", place)
+
+
+@as_root
 def test_what_another_mount_has_is_not_asked(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     settle()
