@@ -453,7 +453,6 @@ def test_an_unknown_file_system_is_not_believed() -> None:
 
 
 @as_root
-@pytest.mark.ktls(machine="debian12")
 @pytest.mark.parametrize("flags", [True, False])
 def test_folders_that_match_upper_with_lower_case_are_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: bool
