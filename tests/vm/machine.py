@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
+import functools
 import hashlib
 import json
 import lzma
+import mmap
 import os
 import platform
 import random
@@ -467,6 +470,26 @@ def drive_options(name: str, path: Path, extra: str) -> list[str]:
     return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
 
 
+@functools.cache
+def tsc_khz() -> int:
+    """Frequency of this processor's time stamp counter, which is QEMU's guests' too, measured over half a second."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0\xc3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
+    start = ctypes.c_char.from_buffer(code)
+    read_counter = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(start))
+
+    def both() -> tuple[int, int]:
+        """Nanoseconds and counter at one time: of several readings that between which the least time has passed."""
+        readings = [(time.monotonic_ns(), read_counter(), time.monotonic_ns()) for _ in range(20)]
+        before, count, after = min(readings, key=lambda reading: reading[2] - reading[0])
+        return (before + after) // 2, count
+
+    began, first = both()
+    time.sleep(0.5)
+    ended, last = both()
+    return (last - first) * 1_000_000 // (ended - began)
+
+
 def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path) -> list[str]:
     accel = os.environ.get("KTLSD_VM_ACCEL", "tcg,thread=multi")
     # An oops is a panic, so that a kernel bug that a test finds is never a mere line in a log.
@@ -476,9 +499,8 @@ def qemu_command(prepared: Prepared, results: Path, scratch: Path, console: Path
     kernel_line = "console=ttyS0 panic=-1 oops=panic loglevel=5 random.trust_cpu=on"
     kernel_line += " mitigations=off cryptomgr.notests norandmaps nokaslr no_timer_check"
     kernel_line += " init_on_alloc=0 randomize_kstack_offset=off"
-    # On a busy host the kernel takes the TSC for ten times slower than it is. The HPET costs more and is right, as a
-    # machine of watchdogs and time-outs needs.
-    kernel_line += " tsc=unstable clocksource=hpet" if prepared.variant.systemd else " tsc=reliable"
+    # On a busy host the kernel takes the TSC for ten times slower than it is, unless told: QEMU passes on the host's.
+    kernel_line += f" tsc=reliable tsc_early_khz={tsc_khz()}"
     command = [
         tool("qemu-system-x86_64"),
         "-accel",
