@@ -19,22 +19,23 @@ from tests.vm.machine import SLOW_BYTES_PER_SECOND
 from tests.vm.plugin import SlowDisk, drop_page_cache
 
 PART = 300_000
-# Bytes that the slow disk needs two seconds for, in a part of the file that no test looks at.
-DEBT = 2 * SLOW_BYTES_PER_SECOND
-DEBT_OFFSET = 3 * DEBT
+# Bytes that the slow disk needs four seconds for.
+DEBT = 4 * SLOW_BYTES_PER_SECOND
+# More than the kernel reads ahead before a test that is held up looks again.
+BEGINNING = 12 * FROM_DISK
 
 
 @pytest.fixture
 def cold(slow_disk: SlowDisk) -> Iterator[int]:
-    """A file that is not in the page cache, on a disk that will not answer for the next two seconds."""
+    """A file that is not in the page cache, on a disk that will not answer for the next four seconds."""
     descriptor = os.open(slow_disk.path / "cold.bin", os.O_RDONLY)
-    other = os.open(slow_disk.path / "cold.bin", os.O_RDONLY | os.O_DIRECT)
+    other = os.open(slow_disk.path / "second.bin", os.O_RDONLY | os.O_DIRECT)
     try:
         drop_page_cache()
         # The disk takes this read at once and pays for it afterwards. Without that it could answer so soon that even a
         # read that must not wait gets its byte.
         with mmap.mmap(-1, DEBT) as buffer:
-            assert os.preadv(other, [buffer], DEBT_OFFSET) == DEBT
+            assert os.preadv(other, [buffer], 0) == DEBT
         yield descriptor
     finally:
         os.close(descriptor)
@@ -59,8 +60,8 @@ def loaded(page_cache: PageCache, head: bytes, descriptor: int, offset: int, cou
 async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     row = [0] * SLOTS
     page_cache = PageCache(row)
-    assert page_cache.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE) == (0, STRIDE)
-    window = Window(page_cache, cold, 4 * FROM_DISK)
+    assert page_cache.look(cold, 0, BEGINNING, 4 * STRIDE) == (0, STRIDE)
+    window = Window(page_cache, cold, BEGINNING)
     assert window.size(0) == 0
     assert row[COLD_READS] == 0
     await window.read_in(0)
@@ -68,10 +69,10 @@ async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
     assert window.size(10) == FROM_DISK - 10
     assert row[COLD_READS] == 1
     # Now it can be sent up to where it is cold, and no connection waits for that yet.
-    until, stride = page_cache.look(cold, 0, 4 * FROM_DISK, 4 * STRIDE)
-    assert FROM_DISK <= until < 4 * FROM_DISK
+    until, stride = page_cache.look(cold, 0, BEGINNING, 4 * STRIDE)
+    assert FROM_DISK <= until < BEGINNING
     assert stride == STRIDE
-    assert Window(page_cache, cold, 4 * FROM_DISK).size(0) == until
+    assert Window(page_cache, cold, BEGINNING).size(0) == until
     assert row[COLD_READS] == 1
 
 
