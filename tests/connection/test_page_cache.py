@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,18 +27,31 @@ BEGINNING = 12 * FROM_DISK
 
 @pytest.fixture
 def cold(slow_disk: SlowDisk) -> Iterator[int]:
-    """A file that is not in the page cache, on a disk that will not answer for the next four seconds."""
+    """A file on the slow disk that is not in the page cache."""
     descriptor = os.open(slow_disk.path / "cold.bin", os.O_RDONLY)
-    other = os.open(slow_disk.path / "second.bin", os.O_RDONLY | os.O_DIRECT)
     try:
         drop_page_cache()
-        # The disk takes this read at once and pays for it afterwards. Without that it could answer so soon that even a
-        # read that must not wait gets its byte.
-        with mmap.mmap(-1, DEBT) as buffer:
-            assert os.preadv(other, [buffer], 0) == DEBT
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@pytest.fixture
+def occupy(slow_disk: SlowDisk) -> Iterator[Callable[[], None]]:
+    """Keep the slow disk from answering for the next four seconds.
+
+    It takes a large read at once and pays for it afterwards. Without that it could answer so soon that even a read
+    that must not wait gets its byte.
+    """
+    other = os.open(slow_disk.path / "second.bin", os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, DEBT) as buffer:
+
+            def read() -> None:
+                assert os.preadv(other, [buffer], 0) == DEBT
+
+            yield read
+    finally:
         os.close(other)
 
 
@@ -57,9 +70,10 @@ def loaded(page_cache: PageCache, head: bytes, descriptor: int, offset: int, cou
 
 
 @pytest.mark.ktls
-async def test_a_cold_part_is_seen_and_read_in(cold: int) -> None:
+async def test_a_cold_part_is_seen_and_read_in(cold: int, occupy: Callable[[], None]) -> None:
     row = [0] * SLOTS
     page_cache = PageCache(row)
+    occupy()
     assert page_cache.look(cold, 0, BEGINNING, 4 * STRIDE) == (0, STRIDE)
     window = Window(page_cache, cold, BEGINNING)
     assert window.size(0) == 0
@@ -95,7 +109,7 @@ async def test_what_lives_in_memory_is_asked_for_once_where_the_kernel_cannot_te
 
 
 @pytest.mark.ktls
-async def test_a_cold_part_is_read_in_a_thread(cold: int) -> None:
+async def test_a_cold_part_is_read_in_a_thread(cold: int, occupy: Callable[[], None]) -> None:
     row = [0] * SLOTS
     page_cache = PageCache(row)
     turns = 0
@@ -108,6 +122,7 @@ async def test_a_cold_part_is_read_in_a_thread(cold: int) -> None:
 
     # Far from what is read ahead for another test: drop_page_cache() leaves what is still on its way.
     offset, count = 5_000_000, 100_000
+    occupy()
     assert page_cache.load(b"", cold, offset, count) is None
     assert row[COLD_READS] == 0
     async with trio.open_nursery() as nursery:

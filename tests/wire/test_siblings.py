@@ -145,7 +145,9 @@ def test_what_compressors_make_is_sent(
     run(*tool, path, folder=folder)
     sibling = folder / f"a.txt{suffix}"
     answer = ask(server, path)
-    assert (answer.fields.get("content-encoding") == CODINGS[suffix]) is at_once
+    # A busy machine may take so long that nothing is new any more.
+    if at_once or time.time() < sibling.stat().st_ctime + SETTLED:
+        assert (answer.fields.get("content-encoding") == CODINGS[suffix]) is at_once
     settle()
     answer = ask(server, path)
     assert (answer.fields["content-encoding"], answer.body) == (CODINGS[suffix], sibling.read_bytes())
