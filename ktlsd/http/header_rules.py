@@ -100,6 +100,7 @@ _OF_CACHES: Final = frozenset(
 )
 _NO_DATES: Final = frozenset({"0", "-1"})
 _LIFETIMES: Final = frozenset({"max-age", "s-maxage"})
+_OF_FILES: Final = (_Kind.CONTENT, _Kind.UNCHANGED)
 _KINDS: Final = {200: _Kind.CONTENT, 206: _Kind.CONTENT, 304: _Kind.UNCHANGED}
 
 
@@ -127,6 +128,11 @@ class HeaderRule(Struct, frozen=True):
     def fields(self, path: str) -> Fields:
         """The edit of a response for a matching path."""
         return self.set if self.fill is None else self.fill(path)
+
+
+_Matched = tuple[tuple[Fields | None, Fields | None], ...]
+"""For each rule, the fields that it sets for the path of a request, and for the file that answers; None if it does not
+match."""
 
 
 class _Edit(Struct, frozen=True):
@@ -190,6 +196,7 @@ class HeaderRules:
         by_path = self._cache or self._hashed_names or self._downloads or self._rules
         self._constants = None if by_path else (nosniff, nosniff + hsts)
         self._edit = lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
+        self._combined = lru_cache(maxsize=_MOST_EDITS)(self._combine)
 
     def apply(
         self,
@@ -214,6 +221,17 @@ class HeaderRules:
         return fields if edit.vary is None else add_vary(fields, edit.vary)
 
     def _make_edit(self, path: str, file: str, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
+        for_file = kind in _OF_FILES and bool(origin.value)
+        always = self._always + self._by_kind(file, kind)
+        matched: list[tuple[Fields | None, Fields | None]] = [(always, always if for_file else None)]
+        for rule in self._rules:
+            of_path = rule.fields(path) if rule.matches(path) else None
+            of_file = rule.fields(file) if for_file and rule.matches(file) else None
+            matched.append((of_path, of_file))
+        return self._combined(tuple(matched), kind, origin, secure)
+
+    def _combine(self, matched: _Matched, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
+        """The edit of what all rules set, in their order; many paths have the same."""
         # A client must not learn HSTS from what anyone on the way could have written (RFC 6797 section 7.2).
         kept = frozenset[str]() if secure else frozenset({_HSTS})
         if kind is not _Kind.CONTENT:
@@ -222,25 +240,24 @@ class HeaderRules:
             # Rules for a file, "immutable" above all, are wrong for the response that there is none.
             kept |= _OF_CACHES
         # Neither is it for a redirect.
-        is_file = kind in (_Kind.CONTENT, _Kind.UNCHANGED)
+        is_file = kind in _OF_FILES
         by_file = origin.value if is_file else _OF_CACHES
         drop: set[str] = set()
         put: Fields = ()
-        for rule in (HeaderRule(_everywhere, self._always + self._by_kind(file, kind)), *self._rules):
+        for (of_path, of_file), remove in zip(matched, ((), *(rule.remove for rule in self._rules)), strict=True):
             news: Fields = ()
             removed: set[str] = set()
-            for_file = is_file and bool(by_file) and rule.matches(file)
-            if rule.matches(path):
+            if of_path is not None:
                 # A rule may always forbid caching: private content stays private, regardless of the file served.
                 news += tuple(
                     (name, value)
-                    for name, value in rule.fields(path)
-                    if name.lower() not in by_file or (not for_file and forbids_caching(name, value))
+                    for name, value in of_path
+                    if name.lower() not in by_file or (of_file is None and forbids_caching(name, value))
                 )
-                removed |= {name.lower() for name in rule.remove} - (by_file if is_file else kept)
-            if for_file:
-                news += tuple(field for field in rule.fields(file) if field[0].lower() in by_file)
-                removed |= {name.lower() for name in rule.remove} & by_file
+                removed |= {name.lower() for name in remove} - (by_file if is_file else kept)
+            if of_file is not None:
+                news += tuple(field for field in of_file if field[0].lower() in by_file)
+                removed |= {name.lower() for name in remove} & by_file
             removed -= kept
             put = merge(without(put, removed), without(news, kept))
             drop |= removed
@@ -273,10 +290,6 @@ def forbids_caching(name: str, value: str) -> bool:
     lifetimes = [age.strip('"') for key, _, age in (member.partition("=") for member in members) if key in _LIFETIMES]
     stale = any(member.startswith("stale-") for member in members)
     return name.lower() in _OF_CACHES and bool(lifetimes) and set(lifetimes) == {"0"} and not stale
-
-
-def _everywhere(path: str) -> bool:
-    return True
 
 
 def _hsts(options: HstsOptions) -> str:
