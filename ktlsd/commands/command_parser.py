@@ -7,6 +7,7 @@ with the names of all commands. Python's own suggestions (3.14) are only for cho
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -21,9 +22,22 @@ COMMANDS: Final = {
 }
 """The commands, which come first on the command line, and their descriptions."""
 
+_ANY_WIDTH: Final = 80
+
 
 class CommandParser(argparse.ArgumentParser):
     """Raises Refusal where argparse would exit."""
+
+    def __init__(self, *, formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter, **rest: Any) -> None:
+        # argparse makes a formatter for each option that is added. Without a width each of them asks the terminal for
+        # it, by a module that brings all compressions along.
+        super().__init__(formatter_class=functools.partial(formatter_class, width=_ANY_WIDTH), **rest)
+        self._helpful = formatter_class
+
+    def format_help(self) -> str:
+        """The help in the width of the terminal."""
+        self.formatter_class = self._helpful
+        return super().format_help()
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
         """The options in `args`. Raises Refusal."""

@@ -155,10 +155,11 @@ _UNIX_ADVICE: Final = {
 
 
 def _bind(listen: Listen, option: str) -> list[socket.socket]:
+    # A text would have Python import its codec for international names.
+    host = listen.host.encode() if listen.host.isascii() else listen.host
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICSERV
     try:
-        found = socket.getaddrinfo(
-            listen.host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )
+        found = socket.getaddrinfo(host or None, listen.port, type=socket.SOCK_STREAM, flags=flags)
     except (socket.gaierror, UnicodeError) as error:
         raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {cause(error)}") from error
     sockets: list[socket.socket] = []

@@ -38,7 +38,10 @@ def loopback_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
             listener = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_STREAM))
             listener.bind(("::1", 0))
         listener.listen(1)
-        near = stack.enter_context(socket.create_connection(listener.getsockname()[:2], timeout=_HANDSHAKE_SECONDS))
+        # Not create_connection(), which has Python import its codec for international names.
+        near = stack.enter_context(socket.socket(listener.family, socket.SOCK_STREAM))
+        near.settimeout(_HANDSHAKE_SECONDS)
+        near.connect(listener.getsockname())
         far = stack.enter_context(listener.accept()[0])
         for sock in (near, far):
             sock.setblocking(False)
