@@ -179,7 +179,7 @@ class IdleConnections:
             waiting.wake(outcome.Value(pending))
         elif transport.sent != sent:
             # A response was sent; a new wait begins.
-            waiting.since = time.monotonic()
+            waiting.since = self.sockets.now
             self._waiting.move_to_end(waiting.number)
         elif transport.wakes_early:
             self.sockets.pause(waiting.number)

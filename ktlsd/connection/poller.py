@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
+import time
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -54,6 +55,8 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self.now = time.monotonic()
+        """The time at which the current batch began: read once, since a look at the clock can be a system call."""
         self._polled: dict[int, tuple[PolledSocket, int]] = {}
         """The handler and the events of each socket."""
         self._paused: list[int] = []
@@ -124,6 +127,7 @@ class Poller:
         if not ready:
             return 0
         self._scheduler.asked()
+        self.now = time.monotonic()
         batch: Batch = {}
         high_priority: list[int] = []
         low_priority: list[int] = []
