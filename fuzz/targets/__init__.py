@@ -1,7 +1,8 @@
 """The targets by name. Each is a module with check(), which raises for an input whose outcome is wrong.
 
 Strategy: a second, naive implementation says what should come out, and where there can be none, what holds for every
-outcome does. The targets need nothing but ktlsd, so that a corpus can be replayed without atheris.
+outcome does. A corpus can be replayed without atheris: the targets need nothing but ktlsd, and
+those of HTTP/2 hpack and hyperframe.
 """
 
 from __future__ import annotations
@@ -63,5 +64,22 @@ _ALL: Final = (
     ),
     Target("forwarded", ("ktlsd.http.forwarded",)),
     Target("proxy_protocol", ("ktlsd.connection.proxy_protocol",)),
+    Target(
+        "http2_frames",
+        (
+            *("ktlsd.http2.connection", "ktlsd.http2.streams", "ktlsd.http2.credit", "ktlsd.http2.header_block"),
+            *("ktlsd.http2.frames", "ktlsd.http2.peer_settings", "ktlsd.http2.sender", "ktlsd.http2.scheduler"),
+        ),
+        2048,
+        1000,
+    ),
+    Target(
+        "http2_hpack",
+        (
+            *("ktlsd.http2.hpack_decoder", "ktlsd.http2.huffman", "ktlsd.http2.header_table", "ktlsd.http2.head_cache"),
+            *("ktlsd.http2.request_fields", "ktlsd.http2.hpack_encoder"),
+        ),
+    ),
+    Target("http2_priority", ("ktlsd.http2.priority",), 300),
 )
 TARGETS: Final = {target.name: target for target in _ALL}

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead
 from ktlsd.http2 import credit as price
 from ktlsd.http2 import frames
 from ktlsd.http2.credit import Credit
@@ -47,11 +49,10 @@ from ktlsd.http2.frames import (
 )
 from ktlsd.http2.head_cache import HeadCache
 from ktlsd.http2.header_block import HeaderBlock
-from ktlsd.http2.header_table import Field
 from ktlsd.http2.limits import Http2Limits
 from ktlsd.http2.peer_settings import SETTINGS_ACK, Setting, read_settings, server_settings
 from ktlsd.http2.priority import Priority, parse_priority
-from ktlsd.http2.request_fields import Head, wrong_trailers
+from ktlsd.http2.request_fields import SharedHead, wrong_trailers
 from ktlsd.http2.sender import Sender
 from ktlsd.http2.streams import TABLE, Action, ClosedStreams, State, Stream
 
@@ -196,20 +197,21 @@ class Connection:
                     start, stop, dependency = frames.header_block(data, start, stop, flags)
                 block = data[start:stop]
                 table = self._table
-                head, target, self._table = table.known.get(block) or self._cache.decode(table, block)
+                shared, head, self._table = table.known.get(block) or self._cache.decode(table, block)
                 if (
-                    head.refused is None
-                    and not head.content_length
+                    shared.refused is None
+                    and not shared.content_length
                     and stream_id == self._last + 2
                     and dependency != stream_id
                     and len(streams) < most_streams
                     and self._early_priorities is None
                 ):
                     self._last = stream_id
-                    self.sender.open(stream_id, head.priority, receiving=False, content_length=None)
-                    events.append(Request(stream_id, head, target, True))
+                    # open(), without a call.
+                    streams[stream_id] = Stream(stream_id, self.sender.initial_window, shared.priority, False)
+                    events.append(Request(stream_id, head, shared, True))
                 else:
-                    self._open(stream_id, head, target, events, ended=True, wrong=dependency == stream_id)
+                    self._open(stream_id, shared, head, events, ended=True, wrong=dependency == stream_id)
             else:
                 self._read_frame(kind, flags, stream_id, (data, start, position), events)
         return position
@@ -259,8 +261,8 @@ class Connection:
         ended = bool(flags & END_STREAM)
         state = self._state(stream_id)
         if state is State.IDLE:
-            head, target, self._table = self._cache.decode(self._table, block)
-            self._open(stream_id, head, target, events, ended=ended, wrong=wrong)
+            shared, head, self._table = self._cache.decode(self._table, block)
+            self._open(stream_id, shared, head, events, ended=ended, wrong=wrong)
             return
         fields, self._table = self._cache.decode_fields(self._table, block)
         stream = self._judged(state, FrameType.HEADERS, stream_id, events)
@@ -270,7 +272,7 @@ class Connection:
             self._credit.spend(price.FRAME, "HEADERS on a closed stream")
 
     def _open(
-        self, stream_id: int, head: Head, target: bytes, events: list[Event], *, ended: bool, wrong: bool
+        self, stream_id: int, shared: SharedHead, head: RequestHead, events: list[Event], *, ended: bool, wrong: bool
     ) -> None:
         """A stream that the client opens with this head; `wrong` if it depends on itself."""
         if stream_id > self._last + 2:
@@ -283,23 +285,23 @@ class Connection:
         early = self._early_priorities.pop(stream_id, None) if self._early_priorities else None
         if not self._early_priorities:
             self._early_priorities = None
-        reason = "the stream depends on itself" if wrong else head.refused
-        if reason is None and ended and head.content_length:
-            reason = f"a Content-Length of {head.content_length}, and no body"
+        reason = "the stream depends on itself" if wrong else shared.refused
+        if reason is None and ended and shared.content_length:
+            reason = f"a Content-Length of {shared.content_length}, and no body"
         if len(self.sender.streams) >= self._limits.concurrent_streams:
             self._credit.spend(price.REFUSAL, "requests beyond the limit of concurrent streams")
             exceeded = Exceeded.CONCURRENT_STREAMS
             self._reset(stream_id, ErrorCode.REFUSED_STREAM, "too many concurrent streams", events, exceeded)
-        elif head.too_large and not wrong:
+        elif shared.too_large and not wrong:
             self._credit.spend(price.STREAM_ERROR, "heads beyond the limit")
-            self.sender.open(stream_id, head.priority, receiving=not ended, content_length=None)
-            events.append(HeadTooLarge(stream_id, head.method, head.list_bytes, ended))
+            self.sender.open(stream_id, shared.priority, receiving=not ended, content_length=None)
+            events.append(HeadTooLarge(stream_id, shared.method, shared.list_bytes, ended))
         elif reason is not None:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, reason, events)
         else:
-            length = head.content_length
-            self.sender.open(stream_id, early or head.priority, receiving=not ended, content_length=length)
-            events.append(Request(stream_id, head, target, ended))
+            length = shared.content_length
+            self.sender.open(stream_id, early or shared.priority, receiving=not ended, content_length=length)
+            events.append(Request(stream_id, head, shared, ended))
             if length is not None and length > DEFAULT_WINDOW:
                 events.append(BodyTooLarge(stream_id))
 

@@ -10,32 +10,22 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import Exceeded
-from ktlsd.http2.header_table import Field
-from ktlsd.http2.request_fields import HTTP_VERSION, Head
+from ktlsd.http2.request_fields import SharedHead
 
 
 class Request(Struct, frozen=True, gc=False):
-    """A valid request, to be answered. It is a RequestHead (http/request_head.py)."""
+    """A valid request, to be answered."""
 
     stream_id: int
-    head: Head
-    target: bytes
-    """The value of :path, or of :authority for CONNECT."""
+    head: RequestHead
+    """The same object for the same request again, while it is remembered."""
+    shared: SharedHead
+    """What is not in the head: scheme, content length, priority."""
     ended: bool
     """Whether nothing follows. Otherwise RequestEnded, BodyTooLarge or StreamReset comes."""
-
-    @property
-    def method(self) -> bytes:
-        return self.head.method
-
-    @property
-    def http_version(self) -> bytes:
-        return HTTP_VERSION
-
-    @property
-    def headers(self) -> Sequence[Field]:
-        return self.head.headers
 
 
 class HeadTooLarge(Struct, frozen=True, gc=False):

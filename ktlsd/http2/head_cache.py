@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from ktlsd.http2.header_table import ENTRY_OVERHEAD, Field, HeaderTable
+from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead
+from ktlsd.http2.header_table import ENTRY_OVERHEAD, HeaderTable
 from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block, read_string
 from ktlsd.http2.huffman import HuffmanError
-from ktlsd.http2.request_fields import FieldChecks, Head, is_path, oversized_head, request_head
+from ktlsd.http2.request_fields import NO_REQUEST, FieldChecks, SharedHead, is_path, oversized_head, request_head
 
-Decoded = tuple[Head, bytes, HeaderTable]
-"""A head, the target, and the table after the block."""
+Decoded = tuple[SharedHead, RequestHead, HeaderTable]
+"""What a block means, as request_head() gives it, and the table after the block."""
 
 MOST_ENTRIES: Final = 8192
 MOST_OF_TABLE: Final = 256
@@ -26,6 +28,8 @@ MOST_WEIGHT: Final = 16 << 20
 LONGEST_BLOCK: Final = 1024
 """Bytes of a block that is remembered."""
 
+_WEIGHT: Final = 1024
+"""Bytes of the objects of an entry."""
 _MOST_BEFORE_PATH: Final = 8
 """Bytes: a :path literal after more than that is not looked for."""
 _PATH_LITERALS: Final = (0x04, 0x14)
@@ -65,15 +69,16 @@ class HeadCache:
         split = self._without_path(block)
         if split is None:
             found = self._decode_new(table, block)
-            self._remember(table, block, found)
+            self._remember(table, block, found, _weight(block, found))
             return found
         path, rest = split
         shared = table.known_rests.get(rest)
         if shared is not None and is_path(path):
-            # Not remembered: the next look-up of this kind costs about the same, and paths are many.
-            return shared[0], path, shared[1]
+            found = shared[0], shared[0].head(path), shared[1]
+            self._remember(table, block, found, _WEIGHT + 3 * len(block))
+            return found
         found = self._decode_new(table, block)
-        self._remember(table, block, found)
+        self._remember(table, block, found, _weight(block, found))
         head = found[0]
         # A path from this branch is short: another one cannot bring the list beyond the limit.
         if head.refused is None and head.list_bytes + LONGEST_BLOCK <= self.most_list_bytes:
@@ -88,9 +93,8 @@ class HeadCache:
     def _decode_new(self, table: HeaderTable, block: bytes) -> Decoded:
         fields, list_bytes, after = decode_block(table, block, self.strings, self.most_list_bytes)
         if list_bytes > self.most_list_bytes:
-            return oversized_head(fields, list_bytes), b"", after
-        head, target = request_head(fields, list_bytes, self.checks)
-        return head, target, after
+            return oversized_head(fields, list_bytes), NO_REQUEST, after
+        return *request_head(fields, list_bytes, self.checks), after
 
     def _without_path(self, block: bytes) -> tuple[bytes, bytes] | None:
         """A block's :path and the rest of it, if a :path literal comes after indexed fields at most."""
@@ -108,8 +112,7 @@ class HeadCache:
             return None
         return path, b"%c%b%b" % (start, block[:start], block[end:])
 
-    def _remember(self, table: HeaderTable, block: bytes, found: Decoded) -> None:
-        weight = _weight(block, found)
+    def _remember(self, table: HeaderTable, block: bytes, found: Decoded, weight: int) -> None:
         if self._entries >= MOST_ENTRIES or self._weight + weight > MOST_WEIGHT:
             for one in self._tables.values():
                 self._forget(one)
@@ -133,6 +136,6 @@ class HeadCache:
 
 
 def _weight(block: bytes, found: Decoded) -> int:
-    """Bytes that an entry takes, at most: the block twice, its fields, the next table and the objects around them."""
+    """Bytes that an entry takes, at most: the block, its fields, the next table and the objects around them."""
     head, _, after = found
-    return 1024 + 3 * len(block) + 4 * head.list_bytes + 2 * ENTRY_OVERHEAD * len(after.entries)
+    return _WEIGHT + 3 * len(block) + 4 * head.list_bytes + 2 * ENTRY_OVERHEAD * len(after.entries)

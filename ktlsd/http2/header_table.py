@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ktlsd.http.request_fields import Field
+
 if TYPE_CHECKING:
     from ktlsd.http2.head_cache import Decoded
-    from ktlsd.http2.request_fields import Head
-
-Field = tuple[bytes, bytes]
-"""A name in lower case and a value."""
+    from ktlsd.http2.request_fields import SharedHead
 
 DEFAULT_CAPACITY: Final = 4096
 """Bytes: SETTINGS_HEADER_TABLE_SIZE of a peer that announces none."""
@@ -112,7 +111,7 @@ class HeaderTable:
         """Bytes that `size` can grow to, as the encoder chose."""
         self.known: dict[bytes, Decoded] = {}
         """HeadCache's: the meaning of blocks."""
-        self.known_rests: dict[bytes, tuple[Head, HeaderTable]] = {}
+        self.known_rests: dict[bytes, tuple[SharedHead, HeaderTable]] = {}
         """HeadCache's: the meaning of blocks but for their :path."""
         self.known_weight = 0
         """HeadCache's: bytes that these take."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from ktlsd.http.request_fields import Field
 from ktlsd.http2.errors import ConnectionFault, ErrorCode, Exceeded
 from ktlsd.http2.header_table import (
     DEFAULT_CAPACITY,
     ENTRY_OVERHEAD,
     FIRST_DYNAMIC,
     STATIC,
-    Field,
     HeaderTable,
     evicted,
 )

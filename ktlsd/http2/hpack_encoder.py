@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ktlsd.http2.header_table import STATIC, Field
+from ktlsd.http.request_fields import Field
+from ktlsd.http2.header_table import STATIC
 
 TABLE_SIZE_ZERO: Final = b"\x20"
 """A dynamic table size update to 0: it has to begin the first block after a peer announced a smaller table."""

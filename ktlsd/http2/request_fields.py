@@ -1,7 +1,8 @@
 """From the fields of a header block to a valid request head (RFC 9113 sections 8.1.1, 8.2 and 8.3): pure.
 
 Strategy: each field is judged by itself, and valid ones are remembered; then the fields are taken in order, which
-finds what is double, missing or out of place. All but the path makes a Head, which requests for other paths share.
+finds what is double, missing or out of place. All but the path is shared by requests
+for other paths.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from ktlsd.http2.header_table import Field
+from ktlsd.http.request_fields import Field, joined
+from ktlsd.http.request_head import HeadFields, RequestHead
+from ktlsd.http.uri_host import host_of
 from ktlsd.http2.priority import NO_SIGNAL, Priority, parse_priority
 
 HTTP_VERSION: Final = b"2.0"
@@ -23,14 +26,14 @@ _CONNECTION_FIELDS: Final = frozenset(
 )
 _MEANINGFUL: Final = frozenset((b"host", b"cookie", b"priority", b"content-length"))
 """Names of fields that mean something here."""
+_MORE_THAN_A_HEAD: Final = frozenset((b"content-length", b"expect"))
+"""With any of these a request is more than its head, or asks for more than its response."""
 # Of h11's patterns, so that both protocols accept the same: RFC 9110 sections 5.1, 5.5 and 9.1, RFC 9112 section 3.2.
 _NAME: Final = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+")
 _WRONG_IN_VALUE: Final = re.compile(rb"[\0\n\v\f\r]|\A[ \t]|[ \t]\Z")
 _METHOD: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*")
 _PATH: Final = re.compile(rb"/[\x21-\x7e]*")
-_AUTHORITY: Final = re.compile(rb"[\x21-\x3f\x41-\x7e]+")
-"""Without "@": user information must not be there (section 8.3.1)."""
 _LENGTH: Final = re.compile(rb"[0-9]{1,20}")
 
 _MOST_CHECKED: Final = 2048
@@ -42,13 +45,13 @@ class Malformed(Exception):
     """No valid request; the text is the reason for the log."""
 
 
-class Head(Struct, frozen=True, weakref=False):
-    """A request head but for its path. Requests that agree in all of that share one object."""
+class SharedHead(Struct, frozen=True):
+    """What requests share that differ in their path only."""
 
     method: bytes
     scheme: bytes | None
     """None for CONNECT."""
-    headers: tuple[Field, ...]
+    of_fields: HeadFields
     """"host" with the value of :authority first, then all fields in their order, but cookies as one field."""
     content_length: int | None
     """Bytes; None if the request does not tell."""
@@ -60,12 +63,21 @@ class Head(Struct, frozen=True, weakref=False):
     too_large: bool = False
     """Whether the header list is beyond the limit; then fields are missing here."""
 
+    def head(self, target: bytes) -> RequestHead:
+        """The head of a request with this target: the value of :path, or of :authority for CONNECT."""
+        return RequestHead(self.method, target, HTTP_VERSION, self.of_fields, self.method + b" " + target, False)
 
-def oversized_head(fields: Sequence[Field], list_bytes: int) -> Head:
+
+_NO_FIELDS: Final = HeadFields((), {})
+NO_REQUEST: Final = SharedHead(b"", None, _NO_FIELDS, None, NO_SIGNAL, 0).head(b"")
+"""In the place of a request that is refused."""
+
+
+def oversized_head(fields: Sequence[Field], list_bytes: int) -> SharedHead:
     """The head of a request that is beyond the limit: its method, if that is among the fields that were kept."""
     method = next((value for name, value in fields if name == b":method" and _METHOD.fullmatch(value)), b"")
     reason = f"a header list of {list_bytes} bytes"
-    return Head(method, None, (), None, NO_SIGNAL, list_bytes, reason, too_large=True)
+    return SharedHead(method, None, _NO_FIELDS, None, NO_SIGNAL, list_bytes, reason, too_large=True)
 
 
 def is_path(value: bytes) -> bool:
@@ -108,18 +120,16 @@ def _judged(field: Field) -> str | None:
     return None
 
 
-def request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks) -> tuple[Head, bytes]:
-    """The head of a request, and its target: the value of :path, or of :authority for CONNECT.
-
-    That of a malformed request has nothing but the reason, and no target.
-    """
+def request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks) -> tuple[SharedHead, RequestHead]:
+    """The head of a request. A malformed one has nothing but the reason, and NO_REQUEST."""
     try:
-        return _request_head(fields, list_bytes, checks)
+        shared, target = _request_head(fields, list_bytes, checks)
     except Malformed as error:
-        return Head(b"", None, (), None, NO_SIGNAL, list_bytes, str(error)), b""
+        return SharedHead(b"", None, _NO_FIELDS, None, NO_SIGNAL, list_bytes, str(error)), NO_REQUEST
+    return shared, shared.head(target)
 
 
-def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks) -> tuple[Head, bytes]:
+def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks) -> tuple[SharedHead, bytes]:
     pseudo: dict[bytes, bytes] = {}
     regular: list[Field] = []
     # The few fields that mean something here, by name; a repeated one is judged below.
@@ -164,7 +174,11 @@ def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks)
     if host is not None:
         headers = [(b"host", host), *headers]
     priority = (parse_priority(b", ".join(priorities)) if priorities else None) or NO_SIGNAL
-    return Head(method, scheme, tuple(headers), length, priority, list_bytes), target
+    values = dict(headers)
+    if len(values) != len(headers):
+        values = joined(headers)
+    of_fields = HeadFields(tuple(headers), values, alone=_MORE_THAN_A_HEAD.isdisjoint(values))
+    return SharedHead(method, scheme, of_fields, length, priority, list_bytes), target
 
 
 def _checked_pseudo(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes | None, bytes, bytes | None]:
@@ -173,7 +187,8 @@ def _checked_pseudo(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes | None, by
     path, authority = pseudo.get(b":path"), pseudo.get(b":authority")
     if method is None or not _METHOD.fullmatch(method):
         raise Malformed("no valid :method")
-    if authority is not None and not _AUTHORITY.fullmatch(authority):
+    # No user information (section 8.3.1), and no port without a host.
+    if authority is not None and not host_of(authority.decode("latin-1")):
         raise Malformed("no valid :authority")
     if method == b"CONNECT":
         # Section 8.5.
@@ -190,6 +205,8 @@ def _checked_pseudo(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes | None, by
 def _host(authority: bytes | None, host: bytes | None) -> bytes | None:
     """The one host of a request that may name it twice. Raises Malformed."""
     if authority is None:
+        if host is not None and not host_of(host.decode("latin-1")):
+            raise Malformed("no valid Host")
         return host
     if host is not None and host.lower() != authority.lower():
         raise Malformed("Host differs from :authority")

@@ -46,8 +46,8 @@ class Sender:
     """One connection's. `streams` are those that are open, by identifier."""
 
     __slots__ = (
-        *("_bodies", "_closed", "_credit", "_frame_bytes", "_initial_window", "_largest_payload", "_out", "_scheduler"),
-        *("_table_size", "_update", "streams", "window"),
+        *("_bodies", "_closed", "_credit", "_frame_bytes", "_largest_payload", "_out", "_scheduler"),
+        *("_table_size", "_update", "initial_window", "streams", "window"),
     )
 
     def __init__(self, credit: Credit, closed: ClosedStreams, first: bytes) -> None:
@@ -60,7 +60,8 @@ class Sender:
         self._out = [first]
         self._bodies = 0
         self._scheduler = Scheduler()
-        self._initial_window = DEFAULT_WINDOW
+        self.initial_window = DEFAULT_WINDOW
+        """Bytes of DATA that may be sent on a new stream."""
         self._frame_bytes = DEFAULT_FRAME_BYTES
         self._largest_payload = largest_payload(DEFAULT_FRAME_BYTES)
         self._table_size = DEFAULT_CAPACITY
@@ -216,7 +217,7 @@ class Sender:
 
     def open(self, stream_id: int, priority: Priority, *, receiving: bool, content_length: int | None) -> Stream:
         """A request came; `receiving` if the client can send more."""
-        stream = Stream(stream_id, self._initial_window, priority, receiving, content_length)
+        stream = Stream(stream_id, self.initial_window, priority, receiving, content_length)
         self.streams[stream_id] = stream
         return stream
 
@@ -243,7 +244,7 @@ class Sender:
 
         Raises ConnectionFault if a window gets too large.
         """
-        change, self._initial_window = size - self._initial_window, size
+        change, self.initial_window = size - self.initial_window, size
         for stream in self.streams.values():
             if not self.grow_stream(stream, change):
                 reason = "SETTINGS_INITIAL_WINDOW_SIZE makes a window too large"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import hpack
 
-from ktlsd.http2.header_table import Field
+from ktlsd.http.request_fields import Field
 
 GET: tuple[Field, ...] = (
     (b":method", b"GET"),

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import hpack
 from hyperframe.frame import Frame, HeadersFrame, SettingsFrame
 
+from ktlsd.http.request_fields import Field
 from ktlsd.http2.connection import Connection
 from ktlsd.http2.events import ConnectionFailed, Event, Request, StreamReset
 from ktlsd.http2.frames import PREFACE, FrameType, frame
 from ktlsd.http2.head_cache import HeadCache
-from ktlsd.http2.header_table import Field
 from ktlsd.http2.hpack_encoder import encode
 from ktlsd.http2.limits import Http2Limits
 from tests.http2.blocks import GET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ktlsd.http.request_fields import Field
 from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.events import (
     BodyReceived,
@@ -16,7 +17,7 @@ from ktlsd.http2.events import (
     StreamReset,
 )
 from ktlsd.http2.frames import PREFACE, FrameType, frame, goaway, ping
-from ktlsd.http2.header_table import Field
+from ktlsd.http2.head_cache import HeadCache
 from ktlsd.http2.limits import Http2Limits
 from tests.http2.blocks import GET, literals, with_fields, without
 from tests.http2.client import (
@@ -48,13 +49,14 @@ def test_a_request() -> None:
     client = begun()
     (event,) = client.receive(headers(1, client.block(with_fields((b"range", b"bytes=0-1")))))
     assert isinstance(event, Request)
-    assert (event.stream_id, event.target, event.ended, event.http_version) == (1, b"/file", True, b"2.0")
-    assert event.headers == ((b"host", b"example.org"), (b"range", b"bytes=0-1"))
-    assert event.method == b"GET"
+    assert (event.stream_id, event.head.target, event.ended, event.head.http_version) == (1, b"/file", True, b"2.0")
+    assert event.head.headers == ((b"host", b"example.org"), (b"range", b"bytes=0-1"))
+    assert event.shared.scheme == b"https"
 
 
 def test_bytes_can_come_one_by_one() -> None:
-    client = Client()
+    cache = HeadCache(65536)
+    client, whole = Client(cache=cache), Client(cache=cache)
     block = client.block()
     sent = (
         PREFACE
@@ -63,7 +65,6 @@ def test_bytes_can_come_one_by_one() -> None:
         + frame(FrameType.CONTINUATION, END_HEADERS, 1, block[5:])
     )
     sent += data(1, b"abc") + data(1, b"", END_STREAM) + headers(3, client.block()) + rst_stream(3)
-    whole = Client()
     events = whole.receive(sent)
     assert [type(event) for event in events] == [Request, BodyReceived, RequestEnded, Request, StreamReset]
     assert [event for index in range(len(sent)) for event in client.receive(sent[index : index + 1])] == events

@@ -15,10 +15,10 @@ from h2.settings import SettingCodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ktlsd.http.request_fields import Field
 from ktlsd.http2.connection import Connection
 from ktlsd.http2.events import BodyReceived, Event, GoawayReceived, Request, RequestEnded, StreamReset
 from ktlsd.http2.head_cache import HeadCache
-from ktlsd.http2.header_table import Field
 from ktlsd.http2.hpack_encoder import encode
 from ktlsd.http2.limits import Http2Limits
 
@@ -114,7 +114,7 @@ def told_by_engine(events: list[Event]) -> list[Told]:
     told: list[Told] = []
     for event in events:
         if isinstance(event, Request):
-            fields = [(b":method", event.method), (b":path", event.target), *event.headers]
+            fields = [(b":method", event.head.method), (b":path", event.head.target), *event.head.headers]
             told.append(("request", event.stream_id, in_one_order(fields)))
             if event.ended:
                 told.append(("end", event.stream_id, None))

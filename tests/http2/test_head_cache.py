@@ -12,7 +12,7 @@ from ktlsd.http2.errors import ConnectionFault
 from ktlsd.http2.head_cache import LONGEST_BLOCK, HeadCache
 from ktlsd.http2.header_table import HeaderTable
 from ktlsd.http2.hpack_decoder import decode_block
-from ktlsd.http2.request_fields import Head, request_head
+from ktlsd.http2.request_fields import SharedHead, request_head
 from tests.http2.blocks import GET, encoded, literals, with_fields, without
 
 LIMIT = 65536
@@ -26,25 +26,27 @@ HOST = b"\x41\x0bexample.org"
 def test_a_block_is_decoded_once() -> None:
     cache = HeadCache(LIMIT)
     block = START + HOST + PATH
-    head, target, table = cache.decode(cache.root, block)
-    assert (head.method, target, table.entries) == (b"GET", b"/file", ((b":authority", b"example.org"),))
-    again = cache.decode(cache.root, block)
-    assert again[0] is head
-    assert again[2] is table
-    assert cache.root.known[block][0] is head
+    shared, head, table = cache.decode(cache.root, block)
+    assert (head.key, table.entries) == (b"GET /file", ((b":authority", b"example.org"),))
+    assert cache.decode(cache.root, block) is cache.root.known[block]
+    assert cache.root.known[block] == (shared, head, table)
+    assert cache.root.known[block][1] is head
     assert cache.entries == 1
 
 
-def test_another_path_shares_the_head_and_the_table() -> None:
+def test_another_path_shares_all_but_the_path() -> None:
     cache = HeadCache(LIMIT)
     first, _, table = cache.decode(cache.root, START + b"\x04\x02/a" + HOST)
     # The last is "/1" in Huffman code.
     for literal, path in ((b"\x04\x02/b", b"/b"), (b"\x14\x03/cc", b"/cc"), (b"\x04\x82\x60\x3f", b"/1")):
-        head, target, after = cache.decode(cache.root, START + literal + HOST)
-        assert head is first
+        block = START + literal + HOST
+        shared, head, after = cache.decode(cache.root, block)
+        assert shared is first
         assert after is table
-        assert target == path
-    assert cache.entries == 1
+        assert (head.target, head.key, head.of_fields) == (path, b"GET " + path, first.of_fields)
+        # From then on it is remembered, so that what is derived from a head is derived once.
+        assert cache.root.known[block][1] is head
+    assert cache.entries == 4
 
 
 def test_connections_with_equal_histories_share_tables() -> None:
@@ -101,17 +103,19 @@ def test_what_is_remembered_is_what_decoding_gives(connections: list[list[tuple[
             }[str(how)]
             block = encoder.encode(fields, huffman=bool(huffman))
             expected_fields, list_bytes, plain = decode_block(plain, block, cache.strings, cache.most_list_bytes)
-            head, target, table = cache.decode(table, block)
+            shared, head, table = cache.decode(table, block)
             assert (table.entries, table.capacity, table.size) == (plain.entries, plain.capacity, plain.size)
-            assert head.too_large == (list_bytes > cache.most_list_bytes)
-            if not head.too_large:
-                expected, expected_target = request_head(expected_fields, list_bytes, cache.checks)
-                assert without_size(head) == without_size(expected)
-                assert target == expected_target
+            assert shared.too_large == (list_bytes > cache.most_list_bytes)
+            if not shared.too_large:
+                expected, expected_head = request_head(expected_fields, list_bytes, cache.checks)
+                assert without_size(shared) == without_size(expected)
+                assert (head.key, head.headers) == (expected_head.key, expected_head.headers)
 
 
-def without_size(head: Head) -> tuple[object, ...]:
-    return head.method, head.scheme, head.headers, head.content_length, head.priority, head.refused
+def without_size(shared: SharedHead) -> tuple[object, ...]:
+    of_fields = shared.of_fields
+    fields = of_fields.fields, of_fields.values, of_fields.alone
+    return shared.method, shared.scheme, fields, shared.content_length, shared.priority, shared.refused
 
 
 @pytest.mark.parametrize(

@@ -252,8 +252,8 @@ class HostileClient(RuleBasedStateMachine):
             self.last_stream = event.stream_id
             self.waiting[event.stream_id] = not event.ended
             if isinstance(event, Request):
-                assert event.head.refused is None
-                assert event.target
+                assert event.shared.refused is None
+                assert event.head.target
         elif isinstance(event, BodyReceived | BodyTooLarge):
             assert self.waiting[event.stream_id]
         elif isinstance(event, RequestEnded):

@@ -11,8 +11,9 @@ from hpack.exceptions import HPACKError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktlsd.http.request_fields import Field
 from ktlsd.http2.errors import ConnectionFault, ErrorCode, Exceeded
-from ktlsd.http2.header_table import STATIC, Field, HeaderTable
+from ktlsd.http2.header_table import STATIC, HeaderTable
 from ktlsd.http2.hpack_decoder import BOMB_FACTOR, HuffmanCache, decode_block
 
 STORIES = json.loads((Path(__file__).parent / "hpack_stories.json").read_text(encoding="utf-8"))

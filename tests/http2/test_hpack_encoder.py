@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.http2.header_table import STATIC, Field, HeaderTable
+from ktlsd.http.request_fields import Field
+from ktlsd.http2.header_table import STATIC, HeaderTable
 from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block
 from ktlsd.http2.hpack_encoder import TABLE_SIZE_ZERO, encode, encode_field
 

@@ -9,32 +9,44 @@ from h2.exceptions import ProtocolError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.http2.header_table import Field
+from ktlsd.http.request_fields import Field
+from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.priority import NO_SIGNAL, Priority
-from ktlsd.http2.request_fields import FieldChecks, Head, oversized_head, request_head, wrong_trailers
+from ktlsd.http2.request_fields import NO_REQUEST, FieldChecks, SharedHead, oversized_head, request_head, wrong_trailers
 from tests.http2.blocks import GET, with_fields, without
 
 
-def head_of(fields: tuple[Field, ...]) -> tuple[Head, bytes]:
+def head_of(fields: tuple[Field, ...]) -> tuple[SharedHead, RequestHead]:
     return request_head(fields, sum(len(name) + len(value) + 32 for name, value in fields), FieldChecks())
 
 
 def test_a_request_without_fields() -> None:
-    head, target = head_of(GET)
-    assert target == b"/file"
-    assert (head.method, head.scheme, head.headers) == (b"GET", b"https", ((b"host", b"example.org"),))
-    assert (head.content_length, head.priority, head.refused, head.too_large) == (None, NO_SIGNAL, None, False)
-    assert head.list_bytes == 10 + 12 + 21 + 10 + 4 * 32
+    shared, head = head_of(GET)
+    assert (head.method, head.target, head.http_version, head.key) == (b"GET", b"/file", b"2.0", b"GET /file")
+    assert (head.headers, head.of_fields.values) == (((b"host", b"example.org"),), {b"host": b"example.org"})
+    assert (head.alone, head.closes, head.of_fields.closes) == (True, False, False)
+    assert (shared.method, shared.scheme, shared.of_fields) == (b"GET", b"https", head.of_fields)
+    assert (shared.content_length, shared.priority, shared.refused, shared.too_large) == (None, NO_SIGNAL, None, False)
+    assert shared.list_bytes == 10 + 12 + 21 + 10 + 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("field", "alone"),
+    [((b"content-length", b"0"), False), ((b"expect", b"100-continue"), False), ((b"range", b"bytes=0-"), True)],
+)
+def test_a_request_that_is_nothing_but_its_head(field: Field, alone: bool) -> None:
+    assert head_of(with_fields(field))[1].alone == alone
 
 
 def test_fields_keep_their_order_behind_the_host() -> None:
-    head, _ = head_of(with_fields((b"b", b"2"), (b"a", b"1"), (b"b", b"")))
+    _, head = head_of(with_fields((b"b", b"2"), (b"a", b"1"), (b"b", b"")))
+    assert head.of_fields.values == {b"host": b"example.org", b"b": b"2, ", b"a": b"1"}
     assert head.headers == ((b"host", b"example.org"), (b"b", b"2"), (b"a", b"1"), (b"b", b""))
 
 
 def test_cookies_are_joined_where_the_first_is() -> None:
     fields = with_fields((b"cookie", b"a=1"), (b"range", b"bytes=0-"), (b"cookie", b"b=2"), (b"cookie", b"c"))
-    assert head_of(fields)[0].headers[1:] == ((b"cookie", b"a=1; b=2; c"), (b"range", b"bytes=0-"))
+    assert head_of(fields)[1].headers[1:] == ((b"cookie", b"a=1; b=2; c"), (b"range", b"bytes=0-"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +59,7 @@ def test_cookies_are_joined_where_the_first_is() -> None:
     ],
 )
 def test_host_and_authority(fields: tuple[Field, ...], expected: tuple[Field, ...]) -> None:
-    assert head_of(fields)[0].headers == expected
+    assert head_of(fields)[1].headers == expected
 
 
 @pytest.mark.parametrize(
@@ -75,9 +87,9 @@ def test_the_priority_of_a_request(fields: tuple[Field, ...], priority: Priority
     ],
 )
 def test_other_forms(fields: tuple[Field, ...], method: bytes, target: bytes) -> None:
-    head, found = head_of(fields)
-    assert head.refused is None
-    assert (head.method, found) == (method, target)
+    shared, head = head_of(fields)
+    assert shared.refused is None
+    assert (head.method, head.target) == (method, target)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +127,13 @@ MALFORMED: list[tuple[tuple[Field, ...], str]] = [
     ((*without(b":authority"), (b":authority", b"")), ":authority"),
     ((*without(b":authority"), (b":authority", b"user@example.org")), ":authority"),
     ((*without(b":authority"), (b":authority", b"a b")), ":authority"),
+    ((*without(b":authority"), (b":authority", b":443")), ":authority"),
+    ((*without(b":authority"), (b":authority", b"[::1")), ":authority"),
+    ((*without(b":authority"), (b":authority", b"example.org:x")), ":authority"),
     # Host
     (with_fields((b"host", b"other.org")), "Host differs"),
+    ((*without(b":authority"), (b"host", b"")), "no valid Host"),
+    ((*without(b":authority"), (b"host", b"user@example.org")), "no valid Host"),
     (with_fields((b"host", b"example.org"), (b"host", b"example.org")), "Host twice"),
     # CONNECT (section 8.5)
     (((b":method", b"CONNECT"),), "CONNECT"),
@@ -153,10 +170,10 @@ MALFORMED: list[tuple[tuple[Field, ...], str]] = [
 
 @pytest.mark.parametrize(("fields", "reason"), MALFORMED)
 def test_what_is_malformed(fields: tuple[Field, ...], reason: str) -> None:
-    head, target = head_of(fields)
-    assert head.refused is not None
-    assert reason in head.refused
-    assert (head.method, head.headers, target, head.too_large) == (b"", (), b"", False)
+    shared, head = head_of(fields)
+    assert shared.refused is not None
+    assert reason in shared.refused
+    assert (head, shared.method, shared.too_large) == (NO_REQUEST, b"", False)
 
 
 def test_te_trailers_is_allowed() -> None:
