@@ -4,9 +4,11 @@ Strategy: receive() takes bytes and gives events, sender.py has the calls that a
 frame is read in the loop itself, all other frames by a table of handlers. A connection error is an exception inside,
 and the last event outside.
 
-    connection = Connection(limits, heads, now)
+    connection = Connection(limits, cache, now)
     for event in connection.receive(data, now): ...      # Request -> connection.sender.respond() or begin(), offer()
     write(connection.sender.take())                      # then turns: connection.sender.next_turn(room), sent(turn)
+
+A caller that reads no more while the socket does not take what there is to send bounds what a connection holds.
 """
 
 from __future__ import annotations
@@ -282,9 +284,12 @@ class Connection:
             self._closed.reset(stream_id)
             self._credit.spend(price.FRAME, "a request after GOAWAY")
             return
-        early = self._early_priorities.pop(stream_id, None) if self._early_priorities else None
-        if not self._early_priorities:
-            self._early_priorities = None
+        early = None
+        if self._early_priorities is not None:
+            early = self._early_priorities.get(stream_id)
+            # Those of smaller identifiers are of no use any more.
+            later = {one: priority for one, priority in self._early_priorities.items() if one > stream_id}
+            self._early_priorities = later or None
         reason = "the stream depends on itself" if wrong else shared.refused
         if reason is None and ended and shared.content_length:
             reason = f"a Content-Length of {shared.content_length}, and no body"

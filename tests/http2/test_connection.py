@@ -313,6 +313,17 @@ def test_updates_before_requests_are_few() -> None:
     assert [priority_of(client, one)[0] for one in (1, 3, 5)] == [3, 1, 1]
 
 
+def test_updates_for_streams_that_were_skipped_are_forgotten() -> None:
+    client = begun()
+    client.receive(priority_update(1, b"u=1") + priority_update(9, b"u=2"))
+    client.next_stream = 5
+    client.request()
+    assert list(client.connection._early_priorities or ()) == [9]
+    client.next_stream = 11
+    client.request()
+    assert client.connection._early_priorities is None
+
+
 # --- connection errors -----------------------------------------------------------------------------------------------
 
 PROTOCOL, SIZE, CLOSED = ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.STREAM_CLOSED
