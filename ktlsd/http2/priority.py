@@ -49,7 +49,8 @@ _DICTIONARY: Final = re.compile(
     rf"\x20*+(?:{_KEY}{_MEMBER_VALUE}(?:[ \t]*+,[ \t]*+{_KEY}{_MEMBER_VALUE})*+)?\x20*+", re.VERBOSE
 )
 _SEPARATOR: Final = re.compile(r"[ \t]*,[ \t]*")
-_URGENCY: Final = re.compile(r"=0*([0-7])(?:;.*)?", re.DOTALL)
+# Also "-0", which is an integer.
+_URGENCY: Final = re.compile(r"=(?:-0*(?=0)|0*)([0-7])(?:;.*)?", re.DOTALL)
 _YES: Final = re.compile(r"(?:=\?1)?(?:;.*)?", re.DOTALL)
 
 

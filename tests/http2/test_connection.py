@@ -134,10 +134,11 @@ def test_trailers_end_a_request() -> None:
 def test_a_malformed_request_is_a_stream_error(fields: tuple[Field, ...], reason: str, ended: bool) -> None:
     # RFC 9113 section 8.1.1.
     client = begun()
-    event = client.reset(headers(1, literals(fields), END_HEADERS | (END_STREAM if ended else 0)))
-    assert (event.stream_id, event.code, event.exceeded) == (1, ErrorCode.PROTOCOL_ERROR, None)
-    assert reason in event.reason
-    client.next_stream = 3
+    for stream_id in (1, 3):
+        event = client.reset(headers(stream_id, literals(fields), END_HEADERS | (END_STREAM if ended else 0)))
+        assert (event.stream_id, event.code, event.exceeded) == (stream_id, ErrorCode.PROTOCOL_ERROR, None)
+        assert reason in event.reason
+    client.next_stream = 5
     client.request()
 
 
@@ -199,16 +200,24 @@ def test_frames_after_the_end_of_a_request_reset_it(frame_: bytes) -> None:
     assert (event.stream_id, event.code) == (1, ErrorCode.STREAM_CLOSED)
 
 
-def test_a_headers_frame_on_which_it_depends_itself() -> None:
+def test_a_stream_that_depends_on_itself() -> None:
     client = begun()
     flags = END_HEADERS | END_STREAM | PRIORITY
-    event = client.reset(headers(1, number(1) + b"\0" + client.block(), flags))
-    assert (event.stream_id, event.code) == (1, ErrorCode.PROTOCOL_ERROR)
-    event = client.reset(
-        headers(3, number(3) + b"\0" + client.block()[:2], PRIORITY)
-        + frame(FrameType.CONTINUATION, END_HEADERS, 3, b"")
-    )
+    for stream_id in (1, 3):
+        event = client.reset(headers(stream_id, number(stream_id) + b"\0" + client.block(), flags))
+        assert (event.stream_id, event.code) == (stream_id, ErrorCode.PROTOCOL_ERROR)
+    two_frames = headers(5, number(5) + b"\0", PRIORITY) + frame(FrameType.CONTINUATION, END_HEADERS, 5, client.block())
+    event = client.reset(two_frames)
+    assert (event.stream_id, event.code) == (5, ErrorCode.PROTOCOL_ERROR)
+
+
+def test_a_length_without_a_body_in_any_request() -> None:
+    client = begun()
+    client.request()
+    event = client.reset(headers(3, client.block(with_fields((b"content-length", b"3")))))
     assert (event.stream_id, event.code) == (3, ErrorCode.PROTOCOL_ERROR)
+    client.next_stream = 5
+    client.request(with_fields((b"content-length", b"0")))
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ from ktlsd.http2.priority import DEFAULT, Priority, parse_priority
         ("u=1, u=9", 3, False),
         ("i, i=?0", 3, False),
         ("u=007", 7, False),
+        ("u=-0", 0, False),
+        ("u=-00;a", 0, False),
+        ("u=-01", 3, False),
     ],
 )
 def test_a_value(value: str, urgency: int, incremental: bool) -> None:
