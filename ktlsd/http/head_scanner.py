@@ -17,6 +17,8 @@ from ktlsd.http.uri_host import host_of
 
 MOST_HEADS: Final = 1024
 """Heads that are kept: those whose field section was kept, as all are of a client that changes no field."""
+LONGEST_HEAD: Final = 4096
+"""Bytes of one that is kept."""
 MOST_SECTIONS: Final = 1024
 """Field sections that are kept: those whose lines had all come before."""
 LONGEST_SECTION: Final = 2048
@@ -25,6 +27,10 @@ MOST_LINES: Final = 2048
 """Field lines that are kept."""
 LONGEST_LINE: Final = 1024
 """Bytes of one that is kept."""
+MOST_HOSTS: Final = 1024
+"""Values of Host that are kept."""
+LONGEST_HOST: Final = 256
+"""Bytes of one that is kept: a host name has 253 at most (RFC 1035 section 2.3.4)."""
 
 _TOKEN: Final = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/(1\.[01])\r\n")
@@ -63,7 +69,7 @@ class HeadScanner:
         if version != b"1.0" and b"host" not in known.values:
             return None
         made = make_head(method, target, version, known)
-        if comes_again:
+        if comes_again and len(head) <= LONGEST_HEAD:
             if len(self._heads) >= MOST_HEADS:
                 self._heads.clear()
             self._heads[head] = made
@@ -111,6 +117,10 @@ class HeadScanner:
         return field
 
 
-@lru_cache(maxsize=1024)
 def _is_host(text: bytes) -> bool:
+    return _is_short_host(text) if len(text) <= LONGEST_HOST else host_of(text.decode("latin-1")) is not None
+
+
+@lru_cache(maxsize=MOST_HOSTS)
+def _is_short_host(text: bytes) -> bool:
     return host_of(text.decode("latin-1")) is not None

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ktlsd.http.head_scanner import LONGEST_LINE, LONGEST_SECTION, MOST_LINES, MOST_SECTIONS, HeadScanner
+from ktlsd.http import head_scanner
+from ktlsd.http.head_scanner import (
+    LONGEST_HEAD,
+    LONGEST_HOST,
+    LONGEST_LINE,
+    LONGEST_SECTION,
+    MOST_HEADS,
+    MOST_HOSTS,
+    MOST_LINES,
+    MOST_SECTIONS,
+    HeadScanner,
+)
 from ktlsd.http.request_fields import TrackedFields, joined
 from ktlsd.http.uri_host import host_of
 
@@ -139,6 +150,29 @@ def test_memory_is_bounded(long: bytes) -> None:
         assert found.headers[1] == (b"x", b"%b%d" % (long, number))
         assert len(scanner._sections) <= (0 if len(long) == LONGEST_SECTION else MOST_SECTIONS)
         assert len(scanner._lines) <= (1 if len(long) >= LONGEST_LINE else MOST_LINES)
+
+
+@pytest.mark.parametrize("long", [0, LONGEST_HEAD])
+def test_heads_with_long_targets_are_not_kept(long: int) -> None:
+    scanner = HeadScanner()
+    for number in range(2 * MOST_HEADS):
+        target = b"/%b%d" % (b"x" * long, number)
+        found = scanner.scan(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+        assert found is not None
+        assert found.target == target
+        assert len(scanner._heads) <= (0 if long else MOST_HEADS)
+    # They share their fields all the same.
+    assert len(scanner._sections) == 1
+
+
+@pytest.mark.parametrize("long", [0, LONGEST_HOST])
+def test_long_hosts_are_not_kept(long: int) -> None:
+    kept = head_scanner._is_short_host
+    kept.cache_clear()
+    scanner = HeadScanner()
+    for number in range(2 * MOST_HOSTS):
+        assert scanner.scan(b"GET / HTTP/1.1\r\nHost: %b%d\r\n\r\n" % (b"x" * long, number)) is not None
+    assert kept.cache_info().currsize == (0 if long else MOST_HOSTS)
 
 
 def test_what_was_asked_for() -> None:
