@@ -114,6 +114,8 @@ class Site:
         self.followed.on_change = self._rules.renew
         self._types = ContentTypes(site.types, site.charset, site.encoded)
         self._index = tuple(os.fsencode(name) for name in site.index)
+        self._index_elsewhere = any(b"/" in name for name in self._index)
+        """True if an index file may be in another folder than the one that it is for."""
         self._hashes = ContentHashes()
         self._siblings = Siblings()
         # Each holds the interpreter up for a while.
@@ -164,7 +166,7 @@ class Site:
 
     def _is_its_own_folders(self, target: Target, opened: OpenFile | None) -> bool:
         """Whether only the folder that the target names, and those above it, can have another file answer."""
-        if opened is None or self.options.try_files:
+        if opened is None or self.options.try_files or self._index_elsewhere:
             return False
         names = target.names if target.directory else target.names[:-1]
         return opened.path.rpartition(b"/")[0] == b"/".join(names)

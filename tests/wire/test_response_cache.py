@@ -595,6 +595,29 @@ def test_whatever_has_a_say_counts_within_a_second(sites: dict[str, InProcess], 
     assert (new == old) is (change == "rules gone")
 
 
+def test_an_index_file_in_another_folder_counts_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    root, library = tmp_path / "root", Library()
+    (root / "sub").mkdir(parents=True)
+    (root / "b.html").write_bytes(b"second")
+    settle(root / "b.html")
+    settings = Settings(root=root, index=("sub/a.html", "b.html"))
+    listeners = bind_all([Listen("127.0.0.1", 0)])
+    with (
+        contextlib.closing(Service(library, settings, support(library, Mode.OFF))) as service,
+        in_a_thread(Server(service), listeners),
+        connect(listeners[0].socket.getsockname()[1]) as connection,
+    ):
+        for _ in range(2):
+            assert ask(connection, get("/")).endswith(b"second")
+        assert service.response_cache.uses == 1
+        (root / "sub/a.html").write_bytes(b"first")
+        time.sleep(LASTING_SECONDS + 0.1)
+        assert ask(connection, get("/")).endswith(b"first")
+
+
 def test_a_decision_is_renewed_while_nothing_changes(
     sites: dict[str, InProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
