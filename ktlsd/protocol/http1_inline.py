@@ -148,6 +148,8 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
+        if self._log is not None:
+            self._log.begin()
         responder.begin_remembered(found, made.head_size, self._log)
         return made
 

@@ -3,6 +3,7 @@ request waits for a log that takes nothing."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -49,6 +50,7 @@ from tests.serving import (
     run_to_end,
     serving,
 )
+from tests.wire.test_metrics_wire import metrics_port, numbers, value
 
 LARGE = 16 * 1024 * 1024
 """More than the sockets of both sides hold."""
@@ -165,6 +167,26 @@ def test_a_request_whose_body_does_not_come_has_a_line(server: Running, log: Log
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     (record,) = log.wait(1)
     assert (record["target"], record["status"], record["complete"]) == ("/x", 405, True)
+
+
+def test_a_request_begins_with_its_first_byte(root: Path, tmp_path: Path) -> None:
+    """Also one that gets a remembered response."""
+    time.sleep(max(0.0, 2.1 - (time.time() - (root / "small.txt").stat().st_ctime)))
+    log = tmp_path / "access.log"
+    options = ("--access-log", str(log), "--access-log-format", "json", "--metrics-listen", "127.0.0.1:0")
+    with serving(root, *options, state=tmp_path) as running, connect(running.port) as connection:
+        metrics = metrics_port(running)
+        head = b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n"
+        halves_begun = []
+        for _ in range(3):
+            connection.sendall(head[:20])
+            assert eventually(lambda: value(numbers(metrics), "ktlsd_requests_in_flight") == 1)
+            halves_begun.append(time.time())
+            connection.sendall(head[20:])
+            assert connection.recv(65536).endswith(b"small")
+        assert eventually(lambda: len(records(log)) == 3)
+        began = [datetime.datetime.fromisoformat(record["time"]).timestamp() for record in records(log)]
+    assert all(first <= half for first, half in zip(began, halves_begun, strict=True))
 
 
 def test_a_client_that_asks_nothing_has_no_line(server: Running, log: Log) -> None:
