@@ -37,6 +37,7 @@ GUEST_MEMORY: Final = ("tcp_rmem", "tcp_wmem")
 GUEST_BUFFER: Final = "4096 131072 262144"
 NONE: Final = "none"
 """No peer, for --peers."""
+STOPPING: Final = (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
 EXIT_USAGE: Final = 2
 EXIT_STOPPED: Final = 124
 
@@ -59,7 +60,7 @@ def main() -> int:
     if options.list:
         _list(rows)
         return 0
-    for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, _stop)
     signal.setitimer(signal.ITIMER_REAL, options.timeout)
     own_mounts()
@@ -119,6 +120,8 @@ def _list(rows: Sequence[Row]) -> None:
 
 def _stop(number: int, _: types.FrameType | None) -> NoReturn:
     """End with all that is running: SystemExit goes through every `finally`."""
+    for one in STOPPING:
+        signal.signal(one, signal.SIG_IGN)  # a second one would cut the clean-up short
     print(f"bench: stopped by {signal.Signals(number).name}", file=sys.stderr)
     sys.exit(EXIT_STOPPED)
 
