@@ -1,8 +1,8 @@
 """HTTP/1.1 on one connection: wait -> read head -> decide -> send, again and again.
 
 Strategy: most requests are answered before there is a task (http1_inline.py). The others are read here, through h11 if
-they are more than a head (http1_reader.py), and the site that they name decides (exchange.py), or a remembered response
-does. The connection ends if its next request might be read in two ways.
+they are more than a head (http1_reader.py), and the site that they name decides (exchange.py). The connection ends if
+its next request might be read in two ways.
 """
 
 from __future__ import annotations
@@ -139,8 +139,6 @@ class Http1:
                 return False
             if self._log is not None:
                 self._log.asked(head)
-            if (reusable := await self._send_remembered(head)) is not None:
-                return reusable
             answer = await self._decide(head)
             response, closes = answer.response, self._closes(head, answer.response)
         except h11.RemoteProtocolError as error:
@@ -191,16 +189,22 @@ class Http1:
         refused = None if head.alone else refuse_head(head.http_version, exchange.request)
         return Answer(refused) if refused is not None else await exchange.decide()
 
-    def _closes(self, head: RequestHead, response: Response | None = None) -> bool:
-        """Whether the response to a request is the last on the connection; without one, a remembered response."""
+    def _closes(self, head: RequestHead, response: Response) -> bool:
+        """Whether the response to a request is the last on the connection."""
         last = self._responder.requests_left <= 1
         if last:
             self._shared.row[LIMITED[Limit.REQUESTS]] += 1
             log.debug("%s: request %d is the last", self._client.address, self._limits.requests_per_connection)
         body = self._reader.body
         unwanted = body is not None and body.unwanted
-        closes = head.closes or (response is not None and response.close)
-        return last or unwanted or closes or self._shared.idle.draining or self._transport.key_update_owed()
+        return (
+            last
+            or unwanted
+            or head.closes
+            or response.close
+            or self._shared.idle.draining
+            or self._transport.key_update_owed()
+        )
 
     async def _reusable(self, *, closes: bool) -> bool:
         """Whether the connection can be used again after a response, once the request's body is read; finished if
@@ -215,29 +219,6 @@ class Http1:
         return self._client.described(self._client.origin) if self._exchange is None else self._exchange.described()
 
     # --- sending ------------------------------------------------------------------------------------------------------
-
-    async def _send_remembered(self, head: RequestHead) -> bool | None:
-        """Answer a request with a remembered response; whether the connection can be used again, and None if there is
-        no such response."""
-        responder = self._responder
-        found = responder.find(head) if head.alone else None
-        descriptor = None if found is None else responder.recall(found.entry)
-        if found is None or descriptor is None:
-            return None
-        try:
-            closes, part = self._closes(head), found.entry.part
-            data = found.entry.head + writer.end(self._shared.clock.date(), closes=closes)
-            responder.begin_remembered(found, len(data), self._log)
-            if part is None:
-                await self._transport.send_text(data + found.entry.body)
-            else:
-                await self._transport.send_file(data, descriptor, part.offset, part.count)
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        if self._log is not None:
-            self._log.end(complete=True)
-        return await self._reusable(closes=closes)
 
     async def _send(
         self, head: RequestHead | None, response: Response, opened: OpenFile | None, *, closes: bool

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ktlsd.attempt import WouldWait, attempt
 from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.poller import Batch
-from ktlsd.connection.transport import AT_ONCE, SMALL, PacedTransport, Rest
+from ktlsd.connection.transport import SMALL, PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
@@ -127,7 +127,7 @@ class InlineResponses:
     # --- making -------------------------------------------------------------------------------------------------------
 
     def _make(self, head: RequestHead, batch: Batch) -> _Made | None:
-        """The response, counted and logged as begun; None if it would wait, or is for the task to send."""
+        """The response, counted and logged as begun; None if it would wait."""
         responder = self._responder
         found = responder.find(head)
         if found is None:
@@ -135,13 +135,11 @@ class InlineResponses:
         entry, closes = found.entry, head.closes
         made: _Made | None = None if closes else batch.get(entry)
         if made is None:
-            part = entry.part
-            if part is not None and part.count > AT_ONCE:
-                return None
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
-            made = self._join(entry.head, closes, descriptor, part, body=entry.body, identity=entry.sources[0][2])
+            identity = entry.sources[0][2]
+            made = self._join(entry.head, closes, descriptor, entry.part, body=entry.body, identity=identity)
             if made is None:
                 return None
             if not closes and made.descriptor < 0:
@@ -180,7 +178,7 @@ class InlineResponses:
                 exchange.remember(opened, data)
             if isinstance(body, bytes):
                 made = self._join(data, head.closes, -1, None, body)
-            elif isinstance(body, ByteRange) and opened is not None and body.count <= AT_ONCE:
+            elif isinstance(body, ByteRange) and opened is not None:
                 file, opened, part = opened, None, body if body.count else None
                 made = self._join(data, head.closes, file.descriptor, part, identity=file.identity())
         finally:
