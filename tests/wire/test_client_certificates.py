@@ -89,9 +89,8 @@ def certificates(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(folder: Path, certificates: dict[str, Path]) -> Iterator[Running]:
     assert certificates
-    with serving(
-        None, "--config", str(folder / "ktlsd.toml"), state=folder / "state", backend_listen=("127.0.0.1:0",)
-    ) as running:
+    arguments = ("--config", str(folder / "ktlsd.toml"), "--log-level", "debug")
+    with serving(None, *arguments, state=folder / "state", backend_listen=("127.0.0.1:0",)) as running:
         yield running
 
 
