@@ -44,6 +44,8 @@ uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
 int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *str);
 int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str);
 int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
+void SSL_CTX_set_alpn_select_cb(SSL_CTX *ctx, void *callback, void *arg);
+void SSL_get0_alpn_selected(const SSL *ssl, const unsigned char **data, unsigned int *len);
 int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t num_tickets);
 int SSL_set_num_tickets(SSL *s, size_t num_tickets);
 size_t SSL_get_num_tickets(const SSL *s);

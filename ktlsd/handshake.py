@@ -144,9 +144,10 @@ class Handshakes:
         if log.isEnabledFor(level):
             cipher, resumed = handshake.cipher, " resumed" if handshake.resumed else ""
             whose = "" if handshake.client is None else f" client={handshake.client or '(no subject)'}"
+            spoken = "" if handshake.alpn is None else f" alpn={handshake.alpn}"
             log.log(
-                *(level, "%s %s %s%s ktls tx=%s rx=%s%s"),
-                *(peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose),
+                *(level, "%s %s %s%s ktls tx=%s rx=%s%s%s"),
+                *(peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose, spoken),
             )
         if secured.clients and handshake.client is None:
             row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from ktlsd import alpn
 from ktlsd.config.findings import Place
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, default_site
@@ -173,6 +174,10 @@ class Service:
         """The certificates that are served; sites that share one have it once."""
         self._ktls = settings.ktls is not Mode.OFF
         self._resuming: list[Context] = []
+        self.http2 = settings.http2 and alpn.ADDRESS is not None
+        """Whether clients may choose HTTP/2."""
+        if settings.http2 and not self.http2:
+            log.warning("http2: only HTTP/1.1 is served, since ALPN needs a callback: %s", alpn.REASON)
         self._contexts: dict[_Kind, _Offer] = {}
         self._own: Path | None = None
         """The file with the self-signed certificate and its key, where one is used."""
@@ -331,6 +336,8 @@ class Service:
     def _bare_context(self) -> Context:
         policy = POLICIES[self.settings.tls_policy]
         context = Context(self.library, ktls=self._ktls, oldest=policy.oldest, ciphers=policy.ciphers)
+        if self.http2 and alpn.ADDRESS is not None:
+            context.choose_protocols_by(alpn.ADDRESS)
         self._opened.callback(context.close)
         return context
 

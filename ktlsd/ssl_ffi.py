@@ -215,6 +215,7 @@ class Context:
         self._library = library
         self._server = server
         self._certificates: dict[str, str] = {}
+        self._offers = False
         self.clients = b""
         """A digest of what require_client() demands; empty if none is required."""
         c, null = library.c, library.ffi.NULL
@@ -301,6 +302,12 @@ class Context:
         )
         self._ticket_key = key
 
+    def choose_protocols_by(self, callback: int) -> None:
+        """Have a C function at this address choose each connection's protocol (SSL_CTX_set_alpn_select_cb(3))."""
+        ffi = self._library.ffi
+        self._library.c.SSL_CTX_set_alpn_select_cb(self._ctx, ffi.cast("void *", callback), ffi.NULL)
+        self._offers = True
+
     def use_no_tickets(self) -> None:
         """Let no client resume a session."""
         c = self._library.c
@@ -368,7 +375,7 @@ class Context:
 
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
-        return Connection(self._library, self._ctx, descriptor, server=self._server)
+        return Connection(self._library, self._ctx, descriptor, server=self._server, offers=self._offers)
 
     def close(self) -> None:
         """Free the SSL_CTX; connections made from it keep what they need of it (OpenSSL counts references)."""
@@ -384,10 +391,12 @@ class Connection:
     belongs to the thread and not to the connection, is cleared before each call and emptied after a failing one.
     """
 
-    __slots__ = ("_c", "_library", "_ssl")
+    __slots__ = ("_c", "_library", "_offers", "_ssl")
 
-    def __init__(self, library: Library, ctx: Any, descriptor: int, *, server: bool) -> None:
+    def __init__(self, library: Library, ctx: Any, descriptor: int, *, server: bool, offers: bool = False) -> None:
+        """`offers` is whether a protocol can be chosen by ALPN."""
         self._library = library
+        self._offers = offers
         c = self._c = library.c
         c.ERR_clear_error()
         self._ssl = c.SSL_new(ctx)
@@ -516,7 +525,14 @@ class Connection:
             c.BIO_ctrl(c.SSL_get_rbio(ssl), macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
             library._text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
             self._client(),
+            self._alpn() if self._offers else None,
         )
+
+    def _alpn(self) -> str | None:
+        ffi = self._library.ffi
+        name, length = ffi.new("unsigned char **"), ffi.new("unsigned int *")
+        self._c.SSL_get0_alpn_selected(self._ssl, name, length)
+        return ffi.buffer(name[0], length[0])[:].decode("ascii") if length[0] else None
 
     def _client(self) -> str | None:
         certificate = self._c.SSL_get0_peer_certificate(self._ssl)

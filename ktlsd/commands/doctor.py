@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ktlsd import __version__
+from ktlsd import __version__, alpn
 from ktlsd.config.console import print_output
 from ktlsd.config.values import Mode
 from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, TLS_1_2, TLS_1_3
@@ -181,7 +181,7 @@ def examine(libssl: str | None = None) -> Report:
             links.append(_sendfile(library, certificate, offloaded=any(row.tx != "none" for row in ciphers)))
             links.append(_zero_copy(library, certificate))
     interfaces = tuple(_interfaces())
-    links.append(_device(interfaces))
+    links += (_device(interfaces), _alpn())
     sends = next((link.ok for link in links if link.name == _SENDFILE), False)
     return Report(__version__, tuple(links), ciphers, interfaces, tls_stat.counters(), sends)
 
@@ -305,6 +305,12 @@ def _interfaces() -> Iterator[Interface]:
             yield Interface(name, f"unknown ({error})", "unknown")
             continue
         yield Interface(name, *(_feature(features.get(f"tls-hw-{way}-offload")) for way in ("tx", "rx")))
+
+
+def _alpn() -> Link:
+    found = "OpenSSL can ask ktlsd for the protocol" if alpn.ADDRESS is not None else f"no callback: {alpn.REASON}"
+    advice = "HTTP/2 needs it; a sandbox forbids executable memory, also from memfd_create(2)"
+    return Link("ALPN", alpn.ADDRESS is not None, found, advice, needed=False)
 
 
 def _feature(known: Any) -> str:

@@ -40,6 +40,8 @@ class Limit(enum.Enum):
     HEAD_BYTES = "head_bytes"
     HEADER_FIELDS = "header_fields"
     TARGET_BYTES = "target_bytes"
+    HTTP2 = "http2"
+    """Streams, header blocks, or frames without use (HTTP/2)."""
     CONNECTIONS = "connections"
     CLIENT_CONNECTIONS = "client_connections"
     CLIENT_HANDSHAKES = "client_handshakes_per_second"

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final, NamedTuple, Protocol
 
 import outcome
@@ -50,6 +50,10 @@ class KeepAliveConnection(Protocol):
 
     @property
     def transport(self) -> PacedTransport: ...
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether it is woken while the server drains, to end by itself; otherwise it ends at once."""
 
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer received requests, step by step without waiting; None if nothing is left to do.
@@ -90,6 +94,8 @@ class IdleConnections:
         self.draining = False
         """True if every response is the last on its connection."""
         self._drains = trio.Event()
+        self.on_drain: dict[Callable[[], None], None] = {}
+        """Called once the server drains, for connections that are not idle."""
 
     def close(self) -> None:
         self.sockets.close()
@@ -103,7 +109,7 @@ class IdleConnections:
         """
         transport = connection.transport
         if self.draining and transport.sent:
-            return PendingWork(b"")
+            return PendingWork(None if connection.says_goodbye else b"")
         if transport.holds():
             return PendingWork(None)
         number = transport.fileno()
@@ -138,9 +144,14 @@ class IdleConnections:
         self._drains.set()
         for scope in self._body_waits:
             scope.cancel()
+        for call in list(self.on_drain):
+            call()
         now = time.monotonic()
-        for waiting in self._waiting.values():
-            if waiting.connection.transport.sent:
+        for waiting in list(self._waiting.values()):
+            if waiting.connection.says_goodbye:
+                self._forget(waiting)
+                waiting.wake(outcome.Value(PendingWork(None)))
+            elif waiting.connection.transport.sent:
                 waiting.connection.transport.stop_reading()
             else:
                 waiting.since = now

@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -152,6 +153,41 @@ class PageCache:
         got = self._read_now(descriptor, memory[begin : min(begin + count, PIECE)], offset, identity)
         return memory[: begin + got] if got else None
 
+    def frames(self) -> memoryview:
+        """The memory of load(), PIECE bytes, for parts of files between other bytes: fill()."""
+        self.loads += 1
+        return self._memory
+
+    def fill(
+        self, places: Sequence[memoryview], descriptor: int, offset: int, identity: FileIdentity | None = None
+    ) -> bool:
+        """Read a part of a file into several places; False if that would wait for a disk, or the file ends before.
+
+        Raises OSError.
+        """
+        kind = None if identity is None else self._residency.kind(identity[0])
+        if kind is None:
+            try:
+                return os.preadv(descriptor, places, offset, os.RWF_NOWAIT) == sum(map(len, places))
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+        for place in places:
+            if self._read_now(descriptor, place, offset, identity) != len(place):
+                return False
+            offset += len(place)
+        return True
+
+    async def fill_from_disk(self, places: Sequence[memoryview], descriptor: int, offset: int) -> bool:
+        """The same in a thread; False if the file ends before. Raises OSError."""
+        self._row[COLD_READS] += 1
+        identity = identify(descriptor)
+        got = await self._threads_for(identity).run_on(descriptor, partial(_read_into, places, offset))
+        self._note(identity, offset, offset + got)
+        return got == sum(map(len, places))
+
     async def read(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview:
         """`head` and a part of a file, up to its end, in memory of their own. Raises OSError."""
         self._row[COLD_READS] += 1
@@ -201,6 +237,16 @@ def _read_all(buffer: memoryview, offset: int, descriptor: int) -> int:
     filled = 0
     while filled < len(buffer) and (got := os.preadv(descriptor, [buffer[filled:]], offset + filled)):
         filled += got
+    return filled
+
+
+def _read_into(places: Sequence[memoryview], offset: int, descriptor: int) -> int:
+    filled = 0
+    for place in places:
+        got = _read_all(place, offset + filled, descriptor)
+        filled += got
+        if got < len(place):
+            break
     return filled
 
 

@@ -98,6 +98,14 @@ class Transport(PacedTransport):
         self._note_written(len(data))
         return b""
 
+    def send_view(self, data: memoryview) -> bytes:
+        if self._kernel_sends:
+            return super().send_view(data)
+        if self._tls.write(data) is not None:
+            return bytes(data)
+        self._note_written(len(data))
+        return b""
+
     async def send_text(self, data: bytes | bytearray) -> None:
         if self._kernel_sends:
             # Without OpenSSL, which would first send a KeyUpdate that it owes.

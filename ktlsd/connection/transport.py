@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import fcntl
+import select
 import socket
 import struct
 import sys
@@ -79,7 +80,7 @@ class PacedTransport(abc.ABC):
     ) -> None:
         """`row` counts the bytes that are sent."""
         self._socket = sock
-        self._page_cache = page_cache
+        self._page_cache = self.page_cache = page_cache
         self._row = row
         self._limits = limits
         self._rate_check = SendRateCheck(limits)
@@ -109,6 +110,14 @@ class PacedTransport(abc.ABC):
                 pause = min(2 * pause, _MOST_PART_SECONDS)
             await self._ready(data)
         return b""
+
+    def has_input(self) -> bool:
+        """Whether there is something to receive, or the end, without waiting."""
+        if self.holds():
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -142,6 +151,10 @@ class PacedTransport(abc.ABC):
     @abc.abstractmethod
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         """Send bytes from memory without waiting; the unsent rest of them, for send_text(). Raises TLSError."""
+
+    def send_view(self, data: memoryview) -> bytes:
+        """The same as send_at_once() for memory that others use afterwards. Raises TLSError."""
+        return bytes(data[self._give_to_kernel(data, 0) :])
 
     def hold_back(self) -> None:
         """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
@@ -209,15 +222,19 @@ class PacedTransport(abc.ABC):
 
     def _send_at_once_by_kernel(self, data: bytes | bytearray, flags: int = 0) -> bytes | bytearray:
         """Give the socket what it takes now; the rest."""
+        return data[self._give_to_kernel(data, flags) :]
+
+    def _give_to_kernel(self, data: bytes | bytearray | memoryview, flags: int) -> int:
+        """Give the socket what it takes now; the number of bytes."""
         try:
             sent = self._socket.send(data, flags)
         except BlockingIOError:
-            return data
+            return 0
         except OSError as error:
             raise ConnectionLost(error.strerror) from error
         self.sent += sent
         self._row[SEND] += sent
-        return data[sent:]
+        return sent
 
     def _begin_from_page_cache(
         self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None

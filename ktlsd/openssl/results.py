@@ -37,3 +37,5 @@ class Handshake(NamedTuple):
     session, for which OpenSSL does not give it."""
     client: str | None = None
     """The subject of the verified client certificate, as in "/CN=proxy"."""
+    alpn: str | None = None
+    """The protocol that was chosen by ALPN (RFC 7301), as in "h2"; None without a choice."""

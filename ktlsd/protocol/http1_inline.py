@@ -54,6 +54,7 @@ class InlineResponses:
     """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
 
     __slots__ = ("_lines", "_log", "_responder", "_shared", "transport")
+    says_goodbye = False
 
     def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
         self._responder = responder

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
+from ktlsd.http2.head_cache import HeadCache
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import Row
 from ktlsd.service import Service
@@ -46,3 +47,12 @@ class Shared(Struct):
     kinds: ConnectionKinds = field(default_factory=ConnectionKinds)
     """Shared by all processes."""
     scanner: HeadScanner = field(default_factory=HeadScanner)
+    head_caches: dict[int, HeadCache] = {}
+    """Header blocks of HTTP/2, by the limit of header lists in bytes."""
+
+    def head_cache(self, list_bytes: int) -> HeadCache:
+        """The memory of header blocks for this limit of header lists."""
+        cache = self.head_caches.get(list_bytes)
+        if cache is None:
+            cache = self.head_caches[list_bytes] = HeadCache(list_bytes)
+        return cache

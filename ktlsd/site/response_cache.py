@@ -85,6 +85,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     """Whether the file is not opened again."""
     body: bytes = b""
     """Then, the body."""
+    block: bytes = b""
+    """The header block in HTTP/2, but for Date; empty before its first use."""
 
     @property
     def part(self) -> ByteRange | None:

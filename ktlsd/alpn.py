@@ -1,0 +1,73 @@
+"""The protocol of a connection by ALPN (RFC 7301): the callback by which OpenSSL lets a server choose it.
+
+Strategy: OpenSSL has no other way, and cffi's callbacks need a page that is writable and executable, which systemd's
+MemoryDenyWriteExecute forbids; ctypes' closures do without one. There is one, made when this module is imported: before
+workers are forked, since they share the memory of closures, and it is never freed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+HTTP_2: Final = b"h2"
+HTTP_1_1: Final = b"http/1.1"
+PREFERENCE: Final = (HTTP_2, HTTP_1_1)
+"""The protocols of a server with HTTP/2, the preferred one first."""
+
+_TAKEN: Final = 0
+"""SSL_TLSEXT_ERR_OK"""
+_NONE_TAKEN: Final = 3
+"""SSL_TLSEXT_ERR_NOACK: the handshake goes on, as if the client had not asked."""
+
+
+def choose(offered: bytes) -> bytes | None:
+    """The protocol for a client's list, names each after their length; None if it has none that is known."""
+    names = set()
+    position = 0
+    while position < len(offered):
+        begin = position + 1
+        position = begin + offered[position]
+        names.add(offered[begin:position])
+    return next((name for name in PREFERENCE if name in names), None)
+
+
+# OpenSSL copies the name that the callback points to.
+_names: Final = {name: ctypes.create_string_buffer(name, len(name)) for name in PREFERENCE}
+
+
+def _select(_ssl: int, chosen: Any, length: Any, offered: int, count: int, _argument: int) -> int:
+    # ctypes takes an exception for 0, and OpenSSL that for a choice.
+    try:
+        name = choose(ctypes.string_at(offered, count))
+        if name is None:
+            return _NONE_TAKEN
+        chosen[0] = ctypes.addressof(_names[name])
+        length[0] = len(name)
+    except BaseException:
+        return _NONE_TAKEN
+    return _TAKEN
+
+
+_Select: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.POINTER(ctypes.c_ubyte),
+    ctypes.c_void_p,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
+
+
+def _made() -> tuple[Any, str]:
+    """The closure, or None and the reason why there is none."""
+    try:
+        return _Select(_select), ""
+    except (MemoryError, OSError) as error:
+        return None, str(error) or "no memory that is executable"
+
+
+_callback, REASON = _made()
+ADDRESS: Final[int | None] = None if _callback is None else ctypes.cast(_callback, ctypes.c_void_p).value
+"""The callback of SSL_CTX_set_alpn_select_cb(3); None if this process may not have one, for a REASON."""

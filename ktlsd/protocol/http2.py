@@ -1,0 +1,438 @@
+"""HTTP/2 on one connection: read -> engine (ktlsd/http2/) -> answer (http2_responses.py) -> send, for all streams.
+
+Strategy: an idle connection is one of keepalive.py, whose poller answers what needs no wait without a task. For the
+rest the connection has a task: it sends a batch of frames, looks at what the client sent, and goes on, so that streams
+share the connection batch by batch. It never reads while a batch waits for the socket. Streams that have to wait for a
+file have tasks of their own, which hand their bytes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+import trio
+
+from ktlsd.config.limits import Limit
+from ktlsd.connection import driver
+from ktlsd.connection.keepalive import PendingWork
+from ktlsd.connection.page_cache import PIECE
+from ktlsd.connection.poller import PART_SECONDS, Batch
+from ktlsd.connection.scheduler import current_scheduler
+from ktlsd.connection.transport import FileShrank, PacedTransport
+from ktlsd.http.request_head import RequestHead
+from ktlsd.http2.connection import Connection
+from ktlsd.http2.errors import ErrorCode, Exceeded
+from ktlsd.http2.events import (
+    BodyTooLarge,
+    ConnectionFailed,
+    Event,
+    HeadTooLarge,
+    Request,
+    RequestEnded,
+    StreamReset,
+)
+from ktlsd.http2.limits import Http2Limits
+from ktlsd.http2.turns import Turn
+from ktlsd.metrics.metrics import LIMITED
+from ktlsd.openssl.results import Wait
+from ktlsd.protocol.client import Client
+from ktlsd.protocol.http2_body import Body, FileRead
+from ktlsd.protocol.http2_responses import Http2Responses, Task
+from ktlsd.protocol.responder import Responder
+from ktlsd.protocol.shared import Shared
+
+log = logging.getLogger("ktlsd")
+
+GOODBYE_SECONDS: Final = 2.0
+"""Time for a client to hear of the first GOAWAY."""
+_LONGEST_BEFORE: Final = 65536
+"""Bytes of heads and control frames that share a write with bodies."""
+_LEAST_ROOM: Final = 1024
+"""Bytes: no turn begins in less of a batch."""
+
+
+class _ColdTurn(NamedTuple):
+    """A turn whose bytes have to be read from a disk."""
+
+    turn: Turn
+    body: Body
+    memory: memoryview
+    reads: list[FileRead]
+
+
+class Http2:
+    """One connection that speaks HTTP/2."""
+
+    __slots__ = (
+        *("_bodies_since", "_client", "_cold", "_ended", "_engine", "_failed", "_limits", "_moved", "_refuse_at"),
+        *("_responder", "_responses", "_sender", "_shared", "_sleep", "_turns", "_unsent", "_woken", "transport"),
+    )
+    says_goodbye = True
+
+    def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
+        self._shared = shared
+        self.transport = transport
+        self._client = client
+        self._responder = Responder(shared, transport, client)
+        self._limits = limits = self._responder.limits
+        allowed = Http2Limits(header_list_bytes=limits.head_bytes, header_block_bytes=2 * limits.head_bytes)
+        self._engine = Connection(allowed, shared.head_cache(limits.head_bytes), time.monotonic())
+        self._sender = self._engine.sender
+        self._responses = Http2Responses(self._responder, self._sender, self._wake)
+        self._bodies_since: dict[int, tuple[RequestHead, float]] = {}
+        """Requests with a body that is being skipped, and when they came, the oldest first."""
+        self._turns: list[tuple[Turn, Body]] = []
+        """Those in the batch that is being sent."""
+        self._cold: _ColdTurn | None = None
+        self._unsent = b""
+        """The rest of that batch."""
+        self._moved = 0
+        """Bytes of bodies that were sent."""
+        self._refuse_at: float | None = None
+        """When the second GOAWAY is sent at the latest."""
+        self._ended = False
+        """Whether the client has ended the connection."""
+        self._failed = False
+        self._sleep: trio.CancelScope | None = None
+        self._woken = False
+
+    async def serve(self) -> None:
+        """Answer requests until the client is done, idle for too long or told to leave, or the server drains.
+
+        Raises TLSError, OSError.
+        """
+        idle = self._shared.idle
+        try:
+            self._send_at_once()
+            while True:
+                if not self._unsent:
+                    await idle.wait(self)
+                await driver.become_task()
+                if not await self._work():
+                    return
+        finally:
+            if self._cold is not None:
+                self._cold.memory.release()
+            self._responses.close()
+
+    # --- without a task -----------------------------------------------------------------------------------------------
+
+    def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
+        """Answer the requests that have come, as long as that takes no wait."""
+        transport = self.transport
+        if transport.stopped:
+            return PendingWork(None)
+        received = transport.receive()
+        if not isinstance(received, bytes):
+            return None if received is Wait.READABLE else PendingWork(None)
+        yield
+        self._receive(received, batch)
+        yield
+        self._send_at_once()
+        return None if self._is_idle() and not transport.holds() else PendingWork(None)
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do before the client sends something."""
+        return not (
+            self._sender.streams
+            or self._sender.pending
+            or self._unsent
+            or self._cold is not None
+            or self._responses.tasks
+            or self._ended
+            or self._failed
+            or self._responder.requests_left <= 0
+            or self._engine.drained
+            or self._shared.idle.draining
+            or self.transport.stopped
+        )
+
+    # --- with a task --------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> bool:
+        """Do what there is to do; True once the connection is idle, False once it is finished."""
+        idle = self._shared.idle
+        failure, goes_on = None, False
+        async with trio.open_nursery() as nursery:
+            idle.on_drain[self._wake] = None
+            try:
+                goes_on = await self._run(nursery)
+            except Exception as error:
+                # Not from here, where it would become a group of exceptions.
+                failure = error
+            finally:
+                del idle.on_drain[self._wake]
+            # Tasks of streams that are gone may wait for a file.
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return goes_on
+
+    async def _run(self, nursery: trio.Nursery) -> bool:
+        transport, scheduler = self.transport, current_scheduler()
+        while True:
+            self._woken = False
+            tasks = self._responses.tasks
+            while tasks:
+                nursery.start_soon(_run_task, tasks.pop())
+            self._say_goodbye()
+            sent = await self._send()
+            if self._ended:
+                await transport.finish()
+                return False
+            if not self._sender.pending and (self._failed or self._engine.drained):
+                await transport.finish(unread=True)
+                return False
+            if self._is_idle():
+                return True
+            # Reading without input would count as a record without data.
+            received = transport.receive() if transport.has_input() else None
+            if isinstance(received, bytes):
+                self._receive(received, {})
+                await trio.lowlevel.checkpoint()
+            elif sent:
+                await scheduler.next()
+            else:
+                await self._wait()
+
+    def _say_goodbye(self) -> None:
+        """Tell the client to open no more streams, once that is due."""
+        engine = self._engine
+        if self._refuse_at is None and (self._shared.idle.draining or self._responder.requests_left <= 0):
+            if not self._shared.idle.draining:
+                self._shared.row[LIMITED[Limit.REQUESTS]] += 1
+            engine.drain()
+            self._refuse_at = trio.current_time() + GOODBYE_SECONDS
+        if self.transport.stopped:
+            # Idle for too long, or closed to make room: it was told nothing, and opened nothing.
+            engine.refuse_more()
+
+    async def _wait(self) -> None:
+        """Wait until the client sends something, a task of a stream has something, or a deadline passes."""
+        now = trio.current_time()
+        with trio.CancelScope(deadline=self._next_deadline(now)) as scope, current_scheduler().busy(-1):
+            self._sleep = scope
+            try:
+                if not self._woken:
+                    await trio.lowlevel.wait_readable(self.transport.fileno())
+                    if self.transport.wakes_early:
+                        await trio.sleep(PART_SECONDS)
+            finally:
+                self._sleep = None
+        self._enforce_deadlines(trio.current_time())
+
+    def _wake(self) -> None:
+        """End the wait."""
+        self._woken = True
+        if self._sleep is not None:
+            self._sleep.cancel()
+
+    # --- deadlines ----------------------------------------------------------------------------------------------------
+
+    def _next_deadline(self, now: float) -> float:
+        """When to look again; notes which bodies wait for the client's windows from now on."""
+        deadlines = [] if self._refuse_at is None or self._engine.drained else [max(self._refuse_at, now)]
+        if self._bodies_since:
+            _, since = next(iter(self._bodies_since.values()))
+            deadlines.append(since + self._limits.head_seconds)
+        for body in self._responses.bodies.values():
+            if body.waits:
+                if body.noted_at is None:
+                    self._note(body, now)
+                deadlines.append((body.noted_at or now) + self._limits.send_seconds)
+        return min(deadlines, default=float("inf"))
+
+    def _note(self, body: Body, now: float) -> None:
+        body.noted_at, body.noted, body.noted_moved = now, body.sent, self._moved
+
+    def _enforce_deadlines(self, now: float) -> None:
+        if self._refuse_at is not None and now >= self._refuse_at:
+            self._engine.refuse_more()
+        while self._bodies_since:
+            stream_id, (head, since) = next(iter(self._bodies_since.items()))
+            if now < since + self._limits.head_seconds:
+                break
+            # As over HTTP/1.1, the response does not depend on the body; the stream is reset after it.
+            self._shared.row[LIMITED[Limit.HEAD]] += 1
+            self._answer(stream_id, head, {})
+        for stream_id, body in list(self._responses.bodies.items()):
+            if body.noted_at is not None and now >= body.noted_at + self._limits.send_seconds:
+                self._judge(stream_id, body, now)
+
+    def _judge(self, stream_id: int, body: Body, now: float) -> None:
+        """Reset a stream whose client keeps its windows closed: no socket shows that (TCP may be writable)."""
+        stream = self._sender.streams.get(stream_id)
+        seconds = self._limits.send_seconds
+        least = max(1, self._limits.send_bytes_per_second * seconds)
+        # A response may wait for others, but not for ever if none of them moves.
+        closed = stream is not None and (stream.window <= 0 or self._moved - body.noted_moved < least)
+        if body.waits and closed and body.sent - body.noted < least:
+            self._shared.row[LIMITED[Limit.SEND]] += 1
+            text = "%s stream %d reset: the client's windows let less than %d bytes a second through for %g s"
+            log.info(text, self._client.address, stream_id, self._limits.send_bytes_per_second, seconds)
+            self._sender.reset(stream_id, ErrorCode.CANCEL)
+            self._responses.finish(stream_id, complete=False)
+        else:
+            self._note(body, now)
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    def _receive(self, received: bytes, batch: Batch) -> None:
+        """Take bytes of the client, b"" at their end, and answer the requests in them."""
+        if not received:
+            self._ended = True
+            return
+        events = self._engine.receive(received, time.monotonic())
+        if events and isinstance(events[-1], ConnectionFailed):
+            # GOAWAY is the last frame.
+            events = events[-1:]
+        streams = self._sender.streams
+        for event in events:
+            if isinstance(event, Request):
+                if event.stream_id not in streams:
+                    # The client has reset it by now.
+                    continue
+                if event.ended or b"expect" in event.head.of_fields.values:
+                    self._responses.answer(event.stream_id, event.head, batch)
+                else:
+                    self._bodies_since[event.stream_id] = event.head, trio.current_time()
+            else:
+                self._take_event(event, batch)
+        if self.transport.key_update_owed():
+            self._engine.refuse_more()
+
+    def _take_event(self, event: Event, batch: Batch) -> None:
+        if isinstance(event, RequestEnded | BodyTooLarge):
+            waiting = self._bodies_since.get(event.stream_id)
+            if waiting is not None:
+                self._answer(event.stream_id, waiting[0], batch)
+        elif isinstance(event, HeadTooLarge):
+            self._responses.refuse_head(event.stream_id, event.method, event.list_bytes)
+        elif isinstance(event, StreamReset):
+            self._bodies_since.pop(event.stream_id, None)
+            self._responses.finish(event.stream_id, complete=False)
+            self._count(event.exceeded)
+            if not event.by_peer:
+                log.debug("%s stream %d reset: %s", self._client.address, event.stream_id, event.reason)
+        elif isinstance(event, ConnectionFailed):
+            self._failed = True
+            self._count(event.exceeded)
+            log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
+            self._responses.close()
+
+    def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
+        """Answer a request whose body is read, or is not to be read."""
+        del self._bodies_since[stream_id]
+        self._responses.answer(stream_id, head, batch)
+
+    def _count(self, exceeded: Exceeded | None) -> None:
+        if exceeded is not None:
+            self._shared.row[LIMITED[Limit.HTTP2]] += 1
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _send_at_once(self) -> None:
+        """Send one batch as far as that goes without waiting."""
+        data = self._next_batch()
+        if data:
+            self._unsent = self.transport.send_view(data)
+            if not self._unsent:
+                self._batch_sent()
+
+    async def _send(self) -> bool:
+        """Send what waits, or the next batch; whether there was any."""
+        if not self._unsent:
+            if self._cold is not None:
+                await self._send_cold()
+                return True
+            data = self._next_batch()
+            if not data:
+                return self._cold is not None
+            self._unsent = self.transport.send_view(data)
+        if self._unsent:
+            await self.transport.send_text(self._unsent)
+            self._unsent = b""
+        self._batch_sent()
+        return True
+
+    def _batch_sent(self) -> None:
+        """The socket has all of the batch."""
+        turns, self._turns = self._turns, []
+        for turn, body in turns:
+            self._turn_sent(turn, body)
+        self._responses.written()
+
+    def _turn_sent(self, turn: Turn, body: Body) -> None:
+        self._sender.sent(turn)
+        self._moved += turn.count
+        body.note_sent(turn.count)
+        if turn.last and self._responses.bodies.get(turn.stream_id) is body:
+            self._responses.finish(turn.stream_id, complete=True)
+
+    def _next_batch(self) -> memoryview:
+        """Heads, control frames, and bodies as far as windows allow and no disk has to be waited for."""
+        sender, bodies = self._sender, self._responses.bodies
+        data = sender.take() if sender.pending else b""
+        used = len(data)
+        if self._cold is not None or not bodies or used > _LONGEST_BEFORE:
+            return memoryview(data)
+        turn = sender.next_turn(PIECE - used, used)
+        if turn is None:
+            return memoryview(data)
+        memory = self.transport.page_cache.frames()
+        memory[:used] = data
+        while turn is not None:
+            body = bodies[turn.stream_id]
+            end = used + turn.frame_bytes
+            if self._fill(turn, body, memory[used:end]):
+                used = end
+            if self._cold is not None or PIECE - used < _LEAST_ROOM:
+                break
+            turn = sender.next_turn(PIECE - used, used)
+        return memory[:used]
+
+    def _fill(self, turn: Turn, body: Body, memory: memoryview) -> bool:
+        """Write a turn's frames; False if it has to wait for a disk, or cannot be sent."""
+        turn.write_headers(memory, 0)
+        reads = body.fill(memory, turn.sizes)
+        fill = self.transport.page_cache.fill
+        try:
+            for read in reads:
+                if not fill(read.views(memory), body.descriptor, read.offset, body.identity):
+                    self._cold = _ColdTurn(turn, body, memoryview(bytearray(memory)), reads)
+                    return False
+        except OSError as error:
+            self._abandon(turn, error)
+            return False
+        self._turns.append((turn, body))
+        return True
+
+    def _abandon(self, turn: Turn, error: Exception) -> None:
+        self._sender.abandon(turn)
+        self._responses.fail(turn.stream_id, error)
+
+    async def _send_cold(self) -> None:
+        """Have a thread read a turn's bytes, and send them: no other goes before, so that heads and control frames keep
+        their place."""
+        if self._cold is None:
+            return
+        turn, body, memory, reads = self._cold
+        try:
+            for read in reads:
+                places = read.views(memory)
+                if not await self.transport.page_cache.fill_from_disk(places, body.descriptor, read.offset):
+                    raise FileShrank
+        except (OSError, FileShrank) as error:
+            self._cold = None
+            self._abandon(turn, error)
+            return
+        self._cold = None
+        await self.transport.send_text(bytes(memory))
+        self._turn_sent(turn, body)
+
+
+async def _run_task(task: Task) -> None:
+    await task()

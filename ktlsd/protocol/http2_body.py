@@ -1,0 +1,147 @@
+"""The body of one response of HTTP/2 on its way: bytes from memory and parts of a file, cut into frames of any size.
+
+Strategy: a queue of pieces, of which the sender takes as many bytes as windows allow. Bytes from memory are copied
+between the headers of frames; parts of the file are read there by the connection, which knows whether that would wait.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http2.frames import HEADER_BYTES
+from ktlsd.site.lookup import Identity, OpenFile
+
+if TYPE_CHECKING:
+    # It is imported only if there is an access log.
+    from ktlsd.logs.exchange_log import RequestLog
+
+
+class FileRead(NamedTuple):
+    """A part of the file, and its places in a turn of frames: begin and end of each, in bytes from its begin on."""
+
+    offset: int
+    places: list[tuple[int, int]]
+
+    def views(self, memory: memoryview) -> list[memoryview]:
+        """The places; `memory` is that of the turn."""
+        return [memory[begin:end] for begin, end in self.places]
+
+
+class Body:
+    """One response's, and what the access log counts of it (exchange_log.Sending)."""
+
+    __slots__ = (
+        "_close",
+        "_drained",
+        "_pieces",
+        "descriptor",
+        "identity",
+        "log",
+        "noted",
+        "noted_at",
+        "noted_moved",
+        "sent",
+    )
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """Bytes that were sent."""
+        self.log: RequestLog | None = None
+        self.descriptor = -1
+        self.identity: Identity | None = None
+        """Of the file, if known."""
+        self.noted = 0
+        """What was sent at the time `noted_at`."""
+        self.noted_moved = 0
+        """The same of all bodies of the connection."""
+        self.noted_at: float | None = None
+        """When the connection found for the first time, or again after a while, that the client's windows are full."""
+        self._pieces: deque[memoryview | ByteRange] = deque()
+        self._close: Callable[[], None] | None = None
+        self._drained: trio.Event | None = None
+
+    def use_descriptor(self, descriptor: int, identity: Identity | None) -> None:
+        """Take the descriptor of the file over."""
+        self.descriptor, self.identity = descriptor, identity
+        self._close = partial(os.close, descriptor)
+
+    def use_file(self, opened: OpenFile) -> None:
+        """Take the open file over."""
+        self.descriptor, self.identity = opened.descriptor, opened.identity()
+        self._close = opened.close
+
+    def push(self, piece: bytes | ByteRange) -> None:
+        """The next piece, not empty."""
+        self._pieces.append(memoryview(piece) if isinstance(piece, bytes) else piece)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are bytes to be sent."""
+        return bool(self._pieces)
+
+    async def drained(self) -> None:
+        """Wait until all pieces were sent, or the stream has ended."""
+        if self._pieces:
+            self._drained = trio.Event()
+            await self._drained.wait()
+
+    def note_sent(self, count: int) -> None:
+        """So many bytes were sent."""
+        self.sent += count
+        if not self._pieces:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+
+    def fill(self, memory: memoryview, sizes: Sequence[int]) -> list[FileRead]:
+        """Put the next bytes into frames of these sizes, whose headers are in `memory`; what is to be read of the file
+        for the rest of them."""
+        reads: list[FileRead] = []
+        pieces = self._pieces
+        position = 0
+        read_end = -1
+        for size in sizes:
+            position += HEADER_BYTES
+            end = position + size
+            while position < end:
+                piece = pieces[0]
+                if isinstance(piece, memoryview):
+                    count = min(len(piece), end - position)
+                    memory[position : position + count] = piece[:count]
+                    rest: memoryview | ByteRange = piece[count:]
+                    left = len(piece) - count
+                else:
+                    count = min(piece.count, end - position)
+                    if piece.offset != read_end:
+                        reads.append(FileRead(piece.offset, []))
+                    reads[-1].places.append((position, position + count))
+                    read_end = piece.offset + count
+                    left = piece.count - count
+                    rest = ByteRange(read_end, left)
+                if left:
+                    pieces[0] = rest
+                else:
+                    pieces.popleft()
+                position += count
+        return reads
+
+    def end(self, *, complete: bool) -> None:
+        """Nothing more is sent; `complete` if that was all."""
+        self._pieces.clear()
+        self._wake()
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+        log, self.log = self.log, None
+        if log is not None:
+            log.end(complete=complete)

@@ -1,0 +1,366 @@
+"""Requests of HTTP/2 and their responses: remember, decide, and hand the bodies to the sender.
+
+Strategy: what needs no wait is answered on the spot, as in http1_inline.py: a remembered response, or a decision that
+is tried (attempt.py). A small body goes with its head; a larger one is offered, and the connection (http2.py) sends it
+as windows allow. What would wait is left to tasks of the connection, one for each stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Final, cast
+
+import trio
+
+from ktlsd.attempt import WouldWait, attempt
+from ktlsd.config.limits import Limit
+from ktlsd.config.refusal import cause
+from ktlsd.connection.poller import Batch
+from ktlsd.connection.transport import SMALL, FileShrank
+from ktlsd.file_threads import Stalled
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.decide import Miss, Response, short
+from ktlsd.http.multipart import Multipart
+from ktlsd.http.request_fields import members
+from ktlsd.http.request_head import RequestHead
+from ktlsd.http2.errors import ErrorCode
+from ktlsd.http2.sender import Sender
+from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER
+from ktlsd.protocol import http1_writer
+from ktlsd.protocol import http2_writer as writer
+from ktlsd.protocol.exchange import Exchange, fields_of
+from ktlsd.protocol.http2_body import Body
+from ktlsd.protocol.refusals import log_refusal
+from ktlsd.protocol.responder import Found, Responder
+from ktlsd.protocol.response_body import Body as Content
+from ktlsd.protocol.response_body import is_made_while_sent, pieces
+from ktlsd.site.site import Answer
+
+log = logging.getLogger("ktlsd")
+
+Task = Callable[[], Awaitable[None]]
+
+_EXPECT: Final = b"expect"
+
+
+class Http2Responses:
+    """Those of one connection."""
+
+    __slots__ = (
+        "_date",
+        "_page_cache",
+        "_responder",
+        "_row",
+        "_sender",
+        "_shared",
+        "_wake",
+        "bodies",
+        "tasks",
+        "whole",
+    )
+
+    def __init__(self, responder: Responder, sender: Sender, wake: Callable[[], None]) -> None:
+        """`wake` is called when a task has something for the sender."""
+        self._responder = responder
+        self._shared = responder.shared
+        self._row = responder.shared.row
+        self._page_cache = responder.transport.page_cache
+        self._sender = sender
+        self._wake = wake
+        self._date = writer.DateField(responder.shared.clock)
+        self.bodies: dict[int, Body] = {}
+        """Responses that are not sent to their end, by stream."""
+        self.tasks: list[Task] = []
+        """What waits, for the connection to start."""
+        self.whole: list[tuple[Body, int]] = []
+        """Logged responses that the sender has as a whole, and the bytes of their bodies."""
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
+        """Answer a request, or have a task do it."""
+        responder = self._responder
+        expects = not head.alone and _EXPECT in head.of_fields.values
+        found = None if expects else responder.find(head)
+        if found is not None and self._send_remembered(stream_id, found, batch):
+            return
+        body = Body()
+        log = body.log = responder.new_log(body)
+        if log is not None:
+            log.begin()
+            log.asked(head)
+        exchange = Exchange(responder, head, log)
+        try:
+            answer = attempt(_decide(exchange) if expects else exchange.decide())
+        except WouldWait:
+            self._hold(stream_id, body)
+            self.tasks.append(partial(self._answer_in_task, stream_id, head, body))
+        else:
+            self._send(stream_id, exchange, answer, body)
+
+    def refuse_head(self, stream_id: int, method: bytes, list_bytes: int) -> None:
+        """Answer a request whose header fields are beyond the limit."""
+        self._row[LIMITED[Limit.HEAD_BYTES]] += 1
+        reason = f"header fields of {list_bytes} bytes"
+        response = short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=method == b"HEAD")
+        body = Body()
+        log = body.log = self._responder.new_log(body)
+        if log is not None:
+            log.begin()
+        self._count(response)
+        log_refusal(self._responder.client.described(self._responder.client.origin), None, response)
+        if log is not None:
+            log.answered(response.status.value, 0)
+        self._give(stream_id, self._block(response), cast(bytes, response.body), body)
+
+    async def _answer_in_task(self, stream_id: int, head: RequestHead, body: Body) -> None:
+        try:
+            exchange = Exchange(self._responder, head, body.log)
+            answer = await _decide(exchange)
+        except Exception as error:
+            self._fail(stream_id, error)
+            return
+        if self.bodies.get(stream_id) is not body:
+            # The client has reset the stream meanwhile.
+            if answer.opened is not None:
+                answer.opened.close()
+            return
+        try:
+            self._send(stream_id, exchange, answer, body)
+        except Exception as error:
+            self._fail(stream_id, error)
+        self._wake()
+
+    # --- responses ----------------------------------------------------------------------------------------------------
+
+    def _send_remembered(self, stream_id: int, found: Found, batch: Batch) -> bool:
+        """Answer with a remembered response; False if it does not hold any more."""
+        responder, entry = self._responder, found.entry
+        key = Http2Responses, entry
+        known: tuple[bytes, bytes] | None = batch.get(key)
+        part = entry.part
+        if known is None:
+            recalled = responder.recall(entry)
+            if recalled is None:
+                return False
+            file = Body()
+            if recalled >= 0:
+                file.use_descriptor(recalled, entry.sources[0][2])
+            kept = False
+            try:
+                if not entry.block:
+                    entry.block = writer.beginning(entry.response.status, entry.response.fields)
+                block = entry.block + self._date.block()
+                data = entry.body if part is None else self._small(file, part)
+                if data is None:
+                    kept = True
+                else:
+                    batch[key] = block, data
+            finally:
+                if not kept:
+                    file.end(complete=True)
+        else:
+            self._shared.service.response_cache.uses += 1
+            block, data = known
+            file = Body()
+        file.log = responder.new_log(file)
+        if file.log is not None:
+            file.log.begin()
+        responder.begin_remembered(found, 0, file.log)
+        if data is not None:
+            self._give(stream_id, block, data, file)
+        else:
+            self._begin(stream_id, block, file)
+            self._offer(stream_id, file, cast(ByteRange, part))
+        return True
+
+    def _send(self, stream_id: int, exchange: Exchange, answer: Answer, body: Body) -> None:
+        """Send a decided response, and have it remembered; takes its file over."""
+        response, opened = answer.response, answer.opened
+        with contextlib.ExitStack() as stack:
+            if opened is not None:
+                stack.callback(opened.close)
+            self._count(response)
+            if response.reason:
+                log_refusal(exchange.described(), exchange.head, response)
+            if body.log is not None:
+                body.log.answered(response.status.value, 0)
+            block = self._block(response)
+            if opened is not None and exchange.head.alone:
+                fields = fields_of(response, self._shared.service.server_field)
+                exchange.remember(opened, http1_writer.beginning(response.status, fields))
+            content, data = response.body, None
+            if isinstance(content, bytes):
+                data = content
+            elif isinstance(content, ByteRange) and not content.count:
+                data = b""
+            elif opened is not None:
+                stack.pop_all()
+                body.use_file(opened)
+                if isinstance(content, ByteRange) and not opened.waits:
+                    data = self._small(body, content)
+            if data is not None:
+                self._give(stream_id, block, data, body)
+            elif not self._begin(stream_id, block, body):
+                return
+            elif opened is None or opened.waits or is_made_while_sent(content):
+                self.tasks.append(partial(self._produce, stream_id, body, content, answer))
+            else:
+                self._offer(stream_id, body, cast("ByteRange | Multipart", content))
+
+    def _count(self, response: Response) -> None:
+        self._responder.requests_left -= 1
+        self._row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        if response.reason == Miss.STALLED.reason:
+            self._row[LIMITED[Limit.FILE]] += 1
+
+    def _block(self, response: Response) -> bytes:
+        fields = fields_of(response, self._shared.service.server_field)
+        return writer.beginning(response.status, fields) + self._date.block()
+
+    def _small(self, body: Body, part: ByteRange) -> bytes | None:
+        """A small part of the body's file; None if it is larger, or a disk has to be waited for."""
+        if part.count > SMALL:
+            return None
+        data = self._page_cache.read_after(b"", body.descriptor, part.offset, part.count, body.identity)
+        return None if data is None else bytes(data)
+
+    # --- bodies -------------------------------------------------------------------------------------------------------
+
+    def _give(self, stream_id: int, block: bytes, data: bytes, body: Body) -> None:
+        """Have head and body sent, together if that can be."""
+        if stream_id not in self._sender.streams:
+            self._release(stream_id, body)
+        elif self._sender.respond(stream_id, block, data):
+            if body.log is not None or stream_id in self.bodies:
+                self._release(stream_id, None)
+                self.whole.append((body, len(data)))
+            else:
+                body.end(complete=True)
+        elif self._begin(stream_id, block, body):
+            body.push(data)
+            self._sender.offer(stream_id, len(data), last=True)
+
+    def _begin(self, stream_id: int, block: bytes, body: Body) -> bool:
+        """Have the head sent, and the body known; False if the stream is gone, and so the body."""
+        if not self._sender.begin(stream_id, block):
+            self._release(stream_id, body)
+            return False
+        self._hold(stream_id, body)
+        return True
+
+    def _offer(self, stream_id: int, body: Body, content: ByteRange | Multipart) -> None:
+        """All of the body, of a file that can be read at once."""
+        if stream_id in self.bodies:
+            count = 0
+            for piece in pieces(content):
+                count += piece.count if isinstance(piece, ByteRange) else len(piece)
+                body.push(piece)
+            self._sender.offer(stream_id, count, last=True)
+
+    async def _produce(self, stream_id: int, body: Body, content: Content, answer: Answer) -> None:
+        """The task of a body that is made while it is sent, or whose file is read in a thread."""
+        try:
+            for piece in pieces(content):
+                if isinstance(piece, ByteRange):
+                    file = answer.opened
+                    if file is None:
+                        raise RuntimeError("a part of no file")
+                    offset, end = piece.offset, piece.end
+                    while offset < end:
+                        data = await file.read_piece(offset, end - offset)
+                        if not data:
+                            raise FileShrank
+                        if not await self._push(stream_id, body, data):
+                            return
+                        offset += len(data)
+                elif piece and not await self._push(stream_id, body, piece):
+                    return
+                await trio.lowlevel.checkpoint()
+        except Exception as error:
+            self._fail(stream_id, error)
+            return
+        if self.bodies.get(stream_id) is body and self._sender.offer(stream_id, 0, last=True):
+            self._release(stream_id, None)
+            self.whole.append((body, 0))
+        self._wake()
+
+    async def _push(self, stream_id: int, body: Body, data: bytes) -> bool:
+        """Have a piece sent; False if the stream is gone."""
+        if self.bodies.get(stream_id) is not body:
+            return False
+        body.push(data)
+        self._sender.offer(stream_id, len(data), last=False)
+        self._wake()
+        await body.drained()
+        return self.bodies.get(stream_id) is body
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _hold(self, stream_id: int, body: Body) -> None:
+        if stream_id not in self.bodies:
+            self._row[IN_FLIGHT] += 1
+        self.bodies[stream_id] = body
+
+    def _release(self, stream_id: int, body: Body | None) -> None:
+        """Forget a stream; the body ends without having been sent."""
+        if self.bodies.pop(stream_id, None) is not None:
+            self._row[IN_FLIGHT] -= 1
+        if body is not None:
+            body.end(complete=False)
+
+    def finish(self, stream_id: int, *, complete: bool) -> None:
+        """The response on this stream has ended, if there is one."""
+        body = self.bodies.get(stream_id)
+        if body is not None:
+            self._release(stream_id, None)
+            body.end(complete=complete)
+
+    def written(self) -> None:
+        """All that the sender gave was sent."""
+        for body, count in self.whole:
+            body.note_sent(count)
+            body.end(complete=True)
+        self.whole.clear()
+
+    def fail(self, stream_id: int, error: Exception) -> None:
+        """Note that a body cannot be sent to its end; the stream has to be reset."""
+        client = self._responder.client.address
+        if isinstance(error, FileShrank):
+            log.error("%s stream %d reset: the file shrank while it was sent", client, stream_id)
+        elif isinstance(error, Stalled):
+            self._row[LIMITED[Limit.FILE]] += 1
+            text = "%s stream %d reset: the file system did not answer a read within %g s"
+            log.error(text, client, stream_id, error.seconds)
+        elif isinstance(error, OSError):
+            log.error("%s stream %d reset: %s", client, stream_id, cause(error))
+        else:
+            log.error("%s stream %d reset by a defect in ktlsd, please report it", client, stream_id, exc_info=error)
+        self.finish(stream_id, complete=False)
+
+    def _fail(self, stream_id: int, error: Exception) -> None:
+        """The same, in a task."""
+        self._sender.reset(stream_id, ErrorCode.INTERNAL_ERROR)
+        self.fail(stream_id, error)
+        self._wake()
+
+    def close(self) -> None:
+        """The connection has ended."""
+        for body, _ in self.whole:
+            body.end(complete=False)
+        self.whole.clear()
+        for stream_id in list(self.bodies):
+            self.finish(stream_id, complete=False)
+
+
+async def _decide(exchange: Exchange) -> Answer:
+    """The decision about a request that may expect something (RFC 9110 section 10.1.1)."""
+    request = exchange.request
+    if any(member.lower() != "100-continue" for member in members(request.fields.get("expect", ""))):
+        reason = f"the expectation {request.fields['expect']}"
+        return Answer(short(HTTPStatus.EXPECTATION_FAILED, reason, head=request.method == "HEAD"))
+    return await exchange.decide()
