@@ -21,10 +21,10 @@ from ktlsd.connection import driver
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Miss, Response, refuse_head, short
+from ktlsd.http.decide import Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
-from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER, counted
+from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, counted
 from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.client import Client
@@ -148,10 +148,7 @@ class Http1:
             response, closes = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True), True
         opened = None if answer is None else answer.opened
         try:
-            self._responder.requests_left -= 1
-            row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
-            if response.reason == Miss.STALLED.reason:
-                row[LIMITED[Limit.FILE]] += 1
+            self._responder.count(response)
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
             if response.reason:

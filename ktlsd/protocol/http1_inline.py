@@ -19,7 +19,6 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
-from ktlsd.metrics.metrics import REQUESTS, REQUESTS_OTHER
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
@@ -190,9 +189,7 @@ class InlineResponses:
         return made
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
-        responder = self._responder
-        responder.requests_left -= 1
-        self._shared.row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        self._responder.count(response)
         if self._log is not None:
             self._log.answered(response.status.value, made.head_size)
         if response.reason:

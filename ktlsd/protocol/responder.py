@@ -3,8 +3,8 @@
 A protocol turns bytes into request heads, and responses into bytes. It needs five things for that:
 
 - remembered responses: Responder.find(), recall() and begin_remembered(), and Exchange.remember();
-- decisions: Exchange.decide(), one Exchange for each request that has no remembered response (exchange.py). Most return
-  without a wait: try that first, outside of a task (attempt.py);
+- decisions: Exchange.decide() and Responder.count(), one Exchange for each request that has no remembered response
+  (exchange.py). Most return without a wait: try that first, outside of a task (attempt.py);
 - the access log: Responder.new_log(), for each sequence of requests that come one after the other (exchange_log.py):
   a connection of HTTP/1.1, or a stream of HTTP/2; the metrics and limits: `shared.row` and `limits`;
 - the body of a response: pieces() and send_part() (response_body.py), which keep calls that may wait for a file system
@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from ktlsd.config.limits import Limit
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
+from ktlsd.http.decide import Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
-from ktlsd.metrics.metrics import REQUESTS
+from ktlsd.metrics.metrics import LIMITED, REQUESTS, REQUESTS_OTHER
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
@@ -101,6 +103,14 @@ class Responder:
             if found.origin is not None:
                 log.came_from(found.origin)
             log.answered(status.value, head_size)
+
+    def count(self, response: Response) -> None:
+        """Count a request that gets a decided response."""
+        row = self.shared.row
+        row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        if response.reason == Miss.STALLED.reason:
+            row[LIMITED[Limit.FILE]] += 1
+        self.requests_left -= 1
 
     # --- for requests of both kinds -----------------------------------------------------------------------------------
 
