@@ -31,7 +31,6 @@ from ktlsd.metrics.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, Fai
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.protocol.client import make_client
 from ktlsd.protocol.http1 import Http1
-from ktlsd.protocol.http2 import Http2
 from ktlsd.protocol.refusals import last_words
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
@@ -155,8 +154,12 @@ class Arrivals:
         row[gauge] += 1
         try:
             client = make_client(peer, shared.service.trusted, secured, logged=shared.access_log is not None)
-            protocol = Http2 if secured.handshake.alpn == "h2" else Http1
-            await protocol(shared, transport, client).serve()
+            if secured.handshake.alpn == "h2":
+                from ktlsd.protocol.http2 import Http2
+
+                await Http2(shared, transport, client).serve()
+            else:
+                await Http1(shared, transport, client).serve()
         finally:
             row[gauge] -= 1
             transport.close()

@@ -155,6 +155,9 @@ def _build(
 ) -> Service:
     settings = loaded.settings
     service = Service(library, settings, support, former, renewing=renewing)
+    if service.http2:
+        # Before workers are forked, and before a client waits for it.
+        import ktlsd.protocol.http2  # noqa: F401
     try:
         if not renewing:
             validate_service(service, loaded, former)

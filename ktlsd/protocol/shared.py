@@ -10,13 +10,13 @@ from msgspec import Struct, field
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
-from ktlsd.http2.head_cache import HeadCache
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import Row
 from ktlsd.service import Service
 
 if TYPE_CHECKING:
-    # It is imported only if there is an access log.
+    # HTTP/2 and the access log are imported only where they are used.
+    from ktlsd.http2.head_cache import HeadCache
     from ktlsd.logs.exchange_log import AccessLog
 
 
@@ -54,5 +54,7 @@ class Shared(Struct):
         """The memory of header blocks for this limit of header lists."""
         cache = self.head_caches.get(list_bytes)
         if cache is None:
+            from ktlsd.http2.head_cache import HeadCache
+
             cache = self.head_caches[list_bytes] = HeadCache(list_bytes)
         return cache
