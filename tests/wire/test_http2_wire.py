@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.hanging_fs import mounted
 from tests.http2_client import Stream, h2_context, http2
+from tests.mounting import evict, overlay
 from tests.serving import WAIT_SECONDS, Answer, Running, connect, counts, eventually, get, serving
 
 BIG = 3_000_001
@@ -442,3 +444,64 @@ def test_h2load(server: Running) -> None:
 def test_nghttp(server: Running) -> None:
     output = run("nghttp", "-nsa", server.url("/"), server.url("/big"), server.url("/many/1.txt"))
     assert len(re.findall(r" 200 +\d", output)) == 3, output
+
+
+# --- file systems
+
+
+def test_file_that_is_not_in_memory(server: Running, root: Path) -> None:
+    for name in ("big", "middle", "small.txt"):
+        evict(root / name)
+    with http2(server.port) as client:
+        asked = {client.ask(f"/{name}"): root / name for name in ("big", "middle", "small.txt")}
+        client.wait_for(*asked)
+        for stream_id, path in asked.items():
+            assert client.streams[stream_id].answer().body == path.read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_files_without_rwf_nowait(tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    contents = {"big": os.urandom(BIG), "small": os.urandom(500)}
+    for name, content in contents.items():
+        (shown / name).write_bytes(content)
+    with (
+        overlay(tmp_path, shown) as root,
+        serving(None, "--config", str(config(tmp_path, root)), state=tmp_path) as server,
+        http2(server.port) as client,
+    ):
+        for _ in range(3):
+            for name, content in contents.items():
+                assert client.get(f"/{name}").body == content
+                assert client.get(f"/{name}", ("range", "bytes=100-299,400-")).status == 206
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_file_system_that_waits(tmp_path: Path) -> None:
+    """Its files are read in threads; a read that hangs does not delay other streams, and ends its own in time."""
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    contents = {"big": os.urandom(BIG), "small": os.urandom(500)}
+    for name, content in contents.items():
+        (shown / name).write_bytes(content)
+    (shown / "folder").mkdir()
+    with mounted(shown, tmp_path / "mount", tmp_path / "held") as fuse:
+        fast = tmp_path / "fast"
+        fast.mkdir()
+        (fast / "file").write_bytes(b"fast")
+        sites = ("listing = true", "[limits]", "file_seconds = 2", "[[site]]", 'names = ["fast.example"]')
+        lines = (*sites, f"root = {json.dumps(str(fast))}")
+        path = config(tmp_path, tmp_path / "mount", *lines)
+        with serving(None, "--config", str(path), state=tmp_path) as server, http2(server.port) as client:
+            for name, content in contents.items():
+                assert client.get(f"/{name}").body == content
+            assert client.get("/big", ("range", "bytes=0-9,1000000-2000000")).status == 206
+            assert b"small" in client.get("/").body
+            fuse.hold("read")
+            held = client.ask("/big")
+            assert client.get("/file", host="fast.example").body == b"fast"
+            client.wait_for(held)
+            assert client.streams[held].status == 503
+            fuse.hold()
+            assert client.get("/small").body == contents["small"]
