@@ -12,12 +12,14 @@ import math
 import os
 import random
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 LISTED: Final = 200_000
 """Requests of a list: more than most servers answer in the seconds in which every file is new to them."""
+SETTLED_SECONDS: Final = 3.0
 LINK_SECONDS: Final = 300
 SUFFIXES: Final = ("html", "css", "js", "json")
 USER_AGENTS: Final = 50
@@ -86,6 +88,8 @@ class Tree:
         made, linked = str(folder / self.name), str(root / self.name)
         for command in (["rm", "-rf", linked], ["cp", "-al", made, linked]):
             subprocess.run(command, check=True, capture_output=True, timeout=LINK_SECONDS)
+        # No visitor comes in the second of a deployment; ktlsd trusts no times that are younger than two seconds.
+        time.sleep(SETTLED_SECONDS)
 
 
 @dataclass(frozen=True)
