@@ -298,7 +298,12 @@ def test_a_connection_ends_with_close_notify(server: Running) -> None:
         assert parse(read_to_end(connection))[0].status == 200
 
 
-def test_sessions_resume(server: Running) -> None:
+def test_sessions_resume(site: Path, tmp_path: Path) -> None:
+    with serving(site, "--log-level", "debug", state=tmp_path) as server:
+        resume_sessions(server)
+
+
+def resume_sessions(server: Running) -> None:
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode, context.maximum_version = False, ssl.CERT_NONE, version
