@@ -67,7 +67,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What a sample is taken of. `server` runs already; fresh() starts another of its kind, with a root if given."""
+    """The server of a sample. `server` runs already; fresh() starts another of its kind, with a root if given."""
 
     server: Server
     fresh: Callable[..., AbstractContextManager[Server]]

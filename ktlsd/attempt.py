@@ -1,7 +1,7 @@
 """Coroutines that usually need not wait, run to their end on the spot: no task, no turn of the event loop.
 
-Strategy: whatever would wait calls needs_task() before; during an attempt that raises WouldWait, which undoes what was
-begun like any exception, and the caller starts again in a task. In a task it does nothing.
+Strategy: code that is about to wait calls needs_task(). During an attempt that raises WouldWait, which unwinds like any
+exception, and the caller starts again in a task. In a task it does nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Strategy: read one byte in every STRIDE, or fewer where much was found, with RWF_NOWAIT, which fails where the kernel
 would have to wait for a disk; what comes before such a byte is sent, and then a thread reads the next part for real.
-What is encrypted in user space is read with RWF_NOWAIT itself, into memory that all share. residency.py does the same
+Bytes to be encrypted in user space are read with RWF_NOWAIT, into memory that all share. residency.py does the same
 for file systems that have no RWF_NOWAIT.
 """
 

@@ -42,9 +42,9 @@ class RequestHead(Struct, eq=False, gc=False):
     closes: bool
     """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
     noted: object = None
-    """What the access log notes of it."""
+    """The access log's fragment for it."""
     memo: object = None
-    """What the response cache found for it: some clients send the same head again and again."""
+    """The response cache's last find for it: some clients send the same head again and again."""
 
     @property
     def headers(self) -> Sequence[Field]:

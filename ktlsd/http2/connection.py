@@ -64,7 +64,7 @@ _WHOLE_REQUEST: Final = END_HEADERS | END_STREAM
 _EXTRAS: Final = PADDED | PRIORITY
 
 _DRAIN_PING: Final = b"draining"
-"""What the PING carries whose answer shows that the client has seen the first GOAWAY."""
+"""Payload of the PING whose answer shows that the client has seen the first GOAWAY."""
 
 _Payload = tuple[bytes, int, int]
 

@@ -23,7 +23,7 @@ REFUSAL: Final = 5.0
 STREAM_ERROR: Final = 10.0
 """The price of a stream that this server has to reset, and of a head beyond its limit."""
 RESPONSE: Final = 1.0
-"""What a whole response gives back."""
+"""Credit for a whole response."""
 
 SMALL_DATA: Final = 256
 """Bytes: a DATA frame with less that is not the last is without use."""

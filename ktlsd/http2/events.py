@@ -1,4 +1,4 @@
-"""What receiving bytes gives: the events of a connection, in their order: pure.
+"""The events of a connection, which receiving bytes gives in their order: pure.
 
 Strategy: one small type for each. Growing windows and changed priorities are no events: sender.py takes note of them,
 and its next_turn() tells what can be sent.
@@ -23,7 +23,7 @@ class Request(Struct, frozen=True, gc=False):
     head: RequestHead
     """The same object for the same request again, while it is remembered."""
     shared: SharedHead
-    """What is not in the head: scheme, content length, priority."""
+    """The parts that are not in the head: scheme, content length, priority."""
     ended: bool
     """Whether nothing follows. Otherwise RequestEnded, BodyTooLarge or StreamReset comes."""
 

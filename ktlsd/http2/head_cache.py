@@ -18,7 +18,7 @@ from ktlsd.http2.huffman import HuffmanError
 from ktlsd.http2.request_fields import NO_REQUEST, FieldChecks, SharedHead, is_path, oversized_head, request_head
 
 Decoded = tuple[SharedHead, RequestHead, HeaderTable]
-"""What a block means, as request_head() gives it, and the table after the block."""
+"""The meaning of a block, as request_head() gives it, and the table after the block."""
 
 MOST_ENTRIES: Final = 8192
 MOST_OF_TABLE: Final = 256
@@ -57,7 +57,7 @@ class HeadCache:
         return self._entries
 
     def decode(self, table: HeaderTable, block: bytes) -> Decoded:
-        """What a block means after this table. Raises ConnectionFault.
+        """The meaning of a block after this table. Raises ConnectionFault.
 
         A caller can look in `table.known` first: that is where it is remembered.
         """

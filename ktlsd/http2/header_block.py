@@ -27,7 +27,7 @@ class HeaderBlock:
         self._continuations = 0
 
     def add(self, fragment: bytes) -> None:
-        """What a CONTINUATION frame carries. Raises ConnectionFault."""
+        """Take the payload of a CONTINUATION frame. Raises ConnectionFault."""
         self._continuations += 1
         code, limits = ErrorCode.ENHANCE_YOUR_CALM, self._limits
         if self._continuations > limits.continuations:

@@ -46,7 +46,7 @@ class Malformed(Exception):
 
 
 class SharedHead(Struct, frozen=True):
-    """What requests share that differ in their path only."""
+    """The parts that are the same in requests that differ in their path only."""
 
     method: bytes
     scheme: bytes | None

@@ -67,7 +67,7 @@ class Sender:
         self._table_size = DEFAULT_CAPACITY
         """The client's table that header blocks count on: none is used, but a smaller one has to be acknowledged."""
         self._update = b""
-        """What has to begin the next header block."""
+        """The beginning of the next header block."""
 
     # --- output ------------------------------------------------------------------------------------------------------
 

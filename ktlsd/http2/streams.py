@@ -66,7 +66,7 @@ class State(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What to do with a frame."""
+    """The action for a frame."""
 
     PROCESS = enum.auto()
     IGNORE = enum.auto()
@@ -104,7 +104,7 @@ _COLUMNS: Final = (
 TABLE: Final = {
     (state, frame): verdict for state, row in _ROWS.items() for frame, verdict in zip(_COLUMNS, row, strict=True)
 }
-"""What a frame is to a stream in each state. PRIORITY is allowed in all of them, and counts for nothing."""
+"""The action for a frame, by the stream's state and the frame's type. PRIORITY is allowed in all, and ignored."""
 
 
 class ClosedStreams:

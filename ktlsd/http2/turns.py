@@ -65,7 +65,7 @@ def frame_sizes(count: int, room: int, before: int, largest: int) -> tuple[int, 
     `before` bytes go before them, counted from the begin of a record; `largest` is a largest_payload().
     """
     rest = RECORD_BYTES - before % RECORD_BYTES
-    # What is left of the record may be too little for a frame. `largest` leaves room for as much in a frame.
+    # The rest of the record may be too little for a frame. `largest` leaves room for as much in a frame.
     size = rest - HEADER_BYTES if rest > HEADER_BYTES else rest + RECORD_BYTES - HEADER_BYTES
     size += largest + HEADER_BYTES - RECORD_BYTES
     sizes = []

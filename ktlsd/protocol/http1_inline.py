@@ -1,8 +1,8 @@
 """Requests of HTTP/1.1 that are answered without a task, as most are: those that need no wait.
 
 Strategy: scan the head, take the remembered response or try to decide one on the spot (attempt.py), and send head and
-file in one write. A small response is made once for all connections that ask in the same pass of the event loop. What
-would wait is left to the connection's task (http1.py), and so is the rest of a large response that has begun.
+file in one write. A small response is made once for all connections that ask in the same pass of the event loop. Work
+that would wait is left to the connection's task (http1.py), and so is the rest of a large response that has begun.
 """
 
 from __future__ import annotations
@@ -146,8 +146,6 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
-        if self._log is not None:
-            self._log.begin()
         responder.begin_remembered(found, made.head_size, self._log)
         return made
 

@@ -58,7 +58,7 @@ class Body:
         self.identity: Identity | None = None
         """Of the file, if known."""
         self.noted = 0
-        """What was sent at the time `noted_at`."""
+        """The value of `sent` at the time `noted_at`."""
         self.noted_moved = 0
         """The same of all bodies of the connection."""
         self.noted_at: float | None = None

@@ -75,7 +75,7 @@ class Http2Responses:
         self.bodies: dict[int, Body] = {}
         """Responses that are not sent to their end, by stream."""
         self.tasks: list[Task] = []
-        """What waits, for the connection to start."""
+        """Work that waits, for the connection to start."""
         self.whole: list[tuple[Body, int]] = []
         """Logged responses that the sender has as a whole, and the bytes of their bodies."""
 
@@ -168,8 +168,6 @@ class Http2Responses:
             block, data = known
             file = Body()
         file.log = responder.new_log(file)
-        if file.log is not None:
-            file.log.begin()
         responder.begin_remembered(found, 0, file.log)
         if data is not None:
             self._give(stream_id, block, data, file)

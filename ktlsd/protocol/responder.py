@@ -94,11 +94,12 @@ class Responder:
         return self.shared.service.response_cache.open(entry)
 
     def begin_remembered(self, found: Found, head_size: int, log: RequestLog | None) -> None:
-        """Count and log a request that gets a remembered response, between `log.begin()` and `log.end()`."""
+        """Count and log a request that gets a remembered response; `log.end()` follows."""
         status = found.entry.response.status
         self.shared.row[REQUESTS[status]] += 1
         self.requests_left -= 1
         if log is not None:
+            log.begin()
             log.asked(found.head)
             if found.origin is not None:
                 log.came_from(found.origin)

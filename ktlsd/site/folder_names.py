@@ -64,7 +64,7 @@ _FS_CASEFOLD_FL: Final = 0x40000000
 
 
 class Verdict(Enum):
-    """What is known of a name."""
+    """Knowledge of a name."""
 
     ABSENT = "no such name"
     LISTED = "there was such a name"
@@ -99,7 +99,7 @@ class _Known(Struct, frozen=True, gc=False):
 
 
 class FolderNames:
-    """What is known of the folders below one root, on the root's own mount."""
+    """Knowledge of the folders below one root, on the root's own mount."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -113,7 +113,7 @@ class FolderNames:
         self._lately_until = 0.0
 
     def judge(self, root: int, path: bytes, *, lately: bool = False) -> Verdict | Unread:
-        """What is known of a relative path below the root's descriptor; asks the kernel's name cache only.
+        """The verdict on a relative path below the root's descriptor; asks the kernel's name cache only.
 
         The answer is of this moment; `lately`: up to LATELY_SECONDS older.
         """

@@ -347,7 +347,7 @@ class Root:
             return miss_of(error)
 
     def _to_read(self, root: int, unread: Unread) -> Unread | None:
-        """What the thread that is needed anyway is to read; a large folder gets a thread of its own."""
+        """The folder for the thread that is needed anyway to read; a large folder gets a thread of its own."""
         if not unread.large:
             return unread
         with contextlib.suppress(OSError):
