@@ -5,7 +5,7 @@ Strategy: read /proc and ask the programs themselves; nothing is taken from memo
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import platform
 import re
@@ -60,9 +60,19 @@ def set_priority(nice: int) -> None:
 
 
 def set_session_priority(process: int, nice: int) -> None:
-    """Set the priority of a session among all others; nothing on a kernel without autogroups."""
-    with contextlib.suppress(FileNotFoundError):
+    """Set the priority of a session among all others.
+
+    Nothing on a kernel without autogroups. Nothing for a process that has been in no session of its own since the
+    start of the machine: the kernel answers EINVAL, as such a process belongs to the root of all groups, which has no
+    weight (sched_group_set_shares(), Linux 6.18), and there the priority of the process itself decides.
+    """
+    try:
         Path(f"/proc/{process}/autogroup").write_text(str(nice))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def load() -> float:

@@ -20,8 +20,9 @@ from bench import machine, wire
 from bench.clients import ClientError, Target
 from bench.metrics import Sample
 from bench.peers import OTHER, PEERS, Place, Programs
+from bench.ports import free_port
 from bench.rows import Row
-from bench.servers import Server, ServerError, free_port, running
+from bench.servers import Server, ServerError, running
 from bench.site import Site
 from bench.throttle import ThrottleError
 

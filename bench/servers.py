@@ -142,13 +142,6 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def running(name: str, launch: Launch, port: int, cores: Sequence[int], plain: bool = False) -> Iterator[Server]:
     """Start a server on these cores and stop it at the end. It may not be listening yet."""

@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.ports import free_ports
 from tests.serving import START_SECONDS, WAIT_SECONDS, is_refused
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "proxies.md"
@@ -41,12 +41,6 @@ class Places:
 def examples(language: str) -> list[str]:
     """The document's configurations for one proxy."""
     return [text for name, text in _EXAMPLE.findall(DOCUMENT.read_text(encoding="utf-8")) if name == language]
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 def placed(text: str, places: Places, replaced: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
 from ktlsd.cli import parsers
 from ktlsd.commands.command_parser import COMMANDS
 from ktlsd.config.refusal import cause
@@ -444,8 +445,7 @@ def test_an_unwritable_state_folder_is_one_clear_line(root: Path) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_reader_of_stderr_may_be_gone(root: Path, tmp_path: Path, workers: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
+    port = free_port()
     reader, writer = os.pipe()
     os.close(reader)
     arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", "--workers", workers)

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
 from tests.serving import START_SECONDS, WAIT_SECONDS, children, command, eventually, get, is_refused
 
 NULL = "/dev/null"
@@ -44,8 +44,7 @@ def serving_without(
     closed: Collection[int], root: Path, tmp_path: Path, *options: str, stderr: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that was started so, and its port, which stderr cannot show."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
+    port = free_port()
     arguments = command("--root", str(root), "--listen", f"127.0.0.1:{port}", *options)
     process = subprocess.Popen(without(closed, arguments), env=environment(tmp_path), stderr=stderr)
     try:

@@ -21,15 +21,16 @@ import pytest
 from bench.__main__ import CLIENT_SETTINGS
 from bench.clients import ClientError, Target, Wrk
 from bench.file_systems import FileSystem
-from bench.machine import set_priority
+from bench.machine import set_priority, set_session_priority
 from bench.metrics import METRICS, ratio
 from bench.mounted_client import Mounted
 from bench.peers import PATH, PEERS, Place, Programs
 from bench.plot import points
+from bench.ports import free_port
 from bench.report import shortfalls, verdict
 from bench.rows import ROWS, Limit, Row, Setting, select
 from bench.run import RowResult
-from bench.servers import Server, free_port, running
+from bench.servers import Server, running
 from bench.site import Site
 from bench.summary import table
 from bench.traffic import Tree, browsing, scanning
@@ -233,6 +234,18 @@ def preferred() -> Iterator[None]:
     finally:
         if os.geteuid() == 0:
             set_priority(nice)
+
+
+def test_a_process_of_no_session_keeps_its_priority() -> None:
+    """CI may start the tests so; kernel threads are such processes, too. The kernel refuses with EINVAL."""
+    if os.geteuid() != 0 or not Path("/proc/self/autogroup").exists():
+        pytest.skip("needs root and a kernel with autogroups")
+    without = [int(found.parent.name) for found in Path("/proc").glob("[0-9]*/autogroup") if not found.read_text()]
+    if not without:
+        pytest.skip("all processes here are in sessions")
+    with pytest.raises(OSError, match="Invalid argument"):
+        Path(f"/proc/{without[0]}/autogroup").write_text("0")
+    set_session_priority(without[0], 0)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxies import free_ports, running
+from bench.ports import free_ports
+from tests.proxies import running
 from tests.serving import Running, serving
 from tests.system.test_packaging import REPOSITORY, UNTRACKED
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_ports
 from tests.authority import Authority
-from tests.proxies import free_ports
 from tests.serving import WAIT_SECONDS, Running, client_context, eventually, is_refused, parse, read_to_end, serving
 from tests.tls.test_client_hello import REAL, record
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_ports
 from tests.downloads import read_all
-from tests.proxies import TOOL_PATH, free_ports
+from tests.proxies import TOOL_PATH
 from tests.serving import (
     Running,
     connect,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_ports
 from tests.downloads import read_all
-from tests.proxies import TOOL_PATH, free_ports
+from tests.proxies import TOOL_PATH
 from tests.serving import Running, eventually, exchange, exchange_plain, is_refused, parse_all, serving
 
 NAMES = ("first", "smuggled", "last")
