@@ -406,12 +406,10 @@ class Connection:
         else:
             # Deprecated: the signal counts for nothing (RFC 9113 section 5.3.2).
             return
-        state = self._state(stream_id)
-        if state is State.IDLE:
+        if self._state(stream_id) is State.IDLE:
             # No RST_STREAM can name it.
             raise ConnectionFault(code, reason)
-        if state in (State.OPEN, State.HALF_CLOSED):
-            self._stream_error(stream_id, code, reason, events)
+        self._stream_error(stream_id, code, reason, events)
 
     def _on_priority_update(self, _: int, stream_id: int, payload: _Payload, events: list[Event]) -> None:
         data, start, stop = payload

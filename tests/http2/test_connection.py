@@ -192,6 +192,15 @@ def test_other_stream_errors(frames: bytes, code: ErrorCode) -> None:
     assert client.reset(frames).code is code
 
 
+def test_priority_of_a_wrong_length_on_a_closed_stream() -> None:
+    """Section 6.3 has a stream error in any state, and an idle stream has none."""
+    client = begun()
+    client.request()
+    client.sender.respond(1, OK_BLOCK)
+    client.frames()
+    assert client.reset(frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0")).code is ErrorCode.FRAME_SIZE_ERROR
+
+
 @pytest.mark.parametrize("frame_", [data(1, b"x"), data(1, b"", END_STREAM), headers(1, literals([(b"a", b"b")]))])
 def test_frames_after_the_end_of_a_request_reset_it(frame_: bytes) -> None:
     client = begun()
