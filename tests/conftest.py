@@ -3,6 +3,8 @@
 import contextlib
 import signal
 
+import pytest
+
 # The name under which pytest knows this directory depends on whether it is a package.
 pytest_plugins = [f"{__package__}.vm.plugin" if __package__ else "vm.plugin"]
 
@@ -19,3 +21,9 @@ with contextlib.suppress(ImportError):
 
     settings.register_profile("ktlsd", deadline=None)
     settings.load_profile("ktlsd")
+
+
+@pytest.fixture(params=["HTTP/1.1", "HTTP/2.0"], ids=["http1", "http2"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    """A test that asks for this runs over both protocols: see protocols.py."""
+    return str(request.param)

@@ -15,6 +15,8 @@ import h2.settings
 
 from tests.serving import Answer, client_context, connect
 
+HeaderField = tuple[str, str] | tuple[bytes, bytes]
+
 
 @dataclass
 class Stream:
@@ -71,7 +73,7 @@ class Http2Client:
             self.socket.sendall(data)
 
     def ask(
-        self, target: str, *fields: tuple[str, str], method: str = "GET", host: str = "localhost", end: bool = True
+        self, target: str, *fields: HeaderField, method: str = "GET", host: str = "localhost", end: bool = True
     ) -> int:
         """Send a request; its stream."""
         stream_id = self.http.get_next_available_stream_id()
@@ -121,7 +123,7 @@ class Http2Client:
         while any(not (self.streams[one].ended or self.streams[one].reset is not None) for one in stream_ids):
             assert self.receive(), "the connection ended"
 
-    def get(self, target: str, *fields: tuple[str, str], method: str = "GET", host: str = "localhost") -> Answer:
+    def get(self, target: str, *fields: HeaderField, method: str = "GET", host: str = "localhost") -> Answer:
         """A request and its whole response."""
         stream_id = self.ask(target, *fields, method=method, host=host)
         self.wait_for(stream_id)

@@ -1,12 +1,13 @@
 """What a site sends over the wire: content codings, validators, types, error pages, rules, parts and listings.
 
-One server has a site for each kind of options, and no name in the handshake, so that Host alone says which. Here over
-whatever path this machine gives; test_ktls_content_wire.py has it over kTLS.
+One server has a site for each kind of options, and no name in the handshake, so that Host alone says which. All over
+both protocols. Here over whatever path this machine gives; test_ktls_content_wire.py has it over kTLS.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import email
 import gzip
 import json
@@ -25,7 +26,8 @@ import pytest
 import zstandard
 
 from ktlsd.http.byte_range import MOST_RANGES
-from tests.serving import WAIT_SECONDS, Answer, Running, connect, exchange, get, parse, parse_all, serving
+from tests.protocols import HTTP_1, PROTOCOLS, Conversation, ask, conversation
+from tests.serving import WAIT_SECONDS, Answer, Running, exchange, parse, serving
 from tests.wire.test_response_cache import settle
 
 PAGE = b"<h1>A page that gets smaller by compression</h1>\n" * 200
@@ -40,6 +42,7 @@ CODED = {
 CONFIGURATION = """
 root = "files"
 listing = true
+http2 = true
 
 [[site]]
 names = ["size-mtime"]
@@ -195,20 +198,30 @@ root = "many"
 
 @dataclass
 class Place:
-    """A running server, and the folder that its configuration is in."""
+    """A running server, the folder that its configuration is in, and the protocol to ask it by."""
 
     server: Running
     folder: Path
+    protocol: str = HTTP_1
 
     def ask(self, site: str, target: str, *fields: str, method: str = "GET") -> Answer:
-        return get(self.server.port, target, *fields, method=method, host=site)
+        return ask(self.server.port, target, *fields, protocol=self.protocol, method=method, host=site)
+
+    def ask_by_both(self, site: str, target: str, *fields: str) -> Answer:
+        """For a test that waits too long to be run twice."""
+        one, other = (dataclasses.replace(self, protocol=each).ask(site, target, *fields) for each in PROTOCOLS)
+        assert (one.status, one.body) == (other.status, other.body)
+        return one
+
+    def conversation(self) -> contextlib.AbstractContextManager[Conversation]:
+        return conversation(self.server.port, self.protocol)
 
     def file(self, path: str) -> bytes:
         return (self.folder / path).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     make_files(folder / "files")
     make_types(folder / "types")
@@ -228,6 +241,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         settle(folder / name)
     with start(config) as server:
         yield Place(server, folder)
+
+
+@pytest.fixture
+def place(started: Place, protocol: str) -> Place:
+    return dataclasses.replace(started, protocol=protocol)
 
 
 def start(config: Path) -> contextlib.AbstractContextManager[Running]:
@@ -446,13 +464,13 @@ def test_a_sibling_that_is_asked_for_itself_is_what_it_is(place: Place) -> None:
     assert "content-encoding" not in answer.fields
 
 
-def test_siblings_come_and_go_while_running(place: Place) -> None:
-    path = place.folder / "files/changing.css"
+def test_siblings_come_and_go_while_running(started: Place) -> None:
+    path = started.folder / "files/changing.css"
     write(path, PAGE)
     sibling = path.with_suffix(".css.br")
 
     def coding() -> str | None:
-        return place.ask("files", "/changing.css", "Accept-Encoding: br").fields.get("content-encoding")
+        return started.ask_by_both("files", "/changing.css", "Accept-Encoding: br").fields.get("content-encoding")
 
     assert coding() is None
     write(sibling, CODED["br"][1], 0)
@@ -491,7 +509,7 @@ def test_what_tags_are_made_of_shows_on_two_servers(place: Place, tmp_path: Path
     config.write_text(CONFIGURATION)
     shared = {}
     with start(config) as server:
-        other = Place(server, tmp_path)
+        other = Place(server, tmp_path, place.protocol)
         for site in ("files", "size-mtime", "content"):
             for target in ("/same.bin", "/later.bin"):
                 here, there = (at.ask(site, target, method="HEAD").fields["etag"] for at in (place, other))
@@ -764,11 +782,11 @@ def test_rewrites_send_another_file(place: Place, target: str, status: int, body
 # --- the files of static hosts ---------------------------------------------------------------------------------------
 
 
-def eventually(place: Place, target: str, expected: tuple[int, str | None]) -> None:
+def eventually(started: Place, target: str, expected: tuple[int, str | None]) -> None:
     """Ask until the answer has this status and X-Rule."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        answer = place.ask("static-host", target)
+        answer = started.ask_by_both("static-host", target)
         found = answer.status, answer.fields.get("x-rule")
         if found == expected or time.monotonic() > deadline:
             assert found == expected
@@ -776,26 +794,26 @@ def eventually(place: Place, target: str, expected: tuple[int, str | None]) -> N
         time.sleep(0.1)
 
 
-def test_headers_and_redirects_files_count_while_running_and_are_not_served(place: Place) -> None:
-    root = place.folder / "static-host"
-    eventually(place, "/", (200, None))
+def test_headers_and_redirects_files_count_while_running_and_are_not_served(started: Place) -> None:
+    root = started.folder / "static-host"
+    eventually(started, "/", (200, None))
     (root / "_headers").write_text("/*\n  X-Rule: one\n  Content-Length: 5\n")
     (root / "_redirects").write_text("/old/* /new/:splat 302\n/ /elsewhere\n/nothing /index.html 200\nbroken\n")
-    lines = len(place.server.log)
-    eventually(place, "/", (200, "one"))
-    place.server.wait_for_line(r"_headers:3: Content-Length is the server's own", since=lines)
-    answer = place.ask("static-host", "/old/a/b?c")
+    lines = len(started.server.log)
+    eventually(started, "/", (200, "one"))
+    started.server.wait_for_line(r"_headers:3: Content-Length is the server's own", since=lines)
+    answer = started.ask_by_both("static-host", "/old/a/b?c")
     assert (answer.status, answer.fields["location"]) == (302, "/new/a/b?c")
-    assert place.ask("static-host", "/nothing").body == b"static"
-    place.server.wait_for_line(r"_redirects:4: broken: not a path", since=lines)
+    assert started.ask_by_both("static-host", "/nothing").body == b"static"
+    started.server.wait_for_line(r"_redirects:4: broken: not a path", since=lines)
     for name in ("_headers", "_redirects", "%5fheaders", "/_headers", "_headers/", "./_redirects"):
-        assert place.ask("static-host", f"/{name}").status == 404
+        assert started.ask_by_both("static-host", f"/{name}").status == 404
     (root / "_headers").write_text("/*\n  X-Rule: two\n")
-    eventually(place, "/", (200, "two"))
+    eventually(started, "/", (200, "two"))
     (root / "_headers").unlink()
     (root / "_redirects").unlink()
-    eventually(place, "/", (200, None))
-    assert place.ask("static-host", "/old/a").status == 404
+    eventually(started, "/", (200, None))
+    assert started.ask_by_both("static-host", "/old/a").status == 404
 
 
 def test_without_the_option_they_are_files_as_any(place: Place) -> None:
@@ -1015,15 +1033,13 @@ def test_random_sets_of_ranges_come_as_what_the_file_has_there(place: Place) -> 
     for _ in range(30):
         starts = [chance.randrange(LARGE) for _ in range(chance.randint(2, 12))]
         fields.append([(start, min(LARGE - 1, start + chance.choice((0, 7, 20_000)))) for start in starts])
-    requests = "".join(
-        "GET /large.bin HTTP/1.1\r\nHost: files\r\nRange: bytes="
-        + ",".join(f"{first}-{last}" for first, last in ranges)
-        + ("\r\nConnection: close" if number == len(fields) - 1 else "")
-        + "\r\n\r\n"
-        for number, ranges in enumerate(fields)
-    )
-    answers = parse_all(exchange(place.server.port, requests.encode()))
-    assert len(answers) == len(fields)
+    with place.conversation() as client:
+        answers = [
+            client.get(
+                "/large.bin", "Range: bytes=" + ",".join(f"{first}-{last}" for first, last in ranges), host="files"
+            )
+            for ranges in fields
+        ]
     for ranges, answer in zip(fields, answers, strict=True):
         if answer.fields["content-type"].startswith("multipart/"):
             parts = parts_of(answer)
@@ -1160,7 +1176,8 @@ def test_with_dotfiles_hidden_names_are_listed(place: Place) -> None:
 def test_a_listing_as_a_page_is_chunked_and_safe(place: Place) -> None:
     answer = place.ask("list", "/", "Accept: text/html,application/xhtml+xml,*/*;q=0.8")
     assert (answer.status, answer.fields["content-type"]) == (200, "text/html; charset=utf-8")
-    assert answer.fields["transfer-encoding"] == "chunked"
+    assert "content-length" not in answer.fields
+    assert answer.fields.get("transfer-encoding") == ("chunked" if place.protocol == HTTP_1 else None)
     assert answer.fields["content-security-policy"].startswith("default-src 'none'; ")
     assert answer.fields["vary"] == "Accept"
     page = answer.body.decode()
@@ -1181,10 +1198,10 @@ def test_head_of_a_listing_has_its_fields(place: Place) -> None:
         assert (head.status, head.fields) == (200, whole.fields)
 
 
-def test_http_1_0_gets_a_listing_up_to_the_end_of_the_connection(place: Place) -> None:
+def test_http_1_0_gets_a_listing_up_to_the_end_of_the_connection(started: Place) -> None:
     for accepted, end in (("text/html", b"</html>\n"), ("application/json", b"]\n")):
         request = f"GET /folder/ HTTP/1.0\r\nHost: list\r\nAccept: {accepted}\r\n\r\n"
-        answer, _ = parse(exchange(place.server.port, request.encode()))
+        answer, _ = parse(exchange(started.server.port, request.encode()))
         assert not {"transfer-encoding", "content-length"} & answer.fields.keys()
         assert answer.fields["connection"] == "close"
         assert b"inner.txt" in answer.body
@@ -1206,8 +1223,8 @@ def test_an_index_file_and_a_missing_slash_come_before_a_listing(place: Place) -
 
 
 def test_a_listing_keeps_the_connection(place: Place) -> None:
-    request = b"GET /folder/ HTTP/1.1\r\nHost: list\r\n"
-    answers = parse_all(exchange(place.server.port, (request + b"\r\n") * 3 + request + b"Connection: close\r\n\r\n"))
+    with place.conversation() as client:
+        answers = [client.get("/folder/", host="list") for _ in range(4)]
     assert [answer.status for answer in answers] == [200] * 4
     assert len({answer.body for answer in answers}) == 1
 
@@ -1216,9 +1233,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_listing_leaves_nothing_behind(p
     place.ask("files", "/empty.txt")
     before = place.server.open_files()
     lines = len(place.server.log)
-    with connect(place.server.port) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: many\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    with place.conversation() as client:
+        assert b"<!doctype html>" in client.begin("/", host="many").read(1)
         assert place.ask("files", "/page.html").body == PAGE
     deadline = time.monotonic() + WAIT_SECONDS
     while place.server.open_files() > before and time.monotonic() < deadline:

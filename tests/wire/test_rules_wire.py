@@ -1,10 +1,13 @@
 """What rules by path come to over the wire: paths that are protected, caches, and folders that stand for a file.
 
-One server has a site for each kind of rules, and no name in the handshake, so that Host alone says which.
+One server has a site for each kind of rules, and no name in the handshake, so that Host alone says which. All over both
+protocols.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gzip
 import os
 import time
@@ -14,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Answer, Running, connect, eventually, exchange, get, parse, parse_all, serving
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, Conversation, ask, conversation
+from tests.serving import Answer, Running, eventually, serving
 
 CONFIGURATION = """
 root = "secrets"
@@ -22,6 +26,7 @@ headers_file = true
 redirects_file = true
 clean_urls = true
 listing = true
+http2 = true
 
 [[site]]
 names = ["secrets"]
@@ -159,17 +164,21 @@ PASSWORD = "pa55word"
 
 @dataclass
 class Place:
-    """A running server, and the folder that its configuration is in."""
+    """A running server, the folder that its configuration is in, and the protocol to ask it by."""
 
     server: Running
     folder: Path
+    protocol: str = HTTP_1
 
     def ask(self, site: str, target: str, *fields: str, method: str = "GET") -> Answer:
-        return get(self.server.port, target, *fields, method=method, host=site)
+        return ask(self.server.port, target, *fields, protocol=self.protocol, method=method, host=site)
+
+    def conversation(self) -> contextlib.AbstractContextManager[Conversation]:
+        return conversation(self.server.port, self.protocol)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     make_secrets(folder / "secrets")
     make_roles(folder / "roles")
@@ -189,6 +198,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     config.write_text(CONFIGURATION)
     with serving(None, "--config", str(config), state=folder / "state") as server:
         yield Place(server, folder)
+
+
+@pytest.fixture
+def place(started: Place, protocol: str) -> Place:
+    return dataclasses.replace(started, protocol=protocol)
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -356,22 +370,17 @@ PROTECTED = (
 )
 
 
-def raw(place: Place, site: str, target: str, *fields: str, method: str = "GET") -> bytes:
-    """All bytes of an answer."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {site}", "Connection: close", *fields, "", ""]
-    return exchange(place.server.port, "\r\n".join(lines).encode("latin-1"))
+def assert_refused(answer: Answer) -> None:
+    assert (answer.status, answer.body) == (403, b"403 Forbidden\n")
+    assert not [value for value in answer.fields.values() if PASSWORD in value]
+    assert not {"basic-auth", "etag", "last-modified", "location", "content-encoding"} & answer.fields.keys()
 
 
 @pytest.mark.parametrize("target", PROTECTED)
 def test_a_protected_path_is_refused_however_it_is_written(place: Place, target: str) -> None:
     for fields in ((), ("Accept-Encoding: gzip",), ("Range: bytes=0-3",), ("If-None-Match: *",)):
-        data = raw(place, "secrets", target, *fields)
-        answer, _ = parse(data)
-        assert (answer.status, answer.body) == (403, b"403 Forbidden\n")
-        assert PASSWORD.encode() not in data
-        assert not {"basic-auth", "etag", "last-modified", "location", "content-encoding"} & answer.fields.keys()
-    head, _ = parse(raw(place, "secrets", target, method="HEAD"), head_only=True)
-    assert head.status == 403
+        assert_refused(place.ask("secrets", target, *fields))
+    assert place.ask("secrets", target, method="HEAD").status == 403
 
 
 @pytest.mark.parametrize(
@@ -395,10 +404,7 @@ def test_a_protected_path_is_refused_however_it_is_written(place: Place, target:
     ],
 )
 def test_no_way_to_look_up_leads_to_what_is_protected(place: Place, site: str, target: str) -> None:
-    data = raw(place, site, target)
-    answer, _ = parse(data)
-    assert (answer.status, answer.body) == (403, b"403 Forbidden\n")
-    assert PASSWORD.encode() not in data
+    assert_refused(place.ask(site, target))
 
 
 def test_an_error_page_that_is_protected_is_not_shown(place: Place) -> None:
@@ -426,34 +432,32 @@ def test_the_log_says_why_and_no_password(place: Place) -> None:
         assert place.ask("secrets", target).status == 404
 
 
-def test_a_path_is_protected_from_the_moment_that_its_line_is_read(place: Place) -> None:
+def test_a_path_is_protected_from_the_moment_that_its_line_is_read(started: Place) -> None:
     """Answers that are remembered do not outlive it."""
-    root = place.folder / "later"
-    request = b"GET /%s HTTP/1.1\r\nHost: later\r\n\r\n"
+    root = started.folder / "later"
 
     def statuses() -> list[int]:
-        data = exchange(
-            place.server.port, b"".join(request % name for name in (b"", b"index.html", b"open.html")) + LAST
-        )
-        return [answer.status for answer in parse_all(data)]
+        found = []
+        for protocol in PROTOCOLS:
+            with conversation(started.server.port, protocol) as client:
+                targets = ("/", "/index.html", "/open.html", "/nothing")
+                found += [client.get(target, host="later").status for target in targets]
+        return found
 
     for _ in range(3):
-        assert statuses() == [200, 200, 200, 404]
+        assert statuses() == [200, 200, 200, 404] * 2
     (root / "_headers").write_text(f"/\n  Basic-Auth: user:{PASSWORD}\n")
-    assert eventually(lambda: statuses() == [403, 403, 200, 404])
+    assert eventually(lambda: statuses() == [403, 403, 200, 404] * 2)
     for _ in range(3):
-        assert statuses() == [403, 403, 200, 404]
+        assert statuses() == [403, 403, 200, 404] * 2
     (root / "_headers").write_text("/\n  X-A: b\n")
-    assert eventually(lambda: statuses() == [200, 200, 200, 404])
+    assert eventually(lambda: statuses() == [200, 200, 200, 404] * 2)
     filler = "#" * 99 + "\n"
     (root / "_headers").write_text(filler * 10_600 + f"/\n  Basic-Auth: user:{PASSWORD}\n")
-    assert eventually(lambda: statuses() == [403] * 4)
-    place.server.wait_for_line("later/_headers: what is left out protects paths: 403 for all of the site")
+    assert eventually(lambda: statuses() == [403] * 8)
+    started.server.wait_for_line("later/_headers: what is left out protects paths: 403 for all of the site")
     (root / "_headers").unlink()
-    assert eventually(lambda: statuses() == [200, 200, 200, 404])
-
-
-LAST = b"GET /nothing HTTP/1.1\r\nHost: later\r\nConnection: close\r\n\r\n"
+    assert eventually(lambda: statuses() == [200, 200, 200, 404] * 2)
 
 
 @pytest.mark.parametrize(
@@ -521,9 +525,9 @@ FOREVER = "public, max-age=31536000, immutable"
 def test_a_cache_rule_is_for_the_file_that_answers(
     place: Place, target: str, status: int, control: str | None, more: dict[str, str | None]
 ) -> None:
-    request = f"GET {target} HTTP/1.1\r\nHost: spa\r\n".encode()
     # Remembered answers have the same fields.
-    answers = parse_all(exchange(place.server.port, (request + b"\r\n") * 3 + request + b"Connection: close\r\n\r\n"))
+    with place.conversation() as client:
+        answers = [client.get(target, host="spa") for _ in range(4)]
     answers.append(place.ask("spa", target, method="HEAD"))
     if status == 200:
         answers.append(place.ask("spa", target, "Range: bytes=0-1"))
@@ -571,9 +575,9 @@ def test_a_fixed_entry_of_try_files_is_a_fallback_too(place: Place) -> None:
     ],
 )
 def test_a_folder_stands_for_its_index_file(place: Place, site: str, target: str, status: int, body: str) -> None:
-    request = f"GET {target} HTTP/1.1\r\nHost: {site}\r\n".encode()
-    data = exchange(place.server.port, (request + b"\r\n") * 2 + request + b"Connection: close\r\n\r\n")
-    assert [(answer.status, answer.body.decode()) for answer in parse_all(data)] == [(status, body)] * 3
+    with place.conversation() as client:
+        answers = [client.get(target, host=site) for _ in range(3)]
+    assert [(answer.status, answer.body.decode()) for answer in answers] == [(status, body)] * 3
     if status == 200:
         assert place.ask(site, target, "Range: bytes=1-2").body == body[1:3].encode()
 
@@ -598,18 +602,14 @@ def test_a_listing_under_another_path_has_links_that_lead_on(place: Place) -> No
     assert place.ask("folders-errors", "/browse/sub/a.txt").body == b"files/sub/a.txt"
 
 
-def test_a_new_clean_url_takes_the_place_of_a_remembered_folder(place: Place) -> None:
-    with connect(place.server.port) as connection:
+def test_a_new_clean_url_takes_the_place_of_a_remembered_folder(started: Place) -> None:
+    with conversation(started.server.port, HTTP_1) as one, conversation(started.server.port, HTTP_2) as other:
 
-        def body() -> bytes:
-            connection.sendall(b"GET /app/other HTTP/1.1\r\nHost: folders\r\n\r\n")
-            data = b""
-            while not (data.partition(b"\r\n\r\n")[2]):
-                data += connection.recv(65536)
-            return parse(data)[0].body
+        def bodies() -> list[bytes]:
+            return [client.get("/app/other", host="folders").body for client in (one, other)]
 
-        assert [body(), body()] == [b"app/index.html"] * 2
-        write(place.folder / "folders/app.html", "app.html")
-        assert eventually(lambda: body() == b"app.html")
-        (place.folder / "folders/app.html").unlink()
-        assert eventually(lambda: body() == b"app/index.html")
+        assert [bodies(), bodies()] == [[b"app/index.html"] * 2] * 2
+        write(started.folder / "folders/app.html", "app.html")
+        assert eventually(lambda: bodies() == [b"app.html"] * 2)
+        (started.folder / "folders/app.html").unlink()
+        assert eventually(lambda: bodies() == [b"app/index.html"] * 2)

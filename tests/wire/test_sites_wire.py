@@ -1,6 +1,7 @@
 """Sites by name over the wire: which certificate, which folder, which refusal; and the listener for plain HTTP.
 
-Here over whatever path this machine gives; test_ktls_sites_wire.py has it over kTLS.
+What is over TLS is over both protocols. Here over whatever path this machine gives; test_ktls_sites_wire.py has it over
+kTLS.
 """
 
 from __future__ import annotations
@@ -18,18 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from tests.serving import (
-    Running,
-    client_context,
-    connect,
-    exchange,
-    exchange_plain,
-    get,
-    parse,
-    parse_all,
-    read_to_end,
-    serving,
-)
+from tests.protocols import HTTP_1, Conversation, ask, conversation
+from tests.serving import Running, client_context, connect, exchange, exchange_plain, parse, parse_all, serving
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -46,6 +37,7 @@ TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 """The token of RFC 8555 section 8.3."""
 CONFIGURATION = """
 root = "default"
+http2 = true
 cert = ["default-ec.pem", "default-rsa.pem"]
 key = ["default-ec.key", "default-rsa.key"]
 acme_challenges = "challenges"
@@ -153,9 +145,9 @@ def write_certificate(path: Path, hosts: tuple[str, ...], key: Key, signer: Key)
     )
 
 
-def get_lines(host: str, target: str = "/", *, close: bool = True) -> bytes:
-    connection = "Connection: close\r\n" if close else ""
-    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{connection}\r\n".encode()
+def peer_certificate(connection: Conversation) -> bytes | None:
+    assert isinstance(connection.socket, ssl.SSLSocket)
+    return connection.socket.getpeercert(binary_form=True)
 
 
 # --- which site ------------------------------------------------------------------------------------------------------
@@ -176,12 +168,11 @@ def get_lines(host: str, target: str = "/", *, close: bool = True) -> bytes:
 )
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 def test_a_name_gets_its_certificate_and_its_folder(
-    place: Place, newest: ssl.TLSVersion, name: str, root: str, certificate: str
+    place: Place, protocol: str, newest: ssl.TLSVersion, name: str, root: str, certificate: str
 ) -> None:
-    with connect(place.port, place.browser(newest), name=name) as connection:
-        assert connection.getpeercert(binary_form=True) == place.certificate(certificate)
-        connection.sendall(get_lines(name))
-        assert parse(read_to_end(connection))[0].body == root.encode()
+    with conversation(place.port, protocol, context=place.browser(newest), name=name) as connection:
+        assert peer_certificate(connection) == place.certificate(certificate)
+        assert connection.get("/", host=name).body == root.encode()
 
 
 @pytest.mark.parametrize(
@@ -197,12 +188,11 @@ def test_a_name_gets_its_certificate_and_its_folder(
     ],
 )
 def test_other_names_get_the_nearest_wildcard_or_the_default(
-    place: Place, name: str | None, root: str, certificate: str
+    place: Place, protocol: str, name: str | None, root: str, certificate: str
 ) -> None:
-    with connect(place.port, name=name) as connection:
-        assert connection.getpeercert(binary_form=True) == place.certificate(certificate)
-        connection.sendall(get_lines(name or "127.0.0.1"))
-        assert parse(read_to_end(connection))[0].body == root.encode()
+    with conversation(place.port, protocol, name=name) as connection:
+        assert peer_certificate(connection) == place.certificate(certificate)
+        assert connection.get("/", host=name or "127.0.0.1").body == root.encode()
 
 
 @pytest.mark.parametrize(
@@ -251,13 +241,13 @@ def test_a_client_that_can_verify_no_key_of_a_site_is_refused(place: Place) -> N
 @pytest.mark.parametrize(
     "target", ["/only-alpha.txt", "/stolen.txt", "/alpha/only-alpha.txt", "//alpha.example/only-alpha.txt"]
 )
-def test_no_file_of_one_site_comes_from_another(place: Place, target: str) -> None:
-    answer = get(place.port, target, host=BETA, name=BETA)
+def test_no_file_of_one_site_comes_from_another(place: Place, protocol: str, target: str) -> None:
+    answer = ask(place.port, target, protocol=protocol, host=BETA, name=BETA)
     assert (answer.status, answer.body) == (404, b"404 Not Found\n")
 
 
-def test_a_path_out_of_a_site_is_refused(place: Place) -> None:
-    assert get(place.port, "/../alpha/only-alpha.txt", host=BETA, name=BETA).status == 400
+def test_a_path_out_of_a_site_is_refused(place: Place, protocol: str) -> None:
+    assert ask(place.port, "/../alpha/only-alpha.txt", protocol=protocol, host=BETA, name=BETA).status == 400
 
 
 # --- 421 -------------------------------------------------------------------------------------------------------------
@@ -279,9 +269,11 @@ def test_a_path_out_of_a_site_is_refused(place: Place) -> None:
         (ALPHA, "127.0.0.1"),
     ],
 )
-def test_a_host_of_another_site_than_the_handshakes_is_misdirected(place: Place, name: str, host: str) -> None:
-    data = exchange(place.port, get_lines(host, close=False) + get_lines(name), name=name)
-    misdirected, right = parse_all(data)
+def test_a_host_of_another_site_than_the_handshakes_is_misdirected(
+    place: Place, protocol: str, name: str, host: str
+) -> None:
+    with conversation(place.port, protocol, name=name) as connection:
+        misdirected, right = connection.get("/", host=host), connection.get("/", host=name)
     assert (misdirected.status, right.status) == (421, 200)
     assert misdirected.body == b"421 Misdirected Request\n"
 
@@ -298,21 +290,21 @@ def test_a_host_of_another_site_than_the_handshakes_is_misdirected(place: Place,
         (DEEP, f"{DEEP}:443", "deep"),
     ],
 )
-def test_a_host_of_the_handshakes_site_is_served(place: Place, name: str, host: str, root: str) -> None:
-    answer = get(place.port, "/", host=host, name=name)
+def test_a_host_of_the_handshakes_site_is_served(place: Place, protocol: str, name: str, host: str, root: str) -> None:
+    answer = ask(place.port, "/", protocol=protocol, host=host, name=name)
     assert (answer.status, answer.body) == (200, root.encode())
 
 
 @pytest.mark.parametrize(
     ("host", "root"), [(ALPHA, "alpha"), (BETA, "beta"), (GAMMA, "gamma"), (DEEP, "deep"), ("x", "default")]
 )
-def test_a_client_without_a_server_name_may_ask_for_any_site(place: Place, host: str, root: str) -> None:
-    assert get(place.port, "/", host=host).body == root.encode()
+def test_a_client_without_a_server_name_may_ask_for_any_site(place: Place, protocol: str, host: str, root: str) -> None:
+    assert ask(place.port, "/", protocol=protocol, host=host).body == root.encode()
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-def test_other_methods_are_misdirected_too(place: Place, method: str) -> None:
-    assert get(place.port, "/", method=method, host=BETA, name=ALPHA).status == 421
+def test_other_methods_are_misdirected_too(place: Place, protocol: str, method: str) -> None:
+    assert ask(place.port, "/", protocol=protocol, method=method, host=BETA, name=ALPHA).status == 421
 
 
 @pytest.mark.parametrize(
@@ -325,9 +317,9 @@ def test_other_methods_are_misdirected_too(place: Place, method: str) -> None:
     ],
 )
 def test_an_absolute_target_stands_before_host(
-    place: Place, name: str | None, target: str, host: str, status: int, body: bytes
+    place: Place, protocol: str, name: str | None, target: str, host: str, status: int, body: bytes
 ) -> None:
-    answer = get(place.port, target, host=host, name=name)
+    answer = ask(place.port, target, protocol=protocol, host=host, name=name)
     assert (answer.status, answer.body) == (status, body)
 
 
@@ -342,25 +334,30 @@ def test_without_a_host_the_handshake_says_which_site(
 # --- resumption ------------------------------------------------------------------------------------------------------
 
 
-def session_of(place: Place, context: ssl.SSLContext, name: str | None) -> ssl.SSLSession:
-    with connect(place.port, context, name=name) as connection:
-        connection.sendall(get_lines(name or "x"))
-        read_to_end(connection)
-        assert connection.session is not None
-        return connection.session
+def session_of(place: Place, protocol: str, context: ssl.SSLContext, name: str) -> ssl.SSLSession:
+    with conversation(place.port, protocol, context=context, name=name) as connection:
+        # Tickets come before it.
+        connection.get("/", host=name)
+        assert isinstance(connection.socket, ssl.SSLSocket)
+        assert connection.socket.session is not None
+        return connection.socket.session
+
+
+def is_resumed(connection: Conversation) -> bool:
+    assert isinstance(connection.socket, ssl.SSLSocket)
+    return bool(connection.socket.session_reused)
 
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize(("name", "other"), [(ALPHA, BETA), (GAMMA, "default.example")])
 def test_a_resumed_session_is_for_its_own_site_alone(
-    place: Place, newest: ssl.TLSVersion, name: str, other: str
+    place: Place, protocol: str, newest: ssl.TLSVersion, name: str, other: str
 ) -> None:
     context = client_context(newest=newest)
-    session = session_of(place, context, name)
-    with connect(place.port, context, session, name) as connection:
-        assert connection.session_reused
-        connection.sendall(get_lines(other, close=False) + get_lines(name))
-        misdirected, right = parse_all(read_to_end(connection))
+    session = session_of(place, protocol, context, name)
+    with conversation(place.port, protocol, context=context, session=session, name=name) as connection:
+        assert is_resumed(connection)
+        misdirected, right = connection.get("/", host=other), connection.get("/", host=name)
     assert (misdirected.status, right.status) == (421, 200)
 
 
@@ -370,7 +367,7 @@ def test_a_session_of_one_site_is_not_resumed_by_another(
     place: Place, newest: ssl.TLSVersion, of: str, to: str | None
 ) -> None:
     context = client_context(newest=newest)
-    session = session_of(place, context, of)
+    session = session_of(place, HTTP_1, context, of)
     with connect(place.port, context, session, to) as connection:
         assert not connection.session_reused
         certificate = {BETA: "beta-ec", ALPHA: "alpha-ec"}.get(to or "", "default-ec")
@@ -379,13 +376,12 @@ def test_a_session_of_one_site_is_not_resumed_by_another(
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 def test_a_session_of_a_shared_certificate_follows_the_name_of_the_new_handshake(
-    place: Place, newest: ssl.TLSVersion
+    place: Place, protocol: str, newest: ssl.TLSVersion
 ) -> None:
     context = client_context(newest=newest)
-    session = session_of(place, context, "default.example")
-    with connect(place.port, context, session, GAMMA) as connection:
-        connection.sendall(get_lines("default.example", close=False) + get_lines(GAMMA))
-        misdirected, right = parse_all(read_to_end(connection))
+    session = session_of(place, protocol, context, "default.example")
+    with conversation(place.port, protocol, context=context, session=session, name=GAMMA) as connection:
+        misdirected, right = connection.get("/", host="default.example"), connection.get("/", host=GAMMA)
     assert (misdirected.status, right.body) == (421, b"gamma")
 
 
@@ -422,8 +418,8 @@ def test_plain_http_is_sent_to_https(place: Place, method: str, target: str, hos
     assert "strict-transport-security" not in answer.fields
 
 
-def test_hsts_is_said_over_tls_alone(place: Place) -> None:
-    assert get(place.port, "/").fields["strict-transport-security"] == "max-age=31536000"
+def test_hsts_is_said_over_tls_alone(place: Place, protocol: str) -> None:
+    assert ask(place.port, "/", protocol=protocol).fields["strict-transport-security"] == "max-age=31536000"
 
 
 @pytest.mark.parametrize(
@@ -441,7 +437,8 @@ def test_hsts_is_said_over_tls_alone(place: Place) -> None:
 def test_other_requests_on_plain_http_get_their_status_and_keep_the_connection(
     place: Place, request_bytes: bytes, status: int
 ) -> None:
-    answers = parse_all(exchange_plain(place.http, request_bytes + get_lines("a", "/last")))
+    last = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answers = parse_all(exchange_plain(place.http, request_bytes + last))
     assert [answer.status for answer in answers] == [status, 301]
     assert answers[0].fields.get("allow") == ("GET, HEAD, OPTIONS" if status in (204, 405) else None)
 
@@ -534,5 +531,5 @@ def test_a_new_challenge_is_there_at_once_and_gone_at_once(place: Place) -> None
     assert parse(ask_for_challenge(place, path.name))[0].status == 404
 
 
-def test_challenges_are_for_plain_http_alone(place: Place) -> None:
-    assert get(place.port, f"/.well-known/acme-challenge/{TOKEN}").status == 404
+def test_challenges_are_for_plain_http_alone(place: Place, protocol: str) -> None:
+    assert ask(place.port, f"/.well-known/acme-challenge/{TOKEN}", protocol=protocol).status == 404
