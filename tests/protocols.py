@@ -200,3 +200,20 @@ def ask(
         return get(port, target, *fields, method=method, context=context, host=host, name=name, session=session)
     with conversation(port, protocol, context=context, name=name, session=session) as connection:
         return connection.get(target, *fields, method=method, host=host)
+
+
+OF_CONNECTIONS: Final = frozenset(("connection", "date", "transfer-encoding"))
+"""Fields that differ between protocols, or from one second to the next."""
+
+
+def assert_alike(one: Answer, other: Answer) -> None:
+    """Fail unless responses of two protocols are the same, their fields in the same order."""
+    fields = [[field for field in answer.fields.items() if field[0] not in OF_CONNECTIONS] for answer in (one, other)]
+    assert (one.status, fields[0], one.body) == (other.status, fields[1], other.body)
+
+
+def ask_by_both(port: int, target: str, *fields: str, host: str = "localhost", name: str | None = None) -> Answer:
+    """The same response by both protocols, for tests that wait too long to be run twice."""
+    one, other = (ask(port, target, *fields, protocol=each, host=host, name=name) for each in PROTOCOLS)
+    assert_alike(one, other)
+    return one

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, ask_by_both, conversation
 from tests.serving import (
     Running,
-    connect,
     eventually,
     exchange_plain,
     get,
     parse,
-    parse_all,
-    read_to_end,
     run_to_end,
     serving,
 )
@@ -62,7 +60,9 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(place: Path) -> Iterator[Running]:
     config = place / "ktlsd.toml"
-    config.write_text(f'root = "{place}/current"\nheaders_file = true\n[error_pages]\n404 = "/404.html"\n')
+    config.write_text(
+        f'root = "{place}/current"\nheaders_file = true\nhttp2 = true\n[error_pages]\n404 = "/404.html"\n'
+    )
     with serving(None, "--config", str(config), state=place / "state") as running:
         yield running
 
@@ -98,19 +98,19 @@ def rename_over(place: Path) -> None:
 @pytest.mark.parametrize("swap", [swap_link, swap_link_and_remove, make_anew, rename_over])
 def test_the_new_tree_answers(server: Running, place: Path, swap: Callable[[Path], None]) -> None:
     for _ in range(2):
-        old = get(server.port, "/a.txt")
+        old = ask_by_both(server.port, "/a.txt")
         assert (old.body, old.fields["x-release"]) == (OLD, "41")
-    assert get(server.port, "/only-41.txt").body == OLD
+    assert ask_by_both(server.port, "/only-41.txt").body == OLD
     lines = len(server.log)
     swap(place)
     assert eventually(lambda: serves_new(server))
-    new = get(server.port, "/a.txt")
+    new = ask_by_both(server.port, "/a.txt")
     assert (new.body, new.fields["x-release"]) == (NEW, "42")
     assert new.fields["etag"] != old.fields["etag"]
-    assert get(server.port, "/a.txt", "Accept-Encoding: gzip").body == b"gzip of " + NEW
-    assert get(server.port, "/a.txt", f"If-None-Match: {old.fields['etag']}").status == 200
-    assert get(server.port, "/only-42.txt").body == NEW
-    gone = get(server.port, "/only-41.txt")
+    assert ask_by_both(server.port, "/a.txt", "Accept-Encoding: gzip").body == b"gzip of " + NEW
+    assert ask_by_both(server.port, "/a.txt", f"If-None-Match: {old.fields['etag']}").status == 200
+    assert ask_by_both(server.port, "/only-42.txt").body == NEW
+    gone = ask_by_both(server.port, "/only-41.txt")
     assert (gone.status, gone.body) == (404, b"not in " + NEW)
     told = [line for line in server.log[lines:] if "leads to another folder" in line]
     assert told == [f"{place}/current: now leads to another folder, which is served"]
@@ -144,22 +144,23 @@ def test_an_absolute_root_needs_no_working_folder(place: Path) -> None:
 
 def test_a_response_that_has_begun_ends_with_its_file(server: Running, place: Path) -> None:
     (place / "releases/41/big.bin").write_bytes(BIG)
-    with connect(server.port) as connection:
-        connection.sendall(b"GET /big.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        data = connection.recv(1000)
+    with conversation(server.port, HTTP_1) as one, conversation(server.port, HTTP_2) as other:
+        downloads = [client.begin("/big.bin") for client in (one, other)]
+        for download in downloads:
+            download.read(1)
         swap_link_and_remove(place)
         (place / "releases/42/big.bin").write_bytes(BIG[::-1])
         assert eventually(lambda: serves_new(server))
-        data += read_to_end(connection)
-    answer, rest = parse(data)
-    assert (answer.body, rest) == (BIG, b"")
-    assert get(server.port, "/big.bin").body == BIG[::-1]
+        for download in downloads:
+            assert download.answer().body == BIG
+    assert ask_by_both(server.port, "/big.bin").body == BIG[::-1]
 
 
 def test_a_root_that_is_missing_is_told_and_comes_back(server: Running, place: Path) -> None:
-    assert get(server.port, "/a.txt").body == OLD
+    assert ask_by_both(server.port, "/a.txt").body == OLD
     (place / "current").unlink()
     assert eventually(lambda: get(server.port, "/a.txt").status == 503)
+    assert ask_by_both(server.port, "/a.txt").status == 503
     assert server.wait_for_line(f"{place}/current: No such file or directory: requests get 503 until it exists again")
     assert server.wait_for_line("503 GET /a.txt: the root folder is missing")
     (place / "current").symlink_to(release(place, 42, NEW))
@@ -182,22 +183,20 @@ def test_swaps_under_load_mix_no_two_trees(place: Path, workers: int) -> None:
     seen: set[bytes] = set()
     release(place, 42, NEW)
     config = place / "ktlsd.toml"
-    config.write_text(f'root = "{place}/current"\nheaders_file = true\nworkers = {workers}\n')
+    config.write_text(f'root = "{place}/current"\nheaders_file = true\nhttp2 = true\nworkers = {workers}\n')
     with serving(None, "--config", str(config), state=place / "state") as server:
 
-        def ask() -> None:
+        def ask(protocol: str) -> None:
             while not ends.is_set():
-                with connect(server.port) as connection:
-                    request = b"GET /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
-                    last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-                    connection.sendall(request * 20 + last)
-                    for answer in parse_all(read_to_end(connection)):
+                with conversation(server.port, protocol) as client:
+                    requests = [client.begin("/a.txt") for _ in range(20)]
+                    for answer in (request.answer() for request in requests):
                         told = answer.fields.get("x-release")
                         seen.add(answer.body)
                         if (answer.body, told) not in ((OLD, "41"), (NEW, "42")):
                             wrong.append((answer.status, answer.body, told))
 
-        askers = [threading.Thread(target=ask) for _ in range(2)]
+        askers = [threading.Thread(target=ask, args=(protocol,)) for protocol in PROTOCOLS]
         for asker in askers:
             asker.start()
         try:

@@ -1,4 +1,4 @@
-"""HTTP over TLS as clients see it: the bytes on the wire of a running server.
+"""HTTP over TLS as clients see it, over both protocols; what is syntax of HTTP/1.1, as bytes on the wire.
 
 Here over whatever path this machine gives (user space, without a kTLS kernel); test_ktls_wire.py has it over kTLS.
 """
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Running, connect, exchange, get, parse, read_to_end, serving
+from tests.protocols import HTTP_2, BrokenError, ask
+from tests.serving import Running, connect, exchange, parse, read_to_end, serving
 
 LARGE = 3_000_001
 
@@ -59,13 +60,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     # Root may read anything; without these capabilities a file's mode means what it says.
     wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-    with serving(site, state=tmp_path_factory.mktemp("state"), wrapper=wrapper) as running:
+    state = tmp_path_factory.mktemp("state")
+    (state / "ktlsd.toml").write_text("http2 = true\n")
+    with serving(site, "--config", str(state / "ktlsd.toml"), state=state, wrapper=wrapper) as running:
         yield running
 
 
-def test_get_sends_the_file_with_its_metadata(server: Running, site: Path) -> None:
+def test_get_sends_the_file_with_its_metadata(server: Running, protocol: str, site: Path) -> None:
     before = int(time.time())
-    answer = get(server.port, "/large.bin")
+    answer = ask(server.port, "/large.bin", protocol=protocol)
     facts = (site / "large.bin").stat()
     assert answer.status == 200
     assert answer.body == (site / "large.bin").read_bytes()
@@ -82,29 +85,32 @@ def test_get_sends_the_file_with_its_metadata(server: Running, site: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "exact.bin", "index.html"])
-def test_files_of_every_size_arrive_whole(server: Running, site: Path, name: str) -> None:
-    assert get(server.port, f"/{name}").body == (site / name).read_bytes()
+def test_files_of_every_size_arrive_whole(server: Running, protocol: str, site: Path, name: str) -> None:
+    assert ask(server.port, f"/{name}", protocol=protocol).body == (site / name).read_bytes()
 
 
 @pytest.mark.parametrize("target", ["/large.bin", "/empty.txt", "/", "/nothing", "/folder"])
-def test_head_has_the_fields_of_get(server: Running, target: str) -> None:
-    whole, head = get(server.port, target), get(server.port, target, method="HEAD")
+def test_head_has_the_fields_of_get(server: Running, protocol: str, target: str) -> None:
+    whole, head = (
+        ask(server.port, target, protocol=protocol),
+        ask(server.port, target, method="HEAD", protocol=protocol),
+    )
     assert head.status == whole.status
     del whole.fields["date"], head.fields["date"]
     assert head.fields == whole.fields
     assert head.body == b""
 
 
-def test_index_file_answers_for_a_folder(server: Running) -> None:
-    answer = get(server.port, "/folder/")
+def test_index_file_answers_for_a_folder(server: Running, protocol: str) -> None:
+    answer = ask(server.port, "/folder/", protocol=protocol)
     assert (answer.status, answer.body) == (200, b"in a folder")
     assert answer.fields["content-type"] == "text/html; charset=utf-8"
 
 
-def test_folder_without_slash_is_redirected(server: Running) -> None:
-    answer = get(server.port, "/folder?a=b")
+def test_folder_without_slash_is_redirected(server: Running, protocol: str) -> None:
+    answer = ask(server.port, "/folder?a=b", protocol=protocol)
     assert (answer.status, answer.fields["location"]) == (301, "/folder/?a=b")
-    assert get(server.port, "//folder").fields["location"] == "/folder/"
+    assert ask(server.port, "//folder", protocol=protocol).fields["location"] == "/folder/"
 
 
 @pytest.mark.parametrize(
@@ -118,29 +124,29 @@ def test_folder_without_slash_is_redirected(server: Running) -> None:
     ],
 )
 def test_a_range_is_that_part_of_the_file(
-    server: Running, site: Path, field: str, content_range: str, part: slice
+    server: Running, protocol: str, site: Path, field: str, content_range: str, part: slice
 ) -> None:
-    answer = get(server.port, "/large.bin", f"Range: {field}")
+    answer = ask(server.port, "/large.bin", f"Range: {field}", protocol=protocol)
     assert (answer.status, answer.fields["content-range"]) == (206, content_range)
     assert answer.body == (site / "large.bin").read_bytes()[part]
 
 
-def test_a_range_past_the_end_is_416(server: Running) -> None:
-    answer = get(server.port, "/large.bin", f"Range: bytes={LARGE}-")
+def test_a_range_past_the_end_is_416(server: Running, protocol: str) -> None:
+    answer = ask(server.port, "/large.bin", f"Range: bytes={LARGE}-", protocol=protocol)
     assert (answer.status, answer.fields["content-range"]) == (416, f"bytes */{LARGE}")
 
 
-def test_a_range_of_another_version_gives_the_whole(server: Running) -> None:
-    answer = get(server.port, "/large.bin", "Range: bytes=5-9", 'If-Range: "another"')
+def test_a_range_of_another_version_gives_the_whole(server: Running, protocol: str) -> None:
+    answer = ask(server.port, "/large.bin", "Range: bytes=5-9", 'If-Range: "another"', protocol=protocol)
     assert (answer.status, len(answer.body)) == (200, LARGE)
 
 
-def test_validators_bring_304(server: Running) -> None:
-    first = get(server.port, "/large.bin")
+def test_validators_bring_304(server: Running, protocol: str) -> None:
+    first = ask(server.port, "/large.bin", protocol=protocol)
     for field in (f"If-None-Match: {first.fields['etag']}", f"If-Modified-Since: {first.fields['last-modified']}"):
-        answer = get(server.port, "/large.bin", field)
+        answer = ask(server.port, "/large.bin", field, protocol=protocol)
         assert (answer.status, answer.fields["etag"], answer.body) == (304, first.fields["etag"], b"")
-    assert get(server.port, "/large.bin", 'If-None-Match: "another"').status == 200
+    assert ask(server.port, "/large.bin", 'If-None-Match: "another"', protocol=protocol).status == 200
 
 
 @pytest.mark.parametrize(
@@ -166,15 +172,14 @@ def test_validators_bring_304(server: Running) -> None:
         ("/index.html%00.png", 400, "an encoded NUL"),
         ("/%zz", 400, "a percent sign without two hexadecimal digits"),
         ("/%2525", 404, "no such file"),
-        ("*", 400, "the target is neither a path nor an http URL"),
         ("/" + "a/" * 4100, 414, "a target of 8201 bytes"),
     ],
 )
 def test_what_cannot_be_served_gets_a_short_answer_and_a_logged_reason(
-    server: Running, target: str, status: int, reason: str
+    server: Running, protocol: str, target: str, status: int, reason: str
 ) -> None:
     lines = len(server.log)
-    answer = get(server.port, target)
+    answer = ask(server.port, target, protocol=protocol)
     assert answer.status == status
     assert answer.body.startswith(f"{status} ".encode())
     assert len(answer.body) < 100
@@ -182,10 +187,17 @@ def test_what_cannot_be_served_gets_a_short_answer_and_a_logged_reason(
     assert server.wait_for_line(f"127.0.0.1:\\d+ {status} ", since=lines).endswith(f": {reason}")
 
 
-def test_devices_are_refused(server: Running, site: Path) -> None:
+def test_a_target_that_is_no_path_is_refused(server: Running) -> None:
+    lines = len(server.log)
+    answer, _ = parse(exchange(server.port, b"GET * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+    assert answer.status == 400
+    server.wait_for_line(": the target is neither a path nor an http URL$", since=lines)
+
+
+def test_devices_are_refused(server: Running, protocol: str, site: Path) -> None:
     if not (site / "device").exists():
         pytest.skip("this user may not make device nodes")
-    assert get(server.port, "/device").status == 403
+    assert ask(server.port, "/device", protocol=protocol).status == 403
 
 
 @pytest.mark.parametrize(
@@ -200,14 +212,16 @@ def test_devices_are_refused(server: Running, site: Path) -> None:
         ("https://localhost/folder/index.html", b"in a folder"),
     ],
 )
-def test_every_way_to_name_a_file_finds_it(server: Running, target: str, body: bytes) -> None:
-    answer = get(server.port, target)
+def test_every_way_to_name_a_file_finds_it(server: Running, protocol: str, target: str, body: bytes) -> None:
+    answer = ask(server.port, target, protocol=protocol)
     assert (answer.status, answer.body) == (200, body)
 
 
 @pytest.mark.parametrize(("method", "status"), [("POST", 405), ("DELETE", 405), ("BREW", 501)])
-def test_methods_that_change_or_mean_nothing_are_refused(server: Running, method: str, status: int) -> None:
-    answer = get(server.port, "/", method=method)
+def test_methods_that_change_or_mean_nothing_are_refused(
+    server: Running, protocol: str, method: str, status: int
+) -> None:
+    answer = ask(server.port, "/", method=method, protocol=protocol)
     assert answer.status == status
     assert answer.fields.get("allow") == ("GET, HEAD, OPTIONS" if status == 405 else None)
 
@@ -332,11 +346,14 @@ def test_old_tls_is_refused(server: Running) -> None:
     server.wait_for_line("handshake failed: unsupported protocol", since=lines)
 
 
-def test_nothing_a_client_sends_breaks_a_log_line(server: Running) -> None:
+def test_nothing_a_client_sends_breaks_a_log_line(server: Running, protocol: str) -> None:
     lines = len(server.log)
     # A range that is understood is quoted in the log's reason.
-    get(server.port, "/large.bin", "Range: bytes=9999999-\t")
+    ask(server.port, "/large.bin", "Range: bytes=9999999-\t", protocol=protocol)
     assert "9999999" in server.wait_for_line("416 GET /large.bin", since=lines)
-    get(server.port, "/", method="\x1b[31m")
-    get(server.port, "/%0a%0d127.0.0.1:1 200")
+    ask(server.port, "/%0a%0d127.0.0.1:1", protocol=protocol)
+    for target, method in (("/", "\x1b[31m"), ("/%0a%0d127.0.0.1:1 200", "GET")):
+        # HTTP/2 has no status for a malformed request.
+        with pytest.raises(BrokenError) if protocol == HTTP_2 else contextlib.nullcontext():
+            ask(server.port, target, method=method, protocol=protocol)
     assert all(line.isprintable() and line.isascii() for line in server.log)
