@@ -20,7 +20,7 @@ from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
-from ktlsd.openssl.results import Handshake, Wait
+from ktlsd.openssl.results import READ_SIZE, Handshake, Wait
 from ktlsd.ssl_ffi import Connection, Context
 from ktlsd.tls.client_hello import host_name
 
@@ -52,6 +52,7 @@ class Transport(PacedTransport):
         super().__init__(sock, page_cache, row, limits)
         self._context = context
         self._key_updates = 0
+        self._may_hold = True
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = self._kernel_receives = False
 
@@ -236,10 +237,12 @@ class Transport(PacedTransport):
         self._socket.close()
 
     def holds(self) -> bool:
-        return self._tls.has_pending()
+        return self._may_hold and self._tls.has_pending()
 
     def receive(self) -> bytes | Wait:
         received = self._tls.read()
+        # A read that is not full is the last of its record, and OpenSSL takes no more than one from the socket.
+        self._may_hold = len(received) == READ_SIZE if isinstance(received, bytes) else True
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
         if not isinstance(received, bytes) and not self._kernel_receives and self._tls.between_records():

@@ -66,13 +66,21 @@ def origin(fields: Mapping[str, str], nearest: Origin, trusted: Networks, writte
     return Origin(address, https, request_id if _REQUEST_ID.fullmatch(request_id) else None)
 
 
+def is_https(fields: Mapping[str, str], nearest: Origin, trusted: Networks, written: ForwardedFields) -> bool:
+    """The scheme of origin(), often without a look at the addresses."""
+    scheme = fields.get("x-forwarded-proto", "").strip().lower()
+    if written == "forwarded" or "," in scheme:
+        return origin(fields, nearest, trusted, written).https
+    return scheme == "https" if scheme else nearest.https
+
+
 def _from_forwarded(fields: Mapping[str, str]) -> list[Hop]:
     """The hops, the nearest first."""
     return _parse_forwarded(fields.get("forwarded", ""))[: -MOST_HOPS - 1 : -1]
 
 
 def _from_x_forwarded(fields: Mapping[str, str]) -> list[Hop]:
-    """The hops, the nearest first; where the schemes are not one for each, only the nearest proxy's counts.""" ""
+    """The hops, the nearest first; where the schemes are not one for each, only the nearest proxy's counts."""
     nodes = _from_the_right(fields.get("x-forwarded-for", ""))
     schemes = [scheme.lower() for scheme in _from_the_right(fields.get("x-forwarded-proto", ""))]
     if len(schemes) != len(nodes):

@@ -151,8 +151,7 @@ class Http1:
             self._responder.count(response)
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
-            if response.reason:
-                log_refusal(self._client_described(), head, response)
+            log_refusal(self._client_described, head, response)
             await self._send(head, response, opened, closes=closes)
         finally:
             if opened is not None:

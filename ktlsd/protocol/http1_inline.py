@@ -129,10 +129,9 @@ class InlineResponses:
     def _make(self, head: RequestHead, batch: Batch) -> _Made | None:
         """The response, counted and logged as begun; None if it would wait."""
         responder = self._responder
-        found = responder.find(head)
-        if found is None:
+        entry, closes = responder.find(head), head.closes
+        if entry is None:
             return self._decide(head)
-        entry, closes = found.entry, head.closes
         made: _Made | None = None if closes else batch.get(entry)
         if made is None:
             descriptor = responder.recall(entry)
@@ -146,7 +145,7 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
-        responder.begin_remembered(found, made.head_size, self._log)
+        responder.begin_remembered(entry, head, made.head_size, self._log)
         return made
 
     def _decide(self, head: RequestHead) -> _Made | None:
@@ -190,8 +189,7 @@ class InlineResponses:
         self._responder.count(response)
         if self._log is not None:
             self._log.answered(response.status.value, made.head_size)
-        if response.reason:
-            log_refusal(exchange.described(), exchange.head, response)
+        log_refusal(exchange.described, exchange.head, response)
 
     def _join(
         self,

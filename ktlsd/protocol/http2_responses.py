@@ -23,21 +23,22 @@ from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import SMALL, FileShrank
 from ktlsd.file_threads import Stalled
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Miss, Response, short
+from ktlsd.http.decide import Response, short
 from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_fields import members
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import ErrorCode
 from ktlsd.http2.sender import Sender
-from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, REQUESTS, REQUESTS_OTHER
+from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED
 from ktlsd.protocol import http1_writer
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
 from ktlsd.protocol.refusals import log_refusal
-from ktlsd.protocol.responder import Found, Responder
+from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
 from ktlsd.protocol.response_body import is_made_while_sent, pieces
+from ktlsd.site.response_cache import CacheEntry
 from ktlsd.site.site import Answer
 
 log = logging.getLogger("ktlsd")
@@ -85,8 +86,8 @@ class Http2Responses:
         """Answer a request, or have a task do it."""
         responder = self._responder
         expects = not head.alone and _EXPECT in head.of_fields.values
-        found = None if expects else responder.find(head)
-        if found is not None and self._send_remembered(stream_id, found, batch):
+        entry = None if expects else responder.find(head)
+        if entry is not None and self._send_remembered(stream_id, head, entry, batch):
             return
         body = Body()
         log = body.log = responder.new_log(body)
@@ -111,8 +112,9 @@ class Http2Responses:
         log = body.log = self._responder.new_log(body)
         if log is not None:
             log.begin()
-        self._count(response)
-        log_refusal(self._responder.client.described(self._responder.client.origin), None, response)
+        self._responder.count(response)
+        client = self._responder.client
+        log_refusal(lambda: client.described(client.origin), None, response)
         if log is not None:
             log.answered(response.status.value, 0)
         self._give(stream_id, self._block(response), cast(bytes, response.body), body)
@@ -137,9 +139,9 @@ class Http2Responses:
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
-    def _send_remembered(self, stream_id: int, found: Found, batch: Batch) -> bool:
+    def _send_remembered(self, stream_id: int, head: RequestHead, entry: CacheEntry, batch: Batch) -> bool:
         """Answer with a remembered response; False if it does not hold any more."""
-        responder, entry = self._responder, found.entry
+        responder = self._responder
         key = Http2Responses, entry
         known: tuple[bytes, bytes] | None = batch.get(key)
         part = entry.part
@@ -168,7 +170,7 @@ class Http2Responses:
             block, data = known
             file = Body()
         file.log = responder.new_log(file)
-        responder.begin_remembered(found, 0, file.log)
+        responder.begin_remembered(entry, head, 0, file.log)
         if data is not None:
             self._give(stream_id, block, data, file)
         else:
@@ -182,9 +184,8 @@ class Http2Responses:
         with contextlib.ExitStack() as stack:
             if opened is not None:
                 stack.callback(opened.close)
-            self._count(response)
-            if response.reason:
-                log_refusal(exchange.described(), exchange.head, response)
+            self._responder.count(response)
+            log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
             block = self._block(response)
@@ -209,12 +210,6 @@ class Http2Responses:
                 self.tasks.append(partial(self._produce, stream_id, body, content, answer))
             else:
                 self._offer(stream_id, body, cast("ByteRange | Multipart", content))
-
-    def _count(self, response: Response) -> None:
-        self._responder.requests_left -= 1
-        self._row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
-        if response.reason == Miss.STALLED.reason:
-            self._row[LIMITED[Limit.FILE]] += 1
 
     def _block(self, response: Response) -> bytes:
         fields = fields_of(response, self._shared.service.server_field)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -23,11 +24,12 @@ _LONGEST_LOGGED: Final = 1024
 _escaped: Final = codecs.getencoder("unicode_escape")
 
 
-def log_refusal(client: str, head: RequestHead | None, response: Response) -> None:
-    """Log a response that refuses a request, or bytes that are no request."""
-    what = _line_of(head) if head else "a request"
-    reason = response.reason[:_LONGEST_LOGGED]
-    _log_escaped(f"{client} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}")
+def log_refusal(client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
+    """Log a response if it refuses a request, or bytes that are no request; `client` describes their sender."""
+    if response.reason and log.isEnabledFor(logging.INFO):
+        what = _line_of(head) if head else "a request"
+        reason = response.reason[:_LONGEST_LOGGED]
+        _log_escaped(f"{client()} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}")
 
 
 def log_closed(client: str, head: RequestHead, problem: str) -> None:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Final
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection.transport import PacedTransport
@@ -40,19 +38,13 @@ if TYPE_CHECKING:
     from ktlsd.logs.exchange_log import RequestLog, Sending
 
 
-class Found(Struct, frozen=True, gc=False):
-    """A remembered response, for one request."""
-
-    entry: CacheEntry
-    head: RequestHead
-    origin: Origin | None = None
-    """The origin of the request, if a trusted proxy names it."""
+_STALLED: Final = Miss.STALLED.reason
 
 
 class Responder:
     """The requests of one connection, independent of the protocol."""
 
-    __slots__ = ("_partition", "client", "limits", "requests_left", "shared", "transport")
+    __slots__ = ("_partitions", "client", "limits", "requests_left", "shared", "transport")
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
         self.shared = shared
@@ -61,7 +53,7 @@ class Responder:
         self.limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection began."""
         self.requests_left = limits.requests_per_connection or sys.maxsize
-        self._partition = client.partition(https=client.origin.https)
+        self._partitions = client.partition(https=False), client.partition(https=True)
 
     def new_log(self, sending: Sending) -> RequestLog | None:
         """The access log of requests that come one after the other, and whose responses `sending` counts the bytes of.
@@ -73,18 +65,16 @@ class Responder:
 
     # --- remembered responses -----------------------------------------------------------------------------------------
 
-    def find(self, head: RequestHead) -> Found | None:
+    def find(self, head: RequestHead) -> CacheEntry | None:
         """The response to an earlier request that agrees with this one in everything that decided."""
         limits, client = self.limits, self.client
         if client.redirected or len(head.headers) > limits.header_fields or len(head.target) > limits.target_bytes:
             return None
-        service = self.shared.service
-        origin, partition = None, self._partition
+        service, https = self.shared.service, client.origin.https
         if client.trusted is not None:
-            origin = self.origin_of(head.of_fields.values, service)
-            partition = self.partition(origin)
-        entry = service.response_cache.get(partition, head)
-        return None if entry is None else Found(entry, head, origin)
+            fields = TrackedFields(head.of_fields.values)
+            https = forwarded.is_https(fields, client.origin, client.trusted, service.forwarded)
+        return service.response_cache.get(self._partitions[https], head)
 
     def recall(self, entry: CacheEntry) -> int | None:
         """A descriptor of a remembered response's file for the caller to close; -1 if its body is in memory.
@@ -93,23 +83,23 @@ class Responder:
         """
         return self.shared.service.response_cache.open(entry)
 
-    def begin_remembered(self, found: Found, head_size: int, log: RequestLog | None) -> None:
+    def begin_remembered(self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None) -> None:
         """Count and log a request that gets a remembered response; `log.end()` follows."""
-        status = found.entry.response.status
+        status = entry.response.status
         self.shared.row[REQUESTS[status]] += 1
         self.requests_left -= 1
         if log is not None:
             log.begin()
-            log.asked(found.head)
-            if found.origin is not None:
-                log.came_from(found.origin)
+            log.asked(head)
+            if self.client.trusted is not None:
+                log.came_from(self.origin_of(head.of_fields.values, self.shared.service))
             log.answered(status.value, head_size)
 
     def count(self, response: Response) -> None:
         """Count a request that gets a decided response."""
         row = self.shared.row
         row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
-        if response.reason == Miss.STALLED.reason:
+        if response.reason == _STALLED:
             row[LIMITED[Limit.FILE]] += 1
         self.requests_left -= 1
 
@@ -124,5 +114,4 @@ class Responder:
 
     def partition(self, origin: Origin) -> str | None:
         """The cache partition of a request that came from there."""
-        client = self.client
-        return self._partition if origin.https is client.origin.https else client.partition(https=origin.https)
+        return self._partitions[origin.https]

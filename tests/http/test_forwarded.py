@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 
 from ktlsd.config.networks import UNIX, Address, Networks, parse_address
 from ktlsd.config.values import ForwardedFields
-from ktlsd.http.forwarded import FIELDS, MOST_HOPS, Origin, origin
+from ktlsd.http.forwarded import FIELDS, MOST_HOPS, Origin, is_https, origin
 
 TRUSTED = Networks(["10.0.0.0/8", "2001:db8::/32", UNIX])
 NEAREST = Origin("10.0.0.1:50312", https=False)
 
 
 def of(written: ForwardedFields = "x-forwarded", nearest: Origin = NEAREST, **fields: str) -> Origin:
-    return origin({name.replace("_", "-"): value for name, value in fields.items()}, nearest, TRUSTED, written)
+    arguments = {name.replace("_", "-"): value for name, value in fields.items()}, nearest, TRUSTED, written
+    found = origin(*arguments)
+    assert is_https(*arguments) is found.https
+    return found
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,9 @@ def test_anything_has_an_origin(value: str, schemes: str, request_id: str) -> No
         ("x-forwarded", {"x-forwarded-for": value, "x-forwarded-proto": schemes, "x-request-id": request_id}),
         ("forwarded", {"forwarded": value, "x-request-id": request_id}),
     ):
-        told = origin(fields, NEAREST, TRUSTED, "forwarded" if written == "forwarded" else "x-forwarded")
+        kind: ForwardedFields = "forwarded" if written == "forwarded" else "x-forwarded"
+        told = origin(fields, NEAREST, TRUSTED, kind)
+        assert is_https(fields, NEAREST, TRUSTED, kind) is told.https
         assert told.address in (NEAREST.address, UNIX) or parse_address(told.address)
         assert told.request_id in (None, request_id)
 
