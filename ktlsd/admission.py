@@ -105,15 +105,11 @@ class AdmissionControl:
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:
         """Count a limit that was reached, and log it unless the log has had a line about it recently."""
         self._row[LIMITED[limit]] += 1
-        suppressed = self._throttle.due(limit, trio.current_time())
-        if suppressed is not None:
-            more = f" ({suppressed} more since the last such line)" if suppressed else ""
-            log.warning(f"{text}: limit %s%s", *arguments, self._described(limit), more)
-
-    def _described(self, limit: Limit) -> str:
         limiter = self.limiter
         value = limiter.most if limit is Limit.CONNECTIONS else getattr(limiter.limits, limit.value, None)
-        return limit.value if value is None else f"{limit.value} = {value}"
+        ending = self._throttle.ending(limit, value, trio.current_time())
+        if ending is not None:
+            log.warning(f"{text}%s", *arguments, ending)
 
 
 def warn_lowered_limit(limits: LimitOptions) -> None:

@@ -38,7 +38,7 @@ TOKENS: Final = (
     frame(FrameType.GOAWAY, 0, 0, bytes(8)),
 )
 
-_LIMITS: Final = Http2Limits(concurrent_streams=3, header_list_bytes=1024, header_block_bytes=2048, credit=40)
+_LIMITS: Final = Http2Limits(3, 1024, 2048, resets_per_second=1, overhead_frames_per_second=2)
 _BLOCK: Final = b"\x88"
 _ROOM: Final = 20_000
 

@@ -40,8 +40,11 @@ class Limit(enum.Enum):
     HEAD_BYTES = "head_bytes"
     HEADER_FIELDS = "header_fields"
     TARGET_BYTES = "target_bytes"
-    HTTP2 = "http2"
-    """Streams, header blocks, or frames without use (HTTP/2)."""
+    HTTP2_CONCURRENT_STREAMS = "http2_concurrent_streams"
+    HTTP2_HEADER_BLOCK = "http2_header_block_bytes"
+    HTTP2_CONTINUATIONS = "http2_continuations"
+    HTTP2_RESETS = "http2_resets_per_second"
+    HTTP2_OVERHEAD_FRAMES = "http2_overhead_frames_per_second"
     CONNECTIONS = "connections"
     CLIENT_CONNECTIONS = "client_connections"
     CLIENT_HANDSHAKES = "client_handshakes_per_second"
@@ -199,7 +202,7 @@ class SendRateCheck:
 
 
 class LogThrottle:
-    """Throttles log lines: at most one for each limit in QUIET_SECONDS."""
+    """Throttles log lines about limits: at most one for each limit in QUIET_SECONDS."""
 
     def __init__(self) -> None:
         self._last: dict[Limit, tuple[float, int]] = {}
@@ -212,3 +215,12 @@ class LogThrottle:
             return None
         self._last[limit] = (now, 0)
         return suppressed
+
+    def ending(self, limit: Limit, value: object, now: float) -> str | None:
+        """The end of a log line, which names the limit, its value if there is one, and how many lines were suppressed;
+        None if this one is suppressed too."""
+        suppressed = self.due(limit, now)
+        if suppressed is None:
+            return None
+        named = limit.value if value is None else f"{limit.value} = {value}"
+        return f": limit {named}" + (f" ({suppressed} more since the last such line)" if suppressed else "")

@@ -138,6 +138,19 @@ class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Maximum header fields in a request: 431."""
     target_bytes: Count = 8192
     """Maximum size of a request target (path and query), in bytes: 414."""
+    http2_concurrent_streams: Count = 128
+    """Maximum requests in progress on one HTTP/2 connection (SETTINGS_MAX_CONCURRENT_STREAMS); more are refused."""
+    http2_header_block_bytes: Count = 65536
+    """Maximum size of a request's compressed header fields that come in several HTTP/2 frames, in bytes; the connection
+    ends."""
+    http2_continuations: Count = 8
+    """Maximum CONTINUATION frames after the HEADERS frame of an HTTP/2 request; the connection ends."""
+    http2_resets_per_second: Count = 20
+    """Maximum streams a second that one HTTP/2 client cancels, or makes the server reset; bursts of 20 seconds' worth
+    are allowed. Then the connection ends."""
+    http2_overhead_frames_per_second: Count = 40
+    """Maximum HTTP/2 frames a second that carry nothing forward (PING, SETTINGS, PRIORITY, empty DATA, unknown types,
+    small WINDOW_UPDATE) from one client; bursts of 20 seconds' worth are allowed. Then the connection ends."""
     connections: Count = 16384
     """Maximum open connections in each worker; lowered if RLIMIT_NOFILE is too low."""
     client_connections: CountOrNone = 256

@@ -294,11 +294,11 @@ class Connection:
         if reason is None and ended and shared.content_length:
             reason = f"a Content-Length of {shared.content_length}, and no body"
         if len(self.sender.streams) >= self._limits.concurrent_streams:
-            self._credit.spend(price.REFUSAL, "requests beyond the limit of concurrent streams")
+            self._credit.spend_reset(price.REFUSAL, "requests beyond the limit of concurrent streams")
             exceeded = Exceeded.CONCURRENT_STREAMS
             self._reset(stream_id, ErrorCode.REFUSED_STREAM, "too many concurrent streams", events, exceeded)
         elif shared.too_large and not wrong:
-            self._credit.spend(price.STREAM_ERROR, "heads beyond the limit")
+            self._credit.spend(price.LARGE_HEAD, "heads beyond the limit")
             self.sender.open(stream_id, shared.priority, receiving=not ended, content_length=None)
             events.append(HeadTooLarge(stream_id, shared.method, shared.list_bytes, ended))
         elif reason is not None:
@@ -368,7 +368,7 @@ class Connection:
         if stop - start != 4:
             raise frames.size_fault(FrameType.RST_STREAM)
         self._need_stream(stream_id, "RST_STREAM")
-        self._credit.spend(price.FRAME, "RST_STREAM")
+        self._credit.spend_reset(price.RESET, "RST_STREAM")
         if self._judged(self._state(stream_id), FrameType.RST_STREAM, stream_id, events) is not None:
             self.sender.drop(stream_id)
             code = code_at(data, start)
@@ -510,7 +510,7 @@ class Connection:
         return None
 
     def _stream_error(self, stream_id: int, code: ErrorCode, reason: str, events: list[Event]) -> None:
-        self._credit.spend(price.STREAM_ERROR, reason)
+        self._credit.spend_reset(price.STREAM_ERROR, reason)
         self._reset(stream_id, code, reason, events)
 
     def _reset(

@@ -29,13 +29,14 @@ class ErrorCode(enum.IntEnum):
 
 
 class Exceeded(enum.Enum):
-    """The limit that a peer exceeded, for metrics and the log."""
+    """The limit that a peer exceeded, for metrics and the log; the value is its key in [limits]."""
 
-    CONCURRENT_STREAMS = "concurrent streams"
-    HEADER_LIST = "size of a header list"
-    HEADER_BLOCK = "size of a header block"
-    CONTINUATIONS = "CONTINUATION frames of a header block"
-    CREDIT = "frames without use"
+    CONCURRENT_STREAMS = "http2_concurrent_streams"
+    HEADER_LIST = "head_bytes"
+    HEADER_BLOCK = "http2_header_block_bytes"
+    CONTINUATIONS = "http2_continuations"
+    RESETS = "http2_resets_per_second"
+    OVERHEAD_FRAMES = "http2_overhead_frames_per_second"
 
 
 class ConnectionFault(Exception):

@@ -5,7 +5,12 @@ Strategy: numbers with defaults that every browser, curl and h2load stay far bel
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
+
+BURST_SECONDS: Final = 20
+"""Size of the token buckets, in seconds' worth of frames."""
 
 
 class Http2Limits(Struct, frozen=True):
@@ -19,7 +24,7 @@ class Http2Limits(Struct, frozen=True):
     """Of a request's fields as they come, in several frames. Beyond it the connection ends."""
     continuations: int = 8
     """CONTINUATION frames of one header block."""
-    credit: float = 1000
-    """Frames without use (credit.py) that may come at once."""
-    credit_per_second: float = 50
-    """Frames without use that may come all the time."""
+    resets_per_second: float = 20
+    """Streams that a client may reset, or make the server reset; BURST_SECONDS' worth at once (credit.py)."""
+    overhead_frames_per_second: float = 40
+    """Frames that carry nothing forward; BURST_SECONDS' worth at once (credit.py)."""

@@ -222,15 +222,19 @@ class Sender:
         return stream
 
     def grow(self, increment: int) -> bool:
-        """Enlarge the connection's window; False if it gets too large."""
+        """Enlarge the connection's window; False if it would get too large."""
+        if self.window + increment > LARGEST_NUMBER:
+            return False
         self.window += increment
-        return self.window <= LARGEST_NUMBER
+        return True
 
     def grow_stream(self, stream: Stream, increment: int) -> bool:
-        """Enlarge a stream's window; False if it gets too large."""
+        """Enlarge a stream's window; False if it would get too large."""
+        if stream.window + increment > LARGEST_NUMBER:
+            return False
         stream.window += increment
         self._schedule(stream)
-        return stream.window <= LARGEST_NUMBER
+        return True
 
     def reprioritise(self, stream: Stream, priority: Priority) -> None:
         """Give a stream another place."""

@@ -8,6 +8,7 @@ file have tasks of their own, which hand their bytes over.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Generator
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 import trio
 
 from ktlsd.config.limits import Limit
+from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
 from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.page_cache import PIECE
@@ -24,7 +26,7 @@ from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import FileShrank, PacedTransport
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.connection import Connection
-from ktlsd.http2.errors import ErrorCode, Exceeded
+from ktlsd.http2.errors import ErrorCode
 from ktlsd.http2.events import (
     BodyTooLarge,
     ConnectionFailed,
@@ -78,8 +80,7 @@ class Http2:
         self._client = client
         self._responder = Responder(shared, transport, client)
         self._limits = limits = self._responder.limits
-        allowed = Http2Limits(header_list_bytes=limits.head_bytes, header_block_bytes=2 * limits.head_bytes)
-        self._engine = Connection(allowed, shared.head_cache(limits.head_bytes), time.monotonic())
+        self._engine = Connection(http2_limits(limits), shared.head_cache(limits.head_bytes), time.monotonic())
         self._sender = self._engine.sender
         self._responses = Http2Responses(self._responder, self._sender, self._wake)
         self._bodies_since: dict[int, tuple[RequestHead, float]] = {}
@@ -270,9 +271,8 @@ class Http2:
         # A response may wait for others, but not for ever if none of them moves.
         closed = stream is not None and (stream.window <= 0 or self._moved - body.noted_moved < least)
         if body.waits and closed and body.sent - body.noted < least:
-            self._shared.row[LIMITED[Limit.SEND]] += 1
-            text = "%s stream %d reset: the client's windows let less than %d bytes a second through for %g s"
-            log.info(text, self._client.address, stream_id, self._limits.send_bytes_per_second, seconds)
+            text = "stream %d reset: the client's windows were too small for %g s"
+            self._responder.reached(Limit.SEND, text, stream_id, seconds)
             self._sender.reset(stream_id, ErrorCode.CANCEL)
             self._responses.finish(stream_id, complete=False)
         else:
@@ -314,23 +314,22 @@ class Http2:
         elif isinstance(event, StreamReset):
             self._bodies_since.pop(event.stream_id, None)
             self._responses.finish(event.stream_id, complete=False)
-            self._count(event.exceeded)
-            if not event.by_peer:
+            if event.exceeded is not None:
+                self._responder.reached(Limit(event.exceeded.value), "stream %d reset", event.stream_id)
+            elif not event.by_peer:
                 log.debug("%s stream %d reset: %s", self._client.address, event.stream_id, event.reason)
         elif isinstance(event, ConnectionFailed):
             self._failed = True
-            self._count(event.exceeded)
-            log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
+            if event.exceeded is not None:
+                self._responder.reached(Limit(event.exceeded.value), "cut off: HTTP/2: %s", event.reason)
+            else:
+                log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
             self._responses.close()
 
     def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
         """Answer a request whose body is read, or is not to be read."""
         del self._bodies_since[stream_id]
         self._responses.answer(stream_id, head, batch)
-
-    def _count(self, exceeded: Exceeded | None) -> None:
-        if exceeded is not None:
-            self._shared.row[LIMITED[Limit.HTTP2]] += 1
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -432,6 +431,19 @@ class Http2:
         self._cold = None
         await self.transport.send_text(bytes(memory))
         self._turn_sent(turn, body)
+
+
+@functools.lru_cache(maxsize=8)
+def http2_limits(limits: LimitOptions) -> Http2Limits:
+    """The limits of the engine."""
+    return Http2Limits(
+        concurrent_streams=limits.http2_concurrent_streams,
+        header_list_bytes=limits.head_bytes,
+        header_block_bytes=limits.http2_header_block_bytes,
+        continuations=limits.http2_continuations,
+        resets_per_second=limits.http2_resets_per_second,
+        overhead_frames_per_second=limits.http2_overhead_frames_per_second,
+    )
 
 
 async def _run_task(task: Task) -> None:

@@ -16,7 +16,9 @@ Strategy: one Responder for each connection. It knows no wire format.
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     # It is imported only if there is an access log.
     from ktlsd.logs.exchange_log import RequestLog, Sending
 
+
+log = logging.getLogger("ktlsd")
 
 _STALLED: Final = Miss.STALLED.reason
 
@@ -102,6 +106,14 @@ class Responder:
         if response.reason == _STALLED:
             row[LIMITED[Limit.FILE]] += 1
         self.requests_left -= 1
+
+    def reached(self, limit: Limit, text: str, *arguments: object) -> None:
+        """Count a limit that the client reached, and log it unless the log has had a line about it recently."""
+        shared = self.shared
+        shared.row[LIMITED[limit]] += 1
+        ending = shared.throttle.ending(limit, getattr(self.limits, limit.value, None), time.monotonic())
+        if ending is not None:
+            log.info(f"%s {text}%s", self.client.address, *arguments, ending)
 
     # --- for requests of both kinds -----------------------------------------------------------------------------------
 

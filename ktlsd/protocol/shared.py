@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from ktlsd.config.limits import LogThrottle
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
@@ -49,6 +50,9 @@ class Shared(Struct):
     scanner: HeadScanner = field(default_factory=HeadScanner)
     head_caches: dict[int, HeadCache] = {}
     """Header blocks of HTTP/2, by the limit of header lists in bytes."""
+
+    throttle: LogThrottle = field(default_factory=LogThrottle)
+    """Of log lines about the limits of connections."""
 
     def head_cache(self, list_bytes: int) -> HeadCache:
         """The memory of header blocks for this limit of header lists."""

@@ -308,5 +308,5 @@ def test_no_more_descriptors_are_asked_for_than_connections_need(connections: in
 
 def test_limits_are_named_as_their_keys() -> None:
     keys = set(LimitOptions.__struct_fields__)
-    without_key = {Limit.HTTP2, Limit.CROWDED, Limit.DESCRIPTORS, Limit.MEMORY}
+    without_key = {Limit.CROWDED, Limit.DESCRIPTORS, Limit.MEMORY}
     assert {limit for limit in Limit if limit.value not in keys} == without_key

@@ -1,0 +1,154 @@
+"""The limits of HTTP/2 connections of a running server: their effect, metric and log line, and others that go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ktlsd.http2.errors import ErrorCode, Exceeded
+from ktlsd.http2.frames import PREFACE, ping
+from tests.http2.blocks import GET, literals, with_fields
+from tests.http2.client import END_HEADERS, headers, rst_stream, settings
+from tests.http2.test_hostile import EXCEEDED, MOST_FRAMES, SHAPES
+from tests.http2_client import h2_context, http2
+from tests.serving import Running, connect, counts, serving
+
+POST = headers(1, literals(((b":method", b"POST"), *GET[1:])), END_HEADERS)
+"""A request whose body does not come."""
+MOST_KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("limits") / "www"
+    folder.mkdir()
+    (folder / "small.txt").write_bytes(b"small")
+    with open(folder / "large", "wb") as file:
+        file.truncate(32 << 20)
+    return folder
+
+
+@contextlib.contextmanager
+def limited(folder: Path, root: Path, *lines: str) -> Iterator[Running]:
+    """A server with a [limits] table of these lines."""
+    path = folder / "ktlsd.toml"
+    write(path, root, *lines)
+    with serving(None, "--config", str(path), "--metrics-listen", "127.0.0.1:0", state=folder) as running:
+        yield running
+
+
+def write(path: Path, root: Path, *lines: str) -> None:
+    path.write_text("\n".join((f"root = {json.dumps(str(root))}", "http2 = true", "[limits]", *lines)))
+
+
+def end_of(port: int, frames: list[bytes], window: int = 65535) -> int:
+    """Send frames while the server takes them, and read to the end of the connection; the code of its GOAWAY."""
+    received, unsent = b"", b"".join((PREFACE, settings((4, window)), *frames))
+    with connect(port, h2_context("h2")) as connection:
+        while True:
+            if unsent and select.select([], [connection], [], 0)[1]:
+                with contextlib.suppress(OSError):
+                    connection.sendall(unsent[:16384])
+                unsent = unsent[16384:]
+            if unsent and not connection.pending() and not select.select([connection], [], [], 0)[0]:
+                continue
+            try:
+                data = connection.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                break
+            received += data
+    code = -1
+    while received:
+        size = 9 + int.from_bytes(received[:3])
+        if received[3] == 7:
+            code = int.from_bytes(received[13:17])
+        received = received[size:]
+    return code
+
+
+@contextlib.contextmanager
+def bounded_memory(server: Running) -> Iterator[None]:
+    """At no moment inside has the server more than MOST_KIB more of resident memory (proc(5): VmHWM, clear_refs)."""
+
+    def resident(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path(process, "status").read_text())
+        assert found
+        return int(found[1])
+
+    process = f"/proc/{server.process.pid}"
+    Path(process, "clear_refs").write_text("5")
+    before = resident("VmRSS")
+    yield
+    assert resident("VmHWM") - before < MOST_KIB
+
+
+def test_hostile_clients(root: Path, tmp_path: Path) -> None:
+    """Each shape ends within 1,000 frames, takes less than 1 MiB, and is counted; another connection goes on."""
+    with limited(tmp_path, root) as server, http2(server.port) as other:
+        for shape, (make, _) in SHAPES.items():
+            frames = [POST, *(make(index) for index in range(MOST_FRAMES))]
+            label = EXCEEDED.get(shape.partition(":")[0], Exceeded.OVERHEAD_FRAMES).value
+            # Requests without a window for their responses stay.
+            window = 0 if shape == "requests beyond the limit" else 65535
+            # What the process remembers from the first time is not the connection's.
+            assert end_of(server.port, frames, window) == ErrorCode.ENHANCE_YOUR_CALM, shape
+            before = counts(server, "ktlsd_limited_total")[label]
+            with bounded_memory(server):
+                assert end_of(server.port, frames, window) == ErrorCode.ENHANCE_YOUR_CALM, shape
+            assert counts(server, "ktlsd_limited_total")[label] == before + 1, shape
+            assert other.get("/small.txt").body == b"small"
+
+
+LIMITS = {
+    "http2_header_block_bytes = 300": [headers(1, b"x" * 200, 0), b"\0\0\xc8\x09\4\0\0\0\1" + b"x" * 200],
+    "http2_continuations = 1": [headers(1, b"", 0), *[b"\0\0\0\x09\0\0\0\0\1"] * 2],
+    "http2_resets_per_second = 1": [
+        headers(stream_id, literals(with_fields())) + rst_stream(stream_id) for stream_id in range(1, 51, 2)
+    ],
+    "http2_overhead_frames_per_second = 1": [ping(b"12345678", ack=False)] * 25,
+}
+
+
+@pytest.mark.parametrize("line", LIMITS)
+def test_limit(root: Path, tmp_path: Path, line: str) -> None:
+    """Each has a key, a label of the metric, and a line in the log, of which there are not many."""
+    with limited(tmp_path, root, line) as server, http2(server.port) as other:
+        for _ in range(3):
+            assert end_of(server.port, LIMITS[line]) == ErrorCode.ENHANCE_YOUR_CALM
+        assert counts(server, "ktlsd_limited_total") == {line.partition(" ")[0]: 3}
+        server.wait_for_line(f"127.0.0.1:[0-9]+ cut off: HTTP/2: .*: limit {line}$")
+        assert sum(f"limit {line}" in entry for entry in server.log) == 1
+        assert other.get("/small.txt").body == b"small"
+
+
+def test_concurrent_streams(root: Path, tmp_path: Path) -> None:
+    """The client hears of the limit, more are refused, and a reload changes it for new connections."""
+    key = "http2_concurrent_streams"
+    with limited(tmp_path, root, f"{key} = 2") as server, http2(server.port, window=10) as client:
+        client.receive()
+        assert client.http.remote_settings.max_concurrent_streams == 2
+        large = [client.ask("/large") for _ in range(2)]
+        client.http.remote_settings[3] = 100
+        client.http.remote_settings.acknowledge()
+        refused = client.ask("/small.txt")
+        client.wait_for(refused)
+        assert client.streams[refused].reset == ErrorCode.REFUSED_STREAM
+        assert counts(server, "ktlsd_limited_total") == {key: 1}
+        server.wait_for_line(f"stream {refused} reset: limit {key} = 2$")
+        write(tmp_path / "ktlsd.toml", root, f"{key} = 3")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("reloaded")
+        with http2(server.port) as later:
+            later.receive()
+            assert later.http.remote_settings.max_concurrent_streams == 3
+        client.http.reset_stream(large[0])
+        assert client.get("/small.txt").body == b"small"
