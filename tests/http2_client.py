@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ class Http2Client:
 
     def __init__(self, connection: ssl.SSLSocket, window: int | None = None, frame_bytes: int | None = None) -> None:
         self.socket = connection
+        if connection.family != socket.AF_UNIX:
+            # As browsers: a request after an acknowledgement of SETTINGS does not wait for the server's.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = h2.config.H2Configuration(client_side=True, header_encoding="ascii", validate_outbound_headers=False)
         config.normalize_outbound_headers = False
         self.http = h2.connection.H2Connection(config)
