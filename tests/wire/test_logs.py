@@ -1,5 +1,5 @@
-"""The logs of a running server: a line for each request in any case, none lost by a rotation, and no
-request waits for a log that takes nothing."""
+"""The logs of a running server: a line for each request in any case and of both protocols, none lost by a rotation, and
+no request waits for a log that takes nothing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 from tests.logs.test_access_log import read_combined
 from tests.process.test_reload import is_blocked
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, ask, conversation
 from tests.serving import (
     Running,
     children,
@@ -46,7 +47,6 @@ from tests.serving import (
     get,
     parse,
     parse_all,
-    read_to_end,
     run_to_end,
     serving,
 )
@@ -74,7 +74,7 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     """Writes JSON to state/access.log."""
     state = tmp_path_factory.mktemp("state")
     config = state / "ktlsd.toml"
-    config.write_text("tls_policy = 'compatible'\n")
+    config.write_text("tls_policy = 'compatible'\nhttp2 = true\n")
     options = ("--access-log", str(state / "access.log"), "--access-log-format", "json", "--listing")
     with serving(root, "--config", str(config), *options, state=state, http_listen=["127.0.0.1:0"]) as running:
         yield running
@@ -105,30 +105,35 @@ def log(server: Running) -> Log:
 
 
 @pytest.mark.parametrize(
-    ("request_line", "fields", "status", "sent"),
+    ("method", "target", "fields", "status", "sent"),
     [
-        ("GET /small.txt HTTP/1.1", "", 200, 5),
-        ("GET /small.txt HTTP/1.0", "", 200, 5),
-        ("GET /small.txt?a=%00 HTTP/1.1", "Range: bytes=1-3\r\n", 206, 3),
-        ("GET /large.bin HTTP/1.1", "", 200, LARGE),
-        ("GET /small.txt HTTP/1.1", "If-None-Match: *\r\n", 304, 0),
-        ("HEAD /small.txt HTTP/1.1", "", 200, 0),
-        ("OPTIONS * HTTP/1.1", "", 204, 0),
-        ("GET /folder HTTP/1.1", "", 301, None),
-        ("GET /nothing HTTP/1.1", "", 404, None),
-        ("GET /../x HTTP/1.1", "", 400, None),
-        ("POST /small.txt HTTP/1.1", "Content-Length: 2\r\n\r\n{}", 405, None),
-        ("GET /small.txt HTTP/1.1", "Range: bytes=9-\r\n", 416, None),
-        ("GET /small.txt HTTP/2.0", "", 505, None),
+        ("GET", "/small.txt", (), 200, 5),
+        ("GET", "/small.txt?a=%00", ("Range: bytes=1-3",), 206, 3),
+        ("GET", "/large.bin", (), 200, LARGE),
+        ("GET", "/small.txt", ("If-None-Match: *",), 304, 0),
+        ("HEAD", "/small.txt", (), 200, 0),
+        ("OPTIONS", "*", (), 204, 0),
+        ("GET", "/folder", (), 301, None),
+        ("GET", "/nothing", (), 404, None),
+        ("GET", "/../x", (), 400, None),
+        ("POST", "/small.txt", ("Content-Length: 0",), 405, None),
+        ("GET", "/small.txt", ("Range: bytes=9-",), 416, None),
+        ("GET", "/small.txt", tuple(f"X-{number}: a" for number in range(101)), 431, None),
+        ("GET", "/" + "a" * 9000, (), 414, None),
     ],
 )
 def test_every_request_has_a_line(
-    server: Running, log: Log, request_line: str, fields: str, status: int, sent: int | None
+    server: Running,
+    log: Log,
+    protocol: str,
+    method: str,
+    target: str,
+    fields: tuple[str, ...],
+    status: int,
+    sent: int | None,
 ) -> None:
-    more = "Referer: https://b.example/\r\nUser-Agent: t\xe9st\r\n"
-    received = exchange(server.port, f"{request_line}\r\n{more}{CLOSE[:-2]}{fields}\r\n".encode("latin-1"))
-    method, target, protocol = request_line.split()
-    answer, _ = parse(received, head_only=method == "HEAD")
+    more = ("Referer: https://b.example/", "User-Agent: t\xe9st")
+    answer = ask(server.port, target, *more, *fields, protocol=protocol, method=method, host="a.example")
     assert answer.status == status
     (record,) = log.wait(1)
     asked = {"method": method, "target": target, "protocol": protocol, "host": "a.example", "received": None}
@@ -136,6 +141,25 @@ def test_every_request_has_a_line(
     assert record.items() >= {"referer": "https://b.example/", "user_agent": "t\xe9st", "status": status}.items()
     assert (record["bytes"], record["complete"]) == (len(answer.body) if sent is None else sent, True)
     assert record["duration_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "sent"), [("HTTP/1.0", 200, 5), ("HTTP/2.0", 505, len("505 HTTP Version Not Supported\n"))]
+)
+def test_requests_of_other_versions_have_a_line(
+    server: Running, log: Log, version: str, status: int, sent: int
+) -> None:
+    assert parse(exchange(server.port, f"GET /small.txt {version}\r\n{CLOSE}".encode()))[0].status == status
+    (record,) = log.wait(1)
+    assert record.items() >= {"protocol": version, "status": status, "bytes": sent, "complete": True}.items()
+
+
+def test_a_head_beyond_the_limit_has_a_line(server: Running, log: Log, protocol: str) -> None:
+    fields = [f"X-{number}: {'a' * 1000}" for number in range(60)]
+    answer = ask(server.port, "/small.txt", *fields, protocol=protocol)
+    assert answer.status == 431
+    (record,) = log.wait(1)
+    assert (record["status"], record["bytes"], record["complete"]) == (431, len(answer.body), True)
 
 
 @pytest.mark.parametrize(
@@ -189,27 +213,30 @@ def test_a_request_begins_with_its_first_byte(root: Path, tmp_path: Path) -> Non
     assert all(first <= half for first, half in zip(began, halves_begun, strict=True))
 
 
-def test_a_client_that_asks_nothing_has_no_line(server: Running, log: Log) -> None:
+def test_a_client_that_asks_nothing_has_no_line(server: Running, protocol: str, log: Log) -> None:
     connect(server.port).close()
-    get(server.port, "/small.txt")
+    ask(server.port, "/small.txt", protocol=protocol)
     log.wait(1)
 
 
-def test_the_connection_is_told(server: Running, log: Log) -> None:
+def test_the_connection_is_told(server: Running, log: Log, protocol: str) -> None:
     context = client_context(newest=ssl.TLSVersion.TLSv1_2, ciphers="ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256")
-    with connect(server.port, context, name="b.example") as connection:
+    with conversation(server.port, protocol, context=context, name="b.example") as client:
+        connection = client.socket
+        assert isinstance(connection, ssl.SSLSocket)
         address, session = connection.getsockname(), connection.session
-        connection.sendall(f"GET /small.txt HTTP/1.1\r\n{CLOSE}".encode())
-        read_to_end(connection)
+        client.get("/small.txt", host="b.example")
         cipher = connection.cipher()
-    get(server.port, "/small.txt", context=context, session=session)
+    ask(server.port, "/small.txt", protocol=protocol, context=context, session=session)
     first, second = log.wait(2)
     assert cipher is not None
     assert [first["client"], first["port"]] == list(address)
     assert (first["tls"], first["cipher"], first["server_name"]) == ("TLSv1.2", cipher[0], "b.example")
     assert (first["resumed"], second["resumed"]) == (False, True)
     assert (first["ktls_tx"], first["ktls_rx"]) == ("none", "none")
-    assert first["ktls_tx_reason"] in server.wait_for_line(f"^{address[0]}:{address[1]} ")
+    if protocol == HTTP_1:
+        # The first connection of its kind.
+        assert first["ktls_tx_reason"] in server.wait_for_line(f"^{address[0]}:{address[1]} ")
     assert first["request_id"] != second["request_id"]
     assert re.fullmatch("[0-9a-f]{32}", first["request_id"])
 
@@ -231,28 +258,40 @@ def test_pipelined_requests_have_a_line_each_in_their_order(server: Running, log
     assert len({record["request_id"] for record in found}) == 6
 
 
-def test_a_download_that_is_broken_off_has_its_bytes_so_far(server: Running, log: Log) -> None:
-    with connect(server.port) as connection:
-        connection.sendall(f"GET /large.bin HTTP/1.1\r\n{CLOSE}".encode())
-        received = 0
-        while received < 4 * USER_SPACE_CHUNK:
-            received += len(connection.recv(65536))
+def test_streams_side_by_side_have_a_line_each(server: Running, log: Log) -> None:
+    targets = [f"/{name}" for name in ("small.txt", "nothing", "small.txt?2", "large.bin", "small.txt", "folder/")]
+    with conversation(server.port, HTTP_2) as client:
+        downloads = [client.begin(target) for target in targets]
+        answers = [download.answer() for download in downloads]
+    found = log.wait(len(targets))
+    told = sorted((record["target"], record["status"], record["bytes"]) for record in found)
+    expected = zip(targets, answers, strict=True)
+    assert told == sorted((target, answer.status, len(answer.body)) for target, answer in expected)
+    assert {record["complete"] for record in found} == {True}
+    assert len({record["request_id"] for record in found}) == len(targets)
+
+
+def test_a_download_that_is_broken_off_has_its_bytes_so_far(server: Running, log: Log, protocol: str) -> None:
+    with conversation(server.port, protocol) as client:
+        client.begin("/large.bin").read(4 * USER_SPACE_CHUNK)
     (record,) = log.wait(1)
     assert (record["status"], record["complete"]) == (200, False)
-    assert 0 < record["bytes"] < LARGE
+    assert 4 * USER_SPACE_CHUNK <= record["bytes"] < LARGE
 
 
 def test_a_chunked_response_counts_what_was_sent(server: Running, log: Log) -> None:
     received = exchange(server.port, f"GET / HTTP/1.1\r\n{CLOSE}".encode())
-    (record,) = log.wait(1)
     assert b"Transfer-Encoding: chunked" in received
-    assert record["bytes"] == len(received.partition(b"\r\n\r\n")[2])
+    over_http2 = ask(server.port, "/", protocol=HTTP_2)
+    first, second = log.wait(2)
+    assert first["bytes"] == len(received.partition(b"\r\n\r\n")[2])
+    assert second["bytes"] == len(over_http2.body)
 
 
 def from_memory(
-    tmp_path: Path, patch: pytest.MonkeyPatch, fields: Sequence[bytes], **keys: object
+    tmp_path: Path, patch: pytest.MonkeyPatch, protocol: str, fields: Sequence[Sequence[str]], **keys: object
 ) -> tuple[int, list[Record]]:
-    """How many requests for one file, each with one of these, were answered from memory, and what was logged: on this
+    """How many requests for one file, each with some of these, were answered from memory, and what was logged: on this
     process's own event loop, so that its memory can be looked into."""
     root = tmp_path / "root"
     root.mkdir()
@@ -261,7 +300,8 @@ def from_memory(
     os.utime(file, (0, 0))
     patch.setenv("XDG_STATE_HOME", str(tmp_path))
     library = Library()
-    service = Service(library, msgspec.structs.replace(Settings(root=root), **keys), support(library, Mode.OFF))
+    settings = msgspec.structs.replace(Settings(root=root, http2=True), **keys)
+    service = Service(library, settings, support(library, Mode.OFF))
     output = LogFile(LogPlace(tmp_path / "access.log"))
     listeners = bind_all([Listen("127.0.0.1", 0)])
     port = listeners[0].socket.getsockname()[1]
@@ -269,10 +309,9 @@ def from_memory(
     def ask() -> None:
         # Until the file's ctime, which cannot be set, is no longer of now.
         time.sleep(max(0.0, 2.1 - (time.time() - file.stat().st_ctime)))
-        with connect(port) as connection:
-            for more in fields:
-                connection.sendall(b"GET /a.txt HTTP/1.1\r\nHost: a\r\n%b\r\n" % more)
-                assert connection.recv(65536)
+        with conversation(port, protocol) as client:
+            for lines in fields:
+                assert client.get("/a.txt", *lines, host="a").status in (200, 206, 304)
 
     async def serve() -> int:
         access_log = AccessLog(FORMATS["json"], output)
@@ -289,9 +328,11 @@ def from_memory(
     return uses, records(tmp_path / "access.log")
 
 
-def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = [field for field in (b"", b"Range: bytes=1-9\r\n", b"If-None-Match: *\r\n") for _ in range(2)]
-    uses, found = from_memory(tmp_path, monkeypatch, fields)
+def test_answers_from_memory_are_logged_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    fields = [lines for lines in ((), ("Range: bytes=1-9",), ("If-None-Match: *",)) for _ in range(2)]
+    uses, found = from_memory(tmp_path, monkeypatch, protocol, fields)
     assert uses == 3
     expected = [(200, 5000)] * 2 + [(206, 9)] * 2 + [(304, 0)] * 2
     assert [(record["status"], record["bytes"]) for record in found] == expected
@@ -304,16 +345,16 @@ def test_answers_from_memory_are_logged_like_others(tmp_path: Path, monkeypatch:
 
 
 def test_what_differs_from_a_remembered_request_is_logged_as_it_was_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     """All that has no say in the response, but stands in the log."""
     fields = [
-        b"User-Agent: one\r\n",
-        b"User-Agent: two\r\nReferer: https://a/\r\nX-Request-ID: 17\r\n",
-        b"X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n",
-        b"",
+        ("User-Agent: one",),
+        ("User-Agent: two", "Referer: https://a/", "X-Request-ID: 17"),
+        ("X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https"),
+        (),
     ]
-    uses, found = from_memory(tmp_path, monkeypatch, fields, trusted_proxies=(Network("127.0.0.0/8"),))
+    uses, found = from_memory(tmp_path, monkeypatch, protocol, fields, trusted_proxies=(Network("127.0.0.0/8"),))
     assert uses == 3
     assert [(record["status"], record["bytes"]) for record in found] == [(200, 5000)] * 4
     assert [record["user_agent"] for record in found] == ["one", "two", None, None]
@@ -321,7 +362,7 @@ def test_what_differs_from_a_remembered_request_is_logged_as_it_was_sent(
     assert [record["client"] for record in found] == ["127.0.0.1", "127.0.0.1", "192.0.2.7", "127.0.0.1"]
     assert [record["request_id"] == "17" for record in found] == [False, True, False, False]
     assert {(record["method"], record["target"], record["protocol"], record["host"]) for record in found} == {
-        ("GET", "/a.txt", "HTTP/1.1", "a")
+        ("GET", "/a.txt", protocol, "a")
     }
 
 
@@ -333,21 +374,21 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
     # At debug there is a line for each connection.
     logs = ("--access-log", str(access), "--error-log", str(errors), "--log-level", "debug")
-    options = (*logs, "--workers", str(workers))
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    options = (*logs, "--workers", str(workers), "--config", str(tmp_path / "ktlsd.toml"))
     clients, rotations = 4, 5
     asked: list[str] = []
     over = threading.Event()
     with serving(root, *options, state=tmp_path / "state") as server:
 
         def ask(client: int) -> None:
-            connection = 0
+            connection, protocol = 0, PROTOCOLS[client % 2]
             while not over.is_set():
                 targets = [f"/small.txt?{client}-{connection}-{number}" for number in range(20)]
-                with connect(server.port) as sock:
+                with conversation(server.port, protocol) as one:
                     for target in targets:
-                        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-                        assert parse(sock.recv(65536))[0].body == b"small"
-                asked.extend(targets)
+                        assert one.get(target).body == b"small"
+                asked.extend(f"GET {target} {protocol}" for target in targets)
                 connection += 1
 
         threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
@@ -369,7 +410,7 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
     for file in tmp_path.glob("access.log*"):
         for line in file.read_text(encoding="ascii").splitlines(keepends=True):
             logged.append(read_combined(line)["request"])
-    assert sorted(logged) == sorted(f"GET {target} HTTP/1.1" for target in asked)
+    assert sorted(logged) == sorted(asked)
     said = "".join(file.read_text() for file in tmp_path.glob("error.log*")).splitlines()
     dated = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|notice|warning|error) \S.*")
     assert all(dated.fullmatch(line) for line in said)
@@ -393,12 +434,15 @@ def test_a_rotation_may_come_before_the_start_is_done(root: Path, tmp_path: Path
         assert process.wait() == 0
 
 
-def test_the_last_lines_are_written_at_the_end(root: Path, tmp_path: Path) -> None:
+def test_the_last_lines_are_written_at_the_end(root: Path, tmp_path: Path, protocol: str) -> None:
     access = tmp_path / "access.log"
-    options = ("--access-log", str(access), "--access-log-format", "json")
-    with serving(root, *options, state=tmp_path / "state") as server, connect(server.port) as connection:
-        connection.sendall(f"GET /large.bin HTTP/1.1\r\n{CLOSE}".encode())
-        connection.recv(16384)
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    options = ("--access-log", str(access), "--access-log-format", "json", "--config", str(tmp_path / "ktlsd.toml"))
+    with (
+        serving(root, *options, state=tmp_path / "state") as server,
+        conversation(server.port, protocol) as client,
+    ):
+        client.begin("/large.bin").read(1)
         get(server.port, "/small.txt")
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
