@@ -208,8 +208,14 @@ OF_CONNECTIONS: Final = frozenset(("connection", "date", "transfer-encoding"))
 
 def assert_alike(one: Answer, other: Answer) -> None:
     """Fail unless responses of two protocols are the same, their fields in the same order."""
-    fields = [[field for field in answer.fields.items() if field[0] not in OF_CONNECTIONS] for answer in (one, other)]
-    assert (one.status, fields[0], one.body) == (other.status, fields[1], other.body)
+    kept = [
+        {name: value for name, value in answer.fields.items() if name not in OF_CONNECTIONS} for answer in (one, other)
+    ]
+    for answer, fields in zip((one, other), kept, strict=True):
+        if fields.get("last-modified") == answer.fields.get("date"):
+            # A date in the future becomes that of the response (RFC 9110 section 8.8.2.1).
+            fields["last-modified"] = "now"
+    assert (one.status, list(kept[0].items()), one.body) == (other.status, list(kept[1].items()), other.body)
 
 
 def ask_by_both(port: int, target: str, *fields: str, host: str = "localhost", name: str | None = None) -> Answer:
