@@ -16,10 +16,10 @@ from typing import Final
 import trio
 
 from ktlsd.admission import AdmissionControl
-from ktlsd.config.limits import Limit
+from ktlsd.config.limits import FileLimiter, Limit
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import cause
-from ktlsd.connection import driver
+from ktlsd.connection import driver, open_files
 from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer, client_of
 from ktlsd.connection.plain_transport import PlainTransport
@@ -49,6 +49,7 @@ class Arrivals:
         self._page_cache = PageCache(row)
         self._handshakes = Handshakes(shared, self._page_cache)
         self._admission = AdmissionControl(shared.service, self._page_cache, row)
+        shared.files = FileLimiter(self._admission.limiter, open_files.allowed())
 
     def close(self) -> None:
         self._handshakes.close()

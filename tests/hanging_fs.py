@@ -7,7 +7,6 @@ kernel's cache for an hour, so that the kernel resolves paths without asking, an
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -69,8 +68,8 @@ class HangingFolder(mfusepy.Operations):  # type: ignore[misc]
         return os.readlink(self._folder + path)
 
     def statfs(self, path: str) -> dict[str, int]:
-        self._path("statfs", path)
-        raise mfusepy.FuseOSError(errno.ENOSYS)
+        status = os.statvfs(self._path("statfs", path))
+        return {name: getattr(status, name) for name in ("f_bsize", "f_frsize", "f_blocks", "f_namemax")}
 
 
 class Mounted:

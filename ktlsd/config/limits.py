@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -135,6 +136,24 @@ class ConnectionLimiter:
             self._by_network[network] = left
         else:
             del self._by_network[network]
+
+
+class FileLimiter:
+    """Counts the open files of one process beyond one for each connection, which the streams of HTTP/2 may have."""
+
+    def __init__(self, connections: ConnectionLimiter | None = None, descriptors: int = sys.maxsize) -> None:
+        self.others = 0
+        """Files beyond the first of a connection."""
+        self._connections = connections
+        left = descriptors - _RESERVED_DESCRIPTORS
+        # Connections that come later find room while the files of others are still open.
+        self._most = left - left // _CROWDED_PART
+
+    @property
+    def room(self) -> bool:
+        """Whether there are descriptors for one more such file."""
+        connections = 0 if self._connections is None else self._connections.open
+        return 2 * connections + self.others < self._most
 
 
 class ConnectionPermit:

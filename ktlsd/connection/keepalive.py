@@ -55,6 +55,10 @@ class KeepAliveConnection(Protocol):
     def says_goodbye(self) -> bool:
         """Whether it is woken while the server drains, to end by itself; otherwise it ends at once."""
 
+    def idle_since(self, now: float) -> float:
+        """The begin of a wait that begins or goes on now (time.monotonic()). What is no request, such as a PING of
+        HTTP/2, does not begin another one."""
+
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer received requests, step by step without waiting; None if nothing is left to do.
 
@@ -71,7 +75,7 @@ class _Waiting(Sleeper):
         self._idle = idle
         self.connection = connection
         self.number = number
-        self.since = time.monotonic()
+        self.since = connection.idle_since(time.monotonic())
 
     def ready(self, batch: Batch) -> Steps:
         return self._idle.look_after(self, batch)
@@ -116,6 +120,8 @@ class IdleConnections:
         waiting = _Waiting(self, connection, number)
         self.sockets.set(number, waiting)
         self._waiting[number] = waiting
+        if waiting.since < self.sockets.now:
+            self._waiting.move_to_end(number, last=False)
         try:
             if waiting.inline_task:
                 pending: PendingWork = await waiting.sleep(_noop)
@@ -189,9 +195,11 @@ class IdleConnections:
             self._forget(waiting)
             waiting.wake(outcome.Value(pending))
         elif transport.sent != sent:
-            # A response was sent; a new wait begins.
-            waiting.since = self.sockets.now
-            self._waiting.move_to_end(waiting.number)
+            since = waiting.connection.idle_since(self.sockets.now)
+            if since > waiting.since:
+                # A response was sent; a new wait begins.
+                waiting.since = since
+                self._waiting.move_to_end(waiting.number)
         elif transport.wakes_early:
             self.sockets.pause(waiting.number)
 
@@ -214,9 +222,7 @@ class IdleConnections:
         ended = 0
         oldest = time.monotonic() - seconds
         for waiting in self._waiting.values():
-            if waiting.since > oldest:
-                break
-            if not waiting.connection.transport.stopped:
+            if waiting.since <= oldest and not waiting.connection.transport.stopped:
                 waiting.connection.transport.stop_reading()
                 ended += 1
         return ended

@@ -180,14 +180,6 @@ class PageCache:
             offset += len(place)
         return True
 
-    async def fill_from_disk(self, places: Sequence[memoryview], descriptor: int, offset: int) -> bool:
-        """The same in a thread; False if the file ends before. Raises OSError."""
-        self._row[COLD_READS] += 1
-        identity = identify(descriptor)
-        got = await self._threads_for(identity).run_on(descriptor, partial(_read_into, places, offset))
-        self._note(identity, offset, offset + got)
-        return got == sum(map(len, places))
-
     async def read(self, head: bytes, descriptor: int, offset: int, count: int) -> memoryview:
         """`head` and a part of a file, up to its end, in memory of their own. Raises OSError."""
         self._row[COLD_READS] += 1
@@ -237,16 +229,6 @@ def _read_all(buffer: memoryview, offset: int, descriptor: int) -> int:
     filled = 0
     while filled < len(buffer) and (got := os.preadv(descriptor, [buffer[filled:]], offset + filled)):
         filled += got
-    return filled
-
-
-def _read_into(places: Sequence[memoryview], offset: int, descriptor: int) -> int:
-    filled = 0
-    for place in places:
-        got = _read_all(place, offset + filled, descriptor)
-        filled += got
-        if got < len(place):
-            break
     return filled
 
 

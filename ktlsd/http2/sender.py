@@ -207,11 +207,28 @@ class Sender:
         self.window += turn.count - sent
         self.reset(turn.stream_id, code)
 
+    def postpone(self, turn: Turn) -> None:
+        """Nothing of the turn was sent, since its bytes have to be waited for: they are offered again, and the stream
+        has no turn until resume()."""
+        self.window += turn.count
+        stream = self.streams[turn.stream_id]
+        stream.offered += turn.count
+        stream.window += turn.count
+        stream.held = True
+        self._schedule(stream)
+
+    def resume(self, stream_id: int) -> None:
+        """The bytes of a postponed turn can be had."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.held = False
+            self._schedule(stream)
+
     def stalled(self) -> bool:
         """Whether bytes are offered, but the client's windows let none of them go."""
         if self._scheduler:
             return self.window <= 0
-        return any(stream.offered for stream in self.streams.values())
+        return any(stream.offered and not stream.held for stream in self.streams.values())
 
     # --- the client's frames -----------------------------------------------------------------------------------------
 
@@ -273,7 +290,7 @@ class Sender:
 
     def _schedule(self, stream: Stream) -> None:
         """Have the scheduler know whether a stream can send."""
-        can_send = stream.offered > 0 and stream.window > 0
+        can_send = stream.offered > 0 and stream.window > 0 and not stream.held
         if can_send and not stream.waiting:
             self._scheduler.add(stream)
         elif stream.waiting and not can_send:

@@ -48,6 +48,8 @@ class Stream(Struct, gc=False):
     """Whether the scheduler has it."""
     in_turns: bool = True
     """How the scheduler has it."""
+    held: bool = False
+    """Whether its bytes are being read from a disk: no turn until then."""
 
 
 class State(enum.Enum):

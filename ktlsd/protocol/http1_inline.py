@@ -62,6 +62,9 @@ class InlineResponses:
         self._log = log
         self.transport: PacedTransport = responder.transport
 
+    def idle_since(self, now: float) -> float:
+        return now
+
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer the requests that have come, as long as that takes no wait.
 

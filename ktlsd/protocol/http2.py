@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Generator
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -23,7 +23,7 @@ from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.page_cache import PIECE
 from ktlsd.connection.poller import PART_SECONDS, Batch
 from ktlsd.connection.scheduler import current_scheduler
-from ktlsd.connection.transport import FileShrank, PacedTransport
+from ktlsd.connection.transport import PacedTransport
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.connection import Connection
 from ktlsd.http2.errors import ErrorCode
@@ -41,7 +41,7 @@ from ktlsd.http2.turns import Turn
 from ktlsd.metrics.metrics import LIMITED
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol.client import Client
-from ktlsd.protocol.http2_body import Body, FileRead
+from ktlsd.protocol.http2_body import Body
 from ktlsd.protocol.http2_responses import Http2Responses, Task
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.shared import Shared
@@ -50,27 +50,21 @@ log = logging.getLogger("ktlsd")
 
 GOODBYE_SECONDS: Final = 2.0
 """Time for a client to hear of the first GOAWAY."""
+_CHECK_SECONDS: Final = 1.0
+"""Time between two looks at the deadlines of a busy connection."""
 _LONGEST_BEFORE: Final = 65536
 """Bytes of heads and control frames that share a write with bodies."""
 _LEAST_ROOM: Final = 1024
 """Bytes: no turn begins in less of a batch."""
 
 
-class _ColdTurn(NamedTuple):
-    """A turn whose bytes have to be read from a disk."""
-
-    turn: Turn
-    body: Body
-    memory: memoryview
-    reads: list[FileRead]
-
-
 class Http2:
     """One connection that speaks HTTP/2."""
 
     __slots__ = (
-        *("_bodies_since", "_client", "_cold", "_ended", "_engine", "_failed", "_limits", "_moved", "_refuse_at"),
-        *("_responder", "_responses", "_sender", "_shared", "_sleep", "_turns", "_unsent", "_woken", "transport"),
+        *("_bodies_since", "_check_at", "_client", "_ended", "_engine", "_failed", "_idle_since", "_limits", "_moved"),
+        *("_refuse_at", "_responder", "_responses", "_sender", "_shared", "_sleep", "_turns", "_unsent", "_used"),
+        *("_woken", "transport"),
     )
     says_goodbye = True
 
@@ -87,11 +81,16 @@ class Http2:
         """Requests with a body that is being skipped, and when they came, the oldest first."""
         self._turns: list[tuple[Turn, Body]] = []
         """Those in the batch that is being sent."""
-        self._cold: _ColdTurn | None = None
         self._unsent = b""
         """The rest of that batch."""
         self._moved = 0
         """Bytes of bodies that were sent."""
+        self._idle_since = 0.0
+        """When the last stream ended, on the clock of the keep-alive connections; at first that of the handshake."""
+        self._used = True
+        """Whether there was a stream since then."""
+        self._check_at = 0.0
+        """When deadlines are looked at while there is always something to do."""
         self._refuse_at: float | None = None
         """When the second GOAWAY is sent at the latest."""
         self._ended = False
@@ -115,9 +114,13 @@ class Http2:
                 if not await self._work():
                     return
         finally:
-            if self._cold is not None:
-                self._cold.memory.release()
             self._responses.close()
+
+    def idle_since(self, now: float) -> float:
+        if self._used:
+            self._used = False
+            self._idle_since = now
+        return self._idle_since
 
     # --- without a task -----------------------------------------------------------------------------------------------
 
@@ -141,7 +144,6 @@ class Http2:
             self._sender.streams
             or self._sender.pending
             or self._unsent
-            or self._cold is not None
             or self._responses.tasks
             or self._ended
             or self._failed
@@ -180,6 +182,12 @@ class Http2:
             while tasks:
                 nursery.start_soon(_run_task, tasks.pop())
             self._say_goodbye()
+            now = trio.current_time()
+            if self._responses.waiting:
+                self._responses.answer_waiting(now - self._limits.file_seconds)
+            if now >= self._check_at:
+                self._enforce_deadlines(now)
+                self._check_at = min(self._next_deadline(now), now + _CHECK_SECONDS)
             sent = await self._send()
             if self._ended:
                 await transport.finish()
@@ -239,6 +247,9 @@ class Http2:
         if self._bodies_since:
             _, since = next(iter(self._bodies_since.values()))
             deadlines.append(since + self._limits.head_seconds)
+        if self._responses.waiting:
+            _, since = next(iter(self._responses.waiting.values()))
+            deadlines.append(since + self._limits.file_seconds)
         for body in self._responses.bodies.values():
             if body.waits:
                 if body.noted_at is None:
@@ -270,7 +281,8 @@ class Http2:
         least = max(1, self._limits.send_bytes_per_second * seconds)
         # A response may wait for others, but not for ever if none of them moves.
         closed = stream is not None and (stream.window <= 0 or self._moved - body.noted_moved < least)
-        if body.waits and closed and body.sent - body.noted < least:
+        held = stream is not None and stream.held
+        if body.waits and closed and not held and body.sent - body.noted < least:
             text = "stream %d reset: the client's windows were too small for %g s"
             self._responder.reached(Limit.SEND, text, stream_id, seconds)
             self._sender.reset(stream_id, ErrorCode.CANCEL)
@@ -292,6 +304,7 @@ class Http2:
         streams = self._sender.streams
         for event in events:
             if isinstance(event, Request):
+                self._used = True
                 if event.stream_id not in streams:
                     # The client has reset it by now.
                     continue
@@ -310,9 +323,11 @@ class Http2:
             if waiting is not None:
                 self._answer(event.stream_id, waiting[0], batch)
         elif isinstance(event, HeadTooLarge):
+            self._used = True
             self._responses.refuse_head(event.stream_id, event.method, event.list_bytes)
         elif isinstance(event, StreamReset):
             self._bodies_since.pop(event.stream_id, None)
+            self._responses.waiting.pop(event.stream_id, None)
             self._responses.finish(event.stream_id, complete=False)
             if event.exceeded is not None:
                 self._responder.reached(Limit(event.exceeded.value), "stream %d reset", event.stream_id)
@@ -344,12 +359,9 @@ class Http2:
     async def _send(self) -> bool:
         """Send what waits, or the next batch; whether there was any."""
         if not self._unsent:
-            if self._cold is not None:
-                await self._send_cold()
-                return True
             data = self._next_batch()
             if not data:
-                return self._cold is not None
+                return False
             self._unsent = self.transport.send_view(data)
         if self._unsent:
             await self.transport.send_text(self._unsent)
@@ -376,7 +388,7 @@ class Http2:
         sender, bodies = self._sender, self._responses.bodies
         data = sender.take() if sender.pending else b""
         used = len(data)
-        if self._cold is not None or not bodies or used > _LONGEST_BEFORE:
+        if not bodies or used > _LONGEST_BEFORE:
             return memoryview(data)
         turn = sender.next_turn(PIECE - used, used)
         if turn is None:
@@ -388,7 +400,7 @@ class Http2:
             end = used + turn.frame_bytes
             if self._fill(turn, body, memory[used:end]):
                 used = end
-            if self._cold is not None or PIECE - used < _LEAST_ROOM:
+            if PIECE - used < _LEAST_ROOM:
                 break
             turn = sender.next_turn(PIECE - used, used)
         return memory[:used]
@@ -396,12 +408,15 @@ class Http2:
     def _fill(self, turn: Turn, body: Body, memory: memoryview) -> bool:
         """Write a turn's frames; False if it has to wait for a disk, or cannot be sent."""
         turn.write_headers(memory, 0)
+        mark = body.mark()
         reads = body.fill(memory, turn.sizes)
         fill = self.transport.page_cache.fill
         try:
             for read in reads:
                 if not fill(read.views(memory), body.descriptor, read.offset, body.identity):
-                    self._cold = _ColdTurn(turn, body, memoryview(bytearray(memory)), reads)
+                    body.rewind(mark)
+                    self._sender.postpone(turn)
+                    self._responses.wait_for_disk(turn.stream_id, body, read.offset)
                     return False
         except OSError as error:
             self._abandon(turn, error)
@@ -412,25 +427,6 @@ class Http2:
     def _abandon(self, turn: Turn, error: Exception) -> None:
         self._sender.abandon(turn)
         self._responses.fail(turn.stream_id, error)
-
-    async def _send_cold(self) -> None:
-        """Have a thread read a turn's bytes, and send them: no other goes before, so that heads and control frames keep
-        their place."""
-        if self._cold is None:
-            return
-        turn, body, memory, reads = self._cold
-        try:
-            for read in reads:
-                places = read.views(memory)
-                if not await self.transport.page_cache.fill_from_disk(places, body.descriptor, read.offset):
-                    raise FileShrank
-        except (OSError, FileShrank) as error:
-            self._cold = None
-            self._abandon(turn, error)
-            return
-        self._cold = None
-        await self.transport.send_text(bytes(memory))
-        self._turn_sent(turn, body)
 
 
 @functools.lru_cache(maxsize=8)

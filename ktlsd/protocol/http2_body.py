@@ -41,6 +41,7 @@ class Body:
         "_close",
         "_drained",
         "_pieces",
+        "cold_at",
         "descriptor",
         "identity",
         "log",
@@ -57,6 +58,8 @@ class Body:
         self.descriptor = -1
         self.identity: Identity | None = None
         """Of the file, if known."""
+        self.cold_at = -1
+        """The place in the file that a disk was last waited for."""
         self.noted = 0
         """The value of `sent` at the time `noted_at`."""
         self.noted_moved = 0
@@ -102,6 +105,25 @@ class Body:
         if self._drained is not None:
             self._drained.set()
             self._drained = None
+
+    def mark(self) -> deque[memoryview | ByteRange]:
+        """The pieces as they are now, for rewind()."""
+        return self._pieces.copy()
+
+    def rewind(self, mark: deque[memoryview | ByteRange]) -> None:
+        """Forget what fill() did since then."""
+        self._pieces = mark
+
+    def part_at(self, offset: int) -> ByteRange:
+        """The part of the file that begins there."""
+        return next(piece for piece in self._pieces if isinstance(piece, ByteRange) and piece.offset == offset)
+
+    def replace(self, part: ByteRange, data: memoryview) -> None:
+        """The first bytes of this part were read."""
+        index, count = self._pieces.index(part), len(data)
+        self._pieces[index] = data
+        if count < part.count:
+            self._pieces.insert(index + 1, ByteRange(part.offset + count, part.count - count))
 
     def fill(self, memory: memoryview, sizes: Sequence[int]) -> list[FileRead]:
         """Put the next bytes into frames of these sizes, whose headers are in `memory`; what is to be read of the file

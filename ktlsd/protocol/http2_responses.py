@@ -23,7 +23,7 @@ from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import SMALL, FileShrank
 from ktlsd.file_threads import Stalled
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Response, short
+from ktlsd.http.decide import Miss, Response, short
 from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_fields import members
 from ktlsd.http.request_head import RequestHead
@@ -45,6 +45,8 @@ log = logging.getLogger("ktlsd")
 
 Task = Callable[[], Awaitable[None]]
 
+_COLD: Final = 65536
+"""Bytes that are read for a stream whose file system keeps nothing in the page cache."""
 _EXPECT: Final = b"expect"
 
 
@@ -61,6 +63,7 @@ class Http2Responses:
         "_wake",
         "bodies",
         "tasks",
+        "waiting",
         "whole",
     )
 
@@ -77,6 +80,8 @@ class Http2Responses:
         """Responses that are not sent to their end, by stream."""
         self.tasks: list[Task] = []
         """Work that waits, for the connection to start."""
+        self.waiting: dict[int, tuple[RequestHead, float]] = {}
+        """Requests without a descriptor for their file, and when they came, the oldest first."""
         self.whole: list[tuple[Body, int]] = []
         """Logged responses that the sender has as a whole, and the bytes of their bodies."""
 
@@ -84,6 +89,10 @@ class Http2Responses:
 
     def answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
         """Answer a request, or have a task do it."""
+        if self.bodies and not self._shared.files.room:
+            # Their files are closed some day: a client that does not take them is too slow (http2.py).
+            self.waiting[stream_id] = head, trio.current_time()
+            return
         responder = self._responder
         expects = not head.alone and _EXPECT in head.of_fields.values
         entry = None if expects else responder.find(head)
@@ -103,18 +112,37 @@ class Http2Responses:
         else:
             self._send(stream_id, exchange, answer, body)
 
+    def answer_waiting(self, before: float) -> None:
+        """Answer requests for which there are descriptors by now; those that wait since before a time get 503."""
+        while self.waiting:
+            stream_id, (head, since) = next(iter(self.waiting.items()))
+            if not self.bodies or self._shared.files.room:
+                del self.waiting[stream_id]
+                self.answer(stream_id, head, {})
+            elif since <= before:
+                del self.waiting[stream_id]
+                self._responder.reached(Limit.DESCRIPTORS, "stream %d waited for a descriptor", stream_id)
+                missed = Miss.EXHAUSTED
+                self._refuse(stream_id, head, short(missed.status, missed.reason, head=head.method == b"HEAD"))
+            else:
+                return
+
     def refuse_head(self, stream_id: int, method: bytes, list_bytes: int) -> None:
         """Answer a request whose header fields are beyond the limit."""
         self._row[LIMITED[Limit.HEAD_BYTES]] += 1
         reason = f"header fields of {list_bytes} bytes"
-        response = short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=method == b"HEAD")
+        self._refuse(stream_id, None, short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=method == b"HEAD"))
+
+    def _refuse(self, stream_id: int, head: RequestHead | None, response: Response) -> None:
         body = Body()
         log = body.log = self._responder.new_log(body)
         if log is not None:
             log.begin()
+            if head is not None:
+                log.asked(head)
         self._responder.count(response)
         client = self._responder.client
-        log_refusal(lambda: client.described(client.origin), None, response)
+        log_refusal(lambda: client.described(client.origin), head, response)
         if log is not None:
             log.answered(response.status.value, 0)
         self._give(stream_id, self._block(response), cast(bytes, response.body), body)
@@ -282,6 +310,36 @@ class Http2Responses:
             self.whole.append((body, 0))
         self._wake()
 
+    def wait_for_disk(self, stream_id: int, body: Body, offset: int) -> None:
+        """Have a task read the part of the file that begins there; the stream has no turn until then."""
+        self.tasks.append(partial(self._read_in, stream_id, body, offset))
+        self._wake()
+
+    async def _read_in(self, stream_id: int, body: Body, offset: int) -> None:
+        if self.bodies.get(stream_id) is not body:
+            return
+        part = body.part_at(offset)
+        data = None
+        try:
+            if body.cold_at != offset:
+                await self._page_cache.read_in(body.descriptor, offset, part.end)
+            else:
+                # The file system keeps nothing in the page cache, or the file ends here.
+                data = await self._page_cache.read(b"", body.descriptor, offset, min(part.count, _COLD))
+        except Exception as error:
+            if self.bodies.get(stream_id) is body:
+                self._fail(stream_id, error)
+            return
+        if self.bodies.get(stream_id) is body:
+            body.cold_at = offset
+            if data:
+                body.replace(part, data)
+            elif data is not None:
+                self._fail(stream_id, FileShrank())
+                return
+            self._sender.resume(stream_id)
+            self._wake()
+
     async def _push(self, stream_id: int, body: Body, data: bytes) -> bool:
         """Have a piece sent; False if the stream is gone."""
         if self.bodies.get(stream_id) is not body:
@@ -297,12 +355,14 @@ class Http2Responses:
     def _hold(self, stream_id: int, body: Body) -> None:
         if stream_id not in self.bodies:
             self._row[IN_FLIGHT] += 1
+            self._shared.files.others += bool(self.bodies)
         self.bodies[stream_id] = body
 
     def _release(self, stream_id: int, body: Body | None) -> None:
         """Forget a stream; the body ends without having been sent."""
         if self.bodies.pop(stream_id, None) is not None:
             self._row[IN_FLIGHT] -= 1
+            self._shared.files.others -= bool(self.bodies)
         if body is not None:
             body.end(complete=False)
 
@@ -343,6 +403,7 @@ class Http2Responses:
 
     def close(self) -> None:
         """The connection has ended."""
+        self.waiting.clear()
         for body, _ in self.whole:
             body.end(complete=False)
         self.whole.clear()

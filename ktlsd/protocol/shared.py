@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
-from ktlsd.config.limits import LogThrottle
+from ktlsd.config.limits import FileLimiter, LogThrottle
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
@@ -51,6 +51,7 @@ class Shared(Struct):
     head_caches: dict[int, HeadCache] = {}
     """Header blocks of HTTP/2, by the limit of header lists in bytes."""
 
+    files: FileLimiter = field(default_factory=FileLimiter)
     throttle: LogThrottle = field(default_factory=LogThrottle)
     """Of log lines about the limits of connections."""
 

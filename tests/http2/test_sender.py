@@ -233,6 +233,32 @@ def test_a_stream_without_a_window_does_not_stop_others() -> None:
     assert all_turns(client) == [(second, 500, True)]
 
 
+def test_a_turn_that_waits_for_a_disk() -> None:
+    """Its bytes and windows are as before, and others go on."""
+    client = begun((4, WIDE))
+    first, second = big(client, 50_000, b"u=0"), big(client, 10_000)
+    turn = client.sender.next_turn(40_000)
+    assert turn is not None
+    assert turn.stream_id == first
+    client.sender.postpone(turn)
+    assert not client.sender.stalled()
+    assert client.sender.window == 65_535
+    # What the client does meanwhile is no reason for a turn.
+    client.receive(window_update(first, 1000) + priority_update(first, b"u=1"))
+    assert all_turns(client) == [(second, 10_000, True)]
+    client.sender.resume(first)
+    assert all_turns(client) == [(first, 50_000, True)]
+    client.sender.resume(first)
+    third = big(client, 5_000)
+    turn = client.sender.next_turn(40_000)
+    assert turn is not None
+    client.sender.postpone(turn)
+    client.receive(rst_stream(third))
+    client.sender.resume(third)
+    assert client.sender.next_turn(40_000) is None
+    assert client.sender.window == 5_535
+
+
 def test_a_response_of_unknown_length() -> None:
     client = begun()
     stream_id = client.request()

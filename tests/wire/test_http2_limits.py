@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.frames import PREFACE, ping
+from tests.hanging_fs import mounted
 from tests.http2.blocks import GET, literals, with_fields
 from tests.http2.client import END_HEADERS, headers, rst_stream, settings
 from tests.http2.test_hostile import EXCEEDED, MOST_FRAMES, SHAPES
 from tests.http2_client import h2_context, http2
-from tests.serving import Running, connect, counts, serving
+from tests.mounting import overlay
+from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, serving
 
 POST = headers(1, literals(((b":method", b"POST"), *GET[1:])), END_HEADERS)
 """A request whose body does not come."""
 MOST_KIB = 1024
+MIDDLE = 40_000
+CANCEL = 8
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +36,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limits") / "www"
     folder.mkdir()
     (folder / "small.txt").write_bytes(b"small")
+    (folder / "middle").write_bytes(os.urandom(MIDDLE))
     with open(folder / "large", "wb") as file:
         file.truncate(32 << 20)
     return folder
 
 
 @contextlib.contextmanager
-def limited(folder: Path, root: Path, *lines: str) -> Iterator[Running]:
+def limited(folder: Path, root: Path, *lines: str, wrapper: Sequence[str] = ()) -> Iterator[Running]:
     """A server with a [limits] table of these lines."""
     path = folder / "ktlsd.toml"
     write(path, root, *lines)
-    with serving(None, "--config", str(path), "--metrics-listen", "127.0.0.1:0", state=folder) as running:
+    arguments = ("--config", str(path), "--metrics-listen", "127.0.0.1:0")
+    with serving(None, *arguments, state=folder, wrapper=wrapper) as running:
         yield running
 
 
@@ -152,3 +160,115 @@ def test_concurrent_streams(root: Path, tmp_path: Path) -> None:
             assert later.http.remote_settings.max_concurrent_streams == 3
         client.http.reset_stream(large[0])
         assert client.get("/small.txt").body == b"small"
+
+
+# --- time
+
+
+def test_ping_does_not_extend_the_idle_time(root: Path, tmp_path: Path) -> None:
+    with limited(tmp_path, root, "idle_seconds = 1") as server, http2(server.port, window=1000) as client:
+        # A response goes on for longer than that.
+        large = client.ask("/middle")
+        time.sleep(1.5)
+        client.http.increment_flow_control_window(MIDDLE, large)
+        client.flush()
+        client.wait_for(large)
+        assert client.get("/small.txt").body == b"small"
+        client.socket.settimeout(0.1)
+        pings = 0
+        while not client.closed:
+            client.http.ping(b"12345678")
+            with contextlib.suppress(TimeoutError, OSError):
+                client.flush()
+                while client.receive():
+                    pass
+            pings += 1
+            assert pings < 50
+        assert client.error == 0
+        assert counts(server, "ktlsd_limited_total") == {"idle_seconds": 1}
+
+
+def test_closed_windows_of_a_busy_connection(root: Path, tmp_path: Path) -> None:
+    """A stream whose client takes nothing of it is reset, also while another stream goes on."""
+    with limited(tmp_path, root, "send_seconds = 1") as server, http2(server.port, window=1000) as client:
+        closed, busy = client.ask("/large"), client.ask("/large")
+        client.http.increment_flow_control_window(40 << 20, busy)
+        began = time.monotonic()
+        while client.streams[closed].reset is None:
+            assert client.receive()
+            assert not client.streams[busy].ended, "too fast to see it"
+            # Not so fast that it ends before.
+            time.sleep(0.002)
+            assert time.monotonic() - began < WAIT_SECONDS
+        assert client.streams[closed].reset == CANCEL
+        client.wait_for(busy)
+        assert len(client.streams[busy].answer().body) == 32 << 20
+        assert counts(server, "ktlsd_limited_total") == {"send_bytes_per_second": 1}
+        server.wait_for_line("stream 1 reset: the client's windows .*: limit send_bytes_per_second = 240$")
+
+
+# --- descriptors
+
+
+FEW_FILES = ("prlimit", "--nofile=200:200")
+
+
+def test_more_streams_than_descriptors(root: Path, tmp_path: Path) -> None:
+    """Streams wait for a descriptor, and others are served; nothing gets an error."""
+    with limited(tmp_path, root, wrapper=FEW_FILES) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(http2(server.port, window=10)) for _ in range(2)]
+        for client in clients:
+            for _ in range(90):
+                client.ask("/middle")
+            client.receive()
+        assert eventually(lambda: server.open_files() > 80)
+        assert server.open_files() < 150
+        with http2(server.port) as other:
+            assert other.get("/middle").body == (root / "middle").read_bytes()
+        for client in clients:
+            for stream_id in client.streams:
+                client.http.increment_flow_control_window(MIDDLE, stream_id)
+            client.flush()
+            client.wait_for(*client.streams)
+            for stream in client.streams.values():
+                assert stream.answer().body == (root / "middle").read_bytes()
+        assert counts(server, "ktlsd_limited_total") == {}
+
+
+def test_streams_do_not_wait_for_descriptors_for_ever(root: Path, tmp_path: Path) -> None:
+    with limited(tmp_path, root, "file_seconds = 1", wrapper=FEW_FILES) as server:
+        with http2(server.port, window=10) as client:
+            *_, last = [client.ask("/middle") for _ in range(120)]
+            while not client.streams[last].status:
+                client.receive()
+            refused = sum(stream.status == 503 for stream in client.streams.values())
+            assert 20 < refused < 100
+            assert counts(server, "ktlsd_limited_total") == {"open_files": refused}
+            server.wait_for_line("stream [0-9]+ waited for a descriptor: limit open_files$")
+        with http2(server.port) as other:
+            assert other.get("/middle").body == (root / "middle").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_disk_holds_up_its_own_stream_only(tmp_path: Path) -> None:
+    """An overlay counts as local: its files are read on the event loop if they are cached, and else in a thread."""
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    cold = {name: os.urandom(200_000) for name in ("one", "two", "three")}
+    for name, content in cold.items():
+        (shown / name).write_bytes(content)
+    with mounted(shown, tmp_path / "mount", tmp_path / "held") as fuse, overlay(tmp_path, fuse.path) as root:
+        (root / "warm").write_bytes(b"warm" * 10_000)
+        with limited(tmp_path, root) as server, http2(server.port) as client:
+            fuse.hold("read")
+            asked = {client.ask(f"/{name}"): content for name, content in cold.items()}
+            assert client.get("/warm").body == b"warm" * 10_000
+            dropped = next(iter(asked))
+            client.http.reset_stream(dropped)
+            del asked[dropped]
+            assert client.get("/warm").body == b"warm" * 10_000
+            assert not any(client.streams[one].body for one in asked)
+            fuse.hold()
+            client.wait_for(*asked)
+            for one, content in asked.items():
+                assert client.streams[one].answer().body == content
