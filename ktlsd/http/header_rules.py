@@ -198,6 +198,11 @@ class HeaderRules:
         self._edit = lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
         self._combined = lru_cache(maxsize=_MOST_EDITS)(self._combine)
 
+    @property
+    def by_path(self) -> bool:
+        """Whether they are not the same for all paths."""
+        return self._constants is None
+
     def apply(
         self,
         path: str,

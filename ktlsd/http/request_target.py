@@ -23,6 +23,8 @@ _SAFE: Final = "!$&'()*+,;=:@~"
 _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 # Anything to decode, to resolve, or to refuse.
 _NOT_PLAIN: Final = re.compile(rb"[%\0]|//|/\.")
+# A path with nothing to decode or to resolve, and no name that begins with a dot; and a query.
+_PLAIN_BELOW: Final = re.compile(rb"/([^./%?#\0][^/%?#\0]*+)(?:/(?!\.)[^/%?#\0]*+)*+(?:\?[^#]*+)?")
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
 
@@ -98,6 +100,12 @@ def parse_target(target: bytes) -> Target:
         elif name not in (b"", b"."):
             names.append(name)
     return Target(tuple(names), _decode(segments[-1]) in (b"", b".", b".."), question_mark + query, host)
+
+
+def top_name(target: bytes) -> bytes | None:
+    """The first name of a request-target, if a look suffices to tell it and that no name is hidden()."""
+    found = _PLAIN_BELOW.fullmatch(target)
+    return found[1] if found is not None else None
 
 
 def target_of_path(path: str) -> Target | None:

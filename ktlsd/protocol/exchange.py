@@ -21,7 +21,7 @@ from ktlsd.http.uri_host import host_of
 from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
-from ktlsd.site.lookup import OpenFile
+from ktlsd.site.lookup import OpenFile, Root
 from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
 
@@ -97,29 +97,27 @@ class Exchange:
         """The client for the log."""
         return self._responder.client.described(self.origin)
 
-    def remember(self, opened: OpenFile, head: bytes) -> CacheEntry | None:
+    def remember(self, opened: OpenFile | None, head: bytes) -> CacheEntry | None:
         """Keep the decided response for requests that agree in everything that decided, if that is safe. The protocol
         has seen that the request is nothing but its head.
 
         `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
         answer = cast(Answer, self._answer)
-        response, fields = answer.response, cast(TrackedFields, self.request.fields)
-        names = fields.asked_for()
-        if (
-            names is None
-            or response.close
-            or response.status not in _REPEATABLE_STATUSES
-            or not (isinstance(response.body, ByteRange) or response.body == b"")
-            or self._responder.client.redirected
-        ):
+        response, root = answer.response, answer.lacking
+        repeatable = root is not None or (
+            opened is not None
+            and response.status in _REPEATABLE_STATUSES
+            and (isinstance(response.body, ByteRange) or response.body == b"")
+        )
+        names = cast(TrackedFields, self.request.fields).asked_for()
+        if not repeatable or names is None or response.close or self._responder.client.redirected:
             return None
         key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
-        return self._service.response_cache.remember(
-            *(key, response, head, opened),
-            rules=answer.rules,
-            asked_ns=self._began_ns,
-        )
+        cache, began_ns = self._service.response_cache, self._began_ns
+        if opened is not None:
+            return cache.remember(key, response, head, opened, rules=answer.rules, asked_ns=began_ns)
+        return cache.remember_lack(key, response, head, cast(Root, root), began_ns)
 
 
 def fields_of(response: Response, server_field: Fields) -> Fields:

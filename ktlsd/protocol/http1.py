@@ -227,7 +227,7 @@ class Http1:
             if head is None:
                 self._log.received(self._reader.head)
             self._log.answered(response.status.value, len(data))
-        if opened is not None and head is not None and head.alone and self._exchange is not None:
+        if head is not None and head.alone and self._exchange is not None:
             self._exchange.remember(opened, beginning)
         await self._send_body(data, response, opened, chunked=chunked and head is not None and head.method != b"HEAD")
         if self._log is not None:

@@ -140,8 +140,7 @@ class InlineResponses:
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
-            identity = entry.sources[0][2]
-            made = self._join(entry.head, closes, descriptor, entry.part, body=entry.body, identity=identity)
+            made = self._join(entry.head, closes, descriptor, entry.part, entry.body, entry.identity)
             if made is None:
                 return None
             if not closes and made.descriptor < 0:
@@ -174,8 +173,7 @@ class InlineResponses:
             if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
                 return None
             data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
-            if opened is not None:
-                exchange.remember(opened, data)
+            exchange.remember(opened, data)
             if isinstance(body, bytes):
                 made = self._join(data, head.closes, -1, None, body)
             elif isinstance(body, ByteRange) and opened is not None:

@@ -179,7 +179,7 @@ class Http2Responses:
                 return False
             file = Body()
             if recalled >= 0:
-                file.use_descriptor(recalled, entry.sources[0][2])
+                file.use_descriptor(recalled, entry.identity)
             kept = False
             try:
                 if not entry.block:
@@ -217,7 +217,7 @@ class Http2Responses:
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
             block = self._block(response)
-            if opened is not None and exchange.head.alone:
+            if exchange.head.alone and (opened is not None or answer.lacking is not None):
                 fields = fields_of(response, self._shared.service.server_field)
                 exchange.remember(opened, http1_writer.beginning(response.status, fields))
             content, data = response.body, None

@@ -31,6 +31,7 @@ from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import LIMITED, REQUESTS, REQUESTS_OTHER
 from ktlsd.protocol.client import Client
+from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
 from ktlsd.site.response_cache import CacheEntry
@@ -89,18 +90,20 @@ class Responder:
 
     def begin_remembered(self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None) -> None:
         """Count and log a request that gets a remembered response; `log.end()` follows."""
-        status = entry.response.status
-        self.shared.row[REQUESTS[status]] += 1
-        self.requests_left -= 1
+        response = entry.response
+        self.count(response)
         if log is not None:
             log.begin()
             log.asked(head)
             if self.client.trusted is not None:
                 log.came_from(self.origin_of(head.of_fields.values, self.shared.service))
-            log.answered(status.value, head_size)
+            log.answered(response.status.value, head_size)
+        if response.reason:
+            values, service = head.of_fields.values, self.shared.service
+            log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
 
     def count(self, response: Response) -> None:
-        """Count a request that gets a decided response."""
+        """Count a request that gets this response."""
         row = self.shared.row
         row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
         if response.reason == _STALLED:

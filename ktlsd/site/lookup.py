@@ -290,6 +290,15 @@ class Root:
         opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
         return opened if isinstance(opened, Miss) else Folder(opened.descriptor, folder, self, opened.waits)
 
+    def lacks(self, name: bytes) -> bool:
+        """Whether there surely is no such name at the top, as far as that is known without asking a disk."""
+        if not self._opens_now or self.closed:
+            return False
+        verdict = self._names.judge(self.descriptor, name)
+        if isinstance(verdict, Unread):
+            self._read_soon(self.descriptor, verdict)
+        return verdict is Verdict.ABSENT
+
     def open_now(self, path: bytes) -> int:
         """A new descriptor of a file that `reopens`. Raises OSError, at once, if that is no longer so."""
         try:
@@ -350,18 +359,21 @@ class Root:
         """The folder for the thread that is needed anyway to read; a large folder gets a thread of its own."""
         if not unread.large:
             return unread
+        self._read_soon(root, unread)
+        return None
+
+    def _read_soon(self, root: int, unread: Unread) -> None:
         with contextlib.suppress(OSError):
             copy = os.dup(root)
 
             def read() -> None:
                 try:
-                    self._names.read(copy, unread.folder, large=True)
+                    self._names.read(copy, unread.folder, large=unread.large)
                 finally:
                     os.close(copy)
 
             if not self.threads.run_soon(read):
                 os.close(copy)
-        return None
 
     def _open_from_disk(
         self, root: int, path: bytes, flags: int, others: Sequence[bytes], unread: Unread | None

@@ -4,7 +4,8 @@ Strategy: an entry is found by method and target, and by the values of the field
 response, and the identity of its file: each use opens the file again and compares, so that no byte of an old version is
 sent after a rename. Other files influence the response too (siblings, rules, names of higher precedence): every second
 the folders and rules are compared, and after some minutes, or if the comparison is not possible, the entry expires.
-If the file system may hold up its callers, the entry has the bytes themselves, and expires after a second.
+If the file system may hold up its callers, the entry has the bytes themselves, and expires after a second. So does one
+for all files that are missing because the root has no such name, as is looked up each time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from msgspec import Struct
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.request_head import RequestHead
+from ktlsd.http.request_target import top_name
 from ktlsd.site.lookup import Identity, OpenFile, Root, identify
 
 LASTING_SECONDS: Final = 1.0
@@ -49,7 +51,7 @@ class CacheKey(Struct, frozen=True, gc=False):
     """The parts of a request that influenced its response: requests with the same ones get the same response."""
 
     asked: bytes
-    """RequestHead.key; without the query if that had no influence."""
+    """RequestHead.key; without the query if that had no influence. The method alone for names that the root lacks."""
     any_query: bool
     """Whether it had none."""
     names: tuple[bytes, ...]
@@ -63,6 +65,11 @@ class CacheKey(Struct, frozen=True, gc=False):
         """Made from a request of which the fields `names` were read; `any_query`: the query had no influence."""
         asked = head.key.partition(b"?")[0] if any_query else head.key
         return cls(asked, any_query, names, (partition, *map(head.of_fields.values.get, names)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was asked and of the values."""
+        return len(self.asked) + sum(map(len, filter(None, self.values)))
 
 
 class CacheEntry(Struct, eq=False, gc=False):
@@ -79,14 +86,19 @@ class CacheEntry(Struct, eq=False, gc=False):
     until: float
     last: float
     """The latest expiry."""
-    size: int
-    """Approximate size in bytes."""
     in_memory: bool = False
     """Whether the file is not opened again."""
     body: bytes = b""
     """Then, the body."""
     block: bytes = b""
     """The header block in HTTP/2, but for Date; empty before its first use."""
+    lacking: Root | None = None
+    """The root, if the response is for all names that it lacks."""
+
+    @property
+    def size(self) -> int:
+        """Approximate size in bytes."""
+        return _ENTRY_BYTES + 2 * self.key.size + len(self.head)
 
     @property
     def part(self) -> ByteRange | None:
@@ -95,6 +107,16 @@ class CacheEntry(Struct, eq=False, gc=False):
             return None
         body = self.response.body
         return body if isinstance(body, ByteRange) and body.count else None
+
+    @property
+    def identity(self) -> Identity | None:
+        """That of the file."""
+        return self.sources[0][2] if self.sources else None
+
+    def is_for(self, target: bytes) -> bool:
+        """Whether the root lacks what a target names."""
+        name = top_name(target)
+        return name is not None and self.lacking is not None and self.lacking.lacks(name)
 
 
 _ByValues = dict[tuple[str | bytes | None, ...], CacheEntry]
@@ -135,13 +157,18 @@ class ResponseCache:
         asked, values = head.key, head.of_fields.values
         # A fragment is no part of a target (request_target.py).
         bare = asked.partition(b"?")[0] if b"#" not in asked else asked
-        for known in (self._without_query.get(bare), self._with_query.get(asked)):
+        kinds = self._without_query
+        for known in (kinds.get(bare), self._with_query.get(asked), kinds.get(head.method)):
             if known is not None:
                 for names, by_values in known.items():
                     found = by_values.get((partition, *map(values.get, names)))
-                    if found is not None:
+                    if found is None:
+                        continue
+                    if found.lacking is None:
                         head.memo = _Memo(self, partition, found)
-                        return self._holding(found)
+                    elif not found.is_for(head.target):
+                        return None
+                    return self._holding(found)
         return None
 
     def _holding(self, found: CacheEntry) -> CacheEntry | None:
@@ -239,8 +266,7 @@ class ResponseCache:
         `rules` has the paths of rule files below the root; None if other files influence the response. `asked_ns` is
         the time at which the decision began, in ns since the epoch; by default the current time.
         """
-        asked_size = len(key.asked) + sum(map(len, filter(None, key.values)))
-        if asked_size > LONGEST_REMEMBERED:
+        if key.size > LONGEST_REMEMBERED:
             return None
         asked_ns = asked_ns or time.time_ns()
         settled = asked_ns - _SETTLED_NS
@@ -259,27 +285,48 @@ class ResponseCache:
             until -= (time.time_ns() - asked_ns) / 1e9
         elif rules is not None:
             folders = self._folders_of(opened, rules, asked_ns, now)
-        size = _ENTRY_BYTES + 2 * asked_size + len(head)
+        entry = CacheEntry(
+            *(key, response, head, tuple(sources), folders, until, last),
+            in_memory=body is not None,
+            body=body or b"",
+        )
+        self._add(entry, now)
+        return entry
+
+    def remember_lack(
+        self, key: CacheKey, response: Response, head: bytes, root: Root, asked_ns: int
+    ) -> CacheEntry | None:
+        """Cache the response to requests for names that are absent at the top of a root; the key is one request's."""
+        key = CacheKey(key.asked.partition(b" ")[0], True, key.names, key.values)
+        now, body = time.monotonic(), response.body
+        former = self._without_query.get(key.asked, {}).get(key.names, {}).get(key.values)
+        if former is not None and former.until >= now:
+            # It is for other names: the root has this one.
+            return former
+        if key.size > LONGEST_REMEMBERED or not isinstance(body, bytes):
+            return None
+        until = now + LASTING_SECONDS - (time.time_ns() - asked_ns) / 1e9
+        entry = CacheEntry(key, response, head, (), (), until, until, in_memory=True, body=body, lacking=root)
+        self._add(entry, now)
+        return entry
+
+    def _add(self, entry: CacheEntry, now: float) -> None:
+        """Add an entry in place of a former one, and bound the cache."""
+        key = entry.key
         asked = self._without_query if key.any_query else self._with_query
         by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
         if (former := by_values.get(key.values)) is not None:
             self._forget(former)
             by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
-        entry = CacheEntry(
-            *(key, response, head, tuple(sources), folders, until, last, size),
-            in_memory=body is not None,
-            body=body or b"",
-        )
         by_values[key.values] = entry
         self._entries[entry] = None
-        self._bytes += size
+        self._bytes += entry.size
         if entry.in_memory:
             self._in_memory[entry] = None
             self._body_bytes += len(entry.body)
             self._bound_bodies(now)
         while self._bytes > self.most_bytes:
             self._forget(next(iter(self._entries)))
-        return entry
 
     def _bound_bodies(self, now: float) -> None:
         """Forget bodies that have expired, or are too many."""

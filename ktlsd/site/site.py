@@ -39,6 +39,7 @@ from ktlsd.site.siblings import Siblings
 log = logging.getLogger("ktlsd")
 
 SERVER_FIELD: Final = (("Server", "ktlsd"),)
+_NO_SUCH_FILE: Final = Miss.ABSENT.reason
 _ABSENT: Final = (Miss.ABSENT, Miss.HIDDEN, Miss.NO_INDEX)
 """What another file may answer for."""
 
@@ -55,6 +56,8 @@ class Answer(NamedTuple):
     more had."""
     any_query: bool = False
     """True if the query of the target had no influence."""
+    lacking: Root | None = None
+    """The root, if the response is the same for all names that are absent at its top."""
 
 
 _Found = OpenFile | Folder | Moved | Miss
@@ -157,8 +160,9 @@ class Site:
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
             rules = self._rules.present | answer.rejected if own else None
             any_query = not self._rules.redirects.concern(path)
+            lacking = root if response.reason == _NO_SUCH_FILE and self._are_alike_if_absent() else None
             response = replace(response, fields=fields, signed=True)
-            return Answer(response, answer.opened, answer.file, rules, any_query)
+            return Answer(response, answer.opened, answer.file, rules, any_query, lacking)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()
@@ -170,6 +174,13 @@ class Site:
             return False
         names = target.names if target.directory else target.names[:-1]
         return opened.path.rpartition(b"/")[0] == b"/".join(names)
+
+    def _are_alike_if_absent(self) -> bool:
+        """Whether the response to a request for a file that is absent does not depend on its path."""
+        options, rules = self.options, self._rules
+        others = options.try_files or options.clean_urls or options.fallback is not None or self._index_elsewhere
+        by_path = rules.redirects or rules.protecting or rules.headers.by_path or self._cors is not None
+        return not (others or by_path or options.error_pages)
 
     def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
         if request.method == "OPTIONS":

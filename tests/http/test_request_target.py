@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.http.request_target import BadTarget, Target, parse_target, target_of_path
+from ktlsd.http.request_target import BadTarget, Target, parse_target, target_of_path, top_name
 
 PIECES = [b"/", b"//", b".", b"..", b"...", b"%2e", b"%2E%2e", b"%252e", b"%25", b"%", b"%2f", b"%5c", b"\\", b"%00"]
 PIECES += [b"a", b"b.html", b".well-known", b"%c3%a9", b"\xc3\xa9", b"%ff", b"%0d%0a", b"?", b"?q=1", b":", b"@", b";"]
@@ -208,6 +208,24 @@ def test_no_target_leads_outside(target: bytes) -> None:
     assert b"" not in components
     assert b".." not in components
     assert b"." not in components or path == b"."
+
+
+@settings(deadline=None)
+@given(targets() | st.binary() | st.binary().map(lambda data: b"/a" + data))
+@example(b"/a/b//c/?..#")
+def test_the_top_name_is_the_first_of_a_target_that_hides_none(target: bytes) -> None:
+    name = top_name(target)
+    if name is not None:
+        result = parse_target(target)
+        assert (result.names[0], result.hidden(), result.host) == (name, False, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(b"/a", b"a"), (b"/a/", b"a"), (b"/a.b/c.d//e?f/../%", b"a.b"), (b"/", None), (b"/.a", None), (b"/a%20", None)],
+)
+def test_the_top_name(target: bytes, name: bytes | None) -> None:
+    assert top_name(target) == name
 
 
 @settings(deadline=None)

@@ -393,7 +393,7 @@ def test_what_had_a_say_goes_with_its_response(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        get("/nothing"),
+        get("/a.txt/nothing"),
         get("/a.txt", "Range: bytes=0-0,2-2,999-999"),
         get("/a.txt", "Content-Length: 0"),
         get("/a.txt", "Expect: 100-continue"),
@@ -616,6 +616,54 @@ def test_an_index_file_in_another_folder_counts_within_a_second(
         (root / "sub/a.html").write_bytes(b"first")
         time.sleep(LASTING_SECONDS + 0.1)
         assert ask(connection, get("/")).endswith(b"first")
+
+
+def test_names_that_the_root_lacks_share_a_response_until_they_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("ktlsd.site.folder_names._SETTLED_NS", 10_000_000)
+    root, library = tmp_path / "root", Library()
+    (root / "sub").mkdir(parents=True)
+    (root / "sub/index.html").write_bytes(b"index")
+    time.sleep(0.02)
+    listeners = bind_all([Listen("127.0.0.1", 0)])
+    with (
+        contextlib.closing(Service(library, Settings(root=root), support(library, Mode.OFF))) as service,
+        in_a_thread(Server(service), listeners),
+        connect(listeners[0].socket.getsockname()[1]) as connection,
+        caplog.at_level("INFO"),
+    ):
+        cache = service.response_cache
+
+        def from_memory(target: str) -> bool:
+            before = cache.uses
+            assert ask(connection, get(target)) == missing
+            assert f" 404 GET {target}: no such file" in caplog.text
+            return cache.uses > before
+
+        missing = ask(connection, get("/none"))
+        assert missing.startswith(b"HTTP/1.1 404 ")
+        eventually(lambda: from_memory(f"/none-{next(NUMBERS)}"))
+        assert all(map(from_memory, ("/other", "/other?query", "/other/", "/other/a/b.txt", "/x//y")))
+        assert not any(map(from_memory, ("/sub/none", "//none", "/n%6fne", "/none/../none", "/sub/../none", "/./x")))
+        assert ask(connection, get("/none/.a")) == missing
+        assert ask(connection, get("/none#a")).startswith(b"HTTP/1.1 400 ")
+        assert ask(connection, get("/sub/")).endswith(b"index")
+        head = b"HEAD /none HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert ask(connection, head) == ask(connection, head) == missing.removesuffix(b"404 Not Found\n")
+        (root / "none").write_bytes(b"new")
+        assert ask(connection, get("/none")).endswith(b"new")
+        assert ask(connection, get("/none?query")).endswith(b"new")
+
+
+def test_a_response_that_depends_on_the_missing_path_is_decided_each_time(sites: dict[str, InProcess]) -> None:
+    server = sites["none"]
+    with connect(server.port) as connection:
+        before = server.response_cache.uses
+        assert len({ask(connection, get(f"/none-{number}")) for number in range(3)}) == 1
+        assert ask(connection, get("/asked?id=1")).startswith(b"HTTP/1.1 301 ")
+        assert server.response_cache.uses == before
 
 
 def test_a_decision_is_renewed_while_nothing_changes(
