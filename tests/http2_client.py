@@ -40,8 +40,15 @@ class Stream:
 class Http2Client:
     """One connection. Windows are renewed unless `window` says how large they are for ever."""
 
-    def __init__(self, connection: ssl.SSLSocket, window: int | None = None, frame_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        window: int | None = None,
+        frame_bytes: int | None = None,
+        scheme: str = "https",
+    ) -> None:
         self.socket = connection
+        self.scheme = scheme
         if connection.family != socket.AF_UNIX:
             # As browsers: a request after an acknowledgement of SETTINGS does not wait for the server's.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -81,7 +88,7 @@ class Http2Client:
     ) -> int:
         """Send a request; its stream."""
         stream_id = self.http.get_next_available_stream_id()
-        pseudo = [(":method", method), (":scheme", "https"), (":authority", host), (":path", target)]
+        pseudo = [(":method", method), (":scheme", self.scheme), (":authority", host), (":path", target)]
         self.http.send_headers(stream_id, [*pseudo, *fields], end_stream=end)
         self.streams[stream_id] = Stream()
         self.flush()

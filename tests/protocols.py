@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tests.http2_client import HeaderField, Http2Client
-from tests.serving import WAIT_SECONDS, Answer, client_context, get, parse
+from tests.serving import WAIT_SECONDS, Answer, client_context, connect_plain, get, parse
 
 HTTP_1: Final = "HTTP/1.1"
 HTTP_2: Final = "HTTP/2.0"
@@ -115,9 +115,9 @@ class _Http1Download(Download):
 
 
 class _Http2(Conversation):
-    def __init__(self, connection: ssl.SSLSocket) -> None:
+    def __init__(self, connection: socket.socket, scheme: str) -> None:
         self.socket = connection
-        self.client = Http2Client(connection)
+        self.client = Http2Client(connection, scheme=scheme)
 
     def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
         if target.startswith(("https://", "http://")):
@@ -181,7 +181,15 @@ def conversation(
     raw.sendall(before)
     with context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name) as connection:
         assert connection.selected_alpn_protocol() == ("h2" if protocol == HTTP_2 else None)
-        yield _Http2(connection) if protocol == HTTP_2 else _Http1(connection)
+        yield _Http2(connection, "https") if protocol == HTTP_2 else _Http1(connection)
+
+
+@contextlib.contextmanager
+def plain_conversation(place: int | str, protocol: str, *, before: bytes = b"") -> Iterator[Conversation]:
+    """A connection without TLS, to a port or a Unix socket; `before` is a PROXY header."""
+    with connect_plain(place) as connection:
+        connection.sendall(before)
+        yield _Http2(connection, "http") if protocol == HTTP_2 else _Http1(connection)
 
 
 def ask(

@@ -1,4 +1,7 @@
-"""ktlsd as the backend of proxies: PROXY headers, their fields, listeners without TLS. The proxies are the tests'."""
+"""ktlsd as the backend of proxies: PROXY headers, their fields, listeners without TLS. The proxies are the tests'.
+
+A proxy reaches it in several ways: over TLS by either protocol, or without TLS.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import stat
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -42,6 +46,7 @@ from tests.connection.test_proxy_protocol import (
     tlv,
     v2,
 )
+from tests.protocols import HTTP_1, HTTP_2, Conversation, conversation, plain_conversation
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -50,7 +55,6 @@ from tests.serving import (
     connect,
     connect_plain,
     exchange_plain,
-    get,
     parse,
     parse_all,
     read_to_end,
@@ -65,6 +69,7 @@ V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 50312 443\r\n"
 CONFIGURATION = """
 trusted_proxies = ["unix", "127.0.0.1", "192.0.2.0/24"]
 root = "root"
+http2 = true
 
 [hsts]
 max_age = 60
@@ -140,20 +145,44 @@ def ask(place: int | str, target: str, *fields: str, host: str = "a", before: by
     return answer
 
 
-def ask_twice(place: int | str, *fields: str, before: bytes = b"") -> list[Answer]:
+@dataclass(frozen=True)
+class Way:
+    """How a proxy asks."""
+
+    protocol: str
+    tls: bool
+    unix: bool = False
+
+    def open(self, server: Running, before: bytes = b"") -> contextlib.AbstractContextManager[Conversation]:
+        if self.tls:
+            return conversation(server.port, self.protocol, before=before)
+        place = socket_of(server) if self.unix else port_of(server)
+        return plain_conversation(place, self.protocol, before=before)
+
+    @property
+    def peer(self) -> str:
+        """Its address in the log, as a pattern."""
+        return "unix" if self.unix else r"127\.0\.0\.1:\d+"
+
+
+WAYS = {
+    "tls": Way(HTTP_1, tls=True),
+    "tls-http2": Way(HTTP_2, tls=True),
+    "plain": Way(HTTP_1, tls=False),
+    "unix": Way(HTTP_1, tls=False, unix=True),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    return WAYS[request.param]
+
+
+def ask_twice(server: Running, way: Way, *fields: str, before: bytes = b"") -> list[Answer]:
     """A request that may be remembered, the second time on the same connection."""
-    lines = ["GET /name.txt HTTP/1.1", "Host: a", *fields, "", ""]
-    head = "\r\n".join(lines).encode()
-    answers = []
-    with connect_plain(place) as connection:
-        for data in (before + head, head):
-            connection.sendall(data)
-            received = b""
-            while not received.endswith(b"\r\n\r\nroot"):
-                more = connection.recv(65536)
-                assert more, received
-                received += more
-            answers.append(parse(received)[0])
+    with way.open(server, before) as client:
+        answers = [client.get("/name.txt", *fields, host="a") for _ in range(2)]
+    assert [answer.body for answer in answers] == [b"root"] * 2
     return answers
 
 
@@ -195,49 +224,52 @@ def test_a_connection_without_tls_is_kept_and_repeats_itself(server: Running) ->
 @pytest.mark.parametrize(
     ("fields", "https"),
     [
-        ((), False),
+        ((), None),
         (("X-Forwarded-Proto: https",), True),
         (("X-Forwarded-Proto: http",), False),
         (("X-Forwarded-For: 198.51.100.1", "X-Forwarded-Proto: https"), True),
     ],
 )
-def test_what_is_for_https_alone_follows_the_proxys_word(server: Running, fields: tuple[str, ...], https: bool) -> None:
-    for place in (port_of(server), socket_of(server)):
-        assert [HSTS in answer.fields for answer in ask_twice(place, *fields)] == [https, https]
-    assert HSTS in get(server.port, "/large.bin").fields
-    over_tls = get(server.port, "/large.bin", *fields)
-    assert (HSTS in over_tls.fields) is (https or not fields)
+def test_what_is_for_https_alone_follows_the_proxys_word(
+    server: Running, way: Way, fields: tuple[str, ...], https: bool | None
+) -> None:
+    expected = way.tls if https is None else https
+    assert [HSTS in answer.fields for answer in ask_twice(server, way, *fields)] == [expected] * 2
 
 
-def test_an_untrusted_peer_is_not_believed(behind: Running) -> None:
+@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain"])
+def test_an_untrusted_peer_is_not_believed(behind: Running, name: str) -> None:
     """Its address is what the PROXY header says, and that is in no trusted network."""
     header = V1.replace(b"192.0.2.7", b"203.0.113.9")
     lines = ("X-Forwarded-For: 198.51.100.1", "X-Forwarded-Proto: https", "X-Request-ID: forged")
     since = len(behind.log)
-    answer = ask(port_of(behind), "/nothing", *lines, before=header)
+    with WAYS[name].open(behind, header) as client:
+        answer = client.get("/nothing", *lines, host="a")
     assert answer.status == 404
-    assert HSTS not in answer.fields
+    assert (HSTS in answer.fields) is WAYS[name].tls
     line = behind.wait_for_line(" 404 ", since)
     assert re.match(r"203\.0\.113\.9:50312 via 127\.0\.0\.1:\d+ 404 GET /nothing: ", line)
     assert not re.search(r"forged|198\.51", line)
 
 
-def test_a_remembered_answer_to_a_stranger_is_not_a_proxys(behind: Running) -> None:
+@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain"])
+def test_a_remembered_answer_to_a_stranger_is_not_a_proxys(behind: Running, name: str) -> None:
     """The same bytes mean one thing from those who are believed, and another from all others."""
-    stranger = V1.replace(b"192.0.2.7", b"203.0.113.9")
+    stranger, way = V1.replace(b"192.0.2.7", b"203.0.113.9"), WAYS[name]
+    word = "http" if way.tls else "https"
     for _ in range(2):
         for before, believed in ((stranger, False), (V1, True)):
-            answers = ask_twice(port_of(behind), "X-Forwarded-Proto: https", before=before)
-            assert [HSTS in answer.fields for answer in answers] == [believed, believed]
+            answers = ask_twice(behind, way, f"X-Forwarded-Proto: {word}", before=before)
+            assert [HSTS in answer.fields for answer in answers] == [believed is not way.tls] * 2
 
 
-def test_the_log_names_the_client_that_a_proxy_tells(server: Running) -> None:
+def test_the_log_names_the_client_that_a_proxy_tells(server: Running, way: Way) -> None:
     lines = ("X-Forwarded-For: 1.1.1.1, 198.51.100.1, 192.0.2.9", "X-Request-ID: 7f9c-1")
-    for place, peer in ((port_of(server), r"127\.0\.0\.1:\d+"), (socket_of(server), "unix")):
-        since = len(server.log)
-        assert ask(place, "/nothing", *lines).status == 404
-        line = server.wait_for_line(" 404 ", since)
-        assert re.match(rf"198\.51\.100\.1 via {peer} \(request 7f9c-1\) 404 GET /nothing: ", line)
+    since = len(server.log)
+    with way.open(server) as client:
+        assert client.get("/nothing", *lines, host="a").status == 404
+    line = server.wait_for_line(" 404 ", since)
+    assert re.match(rf"198\.51\.100\.1 via {way.peer} \(request 7f9c-1\) 404 GET /nothing: ", line)
 
 
 def test_the_access_log_names_the_client_and_the_proxy(folder: Path, tmp_path: Path) -> None:
@@ -247,26 +279,30 @@ def test_the_access_log_names_the_client_and_the_proxy(folder: Path, tmp_path: P
     json_lines = ["--access-log-format", "json"]
     with serving(None, *options, *json_lines, state=folder / "state", backend_listen=("127.0.0.1:0", unix)) as running:
         # Twice, since what is remembered takes another way.
-        ask_twice(port_of(running), before=V1)
-        ask_twice(port_of(running), "X-Forwarded-For: 203.0.113.9", "X-Request-ID: id-1", before=V1)
-        ask_twice(socket_of(running), "X-Forwarded-For: 203.0.113.9, 192.0.2.9")
+        for name in ("plain", "tls", "tls-http2"):
+            ask_twice(running, WAYS[name], before=V1)
+            ask_twice(running, WAYS[name], "X-Forwarded-For: 203.0.113.9", "X-Request-ID: id-1", before=V1)
+        ask_twice(running, WAYS["unix"], "X-Forwarded-For: 203.0.113.9, 192.0.2.9")
         assert running.stop() == 0
     lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
     told = [(line["client"], line["port"], line["via"], line["request_id"]) for line in lines]
+    assert [line["protocol"] for line in lines] == [HTTP_1] * 8 + [HTTP_2] * 4 + [HTTP_1] * 2
     proxy = re.compile(r"127\.0\.0\.1:\d+")
-    assert [who[:2] for who in told[:2]] == [("192.0.2.7", 50312)] * 2
-    assert all(proxy.fullmatch(who[2]) for who in told[:2])
-    assert told[2:4] == [("203.0.113.9", None, "192.0.2.7:50312", "id-1")] * 2
-    assert [who[:3] for who in told[4:]] == [("203.0.113.9", None, "unix")] * 2
-    assert len({who[3] for who in (*told[:2], *told[4:])}) == 4
+    for begin in (0, 4, 8):
+        assert [who[:2] for who in told[begin : begin + 2]] == [("192.0.2.7", 50312)] * 2
+        assert all(proxy.fullmatch(who[2]) for who in told[begin : begin + 2])
+        assert told[begin + 2 : begin + 4] == [("203.0.113.9", None, "192.0.2.7:50312", "id-1")] * 2
+    assert [who[:3] for who in told[12:]] == [("203.0.113.9", None, "unix")] * 2
+    assert len({who[3] for who in told}) == 9
 
 
-def test_what_one_request_said_is_not_the_next_ones(server: Running) -> None:
+def test_what_one_request_said_is_not_the_next_ones(server: Running, way: Way) -> None:
     since = len(server.log)
-    bodies = b"GET /nothing HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n", request("/nothing")
-    assert [answer.status for answer in parse_all(exchange_plain(socket_of(server), b"".join(bodies)))] == [404, 404]
+    with way.open(server) as client:
+        requests = [client.begin("/nothing", "X-Forwarded-For: 198.51.100.1"), client.begin("/nothing")]
+        assert [request.answer().status for request in requests] == [404, 404]
     assert server.wait_for_line("^198.* 404 ", since)
-    assert server.wait_for_line("^unix 404 ", since)
+    assert server.wait_for_line(f"^{way.peer} 404 ", since)
 
 
 def test_a_malformed_head_has_no_clients_name(server: Running) -> None:
@@ -307,13 +343,10 @@ def test_peers_are_what_accept_names(sockname: tuple[str, int] | str | bytes, te
         (v2(ADDRESSES_4, family=0x10), r"127\.0\.0\.1:\d+"),
     ],
 )
-def test_tls_follows_a_proxy_header(behind: Running, header: bytes, who: str) -> None:
+def test_tls_follows_a_proxy_header(behind: Running, protocol: str, header: bytes, who: str) -> None:
     since = len(behind.log)
-    raw = socket.create_connection(("127.0.0.1", behind.port), timeout=WAIT_SECONDS)
-    raw.sendall(header)
-    with client_context().wrap_socket(raw, suppress_ragged_eofs=False, server_hostname="other.example") as tls:
-        tls.sendall(request("/name.txt", host="other.example"))
-        assert parse(read_to_end(tls))[0].body == b"other"
+    with conversation(behind.port, protocol, before=header, name="other.example") as client:
+        assert client.get("/name.txt", host="other.example").body == b"other"
     line = behind.wait_for_line(" ktls tx=", since)
     assert re.match(rf"{who} TLSv1\.3 ", line), line
 
@@ -376,7 +409,7 @@ def test_a_proxy_that_took_tls_off_says_so(behind: Running) -> None:
     took = v2(ADDRESSES_4 + tlv(SSL, struct.pack("!BI", 1, 0)))
     for _ in range(2):
         for before, https in ((took, True), (v2(ADDRESSES_4), False)):
-            answers = ask_twice(port_of(behind), before=before)
+            answers = ask_twice(behind, WAYS["plain"], before=before)
             assert [HSTS in answer.fields for answer in answers] == [https, https]
 
 
@@ -403,25 +436,30 @@ async def in_process(
             server.drain()
 
 
+def ask_port_twice(port: int, fields: tuple[str, ...]) -> list[Answer]:
+    with plain_conversation(port, HTTP_1) as client:
+        return [client.get("/name.txt", *fields) for _ in range(2)]
+
+
 async def test_what_differs_from_request_to_request_has_a_say_in_nothing_but_the_scheme(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with in_process(folder, monkeypatch) as (service, port):
         heads = service.response_cache
-        for number, field in enumerate(
+        for number, fields in enumerate(
             (
-                "X-Forwarded-For: 198.51.100.1",
-                "X-Forwarded-For: 198.51.100.2\r\nX-Request-ID: 1",
-                "X-Request-ID: 2\r\nCookie: a",
-                "Forwarded: for=a",
+                ("X-Forwarded-For: 198.51.100.1",),
+                ("X-Forwarded-For: 198.51.100.2", "X-Request-ID: 1"),
+                ("X-Request-ID: 2", "Cookie: a"),
+                ("Forwarded: for=a",),
             )
         ):
-            answers = await trio.to_thread.run_sync(ask_twice, port, field)
+            answers = await trio.to_thread.run_sync(ask_port_twice, port, fields)
             assert not any(HSTS in answer.fields for answer in answers)
             assert (len(heads), heads.uses) == (1, 1 + 2 * number)
         uses = heads.uses
-        for field in ("X-Forwarded-Proto: https", "X-Forwarded-Proto: https\r\nX-Forwarded-For: 198.51.100.1"):
-            answers = await trio.to_thread.run_sync(ask_twice, port, field)
+        for fields in (("X-Forwarded-Proto: https",), ("X-Forwarded-Proto: https", "X-Forwarded-For: 198.51.100.1")):
+            answers = await trio.to_thread.run_sync(ask_port_twice, port, fields)
             assert all(HSTS in answer.fields for answer in answers)
         assert (len(heads), heads.uses) == (2, uses + 3)
 
