@@ -1,4 +1,7 @@
-"""Mutual TLS: who has the right certificate gets in and is known, all others get an alert, and no way leads around."""
+"""Mutual TLS: who has the right certificate gets in and is known, all others get an alert, and no way leads around.
+
+Over both protocols.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.authority import Authority
+from tests.protocols import HTTP_1, HTTP_2, ask, conversation
 from tests.serving import (
     Running,
     client_context,
@@ -32,6 +36,7 @@ REQUEST = b"GET /name.txt HTTP/1.1\r\nHost: private.example\r\nConnection: close
 
 CONFIGURATION = """
 root = "public"
+http2 = true
 
 [[site]]
 names = "private.example"
@@ -45,6 +50,9 @@ names = "anyone.example"
 root = "anyone"
 client_ca = "authority.pem"
 """
+
+ALPN = {HTTP_1: "", HTTP_2: " alpn=h2"}
+"""At the end of a connection's log line."""
 
 # Subject, DNS names, and what the log says where it is refused.
 CLIENTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -103,19 +111,20 @@ def client(certificate: Path | None, newest: ssl.TLSVersion = TLS_1_3) -> ssl.SS
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("name", CLIENTS, ids=lambda name: name or "no subject")
-def test_who_gets_in(server: Running, certificates: dict[str, Path], name: str, newest: ssl.TLSVersion) -> None:
+def test_who_gets_in(
+    server: Running, certificates: dict[str, Path], protocol: str, name: str, newest: ssl.TLSVersion
+) -> None:
     reason = CLIENTS[name][1]
     since = len(server.log)
     context = client(certificates.get(name), newest)
     if not reason:
-        with connect(server.port, context, name=PRIVATE) as connection:
-            connection.sendall(REQUEST)
-            assert parse(read_to_end(connection))[0].body == b"private"
+        with conversation(server.port, protocol, context=context, name=PRIVATE) as connection:
+            assert connection.get("/name.txt", host=PRIVATE).body == b"private"
         whose = f"/CN={name}" if name else r"\(no subject\)"
-        assert server.wait_for_line(f" client={whose}$", since)
+        assert server.wait_for_line(rf" client={whose}{ALPN[protocol]}$", since)
         return
     with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
-        get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE)
+        ask(server.port, "/name.txt", protocol=protocol, context=context, host=PRIVATE, name=PRIVATE)
     assert server.wait_for_line(f"handshake failed: .*{reason}", since)
 
 
@@ -169,52 +178,60 @@ def test_the_alert_is_not_lost_to_a_reset(server: Running) -> None:
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 def test_a_resumed_session_has_its_identity(
-    server: Running, certificates: dict[str, Path], newest: ssl.TLSVersion
+    server: Running, certificates: dict[str, Path], protocol: str, newest: ssl.TLSVersion
 ) -> None:
     context = client(certificates["exact"], newest)
-    with connect(server.port, context, name=PRIVATE) as connection:
-        connection.sendall(REQUEST)
-        read_to_end(connection)
-        session = connection.session
+    session = session_of(server, protocol, context, PRIVATE)
     since = len(server.log)
-    with connect(server.port, context, session, PRIVATE) as connection:
-        assert connection.session_reused
-        connection.sendall(REQUEST)
-        assert parse(read_to_end(connection))[0].body == b"private"
-    assert server.wait_for_line(r" resumed ktls .* client=/CN=exact$", since)
+    with conversation(server.port, protocol, context=context, session=session, name=PRIVATE) as connection:
+        assert isinstance(connection.socket, ssl.SSLSocket)
+        assert connection.socket.session_reused
+        assert connection.get("/name.txt", host=PRIVATE).body == b"private"
+    assert server.wait_for_line(rf" resumed ktls .* client=/CN=exact{ALPN[protocol]}$", since)
+
+
+def session_of(server: Running, protocol: str, context: ssl.SSLContext, name: str | None) -> ssl.SSLSession:
+    with conversation(server.port, protocol, context=context, name=name) as connection:
+        assert connection.get("/name.txt", host=name or "public.example").status == 200
+        assert isinstance(connection.socket, ssl.SSLSocket)
+        assert connection.socket.session is not None
+        return connection.socket.session
 
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("first", [None, "anyone.example"])
 def test_a_session_of_another_site_opens_nothing(
-    server: Running, certificates: dict[str, Path], newest: ssl.TLSVersion, first: str | None
+    server: Running, certificates: dict[str, Path], protocol: str, newest: ssl.TLSVersion, first: str | None
 ) -> None:
     """One without a certificate, and one whose certificate was enough there."""
     certificate = certificates["stranger"] if first else None
     context = client(certificate, newest)
-    with connect(server.port, context, name=first) as connection:
-        connection.sendall(REQUEST.replace(b"private.example", (first or "public.example").encode()))
-        assert parse(read_to_end(connection))[0].status == 200
-        session = connection.session
+    session = session_of(server, protocol, context, first)
     with pytest.raises(ssl.SSLError, match=r"alert|ALERT"):
-        get(server.port, "/name.txt", context=context, host=PRIVATE, name=PRIVATE, session=session)
+        ask(server.port, "/name.txt", protocol=protocol, context=context, host=PRIVATE, name=PRIVATE, session=session)
 
 
 @pytest.mark.parametrize("asked", [None, "unknown.example"])
-def test_no_name_in_the_handshake_leads_around_it(server: Running, asked: str | None) -> None:
+def test_no_name_in_the_handshake_leads_around_it(server: Running, protocol: str, asked: str | None) -> None:
     since = len(server.log)
     # Twice: the second time from memory, if it were there.
-    for _ in range(2):
-        assert get(server.port, "/name.txt", host=PRIVATE, name=asked).status == 421
-    assert get(server.port, "/name.txt", host="public.example", name=asked).body == b"public"
+    with conversation(server.port, protocol, name=asked) as connection:
+        for _ in range(2):
+            assert connection.get("/name.txt", host=PRIVATE).status == 421
+        assert connection.get("/name.txt", host="public.example").body == b"public"
     if asked is None:
         assert server.wait_for_line(f" 421 .*{PRIVATE} demands a client certificate", since)
 
 
-def test_a_weaker_demand_leads_not_around_a_stronger(server: Running, certificates: dict[str, Path]) -> None:
+def test_a_weaker_demand_leads_not_around_a_stronger(
+    server: Running, certificates: dict[str, Path], protocol: str
+) -> None:
     context = client(certificates["stranger"])
-    assert get(server.port, "/name.txt", host="anyone.example", name="anyone.example", context=context).status == 200
-    assert get(server.port, "/name.txt", host=PRIVATE, name="anyone.example", context=context).status == 421
+    with conversation(server.port, protocol, context=context, name="anyone.example") as connection:
+        assert connection.get("/name.txt", host="anyone.example").status == 200
+        assert connection.get("/name.txt", host=PRIVATE).status == 421
+        # The connection is still good.
+        assert connection.get("/name.txt", host="anyone.example").body == b"anyone"
 
 
 def test_a_listener_without_tls_leads_not_around_it(server: Running) -> None:
