@@ -174,11 +174,25 @@ def conversation(
 
     A context of the caller offers nothing but this protocol from now on.
     """
+    raw = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+    raw.sendall(before)
+    with secured(raw, protocol, context, name=name, session=session) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def secured(
+    raw: socket.socket,
+    protocol: str,
+    context: ssl.SSLContext | None = None,
+    *,
+    name: str | None = None,
+    session: ssl.SSLSession | None = None,
+) -> Iterator[Conversation]:
+    """The same over a connection that is there."""
     context = context or client_context()
     if protocol == HTTP_2:
         context.set_alpn_protocols(["h2"])
-    raw = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
-    raw.sendall(before)
     with context.wrap_socket(raw, suppress_ragged_eofs=False, session=session, server_hostname=name) as connection:
         assert connection.selected_alpn_protocol() == ("h2" if protocol == HTTP_2 else None)
         yield _Http2(connection, "https") if protocol == HTTP_2 else _Http1(connection)

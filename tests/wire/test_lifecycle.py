@@ -1,5 +1,6 @@
 """Bodies that cannot arrive whole, clients that leave, signals, and what is left behind: nothing.
 
+Clients of both protocols are there at the same time.
 Signals to several processes: test_worker_signals.py.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.protocols import HTTP_1, PROTOCOLS, BrokenError, Conversation, Download, ask_by_both, conversation, secured
 from tests.serving import (
     Running,
     children,
@@ -47,7 +49,9 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(root: Path, tmp_path: Path) -> Iterator[Running]:
-    with serving(root, state=tmp_path / "state") as running:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text("http2 = true\n")
+    with serving(root, "--config", str(config), state=tmp_path / "state") as running:
         yield running
 
 
@@ -58,73 +62,85 @@ def begin_download(port: int, name: bytes = b"large.bin") -> tuple[ssl.SSLSocket
     return connection, connection.recv(16384)
 
 
+@contextlib.contextmanager
+def downloading(port: int, name: str = "large.bin") -> Iterator[list[tuple[Conversation, Download]]]:
+    """The same by each protocol."""
+    with contextlib.ExitStack() as stack:
+        begun = []
+        for protocol in PROTOCOLS:
+            client = stack.enter_context(conversation(port, protocol))
+            download = client.begin(f"/{name}")
+            download.read(1)
+            begun.append((client, download))
+        yield begun
+
+
 def test_a_file_that_shrinks_is_never_taken_for_whole(server: Running, root: Path) -> None:
-    connection, data = begin_download(server.port)
-    os.truncate(root / "large.bin", LARGE // 2)
-    received = bytearray(data)
-    with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):  # noqa: PT012
-        while chunk := connection.recv(65536):
-            received += chunk
-    assert len(received) < LARGE
-    server.wait_for_line("the file shrank")
+    with downloading(server.port) as downloads:
+        os.truncate(root / "large.bin", LARGE // 2)
+        for _, download in downloads:
+            with pytest.raises(BrokenError):
+                download.answer()
+        # Of HTTP/2 only the stream ends.
+        assert downloads[1][0].get("/small.txt").body == b"small"
+    for pattern in ("cut off: the file shrank", "stream 1 reset: the file shrank"):
+        server.wait_for_line(pattern)
     assert get(server.port, "/small.txt").body == b"small"
 
 
 def test_a_file_that_grows_arrives_in_its_promised_length(server: Running, root: Path) -> None:
     before = (root / "large.bin").read_bytes()
-    connection, data = begin_download(server.port)
-    with open(root / "large.bin", "ab") as file:
-        file.write(b"more" * 1000)
-    with connection:
-        answer, rest = parse(data + read_to_end(connection))
-    assert answer.body == before
-    assert rest == b""
+    with downloading(server.port) as downloads:
+        with open(root / "large.bin", "ab") as file:
+            file.write(b"more" * 1000)
+        for client, download in downloads:
+            assert download.answer().body == before
+            assert client.get("/small.txt").body == b"small"
 
 
 def test_a_file_that_is_replaced_arrives_as_it_was_opened(server: Running, root: Path) -> None:
     before = (root / "large.bin").read_bytes()
-    connection, data = begin_download(server.port)
-    (root / "new.bin").write_bytes(b"new")
-    os.replace(root / "new.bin", root / "large.bin")
-    with connection:
-        assert parse(data + read_to_end(connection))[0].body == before
-    assert get(server.port, "/large.bin").body == b"new"
+    with downloading(server.port) as downloads:
+        (root / "new.bin").write_bytes(b"new")
+        os.replace(root / "new.bin", root / "large.bin")
+        for client, download in downloads:
+            assert download.answer().body == before
+            assert client.get("/large.bin").body == b"new"
 
 
 def test_a_file_that_leaves_the_root_arrives_whole(server: Running, root: Path) -> None:
     before = (root / "large.bin").read_bytes()
     os.link(root / "large.bin", root / "other.bin")
-    with begin_download(server.port)[0] as moved, begin_download(server.port, b"other.bin")[0] as removed:
+    with downloading(server.port) as moved, downloading(server.port, "other.bin") as removed:
         os.rename(root / "large.bin", root.parent / "outside.bin")
         os.unlink(root / "other.bin")
-        for connection in (moved, removed):
-            assert read_to_end(connection).endswith(before[16384:])
-    for name in ("large.bin", "other.bin"):
-        assert get(server.port, f"/{name}").status == 404
+        for client, download in (*moved, *removed):
+            assert download.answer().body == before
+            assert [client.get(f"/{name}").status for name in ("large.bin", "other.bin")] == [404, 404]
 
 
 def test_a_file_that_is_rewritten_in_place_arrives_as_it_was_read(server: Running, root: Path) -> None:
     """SECURITY.md warns of it: only the bytes differ."""
     (root / "large.bin").write_bytes(b"a" * LARGE)
-    connection, data = begin_download(server.port)
-    with open(root / "large.bin", "r+b") as file:
-        file.write(b"b" * LARGE)
-    with connection:
-        answer, rest = parse(data + read_to_end(connection))
-    assert (answer.status, len(answer.body), rest) == (200, LARGE, b"")
-    # Where one processor has both the server and the writer, they may overtake each other more than once.
-    assert set(answer.body) == set(b"ab")
-    assert answer.body.startswith(b"a" * 16384)
+    with downloading(server.port) as downloads:
+        with open(root / "large.bin", "r+b") as file:
+            file.write(b"b" * LARGE)
+        for _, download in downloads:
+            answer = download.answer()
+            assert (answer.status, len(answer.body)) == (200, LARGE)
+            # Where one processor has both the server and the writer, they may overtake each other more than once.
+            assert set(answer.body) == set(b"ab")
+            assert answer.body.startswith(b"a" * 16384)
 
 
 def test_clients_that_leave_cost_nothing(server: Running) -> None:
     get(server.port, "/small.txt")
     before = server.open_files()
-    for reset in (False, True) * 10:
-        connection, _ = begin_download(server.port)
-        if reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        connection.close()
+    for reset in (False, True) * 5:
+        with downloading(server.port) as downloads:
+            for client, _ in downloads:
+                if reset:
+                    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     assert get(server.port, "/small.txt").body == b"small"
     # Fewer: `before` may have been read while the server still closed the first connection.
     assert eventually(lambda: server.open_files() <= before), server.open_files()
@@ -140,18 +156,20 @@ def test_half_a_handshake_and_noise_are_harmless(server: Running) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_downloads_finish_and_exits_0(server: Running, root: Path, number: int) -> None:
-    idle = connect(server.port)
-    idle.sendall(b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert parse(idle.recv(65536))[0].body == b"small"
-    connection, data = begin_download(server.port)
-    server.process.send_signal(number)
-    with idle:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(conversation(server.port, protocol)) for protocol in PROTOCOLS]
+        for client in idle:
+            assert client.get("/small.txt").body == b"small"
+        downloads = stack.enter_context(downloading(server.port))
+        server.process.send_signal(number)
         # An idle connection is closed in order, and at once.
-        assert idle.recv(65536) == b""
-    assert eventually(lambda: is_refused(server.port))
-    assert server.process.poll() is None
-    with connection:
-        assert parse(data + read_to_end(connection))[0].body == (root / "large.bin").read_bytes()
+        for client in idle:
+            assert client.is_ended()
+        assert eventually(lambda: is_refused(server.port))
+        assert server.process.poll() is None
+        for client, download in downloads:
+            assert download.answer().body == (root / "large.bin").read_bytes()
+            assert client.is_ended()
     assert server.process.wait(timeout=30) == 0
 
 
@@ -160,36 +178,44 @@ def test_a_first_request_that_crosses_the_signal_is_answered(server: Running, *,
     if seen_before:
         # A client that sends a cached head would get the response from memory.
         assert get(server.port, "/small.txt").body == b"small"
-    with connect(server.port) as fresh, connect(server.port) as silent:
+    with contextlib.ExitStack() as stack:
+        fresh, silent = (
+            [stack.enter_context(conversation(server.port, protocol)) for protocol in PROTOCOLS] for _ in range(2)
+        )
         server.process.send_signal(signal.SIGTERM)
         assert eventually(lambda: is_refused(server.port))
-        fresh.sendall(b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        answer, rest = parse(read_to_end(fresh))
-        assert (answer.body, answer.fields["connection"], rest) == (b"small", "close", b"")
+        for protocol, client in zip(PROTOCOLS, fresh, strict=True):
+            answer = client.get("/small.txt")
+            assert answer.body == b"small"
+            assert answer.fields.get("connection") == ("close" if protocol == HTTP_1 else None)
+            assert client.is_ended()
         # Who sends none is not waited for, and sees an end in order.
-        assert silent.recv(1) == b""
+        assert all(client.is_ended() for client in silent)
     assert server.process.wait(timeout=30) == 0
 
 
 def test_a_handshake_that_crosses_the_signal_is_finished(server: Running) -> None:
-    raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    raw = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in PROTOCOLS]
     get(server.port, "/small.txt")
     server.process.send_signal(signal.SIGTERM)
     assert eventually(lambda: is_refused(server.port))
-    with client_context().wrap_socket(raw, suppress_ragged_eofs=False) as late:
-        late.sendall(b"GET /small.txt HTTP/1.1\r\nHost: a\r\n\r\n")
-        answer, _ = parse(read_to_end(late))
-    assert (answer.body, answer.fields["connection"]) == (b"small", "close")
+    for protocol, connection in zip(PROTOCOLS, raw, strict=True):
+        with secured(connection, protocol) as late:
+            answer = late.get("/small.txt")
+            assert answer.body == b"small"
+            assert answer.fields.get("connection") == ("close" if protocol == HTTP_1 else None)
+            assert late.is_ended()
     assert server.process.wait(timeout=30) == 0
 
 
 def test_a_second_signal_ends_downloads_too(server: Running) -> None:
-    connection, _ = begin_download(server.port)
-    server.process.send_signal(signal.SIGTERM)
-    assert eventually(lambda: is_refused(server.port))
-    assert server.stop() == 0
-    with connection, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
-        read_to_end(connection)
+    with downloading(server.port) as downloads:
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: is_refused(server.port))
+        assert server.stop() == 0
+        for _, download in downloads:
+            with pytest.raises(BrokenError):
+                download.answer()
 
 
 def test_workers_share_the_port_and_tickets_and_are_replaced(root: Path, tmp_path: Path) -> None:
@@ -264,9 +290,9 @@ def test_a_file_under_a_lease_is_busy_not_absent(server: Running, root: Path) ->
     try:
         with open(root / "small.txt", "r+b") as holder:
             fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            assert get(server.port, "/small.txt").status == 503
+            assert ask_by_both(server.port, "/small.txt").status == 503
             fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        assert get(server.port, "/small.txt").status == 200
+        assert ask_by_both(server.port, "/small.txt").status == 200
     finally:
         signal.signal(signal.SIGIO, before)
 
