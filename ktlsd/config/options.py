@@ -273,8 +273,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tls_policy: TlsPolicy = "intermediate"
     """TLS protocols and ciphers: Mozilla's "modern" (only TLS 1.3) or "intermediate" (also TLS 1.2), or "compatible",
     which adds TLS 1.2 ciphers that kTLS does not support."""
-    http2: bool = False
-    """Offer HTTP/2 beside HTTP/1.1 over TLS (experimental)."""
+    http2: bool = True
+    """Offer HTTP/2 beside HTTP/1.1 over TLS."""
     session_tickets: bool = True
     """Allow TLS session resumption with tickets."""
     ticket_keys: Path | None = None

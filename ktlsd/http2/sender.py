@@ -46,7 +46,7 @@ class Sender:
     """One connection's. `streams` are those that are open, by identifier."""
 
     __slots__ = (
-        *("_bodies", "_closed", "_credit", "_frame_bytes", "_largest_payload", "_out", "_scheduler"),
+        *("_bodies", "_closed", "_credit", "_frame_bytes", "_largest_payload", "_later", "_out", "_scheduler"),
         *("_table_size", "_update", "initial_window", "streams", "window"),
     )
 
@@ -58,6 +58,8 @@ class Sender:
         self._credit = credit
         self._closed = closed
         self._out = [first]
+        self._later: list[bytes] = []
+        """Frames for the take() after the next one."""
         self._bodies = 0
         self._scheduler = Scheduler()
         self.initial_window = DEFAULT_WINDOW
@@ -79,7 +81,7 @@ class Sender:
     def take(self) -> bytes:
         """Control frames, heads and small bodies that are to be sent, in this order, before any turn."""
         data = b"".join(self._out)
-        self._out.clear()
+        self._out, self._later = self._later, []
         self._bodies = 0
         return data
 
@@ -300,7 +302,10 @@ class Sender:
         """The response was sent to its end."""
         stream_id = stream.stream_id
         if stream.receiving:
-            self.refuse(stream_id, ErrorCode.NO_ERROR)
+            # In a write of its own: curl 7.88 loses a response that it reads together with RST_STREAM.
+            (self._later if self._out else self._out).append(rst_stream(stream_id, ErrorCode.NO_ERROR))
+            self._closed.reset(stream_id)
+            self.drop(stream_id)
         elif stream.waiting:
             self.drop(stream_id)
         else:

@@ -103,8 +103,11 @@ class Client:
         return stream_id
 
     def frames(self) -> list[Frame]:
-        """What take() gives."""
-        return parsed(self.sender.take())
+        """What take() gives until there is no more."""
+        data = self.sender.take()
+        while self.sender.pending:
+            data += self.sender.take()
+        return parsed(data)
 
     def named(self) -> list[tuple[str, int]]:
         """Type and stream of each frame that take() gives."""

@@ -198,7 +198,7 @@ def test_haproxy_passes_tls_through_and_the_client_is_known(tmp_path: Path) -> N
         trusting = ("--cacert", str(tmp_path / "etc/example.org.pem"))
         asked = curl(f"https://example.org:{front}/", *trusting, *to("example.org", front), "--interface", "127.0.0.9")
         assert asked == "page 200"
-        server.wait_for_line(r'^127\.0\.0\.9 .* "GET / HTTP/1\.1" 200 ')
+        server.wait_for_line(r'^127\.0\.0\.9 .* "GET / HTTP/2\.0" 200 ')
 
 
 def test_the_service_is_the_one_that_other_tests_install() -> None:
