@@ -142,7 +142,13 @@ class Arrivals:
             PlainTransport(sock, self._page_cache, self._row, service.settings.limits)
         ) as transport:
             client = make_client(peer, service.trusted, logged=logged, redirected=redirected)
-            await Http1(shared, transport, client).serve()
+            begun = await Http1(
+                shared, transport, client, leaves_http2=service.settings.http2 and not redirected
+            ).serve()
+            if begun:
+                from ktlsd.protocol.http2 import Http2
+
+                await Http2(shared, transport, client).serve(begun)
 
     async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
         """Shake hands within a time that began when the connection was accepted, and serve."""

@@ -155,7 +155,7 @@ def _build(
 ) -> Service:
     settings = loaded.settings
     service = Service(library, settings, support, former, renewing=renewing)
-    if service.http2:
+    if service.settings.http2:
         # Before workers are forked, and before a client waits for it.
         import ktlsd.protocol.http2  # noqa: F401
     try:

@@ -24,6 +24,7 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
+from ktlsd.http2.frames import PREFACE
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, counted
 from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
@@ -48,11 +49,15 @@ class Http1:
     """One connection that speaks HTTP/1.1."""
 
     __slots__ = (
-        *("_client", "_exchange", "_inline", "_limits", "_lines", "_log", "_reader", "_responder", "_shared"),
-        "_transport",
+        *("_client", "_exchange", "_inline", "_leaves_http2", "_limits", "_lines", "_log", "_reader", "_responder"),
+        *("_shared", "_transport"),
     )
 
-    def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
+    def __init__(
+        self, shared: Shared, transport: PacedTransport, client: Client, *, leaves_http2: bool = False
+    ) -> None:
+        """`leaves_http2` is whether the client may speak HTTP/2 with prior knowledge instead (RFC 9113 section 3.3)."""
+        self._leaves_http2 = leaves_http2
         self._shared = shared
         self._transport = transport
         self._client = client
@@ -65,9 +70,10 @@ class Http1:
         self._exchange: Exchange | None = None
         """The request that is being answered, once its head is read."""
 
-    async def serve(self) -> None:
+    async def serve(self) -> bytes:
         """Answer requests until the client is done or idle for too long, the connection must close, or the server ends.
 
+        Returns the first bytes of a client that speaks HTTP/2 instead; otherwise b"", and the connection is finished.
         Raises TLSError, FileShrank, OSError.
         """
         while True:
@@ -76,17 +82,21 @@ class Http1:
                 await self._finish(left.unsent, left.descriptor)
             if left.ends:
                 await self._transport.finish(unread=True)
-                return
+                return b""
             if left.unsent is not None and left.received == b"":
                 continue
             received = self._lines.joined(await self._read_idle()) if left.received is None else left.received
             if not received:
                 await self._transport.finish()
-                return
+                return b""
             await driver.become_task()
+            if self._leaves_http2 and not self._transport.sent:
+                received = await self._with_whole_preface(received)
+                if received.startswith(PREFACE):
+                    return received
             self._reader.receive(received)
             if not await self._answer_received():
-                return
+                return b""
 
     async def _finish(self, rest: Rest, descriptor: int) -> None:
         """Send the rest of a response that has begun, and close its file, if any."""
@@ -115,6 +125,16 @@ class Http1:
                 if not self._transport.stopped:
                     raise
         return b""
+
+    async def _with_whole_preface(self, received: bytes) -> bytes:
+        """The first bytes of a connection; if they may be the beginning of HTTP/2's preface, enough to tell."""
+        with trio.move_on_after(self._limits.head_seconds):
+            while len(received) < len(PREFACE) and PREFACE.startswith(received):
+                more = await self._transport.read()
+                if not more:
+                    break
+                received += more
+        return received
 
     async def _answer_received(self) -> bool:
         """Answer the requests that have begun to arrive; whether the connection can be used again."""

@@ -99,16 +99,18 @@ class Http2:
         self._sleep: trio.CancelScope | None = None
         self._woken = False
 
-    async def serve(self) -> None:
+    async def serve(self, received: bytes = b"") -> None:
         """Answer requests until the client is done, idle for too long or told to leave, or the server drains.
 
-        Raises TLSError, OSError.
+        `received` are bytes that the client sent before. Raises TLSError, OSError.
         """
         idle = self._shared.idle
         try:
+            if received:
+                self._receive(received, {})
             self._send_at_once()
             while True:
-                if not self._unsent:
+                if self._is_idle():
                     await idle.wait(self)
                 await driver.become_task()
                 if not await self._work():
