@@ -74,6 +74,8 @@ class Http2Client:
         self.error: int | None = None
         """The code of the last GOAWAY."""
         self._received = b""
+        self.received_bytes = 0
+        """All of the connection's, frames and all."""
         self.closed = False
         """Whether the server ended the connection."""
         self.flush()
@@ -84,7 +86,7 @@ class Http2Client:
             self.socket.sendall(data)
 
     def ask(
-        self, target: str, *fields: HeaderField, method: str = "GET", host: str = "localhost", end: bool = True
+        self, target: str | bytes, *fields: HeaderField, method: str = "GET", host: str = "localhost", end: bool = True
     ) -> int:
         """Send a request; its stream."""
         stream_id = self.http.get_next_available_stream_id()
@@ -101,6 +103,7 @@ class Http2Client:
             self.closed = True
             return False
         self._received += data
+        self.received_bytes += len(data)
         # Frame by frame: h2 takes the first GOAWAY for the end, but streams go on (RFC 9113 section 6.8).
         while (size := 9 + int.from_bytes(self._received[:3])) <= len(self._received):
             frame, self._received = self._received[:size], self._received[size:]

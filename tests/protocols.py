@@ -47,6 +47,11 @@ class Conversation(ABC):
     def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
         """Send a request without a body."""
 
+    @property
+    @abstractmethod
+    def received_bytes(self) -> int:
+        """All that the server sent so far, without TLS."""
+
     @abstractmethod
     def is_ended(self) -> bool:
         """Wait for the server, which is to send no more responses; whether it ended the connection in order."""
@@ -60,6 +65,16 @@ class _Http1(Conversation):
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.received = bytearray()
+        self._taken = 0
+
+    @property
+    def received_bytes(self) -> int:
+        return self._taken + len(self.received)
+
+    def take(self, count: int) -> None:
+        """A response of this size is done with."""
+        del self.received[:count]
+        self._taken += count
 
     def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *fields, "", ""]
@@ -110,7 +125,7 @@ class _Http1Download(Download):
                 while not received.endswith(b"\r\n0\r\n\r\n", begin - 2):
                     self._connection.receive()
         answer, rest = parse(bytes(received), head_only=self._method == "HEAD")
-        received[:] = rest
+        self._connection.take(len(received) - len(rest))
         return answer
 
 
@@ -118,6 +133,10 @@ class _Http2(Conversation):
     def __init__(self, connection: socket.socket, scheme: str) -> None:
         self.socket = connection
         self.client = Http2Client(connection, scheme=scheme)
+
+    @property
+    def received_bytes(self) -> int:
+        return self.client.received_bytes
 
     def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
         if target.startswith(("https://", "http://")):
@@ -127,7 +146,7 @@ class _Http2(Conversation):
         for line in fields:
             name, _, value = line.encode("latin-1").partition(b":")
             encoded.append((name.lower(), value.strip(b" \t")))
-        stream_id = self.client.ask(target, *encoded, method=method, host=host)
+        stream_id = self.client.ask(target.encode("latin-1"), *encoded, method=method, host=host)
         return _Http2Download(self.client, stream_id)
 
     def is_ended(self) -> bool:

@@ -1,4 +1,5 @@
-"""Files on file systems without RWF_NOWAIT: what is in memory is sent at once, and arrives as it is there."""
+"""Files on file systems without RWF_NOWAIT: what is in memory is sent at once, by both protocols, and arrives as it is
+there."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounting import evict, mount, overlay
-from tests.serving import Running, exchange_plain, get, serving
+from tests.protocols import ask_by_both
+from tests.serving import Running, exchange_plain, serving
 
 SIZES = {"small.bin": 10_240, "middle.bin": 100_000, "big.bin": 3_000_000}
 CONTENT = {name: os.urandom(size) for name, size in SIZES.items()}
@@ -40,7 +42,10 @@ def cold_reads(server: Running) -> int:
 
 @contextlib.contextmanager
 def server_of(root: Path, state: Path, wrapper: Sequence[str] = ()) -> Iterator[Running]:
-    with serving(root, "--metrics-listen", "127.0.0.1:0", state=state, wrapper=wrapper) as server:
+    state.mkdir()
+    (state / "ktlsd.toml").write_text("http2 = true\n")
+    options = ("--metrics-listen", "127.0.0.1:0", "--config", str(state / "ktlsd.toml"))
+    with serving(root, *options, state=state, wrapper=wrapper) as server:
         yield server
 
 
@@ -48,8 +53,8 @@ def check_all(server: Running) -> None:
     """Each file, again and again, whole and in part."""
     for _ in range(TIMES):
         for name, content in CONTENT.items():
-            assert get(server.port, f"/{name}").body == content
-            assert get(server.port, f"/{name}", "Range: bytes=5000-5999").body == content[5000:6000]
+            assert ask_by_both(server.port, f"/{name}").body == content
+            assert ask_by_both(server.port, f"/{name}", "Range: bytes=5000-5999").body == content[5000:6000]
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
@@ -84,6 +89,6 @@ def test_files_of_an_overlay_need_a_thread_once(tmp_path: Path, owner: int) -> N
         os.chown(root / "new", owner, owner)
         (root / "new").rename(root / "small.bin")
         for _ in range(TIMES):
-            assert get(server.port, "/small.bin").body == new
+            assert ask_by_both(server.port, "/small.bin").body == new
         # The kernel tells its owner that what was just written is there.
         assert cold_reads(server) == after_disk + (owner != 0)

@@ -31,6 +31,7 @@ from ktlsd.status.metrics_listener import MOST_CONNECTIONS, MetricsListener
 from ktlsd.tls.ktls_probe import support
 from tests.commands.test_command_line import make_certificate
 from tests.in_process import in_a_thread
+from tests.protocols import conversation
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -168,6 +169,39 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
         assert is_refused(port)
 
 
+def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: str) -> None:
+    """Bytes are those of all frames, by either protocol."""
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    options = (*ON_LOOPBACK, "--config", str(tmp_path / "ktlsd.toml"), "--listing")
+    with serving(root, *options, state=tmp_path / "state") as running:
+        port = metrics_port(running)
+        with conversation(running.port, protocol) as client:
+            for _ in range(3):
+                answers = [
+                    client.get("/small.txt"),
+                    client.get("/medium.bin", "Range: bytes=0-99999"),
+                    client.get("/medium.bin", "Range: bytes=0-9,300000-"),
+                    client.get("/nothing"),
+                    client.get("/"),
+                    client.get("/small.txt", method="OPTIONS"),
+                    client.get("/medium.bin", "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT"),
+                    client.get("/medium.bin"),
+                    client.get("/large.bin", method="HEAD"),
+                    client.get("/small.txt", *(f"X-{number}: a" for number in range(101))),
+                    client.get("/" + "a" * 9000),
+                ]
+            assert eventually(lambda: sent(numbers(port)) == client.received_bytes)
+        assert eventually(lambda: value(numbers(port), "ktlsd_open_connections", listener="https") == 0)
+        found = numbers(port)
+        assert by_status(found) == {
+            status: 3 * number for status, number in Counter(str(answer.status) for answer in answers).items()
+        }
+        assert value(found, "ktlsd_accepted_connections_total", listener="https") == 1
+        assert value(found, "ktlsd_requests_in_flight") == 0
+        assert value(found, "ktlsd_limited_total", limit="header_fields") == 3
+        assert value(found, "ktlsd_limited_total", limit="target_bytes") == 3
+
+
 def test_fallbacks_by_reason(root: Path, tmp_path: Path) -> None:
     with serving(root, *ON_LOOPBACK, "--ktls", "off", state=tmp_path / "state") as running:
         for _ in range(3):
@@ -194,14 +228,15 @@ def test_bytes_by_path(root: Path, tmp_path: Path) -> None:
         assert value(found, "ktlsd_sent_bytes_total", path="user_space") == 0
 
 
-def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path) -> None:
-    with serving(root, *ON_LOOPBACK, state=tmp_path / "state") as running:
+def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path, protocol: str) -> None:
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    options = (*ON_LOOPBACK, "--config", str(tmp_path / "ktlsd.toml"))
+    with serving(root, *options, state=tmp_path / "state") as running:
         port = metrics_port(running)
-        with connect(running.port) as stuck, connect(running.port) as idle:
-            stuck.sendall(b"GET /large.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            begun = stuck.recv(16384)
-            idle.sendall(AGAIN)
-            assert idle.recv(65536)
+        with conversation(running.port, protocol) as stuck, conversation(running.port, protocol) as idle:
+            download = stuck.begin("/large.bin")
+            download.read(16384)
+            assert idle.get("/small.txt").body == b"small"
 
             def gauges() -> tuple[float, float, float]:
                 found = numbers(port)
@@ -212,7 +247,8 @@ def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path) -> None:
             assert eventually(lambda: gauges() == (1, 2, 2))
             some = sent(numbers(port))
             assert 16384 <= some < LARGE
-            assert len(begun) + len(read_to_end(stuck)) > LARGE
+            assert len(download.answer().body) == LARGE
+            assert eventually(lambda: gauges() == (0, 2, 2))
         assert eventually(lambda: gauges() == (0, 0, 0))
         assert sent(numbers(port)) > LARGE
 

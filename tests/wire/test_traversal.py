@@ -1,8 +1,8 @@
 """No byte from outside the root: encodings and links of every kind, and folders swapped while they are looked up.
 
-Strategy: a corpus of targets (corpus/traversal.txt), each asked for over TLS and as a backend, with listings and
-dotfiles allowed; what lies outside has a text that no answer may contain. The pure parts: test_request_target.py; the
-look-up alone: test_lookup.py.
+Strategy: a corpus of targets (corpus/traversal.txt), each asked for over TLS by both protocols and as a backend, with
+listings and dotfiles allowed; what lies outside has a text that no answer may contain. The pure parts:
+test_request_target.py; the look-up alone: test_lookup.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.protocols import HTTP_2, BrokenError, conversation
 from tests.serving import Running, connect, exchange, exchange_plain, get, parse_all, read_to_end, serving
 
 SECRET = b"nobody outside may read this"
@@ -65,8 +66,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    options = ("--listing", "--dotfiles", "--log-level", "warning")
     state = tmp_path_factory.mktemp("state")
+    (state / "ktlsd.toml").write_text("http2 = true\n")
+    options = ("--listing", "--dotfiles", "--log-level", "warning", "--config", str(state / "ktlsd.toml"))
     with serving(
         place / "root", *options, state=state, backend_listen=("127.0.0.1:0",), TELLTALE=SECRET.decode()
     ) as it:
@@ -87,6 +89,14 @@ def test_no_target_leads_out(server: Running, place: Path, line: str) -> None:
         # Either the connection is kept and in step, or closed.
         closed = answers[0].fields.get("connection") == "close"
         assert [answer.body for answer in answers[1:]] == ([] if closed else [INSIDE])
+    with conversation(server.port, HTTP_2) as client:
+        # What is no :path is malformed.
+        with contextlib.suppress(BrokenError):
+            answer = client.get(target)
+            assert answer.status in allowed
+            assert SECRET not in answer.body
+            assert not any(SECRET.decode() in value for value in answer.fields.values())
+        assert client.get("/sub/file.txt").body == INSIDE
 
 
 def test_the_corpus_would_find_the_secret(server: Running, place: Path) -> None:
@@ -188,8 +198,11 @@ def test_what_is_swapped_during_requests_never_leads_out(tmp_path: Path, swap: C
         b"GET /moving/%b HTTP/1.1\r\nHost: a\r\n\r\n" % name
         for name in (b"file.txt", b"up/file.txt", b"", b"../moving/file.txt")
     )
+    targets = ("/moving/file.txt", "/moving/up/file.txt", "/moving/", "/moving/../moving/file.txt")
     statuses: dict[int, int] = {}
-    with serving(root, "--listing", "--log-level", "error", state=tmp_path / "state") as server:
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    options = ("--listing", "--log-level", "error", "--config", str(tmp_path / "ktlsd.toml"))
+    with serving(root, *options, state=tmp_path / "state") as server:
         swapper = threading.Thread(target=swap_on)
         swapper.start()
         try:
@@ -201,7 +214,11 @@ def test_what_is_swapped_during_requests_never_leads_out(tmp_path: Path, swap: C
                     )
                     data = read_to_end(connection)
                 assert SECRET not in data
-                for answer in parse_all(data):
+                with conversation(server.port, HTTP_2) as client:
+                    downloads = [client.begin(target) for target in targets * 25]
+                    answers = [*parse_all(data), *(download.answer() for download in downloads)]
+                for answer in answers:
+                    assert SECRET not in answer.body
                     statuses[answer.status] = statuses.get(answer.status, 0) + 1
         finally:
             stop.set()
