@@ -89,6 +89,11 @@ class Sender:
         """Have whole frames sent."""
         self._out.append(frame)
 
+    def shrink(self) -> None:
+        """Give back the memory that many streams needed, once none is open: a dictionary keeps its largest size."""
+        if not self.streams:
+            self.streams.clear()
+
     # --- responses ---------------------------------------------------------------------------------------------------
 
     def respond(self, stream_id: int, block: bytes, body: bytes = b"") -> bool:

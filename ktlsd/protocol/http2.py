@@ -52,6 +52,8 @@ GOODBYE_SECONDS: Final = 2.0
 """Time for a client to hear of the first GOAWAY."""
 _CHECK_SECONDS: Final = 1.0
 """Time between two looks at the deadlines of a busy connection."""
+_FEW: Final = 4
+"""Streams for which a dictionary has room in its smallest size."""
 _LONGEST_BEFORE: Final = 65536
 """Bytes of heads and control frames that share a write with bodies."""
 _LEAST_ROOM: Final = 1024
@@ -62,7 +64,18 @@ class Http2:
     """One connection that speaks HTTP/2."""
 
     __slots__ = (
-        *("_bodies_since", "_check_at", "_client", "_ended", "_engine", "_failed", "_idle_since", "_limits", "_moved"),
+        *(
+            "_bodies_since",
+            "_check_at",
+            "_client",
+            "_ended",
+            "_engine",
+            "_failed",
+            "_idle_since",
+            "_large",
+            "_limits",
+            "_moved",
+        ),
         *("_refuse_at", "_responder", "_responses", "_sender", "_shared", "_sleep", "_turns", "_unsent", "_used"),
         *("_woken", "transport"),
     )
@@ -89,6 +102,8 @@ class Http2:
         """When the last stream ended, on the clock of the keep-alive connections; at first that of the handshake."""
         self._used = True
         """Whether there was a stream since then."""
+        self._large = False
+        """Whether there were several streams at a time since then."""
         self._check_at = 0.0
         """When deadlines are looked at while there is always something to do."""
         self._refuse_at: float | None = None
@@ -122,6 +137,10 @@ class Http2:
         if self._used:
             self._used = False
             self._idle_since = now
+            if self._large:
+                self._large = False
+                self._sender.shrink()
+                self._responses.shrink()
         return self._idle_since
 
     # --- without a task -----------------------------------------------------------------------------------------------
@@ -304,6 +323,8 @@ class Http2:
             # GOAWAY is the last frame.
             events = events[-1:]
         streams = self._sender.streams
+        if len(streams) > _FEW:
+            self._large = True
         for event in events:
             if isinstance(event, Request):
                 self._used = True

@@ -401,6 +401,12 @@ class Http2Responses:
         self.fail(stream_id, error)
         self._wake()
 
+    def shrink(self) -> None:
+        """Give back the memory that many streams needed, once none is open."""
+        for emptied in (self.bodies, self.waiting):
+            if not emptied:
+                emptied.clear()
+
     def close(self) -> None:
         """The connection has ended."""
         self.waiting.clear()

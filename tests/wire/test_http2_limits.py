@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from ktlsd.http2.errors import ErrorCode, Exceeded
-from ktlsd.http2.frames import PREFACE, ping
+from ktlsd.http2.frames import PREFACE, FrameType, ping
 from tests.hanging_fs import mounted
 from tests.http2.blocks import GET, literals, with_fields
-from tests.http2.client import END_HEADERS, headers, rst_stream, settings
+from tests.http2.client import END_HEADERS, END_STREAM, headers, rst_stream, settings
 from tests.http2.test_hostile import EXCEEDED, MOST_FRAMES, SHAPES
 from tests.http2_client import h2_context, http2
 from tests.mounting import overlay
@@ -35,7 +36,8 @@ CANCEL = 8
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limits") / "www"
     folder.mkdir()
-    (folder / "small.txt").write_bytes(b"small")
+    for name in ("small.txt", "file"):
+        (folder / name).write_bytes(b"small")
     (folder / "middle").write_bytes(os.urandom(MIDDLE))
     with open(folder / "large", "wb") as file:
         file.truncate(32 << 20)
@@ -74,13 +76,15 @@ def end_of(port: int, frames: list[bytes], window: int = 65535) -> int:
             if not data:
                 break
             received += data
-    code = -1
-    while received:
-        size = 9 + int.from_bytes(received[:3])
-        if received[3] == 7:
-            code = int.from_bytes(received[13:17])
+    codes = [int.from_bytes(payload[4:8]) for kind, _, payload in whole_frames(received) if kind == FrameType.GOAWAY]
+    return codes[-1] if codes else -1
+
+
+def whole_frames(received: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and payload of each."""
+    while len(received) >= (size := 9 + int.from_bytes(received[:3])):
+        yield received[3], received[4], received[9:size]
         received = received[size:]
-    return code
 
 
 @contextlib.contextmanager
@@ -272,3 +276,28 @@ def test_a_disk_holds_up_its_own_stream_only(tmp_path: Path) -> None:
             client.wait_for(*asked)
             for one, content in asked.items():
                 assert client.streams[one].answer().body == content
+
+
+# --- memory
+
+
+def test_memory_of_idle_connections(root: Path, tmp_path: Path) -> None:
+    """What many streams at a time needed is given back: an idle connection takes 24 KiB at most."""
+    requests = [headers(stream_id, literals(with_fields())) for stream_id in range(1, 200, 2)]
+    sent = b"".join((PREFACE, settings(), *requests))
+
+    def idle(port: int) -> socket.socket:
+        connection = connect(port, h2_context("h2"))
+        connection.sendall(sent)
+        received = b""
+        while sum(kind < 2 and flags & END_STREAM for kind, flags, _ in whole_frames(received)) < len(requests):
+            received += connection.recv(65536)
+        return connection
+
+    with limited(tmp_path, root) as server, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            idle(server.port).close()
+        before = server.resident_kib()
+        for _ in range(150):
+            stack.enter_context(idle(server.port))
+        assert (server.resident_kib() - before) / 150 < 24
