@@ -36,6 +36,8 @@ SMALL_DATA: Final = 256
 """Bytes: a DATA frame with less that is not the last is overhead."""
 SMALL_INCREMENT: Final = 1024
 """Bytes: a WINDOW_UPDATE by less is overhead."""
+_SENT_BYTE: Final = 2 * USEFUL_FRAME / SMALL_INCREMENT
+"""Overhead frames that each byte of a response allows: a WINDOW_UPDATE for the stream, and one for the connection."""
 
 
 class Credit:
@@ -68,6 +70,10 @@ class Credit:
         """A response was sent to its end."""
         self._frames_full_at -= RESPONSE / self._limits.overhead_frames_per_second
         self._resets_full_at -= RESPONSE / self._limits.resets_per_second
+
+    def earn_bytes(self, count: int) -> None:
+        """Bytes of a response were sent: the client has to renew its windows."""
+        self._frames_full_at -= count * _SENT_BYTE / self._limits.overhead_frames_per_second
 
 
 def _fault(reason: str, exceeded: Exceeded) -> ConnectionFault:

@@ -199,6 +199,7 @@ class Sender:
         If the response ends with the turn, but the last header had no END_STREAM, `ended` is false: an empty frame ends
         the stream then.
         """
+        self._credit.earn_bytes(turn.count)
         stream = self.streams.get(turn.stream_id)
         if stream is None or not turn.last:
             return

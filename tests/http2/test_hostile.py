@@ -189,6 +189,20 @@ def test_responses_give_credit() -> None:
         client.sender.take()
 
 
+def test_windows_of_a_large_response_may_be_renewed() -> None:
+    """A client with windows of 64 KiB renews both after each half."""
+    client = begun()
+    stream_id = client.request()
+    assert client.sender.begin(stream_id, OK_BLOCK)
+    assert client.sender.offer(stream_id, 1 << 30, last=True)
+    client.sender.take()
+    for _ in range((1 << 30) // 32768 - 2):
+        turn = client.sender.next_turn(32768 + 27)
+        assert turn is not None
+        client.sender.sent(turn)
+        assert client.receive(window_update(0, turn.count) + window_update(stream_id, turn.count)) == []
+
+
 def test_the_measure() -> None:
     # A power of two: no sum is rounded.
     measure = Credit(Http2Limits(resets_per_second=1, overhead_frames_per_second=2), 128.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 from hypothesis import given
@@ -257,6 +259,19 @@ def test_a_turn_that_waits_for_a_disk() -> None:
     client.sender.resume(third)
     assert client.sender.next_turn(40_000) is None
     assert client.sender.window == 5_535
+
+
+def test_many_streams_leave_no_memory() -> None:
+    client = begun()
+    streams = client.sender.streams
+    asked = [client.request() for _ in range(100)]
+    client.sender.shrink()
+    assert len(streams) == 100
+    for stream_id in asked:
+        client.sender.respond(stream_id, OK_BLOCK)
+    assert sys.getsizeof(streams) > 4000
+    client.sender.shrink()
+    assert sys.getsizeof(streams) == sys.getsizeof({})
 
 
 def test_a_response_of_unknown_length() -> None:
