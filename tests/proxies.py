@@ -32,7 +32,9 @@ class Places:
     passed: int
     """The port of the ktlsd that demands PROXY headers."""
     unix: str
-    """The file of the first one's Unix socket."""
+    """The file of the Unix socket of the ktlsd without TLS."""
+    plain: int
+    """Its port."""
     authority: Path
     certificate: Path
     """Of the proxy, with its key."""
@@ -120,10 +122,11 @@ def nginx(places: Places) -> Iterator[dict[str, int]]:
 @contextlib.contextmanager
 def haproxy(places: Places) -> Iterator[dict[str, int]]:
     """HAProxy with all of its configurations, the one with the PROXY protocol for both versions."""
-    tls, local, passed, passed_1 = ports = free_ports(4)
-    over_tls, over_unix, passed_on = examples("haproxy")
+    tls, local, local_h2, passed, passed_1 = ports = free_ports(5)
+    over_tls, over_unix, over_unix_h2, passed_on = examples("haproxy")
     text = placed(over_tls, places, {"127.0.0.1:8443": f"127.0.0.1:{places.tls}", "bind :80": f"bind 127.0.0.1:{tls}"})
     text += placed(over_unix, places, {"bind :80": f"bind 127.0.0.1:{local}"})
+    text += placed(over_unix_h2, places, {"bind :80": f"bind 127.0.0.1:{local_h2}"})
     ktlsd = {"127.0.0.1:8443": f"127.0.0.1:{places.passed}"}
     text += placed(passed_on, places, ktlsd | {"bind :443": f"bind 127.0.0.1:{passed}"})
     version_1 = {
@@ -138,7 +141,13 @@ def haproxy(places: Places) -> Iterator[dict[str, int]]:
         f"global\n    stats socket {admin_socket(places)} mode 600 level admin\ndefaults\n{patience}{text}"
     )
     with running("haproxy", places.folder, ports, "haproxy", "-db", "-f", str(configuration)):
-        yield {"haproxy": tls, "haproxy-local": local, "haproxy-passed": passed, "haproxy-passed-1": passed_1}
+        yield {
+            "haproxy": tls,
+            "haproxy-local": local,
+            "haproxy-local-h2": local_h2,
+            "haproxy-passed": passed,
+            "haproxy-passed-1": passed_1,
+        }
 
 
 def admin_socket(places: Places) -> str:
@@ -148,17 +157,19 @@ def admin_socket(places: Places) -> str:
 @contextlib.contextmanager
 def caddy(places: Places) -> Iterator[dict[str, int]]:
     """Caddy with all of its configurations."""
-    tls, local = ports = free_ports(2)
-    over_tls, over_unix = examples("caddyfile")
+    tls, local, local_h2 = ports = free_ports(3)
+    over_tls, over_unix, over_tcp_h2 = examples("caddyfile")
     text = placed(
         over_tls, places, {"127.0.0.1:8443": f"127.0.0.1:{places.tls}", "example.org:80": f"example.org:{tls}"}
     )
     text += placed(over_unix, places, {"example.org:80": f"example.org:{local}"})
+    plain = {"127.0.0.1:8080": f"127.0.0.1:{places.plain}", "example.org:80": f"example.org:{local_h2}"}
+    text += placed(over_tcp_h2, places, plain)
     configuration = places.folder / "Caddyfile"
     configuration.write_text(f"{{\n    admin off\n    auto_https off\n}}\n{text}")
     words = ("caddy", "run", "--adapter", "caddyfile", "--config", str(configuration))
     with running("caddy", places.folder, ports, *words):
-        yield {"caddy": tls, "caddy-local": local}
+        yield {"caddy": tls, "caddy-local": local, "caddy-local-h2": local_h2}
 
 
 PROXIES = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}

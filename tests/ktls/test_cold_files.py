@@ -28,7 +28,7 @@ def test_a_cold_file_does_not_stop_the_others(slow_disk: SlowDisk, tmp_path: Pat
         with connect(server.port) as connection:
             started = time.monotonic()
             with subprocess.Popen(
-                ["curl", "-ksS", server.url("/cold.bin"), "-o", str(tmp_path / "cold.bin")]
+                ["curl", "-ksS", "--http1.1", server.url("/cold.bin"), "-o", str(tmp_path / "cold.bin")]
             ) as download:
                 waits = []
                 while download.poll() is None:

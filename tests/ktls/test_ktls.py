@@ -101,7 +101,7 @@ def test_a_gibibyte_arrives_whole(server: Running, gibibyte: Path, protocol: str
     before, lines = counter("TlsTxSw"), len(server.log)
     started = time.monotonic()
     part = [] if size == GIBIBYTE else ["-r", f"0-{size - 1}"]
-    curl = ["curl", "-ksS", "-w", "%{stderr}%{size_download}", *curl_options(protocol, cipher), *part]
+    curl = ["curl", "-ksS", "--http1.1", "-w", "%{stderr}%{size_download}", *curl_options(protocol, cipher), *part]
     curl.append(server.url("/gibibyte.bin"))
     with subprocess.Popen(curl, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as download:
         subprocess.run(["cmp", f"--bytes={size}", "-", gibibyte], stdin=download.stdout, check=True)
@@ -269,7 +269,7 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
             url = f"https://10.111.0.1:{server.port}/part.bin"
             each = [part for index in range(64) for part in (url, "-o", str(tmp_path / f"{index}.out"))]
             subprocess.run(
-                [*run, "curl", "-ks", "--parallel", "--parallel-immediate", "--parallel-max", "64", *each],
+                [*run, "curl", "-ks", "--http1.1", "--parallel", "--parallel-immediate", "--parallel-max", "64", *each],
                 check=True,
                 timeout=600,
             )
@@ -316,7 +316,7 @@ def test_a_client_with_max_fragment_length_gets_the_same_bytes(server: Running, 
 def test_require_serves_with_ktls_and_closes_a_connection_without(root: Path, tmp_path: Path) -> None:
     with serving(root, *with_cbc(tmp_path), "--ktls", "require", state=tmp_path / "state") as server:
         assert get(server.port, "/small.txt").body == b"small"
-        curl = subprocess.run(["curl", "-ks", *CBC_CLIENT, server.url("/small.txt")], check=False)
+        curl = subprocess.run(["curl", "-ks", "--http1.1", *CBC_CLIENT, server.url("/small.txt")], check=False)
         assert curl.returncode == 52  # CURLE_GOT_NOTHING
         server.wait_for_line("closed: --ktls require, and sends are not offloaded: kTLS carries no such cipher")
         assert get(server.port, "/small.txt").body == b"small"

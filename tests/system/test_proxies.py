@@ -27,7 +27,7 @@ CLIENT = "127.0.0.2"
 """An untrusted address of loopback."""
 
 OVER_TLS = ("nginx", "haproxy", "caddy")
-LOCAL = ("nginx-local", "haproxy-local", "caddy-local")
+LOCAL = ("nginx-local", "haproxy-local", "caddy-local", "haproxy-local-h2", "caddy-local-h2")
 PASSED_ON = ("nginx-passed", "haproxy-passed", "haproxy-passed-1")
 
 # proxy.example.org is the name in the proxies' own certificate.
@@ -108,13 +108,14 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     socket = f"unix:{folder}/http.sock"
     with contextlib.ExitStack() as stack:
 
-        def start(name: str, backend: tuple[str, ...] = ()) -> Running:
-            words = ("--config", str(folder / f"{name}.toml"), "--log-level", "debug")
+        def start(name: str, *options: str, backend: tuple[str, ...] = ()) -> Running:
+            words = ("--config", str(folder / f"{name}.toml"), "--log-level", "debug", *options)
             return stack.enter_context(serving(None, *words, state=folder / "state", backend_listen=backend))
 
-        web, local, passed = start("web"), start("local", (socket,)), start("passed")
-        path = local.backends[0].removeprefix("unix:")
-        places = Places(folder, web.port, passed.port, path, authority.ca, certificate)
+        web, passed = start("web"), start("passed")
+        local = start("local", "--access-log", "stderr", backend=(socket, "127.0.0.1:0"))
+        path, plain = local.backends[0].removeprefix("unix:"), int(local.backends[1].rpartition(":")[2])
+        places = Places(folder, web.port, passed.port, path, plain, authority.ca, certificate)
         ports: dict[str, int] = {}
         for proxy in PROXIES.values():
             ports |= stack.enter_context(proxy(places))
@@ -159,7 +160,7 @@ def test_the_log_names_the_client_and_not_what_it_says_of_itself(behind: Behind,
         answer = ask(connection, f"/nothing-{front}", x_forwarded_proto="https", **forged)
     assert answer.status == 404
     line = log.wait_for_line(f" 404 GET /nothing-{front}", since)
-    proxy = "unix" if front in LOCAL else r"127\.0\.0\.1:\d+"
+    proxy = "unix" if front in LOCAL and front != "caddy-local-h2" else r"127\.0\.0\.1:\d+"
     if front in PASSED_ON:
         expected = rf"{re.escape(CLIENT)}:\d+ via {proxy} 404 "
     else:
@@ -167,6 +168,15 @@ def test_the_log_names_the_client_and_not_what_it_says_of_itself(behind: Behind,
         assert "strict-transport-security" not in answer.fields
         expected = rf"{re.escape(CLIENT)} via {proxy} \(request [0-9A-Fa-f:_-]{{16,}}\) 404 "
     assert re.match(expected, line), line
+
+
+@pytest.mark.parametrize("front", LOCAL)
+def test_the_protocol_without_tls_is_the_proxys_choice(behind: Behind, front: str) -> None:
+    since = len(behind.local.log)
+    with behind.connect(front) as connection:
+        assert ask(connection, f"/0.txt?{front}").body == b"0"
+    line = behind.local.wait_for_line(rf'"GET /0\.txt\?{front} HTTP/', since)
+    assert ("HTTP/2.0" if front.endswith("-h2") else "HTTP/1.1") in line
 
 
 @pytest.mark.parametrize("front", OVER_TLS)
@@ -225,7 +235,7 @@ def states(places: Places) -> dict[str, tuple[str, str]]:
 
 
 def test_health_checks_find_it_well(behind: Behind) -> None:
-    backends = {"ktlsd", "ktlsd_local", "ktlsd_passed_on", "ktlsd_passed_on_1"}
+    backends = {"ktlsd", "ktlsd_local", "ktlsd_local_h2", "ktlsd_passed_on", "ktlsd_passed_on_1"}
     deadline = time.monotonic() + WAIT_SECONDS
     while (found := states(behind.places)) != dict.fromkeys(backends, ("UP", "L7OK")):
         assert time.monotonic() < deadline, found
