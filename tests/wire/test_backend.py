@@ -1,6 +1,6 @@
 """ktlsd as the backend of proxies: PROXY headers, their fields, listeners without TLS. The proxies are the tests'.
 
-A proxy reaches it in several ways: over TLS by either protocol, or without TLS.
+A proxy reaches it in several ways: with TLS and without, by either protocol.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ WAYS = {
     "tls": Way(HTTP_1, tls=True),
     "tls-http2": Way(HTTP_2, tls=True),
     "plain": Way(HTTP_1, tls=False),
+    "plain-http2": Way(HTTP_2, tls=False),
     "unix": Way(HTTP_1, tls=False, unix=True),
+    "unix-http2": Way(HTTP_2, tls=False, unix=True),
 }
 
 
@@ -237,7 +239,7 @@ def test_what_is_for_https_alone_follows_the_proxys_word(
     assert [HSTS in answer.fields for answer in ask_twice(server, way, *fields)] == [expected] * 2
 
 
-@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain"])
+@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain", "plain-http2"])
 def test_an_untrusted_peer_is_not_believed(behind: Running, name: str) -> None:
     """Its address is what the PROXY header says, and that is in no trusted network."""
     header = V1.replace(b"192.0.2.7", b"203.0.113.9")
@@ -252,7 +254,7 @@ def test_an_untrusted_peer_is_not_believed(behind: Running, name: str) -> None:
     assert not re.search(r"forged|198\.51", line)
 
 
-@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain"])
+@pytest.mark.parametrize("name", ["tls", "tls-http2", "plain", "plain-http2"])
 def test_a_remembered_answer_to_a_stranger_is_not_a_proxys(behind: Running, name: str) -> None:
     """The same bytes mean one thing from those who are believed, and another from all others."""
     stranger, way = V1.replace(b"192.0.2.7", b"203.0.113.9"), WAYS[name]
