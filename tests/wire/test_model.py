@@ -1,5 +1,5 @@
 """The whole server against a model of what is on disk: files come, change and go between the requests of connections
-that stay, and every answer is the one for the tree as it is then.
+that stay, and every answer is the one for the tree as it is then. Connections of both protocols ask for the same.
 
 A long run: `python -m pytest tests/wire/test_model.py --hypothesis-profile=long`. The second readings of the RFCs that
 say what is due are those of the fuzz targets.
@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import shutil
-import ssl
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +45,8 @@ from ktlsd.site import response_cache, siblings
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 from tests.in_process import in_a_thread
-from tests.serving import Answer, client_context, connect
+from tests.protocols import HTTP_1, HTTP_2, conversation
+from tests.serving import Answer
 
 SECRET = b"out of the root"
 # The clock that dates files has ticks of at most 10 ms. The server waits two seconds to be sure, a test need not.
@@ -54,7 +54,7 @@ SETTLED_NS = 50_000_000
 SETTLED_SECONDS = 0.06
 # For so long an answer may be remembered that a newer sibling would change.
 REMEMBERED_SECONDS = response_cache.LASTING_SECONDS + SETTLED_SECONDS + 0.4
-CONNECTIONS = 3
+CONNECTIONS = (HTTP_1, HTTP_2, HTTP_1)
 MOST_LINKS = 40
 # The last gives a file the time 1, which is no date.
 AGES_SECONDS = (0.0, 0.9, 3600.25, 86400.0, 40 * 365 * 86400.0, 1e9 * 60, -3600.0, math.inf)
@@ -192,42 +192,28 @@ class Served:
 class Wire:
     """A connection that is kept."""
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self._socket = connect(port, context)
-        self._data = b""
+    def __init__(self, port: int, protocol: str) -> None:
+        self._stack = contextlib.ExitStack()
+        self._client = self._stack.enter_context(conversation(port, protocol))
 
-    def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
-
-    def receive(self, method: str) -> Answer:
-        while b"\r\n\r\n" not in self._data:
-            self._read()
-        head, _, self._data = self._data.partition(b"\r\n\r\n")
-        status_line, *lines = head.decode("latin-1").split("\r\n")
-        fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        assert len(fields) == len(lines), f"a field is there twice: {lines}"
-        status = int(status_line.split()[1])
-        length = 0 if method == "HEAD" or status in (204, 304) else int(fields["content-length"])
-        while len(self._data) < length:
-            self._read()
-        body, self._data = self._data[:length], self._data[length:]
-        return Answer(status, fields, body)
-
-    def _read(self) -> None:
-        more = self._socket.recv(65536)
-        assert more, "the connection ended within an answer"
-        self._data += more
+    def ask(self, asked: Sequence[Asked], folder: str) -> list[Answer]:
+        """Send all requests before the first response is read."""
+        begun = []
+        for one in asked:
+            fields = (f"{name}: {value}" for name, value in one.fields)
+            begun.append(self._client.begin(f"/{folder}/{one.path}", *fields, method=one.method, host="a"))
+        return [download.answer() for download in begun]
 
     def close(self) -> None:
-        assert self._data == b"", "more was sent than an answer"
-        self._socket.close()
+        """The connection is still good, and nothing more came than the responses."""
+        with self._stack:
+            assert self._client.get("/none", method="HEAD").status == 404
 
 
 class Disk(RuleBasedStateMachine):
     """Changes and requests in any order."""
 
     served: ClassVar[Served]
-    context: ClassVar[ssl.SSLContext]
 
     def __init__(self) -> None:
         super().__init__()
@@ -433,7 +419,7 @@ class Disk(RuleBasedStateMachine):
     # --- what is asked ------------------------------------------------------------------------------------------------
 
     @rule(
-        wire=st.integers(0, CONNECTIONS - 1),
+        wire=st.integers(0, len(CONNECTIONS) - 1),
         path=asked_paths,
         method=st.sampled_from(["GET", "GET", "GET", "HEAD"]),
         range_=ranges,
@@ -455,7 +441,7 @@ class Disk(RuleBasedStateMachine):
             fields.append((name, value))
         self._ask(wire, [Asked(path, method, tuple(fields))])
 
-    @rule(wire=st.integers(0, CONNECTIONS - 1), path=asked_paths)
+    @rule(wire=st.integers(0, len(CONNECTIONS) - 1), path=asked_paths)
     def ask_plainly(self, wire: int, path: str) -> None:
         """The same bytes again and again, which are answered from memory where that is right."""
         self._ask(wire, [Asked(path, "GET", ())])
@@ -488,12 +474,12 @@ class Disk(RuleBasedStateMachine):
         self._ask(1, [asked])
 
     @precondition(lambda self: self._asked)
-    @rule(wire=st.integers(0, CONNECTIONS - 1), data=st.data(), count=st.integers(1, 3))
+    @rule(wire=st.integers(0, len(CONNECTIONS) - 1), data=st.data(), count=st.integers(1, 3))
     def ask_again(self, wire: int, data: st.DataObject, count: int) -> None:
         """What was asked before, several at once."""
         self._ask(wire, data.draw(st.lists(st.sampled_from(self._asked[-10:]), min_size=count, max_size=count)))
 
-    @rule(wire=st.integers(0, CONNECTIONS - 1))
+    @rule(wire=st.integers(0, len(CONNECTIONS) - 1))
     def reconnect(self, wire: int) -> None:
         if wire in self._wires:
             self._wires.pop(wire).close()
@@ -505,16 +491,9 @@ class Disk(RuleBasedStateMachine):
 
     def _ask(self, number: int, asked: Sequence[Asked]) -> None:
         if number not in self._wires:
-            self._wires[number] = Wire(self.served.port, self.context)
-        wire = self._wires[number]
-        heads = []
-        for one in asked:
-            lines = [f"{one.method} /{self._number}/{one.path} HTTP/1.1", "Host: a"]
-            lines += (f"{name}: {value}" for name, value in one.fields)
-            heads.append("\r\n".join([*lines, "", ""]))
+            self._wires[number] = Wire(self.served.port, CONNECTIONS[number])
         before = time.time()
-        wire.send("".join(heads).encode("latin-1"))
-        answers = [wire.receive(one.method) for one in asked]
+        answers = self._wires[number].ask(asked, self._number)
         after = time.time()
         for one, answer in zip(asked, answers, strict=True):
             due = self._due(one, before, after)
@@ -661,6 +640,8 @@ class Disk(RuleBasedStateMachine):
         status = (self._home / view.file).stat()
         size, mtime_ns = len(view.content), status.st_mtime_ns
         assert status.st_size == size
+        # No decision is older than the version that it is about.
+        now = max(now, status.st_ctime_ns / 1e9)
         coding = "-" + view.coding if view.coding else ""
         tag = f'"{mtime_ns:x}-{size:x}-{status.st_ino:x}-{status.st_ctime_ns:x}{coding}"'
         modified = http_date(min(mtime_ns // 1_000_000_000, now)) if mtime_ns // 1_000_000_000 not in (0, 1) else None
@@ -785,7 +766,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setattr(response_cache, "_SETTLED_NS", SETTLED_NS)
         patch.setattr(siblings, "SETTLED_NS", SETTLED_NS)
-        service = Service(library, Settings(root=root), support(library, Mode.OFF))
+        service = Service(library, Settings(root=root, http2=True), support(library, Mode.OFF))
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])
         stack.enter_context(in_a_thread(Server(service), listeners))
@@ -794,7 +775,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_every_answer_is_for_the_tree_as_it_is(served: Served) -> None:
     Disk.served = served
-    Disk.context = client_context()
     limits = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
     if settings.get_current_profile_name() != "long":
         limits = settings(limits, max_examples=30, stateful_step_count=40)
