@@ -1,18 +1,20 @@
 """What a client makes of a response under faults: whole, refused, or seen to be broken; never a part for the whole.
 
-Strategy: the bytes are judged as a strict client does it, by Content-Length or chunks, and against the file. A part
-that ends with close_notify is never forgiven.
+Strategy: the bytes are judged as a strict client does it, by Content-Length or chunks, or by the end of the stream, and
+against the file. A part that ends with close_notify, or with END_STREAM, is never forgiven.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import random
 import socket
 import ssl
 from pathlib import Path
 
-from tests.serving import connect, connect_plain, parse
+from tests.http2_client import Http2Client, Stream
+from tests.serving import client_context, connect, connect_plain, parse
 
 REQUEST = b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n"
 
@@ -72,6 +74,37 @@ def download(place: int | str, name: str, content: bytes, *, secure: bool = True
         except (ssl.SSLError, OSError):
             return Outcome.BROKEN
         return judge(*read_all(connection), content, secure=secure)
+
+
+def download_side_by_side(port: int, contents: dict[str, bytes], *, patience: float = 20.0) -> list[Outcome]:
+    """The same over HTTP/2, for files on streams of one connection."""
+    context = client_context()
+    context.set_alpn_protocols(["h2"])
+    try:
+        connection = connect(port, context)
+    except (ssl.SSLError, OSError):
+        return [Outcome.BROKEN] * len(contents)
+    with connection:
+        connection.settimeout(patience)
+        streams = []
+        with contextlib.suppress(ssl.SSLError, OSError):
+            client = Http2Client(connection)
+            for name in contents:
+                streams.append(client.streams[client.ask(f"/{name}")])
+            while any(not (stream.ended or stream.reset is not None) for stream in streams) and client.receive():
+                pass
+    # There is none for a request that could not be sent.
+    streams += [Stream() for _ in range(len(contents) - len(streams))]
+    return [_judge_stream(stream, content) for stream, content in zip(streams, contents.values(), strict=True)]
+
+
+def _judge_stream(stream: Stream, content: bytes) -> Outcome:
+    if stream.status == 200:
+        assert content.startswith(stream.body), "what arrived is not the beginning of the file"
+        assert len(stream.body) == len(content) or not stream.ended, "a part ended with END_STREAM"
+    if not stream.ended:
+        return Outcome.BROKEN
+    return Outcome.WHOLE if stream.status == 200 else Outcome.REFUSED
 
 
 def make_files(folder: Path, sizes: dict[str, int]) -> dict[str, bytes]:

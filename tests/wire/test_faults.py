@@ -25,7 +25,8 @@ import pytest
 from ktlsd.connection.scheduler import ALONE_BYTES
 from ktlsd.logs.batch import GATHER_SECONDS
 from tests.authority import Authority
-from tests.downloads import REQUEST, Outcome, download, judge, make_files, read_all
+from tests.downloads import REQUEST, Outcome, download, download_side_by_side, judge, make_files, read_all
+from tests.protocols import HTTP_2, ask_by_both, conversation
 from tests.serving import Running, children, client_context, connect, eventually, exchange, get, parse_all, serving
 
 MIB = 1024 * 1024
@@ -124,14 +125,19 @@ def test_a_file_that_goes_away_arrives_whole_and_is_then_gone(
     wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     (root / "sub").mkdir()
     os.rename(root / "large.bin", root / "sub/large.bin")
-    with serving(root, state=tmp_path / "state", wrapper=wrapper) as server:
+    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
+    with serving(root, "--config", str(tmp_path / "ktlsd.toml"), state=tmp_path / "state", wrapper=wrapper) as server:
         connection, begun = begin(server.port, "sub/large.bin")
-        fault(root / "sub/large.bin")
+        with conversation(server.port, HTTP_2) as client:
+            over_http2 = client.begin("/sub/large.bin")
+            over_http2.read(1)
+            fault(root / "sub/large.bin")
+            assert over_http2.answer().body == contents["large.bin"]
         with connection:
             data, in_order = read_all(connection)
         assert judge(begun + data, in_order, contents["large.bin"]) is Outcome.WHOLE
-        assert get(server.port, "/sub/large.bin").status == after
-        assert get(server.port, "/small.bin").body == contents["small.bin"]
+        assert ask_by_both(server.port, "/sub/large.bin").status == after
+        assert ask_by_both(server.port, "/small.bin").body == contents["small.bin"]
 
 
 MOUNTED = 'mount -t tmpfs tmpfs "$0" && cp -a "$0".made/. "$0" && exec "$@"'
@@ -235,12 +241,12 @@ def test_what_cannot_be_read_is_said_and_cuts_nobody_off(tmp_path: Path) -> None
     """proc(5) has files that can be opened and not read: pread(2) at the beginning of /proc/PID/mem gives EIO."""
     folder = Path(f"/proc/{os.getpid()}")
     config = tmp_path / "ktlsd.toml"
-    config.write_text(f'root = "{folder}"\netag = "content"\nerror_pages = {{ 412 = "/mem" }}\n')
+    config.write_text(f'root = "{folder}"\nhttp2 = true\netag = "content"\nerror_pages = {{ 412 = "/mem" }}\n')
     with serving(None, "--config", str(config), state=tmp_path / "state") as server:
         files = server.open_files()
         for _ in range(5):
-            assert get(server.port, "/mem").status == 500
-            answer = get(server.port, "/cmdline", 'If-Match: "another"')
+            assert ask_by_both(server.port, "/mem").status == 500
+            answer = ask_by_both(server.port, "/cmdline", 'If-Match: "another"')
             assert (answer.status, answer.body) == (412, b"412 Precondition Failed\n")
         server.wait_for_line("error page /mem for 412 in .*Input/output error")
         assert eventually(lambda: server.open_files() <= files)
@@ -310,7 +316,9 @@ def faulty(contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
         (folder / name).write_bytes(content)
     state = tmp_path_factory.mktemp("state")
     log = state / "access.log"
-    with serving(folder, "--access-log", str(log), state=state, backend_listen=("127.0.0.1:0",)) as running:
+    (state / "ktlsd.toml").write_text("http2 = true\n")
+    options = ("--access-log", str(log), "--config", str(state / "ktlsd.toml"))
+    with serving(folder, *options, state=state, backend_listen=("127.0.0.1:0",)) as running:
         # What is opened once and kept is opened before descriptors are counted.
         run_everything(running, contents)
         yield running
@@ -324,7 +332,8 @@ def run_everything(server: Running, contents: dict[str, bytes], patience: float 
         for secure in (True, False, True):
             place = server.port if secure else backend
             outcomes.append(download(place, name, contents[name], secure=secure, patience=patience))
-    return outcomes
+    wanted = {name: contents[name] for name in ("pieces.bin", "small.bin")}
+    return outcomes + download_side_by_side(server.port, wanted, patience=patience)
 
 
 @needs_strace
