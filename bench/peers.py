@@ -83,6 +83,8 @@ class Peer:
     """True if the kernel must encrypt its sends; otherwise the server is missing."""
     plain: bool = False
     """True for HTTP without TLS."""
+    http2: bool = False
+    """True if it speaks HTTP/2 with clients that offer it; all others are to have HTTP/1.1 only."""
     serial: bool = False
     """True if it serves one connection at a time and closes it after one response."""
 
@@ -133,13 +135,24 @@ root = "{place.root}"
     return _run_ktlsd(place, programs, ["--listen", f"127.0.0.1:{place.port}", "--config", configuration])
 
 
+def _ktlsd_http2(ktls: str) -> Callable[[Place, Programs], Launch]:
+    def launch(place: Place, programs: Programs) -> Launch:
+        configuration = _write(place, "ktlsd.toml", "http2 = true\n")
+        options = ["--listen", f"127.0.0.1:{place.port}", "--ktls", ktls, "--config", configuration]
+        return _run_ktlsd(place, programs, options)
+
+    return launch
+
+
 def _ktlsd_backend(place: Place, programs: Programs) -> Launch:
     configuration = _write(place, "ktlsd.toml", 'trusted_proxies = ["127.0.0.0/8"]\n')
     options = ["--listen", "127.0.0.1:0", "--backend-listen", f"127.0.0.1:{place.port}", "--config", configuration]
     return _run_ktlsd(place, programs, options)
 
 
-def _nginx(ktls: bool, cache: bool = False, plain: bool = False) -> Callable[[Place, Programs], Launch]:
+def _nginx(
+    ktls: bool, *, cache: bool = False, plain: bool = False, http2: bool = False
+) -> Callable[[Place, Programs], Launch]:
     def launch(place: Place, _: Programs) -> Launch:
         temporary = "".join(
             f"    {kind}_temp_path {place.scratch}/{kind};\n"
@@ -150,6 +163,8 @@ def _nginx(ktls: bool, cache: bool = False, plain: bool = False) -> Callable[[Pl
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_session_cache shared:bench:10m;
         ssl_conf_command Options {"KTLS" if ktls else "-KTLS"};"""
+        # nginx 1.25.1 and later warn of this place for it, and know it all the same.
+        protocol = "" if plain else "ssl http2" if http2 else "ssl"
         proxied = "set_real_ip_from 127.0.0.0/8; real_ip_header X-Forwarded-For;"
         text = f"""daemon off;
 user root;
@@ -169,7 +184,7 @@ http {{
     {"open_file_cache max=20000 inactive=600s;" if cache else ""}
 {temporary}
     server {{
-        listen 127.0.0.1:{place.port} {"" if plain else "ssl"} backlog=4096;
+        listen 127.0.0.1:{place.port} {protocol} backlog=4096;
         {proxied if plain else tls}
         root {place.root};
     }}
@@ -181,7 +196,7 @@ http {{
     return launch
 
 
-def _lighttpd(ktls: bool) -> Callable[[Place, Programs], Launch]:
+def _lighttpd(ktls: bool, *, http2: bool = False) -> Callable[[Place, Programs], Launch]:
     def launch(place: Place, _: Programs) -> Launch:
         workers = place.workers if place.workers > 1 else 0  # 1 is a worker and a watcher
         text = f"""server.modules = ("mod_openssl")
@@ -194,7 +209,7 @@ server.max-fds = {2 * MOST_CONNECTIONS}
 server.max-keep-alive-requests = 65535
 server.max-keep-alive-idle = {IDLE_SECONDS}
 server.listen-backlog = 4096
-server.feature-flags = ("server.h2proto" => "disable")
+server.feature-flags = ("server.h2proto" => "{"enable" if http2 else "disable"}")
 mimetype.assign = (".html" => "text/html", "" => "application/octet-stream")
 ssl.engine = "enable"
 ssl.pemfile = "{place.certificate}"
@@ -206,12 +221,16 @@ ssl.openssl.ssl-conf-cmd = ("Options" => "{"KTLS" if ktls else "-KTLS"}")
     return launch
 
 
-def _caddy(place: Place, _: Programs) -> Launch:
+def _caddy(protocols: str) -> Callable[[Place, Programs], Launch]:
+    return lambda place, _: _run_caddy(place, protocols)
+
+
+def _run_caddy(place: Place, protocols: str) -> Launch:
     text = f"""{{
     admin off
     auto_https off
     servers {{
-        protocols h1
+        protocols {protocols}
     }}
     log {{
         level ERROR
@@ -271,8 +290,12 @@ def _python(place: Place, programs: Programs, module: str, options: Sequence[str
     return _launch(place, command, PYTHONPATH=str(CHECKOUT), BENCH_ROOT=str(place.root))
 
 
-def _granian(place: Place, programs: Programs) -> Launch:
-    options = ["--interface", "rsgi", "--http", "1", "--host", "127.0.0.1", "--port", str(place.port)]
+def _granian(protocol: str) -> Callable[[Place, Programs], Launch]:
+    return lambda place, programs: _run_granian(place, programs, protocol)
+
+
+def _run_granian(place: Place, programs: Programs, protocol: str) -> Launch:
+    options = ["--interface", "rsgi", "--http", protocol, "--host", "127.0.0.1", "--port", str(place.port)]
     options += ["--workers", str(place.workers), "--backlog", "4096", "--backpressure", str(MOST_CONNECTIONS)]
     options += ["--ssl-certificate", str(place.certificate), "--ssl-keyfile", str(place.key), "--log-level", "error"]
     options += ["--static-path-route", "", "--static-path-mount", str(place.root), "bench.apps:nothing"]
@@ -337,6 +360,7 @@ def _ktlsd_version(programs: Programs) -> str:
 
 _NGINX_VERSION: Final = _says("nginx", "-v", pattern=r"(?<=nginx/)\S+")
 _LIGHTTPD_VERSION: Final = _says("lighttpd", "-v", pattern=r"(?<=lighttpd/)\S+")
+_LIGHTTPD: Final = "lighttpd lighttpd-mod-openssl"
 _UVICORN: Final = ("uvicorn", "starlette", "uvloop", "httptools")
 _HYPERCORN: Final = ("hypercorn", "starlette", "trio")
 
@@ -351,9 +375,12 @@ def _from_the_other(peer: Peer) -> Peer:
     )
 
 
+_CADDY_VERSION: Final = _says("caddy", "version", pattern=r"\S+")
 _OURS: Final = (
     Peer(OURS, "env", "coreutils", _ktlsd("auto"), _ktlsd_version),
     Peer("ktlsd-off", "env", "coreutils", _ktlsd("off"), _ktlsd_version),
+    Peer("ktlsd-h2", "env", "coreutils", _ktlsd_http2("auto"), _ktlsd_version, http2=True),
+    Peer("ktlsd-h2-off", "env", "coreutils", _ktlsd_http2("off"), _ktlsd_version, http2=True),
     Peer("ktlsd-rules", "env", "coreutils", _ktlsd_with_rules, _ktlsd_version),
     Peer("ktlsd-backend", "env", "coreutils", _ktlsd_backend, _ktlsd_version, plain=True),
 )
@@ -362,13 +389,18 @@ _ALL: Final = (
     *map(_from_the_other, _OURS),
     Peer("nginx", "nginx", "nginx", _nginx(False), _NGINX_VERSION),
     Peer("nginx-ktls", "nginx", "nginx", _nginx(True), _NGINX_VERSION, ktls=True),
+    Peer("nginx-h2", "nginx", "nginx", _nginx(False, http2=True), _NGINX_VERSION, http2=True),
+    Peer("nginx-h2-ktls", "nginx", "nginx", _nginx(True, http2=True), _NGINX_VERSION, ktls=True, http2=True),
     Peer("nginx-backend", "nginx", "nginx", _nginx(False, plain=True), _NGINX_VERSION, plain=True),
     Peer("nginx-cached", "nginx", "nginx", _nginx(False, cache=True), _NGINX_VERSION),
-    Peer("lighttpd", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(False), _LIGHTTPD_VERSION),
-    Peer("lighttpd-ktls", "lighttpd", "lighttpd lighttpd-mod-openssl", _lighttpd(True), _LIGHTTPD_VERSION, ktls=True),
-    Peer("caddy", "caddy", "caddy", _caddy, _says("caddy", "version", pattern=r"\S+")),
+    Peer("lighttpd", "lighttpd", _LIGHTTPD, _lighttpd(False), _LIGHTTPD_VERSION),
+    Peer("lighttpd-ktls", "lighttpd", _LIGHTTPD, _lighttpd(True), _LIGHTTPD_VERSION, ktls=True),
+    Peer("lighttpd-h2", "lighttpd", _LIGHTTPD, _lighttpd(False, http2=True), _LIGHTTPD_VERSION, http2=True),
+    Peer("caddy", "caddy", "caddy", _caddy("h1"), _CADDY_VERSION),
+    Peer("caddy-h2", "caddy", "caddy", _caddy("h1 h2"), _CADDY_VERSION, http2=True),
     Peer("apache", "apache2", "apache2", _apache, _says("apache2", "-v", pattern=r"(?<=Apache/)\S+")),
-    Peer("granian", "granian", "granian", _granian, _distributions("granian"), python=True),
+    Peer("granian", "granian", "granian", _granian("1"), _distributions("granian"), python=True),
+    Peer("granian-h2", "granian", "granian", _granian("auto"), _distributions("granian"), python=True, http2=True),
     Peer("uvicorn", "uvicorn", "uvicorn starlette", _uvicorn, _distributions(*_UVICORN), python=True),
     Peer("hypercorn", "hypercorn", "hypercorn[trio] starlette", _hypercorn, _distributions(*_HYPERCORN), python=True),
     Peer("aiohttp", "aiohttp", "aiohttp", _aiohttp, _distributions("aiohttp"), python=True),

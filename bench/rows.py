@@ -13,6 +13,7 @@ from typing import Final
 
 from bench.clients import RANGES, Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
 from bench.file_systems import FileSystem
+from bench.http2_clients import Downloads, Http2Traffic, Streams
 from bench.mounted_client import Mounted
 from bench.peers import OURS
 from bench.traffic import Tree
@@ -365,8 +366,106 @@ START: Final = Row(
     workers=(1,),
 )
 
+OURS_H2: Final = "ktlsd-h2"
+OTHERS_H2: Final = ("caddy-h2", "lighttpd-h2", "granian-h2")
+
+
+def _ahead_of_others(metric: str, value: float) -> tuple[Limit, ...]:
+    return tuple(Limit(metric, value, peer) for peer in OTHERS_H2)
+
+
+HTTP2_SMALL: Final = tuple(
+    Row(
+        name,
+        f"HTTP/2: {work}",
+        Setting.HOST,
+        client,
+        ("nginx-h2", *OTHERS_H2),
+        subject=OURS_H2,
+        at_least=(Limit("requests", at_least, "nginx-h2"), *_ahead_of_others("requests", 1.0)),
+        aim=(Limit("requests", aim, "nginx-h2"), *_ahead_of_others("requests", 2.0)),
+        workers=(1,),
+    )
+    for name, work, client, at_least, aim in (
+        ("h2-small", "10 KiB file, 32 connections, 1 stream each", Streams("/10k.html", 32), 0.8, 1.0),
+        ("h2-streams", "10 KiB file, 8 connections, 10 streams each", Streams("/10k.html", 8, 10), 1.0, 1.2),
+        ("h2-1k", "1 KiB file, 8 connections, 10 streams each", Streams("/1k.html", 8, 10), 1.3, 1.6),
+        ("h2-files", "40 files of 10 KiB, 8 connections, 10 streams each", Streams("/forty/", 8, 10, 40), 0.8, 1.0),
+    )
+)
+
+HTTP2_TRAFFIC: Final = Row(
+    "h2-traffic",
+    "HTTP/2: real traffic, 8 connections, 10 streams each",
+    Setting.HOST,
+    Http2Traffic(Browsing(SITE)),
+    ("nginx-h2", "caddy-h2", "lighttpd-h2"),
+    subject=OURS_H2,
+    at_least=_both(AT_FIRST_AND_LATER, 0.6, "nginx-h2"),
+    aim=_both(AT_FIRST_AND_LATER, 0.8, "nginx-h2"),
+    workers=(1,),
+)
+
+HTTP2_LARGE: Final = tuple(
+    Row(
+        f"h2-large-{connections}",
+        f"HTTP/2: 100 MB file, {connections} connection{'s' * (connections > 1)}",
+        Setting.HOST,
+        Downloads("/100m.bin", connections, times=20 // connections),
+        ("nginx-h2", OURS, *OTHERS_H2),
+        subject=OURS_H2,
+        at_least=(
+            *_both(BYTES, 1.1, "nginx-h2"),
+            *_both(BYTES, 1.0, OURS),
+            *_ahead_of_others("throughput", 1.0),
+        ),
+        aim=(*_both(BYTES, 1.2, "nginx-h2"), *_ahead_of_others("throughput", 2.0)),
+        workers=(1,),
+    )
+    for connections in (1, 4)
+)
+
+HTTP2_OVER_KTLS: Final = (
+    Row(
+        "h2-big",
+        "HTTP/2: 200 MB file, 1 connection",
+        Setting.VM,
+        Downloads("/200m.bin", 1),
+        ("nginx-h2-ktls", "ktlsd-h2-off", OURS),
+        subject=OURS_H2,
+        at_least=(Limit("cpu per byte", 1.0, "nginx-h2-ktls"),),
+        aim=(Limit("cpu per byte", 0.9, OURS),),
+        workers=(1,),
+    ),
+    Row(
+        "h2-small",
+        "HTTP/2: 10 KiB file, 16 connections, 4 streams each",
+        Setting.VM,
+        Streams("/10k.html", 16, 4),
+        ("nginx-h2-ktls", "ktlsd-h2-off"),
+        subject=OURS_H2,
+        at_least=_both(("requests", "cpu per request"), 0.8, "nginx-h2-ktls"),
+        aim=_both(("requests", "cpu per request"), 1.0, "nginx-h2-ktls"),
+        workers=(1,),
+    ),
+)
+HTTP2: Final = (*HTTP2_SMALL, HTTP2_TRAFFIC, *HTTP2_LARGE, *HTTP2_OVER_KTLS)
+
 AS_USED: Final = (*TRAFFIC, *MOUNTED)
-ROWS: Final = (*AS_USED, *BIG, MEDIUM, *LARGE, *SMALL, *KINDS, *HANDSHAKES, MEMORY, *LATENCY, CONNECTIONS, START)
+ROWS: Final = (
+    *AS_USED,
+    *BIG,
+    MEDIUM,
+    *LARGE,
+    *SMALL,
+    *KINDS,
+    *HTTP2,
+    *HANDSHAKES,
+    MEMORY,
+    *LATENCY,
+    CONNECTIONS,
+    START,
+)
 
 
 def select(setting: Setting, names: Sequence[str]) -> list[Row]:

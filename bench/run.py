@@ -111,7 +111,9 @@ def _run_rows(plan: Plan, rows: Sequence[Row], workers: int, site: Site, result:
         scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=site.directory))
         scratch.chmod(0o755)
         place = Place(root, site.certificate, site.key, free_port(), workers, scratch)
-        return running(name, PEERS[name].launch(place, plan.programs), place.port, serving, PEERS[name].plain)
+        peer = PEERS[name]
+        launch = peer.launch(place, plan.programs)
+        return running(name, launch, place.port, serving, plain=peer.plain, http2=peer.http2)
 
     with contextlib.ExitStack() as stack:
         servers: dict[str, Server] = {}

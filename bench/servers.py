@@ -59,6 +59,8 @@ class Server:
     """time.monotonic() when it was started."""
     plain: bool = False
     """True for HTTP without TLS."""
+    http2: bool = False
+    """True if it is to speak HTTP/2 with clients that can."""
 
     def url(self, path: str) -> str:
         return f"{'http' if self.plain else 'https'}://127.0.0.1:{self.port}{path}"
@@ -143,7 +145,9 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def running(name: str, launch: Launch, port: int, cores: Sequence[int], plain: bool = False) -> Iterator[Server]:
+def running(
+    name: str, launch: Launch, port: int, cores: Sequence[int], *, plain: bool = False, http2: bool = False
+) -> Iterator[Server]:
     """Start a server on these cores and stop it at the end. It may not be listening yet."""
     environment = {key: value for key, value in os.environ.items() if key not in HIDDEN} | launch.environment
     # setpriv: a server must not outlive a benchmark that is killed.
@@ -161,7 +165,7 @@ def running(name: str, launch: Launch, port: int, cores: Sequence[int], plain: b
         )
         if nice := os.getpriority(os.PRIO_PROCESS, 0):
             set_session_priority(process.pid, nice)
-    server = Server(name, process, port, launch.log, started, plain)
+    server = Server(name, process, port, launch.log, started, plain, http2)
     try:
         yield server
     finally:

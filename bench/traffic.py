@@ -119,12 +119,13 @@ class RequestList:
         """The requests as traffic.lua reads them."""
         return "".join(f"{one.head + 1}\t{one.target}\t{one.referer}\n" for one in self.requests)
 
-    def uris(self, origin: str, start: int = 0) -> str:
-        """The targets, one a line from number `start` on and around, as `h2load -i` reads them.
+    def uris(self, origin: str, start: int = 0, count: int | None = None) -> str:
+        """`count` targets or all, one a line from number `start` on and around, as `h2load -i` reads them.
 
         h2load sends the same fields with all of them, and each of its clients begins at the first line.
         """
-        return "".join(f"{origin}{one.target}\n" for one in (*self.requests[start:], *self.requests[:start]))
+        around = (*self.requests[start:], *self.requests[:start])
+        return "".join(f"{origin}{one.target}\n" for one in around[:count])
 
 
 def user_agents() -> list[tuple[str, str, int]]:

@@ -263,7 +263,7 @@ def target(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Target]:
         place = Place(root, site.certificate, site.key, free_port(), 1, scratch)
         programs = Programs((sys.executable, "-m", "ktlsd"), sys.executable)
         launch, cores = peer.launch(place, programs), sorted(os.sched_getaffinity(0))
-        with running(peer.name, launch, place.port, cores, peer.plain) as server:
+        with running(peer.name, launch, place.port, cores, plain=peer.plain, http2=peer.http2) as server:
             server.wait_until_listening()
             yield server
 
