@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from bench.__main__ import CLIENT_SETTINGS
 from bench.clients import ClientError, Target, Wrk
 from bench.file_systems import FileSystem
+from bench.http2_clients import Downloads, Http2Traffic, Streams
 from bench.machine import set_priority, set_session_priority
 from bench.metrics import METRICS, ratio
 from bench.mounted_client import Mounted
@@ -293,6 +294,50 @@ def test_traffic_is_answered_as_asked_and_measured_at_first_and_later(
     sample = client.measure(target)
     assert all(figure > 0 for figure in sample.values()), sample
     assert set(sample) <= set(METRICS)
+
+
+needs_h2load = pytest.mark.skipif(not shutil.which("h2load"), reason="needs h2load")
+
+
+@needs_h2load
+@pytest.mark.parametrize("target", ["ktlsd-h2", "ktlsd"], indirect=True)
+def test_h2load_measures_requests_and_downloads_over_the_protocol_of_the_server(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    target = replace(target, seconds=1)
+    for client in (Streams("/forty/", 2, files=40), Downloads("/1m.bin", 2, times=30)):
+        client.prepare(target.site)
+        assert client.check(target.server, target.site) == ""
+        sample = client.measure(target)
+        assert all(figure > 0 for figure in sample.values()), sample
+        assert set(sample) <= set(METRICS)
+
+
+@needs_h2load
+@pytest.mark.parametrize("target", ["ktlsd-h2"], indirect=True)
+def test_traffic_over_http2_is_measured_at_first_and_later(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    client = Http2Traffic(Browsing(TREE), connections=2, first=500, between=20, later=500)
+    client.prepare(target.site)
+    assert client.check(target.server, target.site) == ""
+    sample = client.measure(target)
+    assert all(figure > 0 for figure in sample.values()), sample
+    assert set(sample) <= set(METRICS)
+
+
+@needs_tools
+@needs_h2load
+@pytest.mark.parametrize("target", ["nginx"], indirect=True)
+def test_a_server_without_http2_or_with_another_file_is_no_peer(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    client = Streams("/10k.html", 1)
+    client.prepare(target.site)
+    assert client.check(replace(target.server, http2=True), target.site) == "does not negotiate HTTP/2"
+    target.site.file("/10k.html").write_bytes(b"short")
+    assert "5 bytes where 200 with 10240" in client.check(target.server, target.site)
 
 
 class Gone(Browsing):
