@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, cast
 
-from ktlsd.connection.residency import LOOK_BYTES, FileIdentity, Kind, Residency, identify
+from ktlsd.connection.residency import LOOK_BYTES, Kind, Residency
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.file_threads import FileThreads
 from ktlsd.metrics.metrics import COLD_READS, UNCOUNTED, Row
 

@@ -15,8 +15,8 @@ from typing import Final
 
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection.page_cache import PageCache
-from ktlsd.connection.residency import FileIdentity
 from ktlsd.connection.transport import DEFAULTS, PacedTransport, Rest
+from ktlsd.file_identity import FileIdentity
 from ktlsd.metrics.metrics import UNCOUNTED, Row
 from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost
 from ktlsd.openssl.results import READ_SIZE, Wait

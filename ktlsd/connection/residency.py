@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from ktlsd.file_identity import FileIdentity
 from ktlsd.system_calls import effective_capabilities, file_system_type, resident_until
 
 GRANULE: Final = 65536
@@ -34,9 +35,6 @@ _IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6, 0x958458F6})
 _CAP_FOWNER: Final = 1 << 3
 # Owners that this user namespace does not know (/proc/sys/kernel/overflowuid).
 _OVERFLOW_USER: Final = 65534
-
-FileIdentity = tuple[int, int, int, int, int]
-"""Device, inode, size in bytes, and the times of the last change of data and inode in ns: one version of a file."""
 
 
 class Kind(NamedTuple):
@@ -144,9 +142,3 @@ class Residency:
         if status.st_dev in self._untold:
             return False
         return status.st_uid != _OVERFLOW_USER if self._owns_all else status.st_uid == os.geteuid()
-
-
-def identify(descriptor: int) -> FileIdentity:
-    """The identity of an open file. Raises OSError."""
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

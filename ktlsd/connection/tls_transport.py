@@ -15,9 +15,9 @@ from ktlsd.config.limits import Limit
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PIECE, PageCache
-from ktlsd.connection.residency import FileIdentity, identify
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.openssl.results import READ_SIZE, Handshake, Wait

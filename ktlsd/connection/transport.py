@@ -26,8 +26,8 @@ from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PageCache, Window
 from ktlsd.connection.poller import PART_SECONDS
-from ktlsd.connection.residency import FileIdentity
 from ktlsd.connection.scheduler import ALONE_BYTES, SendScheduler, current_scheduler
+from ktlsd.file_identity import FileIdentity
 from ktlsd.metrics.metrics import LIMITED, SEND, SENDFILE, UNCOUNTED, Row
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.openssl.results import Wait

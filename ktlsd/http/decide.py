@@ -31,6 +31,7 @@ class Miss(enum.Enum):
     """Reasons why the look-up found no file to send: the status, and the text in the log."""
 
     ABSENT = (HTTPStatus.NOT_FOUND, "no such file")
+    DANGLING = (HTTPStatus.NOT_FOUND, "a link that leads nowhere")
     HIDDEN = (HTTPStatus.NOT_FOUND, "a name that begins with a dot")
     OUTSIDE = (HTTPStatus.NOT_FOUND, "a link out of the root")
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "not readable by the server")

@@ -15,6 +15,7 @@ from ktlsd.attempt import WouldWait, attempt
 from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import SMALL, PacedTransport, Rest
+from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
@@ -25,7 +26,6 @@ from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_reader import BLANK_LINE
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
-from ktlsd.site.lookup import Identity
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -45,7 +45,7 @@ class _Made(NamedTuple):
     """The file of a larger body, to be closed."""
     part: ByteRange = ByteRange(0, 0)
     """The part of the file that follows."""
-    identity: Identity | None = None
+    identity: FileIdentity | None = None
     """The file's."""
 
 
@@ -178,7 +178,7 @@ class InlineResponses:
                 made = self._join(data, head.closes, -1, None, body)
             elif isinstance(body, ByteRange) and opened is not None:
                 file, opened, part = opened, None, body if body.count else None
-                made = self._join(data, head.closes, file.descriptor, part, identity=file.identity())
+                made = self._join(data, head.closes, file.descriptor, part, identity=file.identity)
         finally:
             if opened is not None:
                 opened.close()
@@ -199,7 +199,7 @@ class InlineResponses:
         descriptor: int,
         part: ByteRange | None,
         body: bytes = b"",
-        identity: Identity | None = None,
+        identity: FileIdentity | None = None,
     ) -> _Made | None:
         """Head and body; takes the descriptor of the file with this identity over. None if that would wait for a
         disk."""

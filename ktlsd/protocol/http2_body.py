@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http2.frames import HEADER_BYTES
-from ktlsd.site.lookup import Identity, OpenFile
+from ktlsd.site.lookup import OpenFile
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -56,7 +57,7 @@ class Body:
         """Bytes that were sent."""
         self.log: RequestLog | None = None
         self.descriptor = -1
-        self.identity: Identity | None = None
+        self.identity: FileIdentity | None = None
         """Of the file, if known."""
         self.cold_at = -1
         """The place in the file that a disk was last waited for."""
@@ -70,14 +71,14 @@ class Body:
         self._close: Callable[[], None] | None = None
         self._drained: trio.Event | None = None
 
-    def use_descriptor(self, descriptor: int, identity: Identity | None) -> None:
+    def use_descriptor(self, descriptor: int, identity: FileIdentity | None) -> None:
         """Take the descriptor of the file over."""
         self.descriptor, self.identity = descriptor, identity
         self._close = partial(os.close, descriptor)
 
     def use_file(self, opened: OpenFile) -> None:
         """Take the open file over."""
-        self.descriptor, self.identity = opened.descriptor, opened.identity()
+        self.descriptor, self.identity = opened.descriptor, opened.identity
         self._close = opened.close
 
     def push(self, piece: bytes | ByteRange) -> None:

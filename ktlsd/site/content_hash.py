@@ -12,8 +12,9 @@ from collections import OrderedDict
 from functools import partial
 from typing import Final
 
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.file_threads import JobLimiter
-from ktlsd.site.lookup import Identity, OpenFile, identify
+from ktlsd.site.lookup import OpenFile
 
 DIGEST_BYTES: Final = 16
 _REMEMBERED: Final = 16384
@@ -26,12 +27,12 @@ class ContentHashes:
     """One site's digests."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Identity, bytes] = OrderedDict()
+        self._known: OrderedDict[FileIdentity, bytes] = OrderedDict()
         self._limiter = JobLimiter(2)
 
     async def digest(self, opened: OpenFile) -> bytes:
         """DIGEST_BYTES bytes of the content. Raises OSError when it cannot be read."""
-        key = opened.identity()
+        key = opened.identity
         known = self._known.get(key)
         if known is None:
             known, read = await self._hash(opened)
@@ -44,14 +45,14 @@ class ContentHashes:
             self._known.move_to_end(key)
         return known
 
-    async def _hash(self, opened: OpenFile) -> tuple[bytes, Identity]:
+    async def _hash(self, opened: OpenFile) -> tuple[bytes, FileIdentity]:
         """The digest, and the identity of the file once it was read."""
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         async with self._limiter.one(opened.root.threads.seconds, waits=opened.waits):
             offset, more = 0, True
             while more:
                 offset, more = await opened.run(partial(_add, digest, offset))
-            return digest.digest(), identify(await opened.run(os.fstat))
+            return digest.digest(), await opened.run(identify)
 
 
 def _add(digest: hashlib.blake2b, offset: int, descriptor: int) -> tuple[int, bool]:

@@ -112,19 +112,28 @@ class FolderNames:
         self._lately: dict[bytes, _Known] = {}
         self._lately_until = 0.0
 
-    def judge(self, root: int, path: bytes, *, lately: bool = False) -> Verdict | Unread:
-        """The verdict on a relative path below the root's descriptor; asks the kernel's name cache only.
+    def possible(self, root: int, paths: Sequence[bytes]) -> Sequence[bytes]:
+        """Relative paths in one folder without those whose names are surely absent; up to LATELY_SECONDS old."""
+        folder = paths[0].rpartition(b"/")[0] or b"."
+        if (now := time.monotonic()) >= self._lately_until:
+            self._lately.clear()
+            self._lately_until = now + LATELY_SECONDS
+        if (known := self._lately.get(folder)) is None:
+            try:
+                status = _status(root, folder)
+            except OSError:
+                return paths
+            known, _ = self._look_up(status)
+            if known is None or known.names is None or known.version != (status.st_mtime_ns, status.st_ctime_ns):
+                return paths
+            self._lately[folder] = known
+        return [path for path in paths if _find(known, path.rpartition(b"/")[2]) is not Verdict.ABSENT]
 
-        The answer is of this moment; `lately`: up to LATELY_SECONDS older.
-        """
+    def judge(self, root: int, path: bytes) -> Verdict | Unread:
+        """The verdict of this moment on a relative path below the root's descriptor; asks the kernel's name cache
+        only."""
         folder, _, name = path.rpartition(b"/")
         folder = folder or b"."
-        if lately:
-            if (now := time.monotonic()) >= self._lately_until:
-                self._lately.clear()
-                self._lately_until = now + LATELY_SECONDS
-            if (known := self._lately.get(folder)) is not None:
-                return _find(known, name)
         try:
             status = _status(root, folder)
         except BlockingIOError:
@@ -133,7 +142,7 @@ class FolderNames:
             return Verdict.ABSENT
         except OSError:
             return Verdict.UNKNOWN
-        return self._judge_in(folder, status, name, lately=lately)
+        return self._judge_in(folder, status, name)
 
     def _judge_from_top(self, root: int, path: bytes) -> Verdict | Unread:
         """The first name that is absent decides. The kernel has none for the folder itself."""
@@ -153,19 +162,19 @@ class FolderNames:
             folder = name if folder == b"." else folder + b"/" + name
         return Verdict.UNKNOWN
 
-    def _judge_in(
-        self, folder: bytes, status: os.stat_result, name: bytes, *, lately: bool = False
-    ) -> Verdict | Unread:
-        key, version = (status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_ctime_ns)
+    def _look_up(self, status: os.stat_result) -> tuple[_Known | None, bool]:
+        """The knowledge of the folder with this status, if any; and whether it is being read."""
+        key = status.st_dev, status.st_ino
         with self._lock:
             known = self._folders.get(key)
             if known is not None:
                 self._folders.move_to_end(key)
-            reading = key in self._reading
+            return known, key in self._reading
+
+    def _judge_in(self, folder: bytes, status: os.stat_result, name: bytes) -> Verdict | Unread:
+        (known, reading), version = self._look_up(status), (status.st_mtime_ns, status.st_ctime_ns)
         if known is not None and known.version == version:
             if known.names is not None:
-                if lately:
-                    self._lately[folder] = known
                 return _find(known, name)
             return Unread(folder, large=True) if known.large and not reading else Verdict.UNKNOWN
         if reading or not _is_settled(version) or (known is not None and time.monotonic() < known.again):

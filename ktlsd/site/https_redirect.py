@@ -75,7 +75,7 @@ class HttpsRedirect:
             found = await challenges.find(Target((token,), directory=False))
         if not isinstance(found, OpenFile):
             return Answer(decide(request, found if isinstance(found, Miss) else Miss.ABSENT, 0, ""))
-        tag = entity_tag(found.mtime_ns, found.size, found.inode, found.ctime_ns)
+        tag = entity_tag(found.mtime_ns, found.size, found.identity[1], found.ctime_ns)
         representation = Representation(found.size, found.mtime_ns, DEFAULT_TYPE, tag)
         response = decide(request, representation, time.time(), "")
         await read_first(found, response)

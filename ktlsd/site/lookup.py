@@ -14,10 +14,11 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import Struct
 
+from ktlsd.file_identity import FileIdentity, identify, identity_of
 from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Moved
@@ -33,8 +34,6 @@ T = TypeVar("T")
 INDEX: Final = b"index.html"
 PIECE: Final = 262144
 """Bytes of a file that `waits` that are read at a time, and kept in memory until the client has taken them."""
-
-Identity = tuple[int, int, int, int, int]
 
 NO_NAMES: Final[frozenset[bytes]] = frozenset()
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
@@ -72,11 +71,6 @@ def miss_of(error: OSError) -> Miss:
     return _MISSES.get(error.errno or 0, Miss.FAILED)
 
 
-def identify(status: os.stat_result) -> Identity:
-    """What tells one version of a file from another."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 class OpenFile(Struct):
     """An open regular file and its fstat(2) data; the holder closes it."""
 
@@ -84,17 +78,16 @@ class OpenFile(Struct):
     root: Root
     """The folder that `path` is below."""
     path: bytes
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
+    identity: FileIdentity
+    """Of this version of the file."""
     reopens: bool = False
     """Whether it can be opened again on the event loop (Root.open_now)."""
     waits: bool = False
     """Whether its file system may hold up every call on it, close(2) too: they belong in the root's threads."""
     crosses: bool = False
     """Whether it is on another mount than its root."""
+    passes_link: bool = False
+    """Whether a link that leads nowhere would be preferred to it if it led to a file."""
     original: OpenFile | None = None
     """The file, closed by now, that this one is a precompressed sibling of."""
     first: tuple[int, bytes] | None = None
@@ -102,9 +95,20 @@ class OpenFile(Struct):
     unchanged: bool = False
     """Whether the file still was the same one after that read."""
 
-    def identity(self) -> Identity:
-        """The identity of this version of the file."""
-        return self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.identity[2]
+
+    @property
+    def mtime_ns(self) -> int:
+        """Of the data."""
+        return self.identity[3]
+
+    @property
+    def ctime_ns(self) -> int:
+        """Of data and inode."""
+        return self.identity[4]
 
     async def read_first(self, body: object) -> None:
         """If the file `waits`, read the beginning of what a response has of it, so that one that cannot be read gets an
@@ -120,7 +124,7 @@ class OpenFile(Struct):
 
     def _read_and_compare(self, descriptor: int, offset: int, size: int) -> tuple[bytes, bool]:
         data = os.pread(descriptor, size, offset)
-        return data, identify(os.fstat(descriptor)) == self.identity()
+        return data, identify(descriptor) == self.identity
 
     async def read_piece(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from `offset` on of a file that `waits`; b"" at its end. Raises OSError."""
@@ -152,14 +156,6 @@ class Folder(Struct):
 
     def close(self) -> None:
         _close(self.descriptor, self.root.threads, waits=self.waits)
-
-
-class _Opened(NamedTuple):
-    descriptor: int
-    status: os.stat_result
-    reopens: bool
-    waits: bool
-    crosses: bool = False
 
 
 class Root:
@@ -260,35 +256,38 @@ class Root:
             found = await self.open_file(path)
             return found or Moved(target.directory_location())
 
-    async def open_file(self, path: bytes) -> OpenFile | Miss | None:
-        """Open a file by its path below the root; None when it is a folder."""
-        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path)
-
-    async def open_sibling(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
-        """The same for a file that may be missed for folder_names.LATELY_SECONDS after it has appeared.
+    async def open_file(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
+        """Open a file by its path below the root; None when it is a folder.
 
         Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
         the look at a name.
         """
-        if path in self.hidden:
-            return Miss.HIDDEN
+        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path, others)
+
+    def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
+        """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
         with self as root:
-            if self._opens_now and self._names.judge(root, path, lately=True) is Verdict.ABSENT:
-                return Miss.ABSENT
-        return await self.open_hidden(path, others)
+            return self._names.possible(root, paths) if self._opens_now else paths
 
     async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
         opened = await self._open(path, _FLAGS, others)
-        return opened if isinstance(opened, Miss) else self._examined(opened, path)
+        if not isinstance(opened, Folder):
+            return opened
+        opened.close()
+        return None
 
     async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
+        passes_link = False
         for name in index:
             found = await self.open_file(name if folder == b"." else folder + b"/" + name)
-            if found is not None and found not in (Miss.ABSENT, Miss.HIDDEN):
+            if isinstance(found, OpenFile):
+                found.passes_link = passes_link
+            if found is not None and found not in (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN):
                 return found
+            passes_link = passes_link or found is Miss.DANGLING
         opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        return opened if isinstance(opened, Miss) else Folder(opened.descriptor, folder, self, opened.waits)
+        return Miss.SPECIAL if isinstance(opened, OpenFile) else opened
 
     def lacks(self, name: bytes) -> bool:
         """Whether there surely is no such name at the top, as far as that is known without asking a disk."""
@@ -311,16 +310,16 @@ class Root:
                 raise
         return descriptor
 
-    def identity_now(self, path: bytes) -> Identity:
+    def identity_now(self, path: bytes) -> FileIdentity:
         """The identity of a version of a folder, or file, on the root's own mount. Raises OSError, at once,
         if the kernel would have to ask a disk, or another file system."""
         descriptor = openat2(self.descriptor, path, os.O_PATH, cached=True)
         try:
-            return identify(os.fstat(descriptor))
+            return identify(descriptor)
         finally:
             os.close(descriptor)
 
-    async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> _Opened | Miss:
+    async def _open(self, path: bytes, flags: int, others: Sequence[bytes] = ()) -> OpenFile | Folder | Miss:
         unread: Unread | None = None
         try:
             with self as root:
@@ -335,25 +334,41 @@ class Root:
                         reopens = error.errno == errno.EAGAIN
                         if reopens:
                             if (across := self._local_mounts.open(root, path, flags)) is not None:
-                                return _Opened(across, _status(across), reopens=True, waits=False, crosses=True)
+                                return self._examined(across, path, reopens=True, crosses=True)
                             verdict = self._names.judge(root, path)
                             if verdict is Verdict.ABSENT:
                                 return Miss.ABSENT
                             if isinstance(verdict, Unread):
                                 unread = self._to_read(root, verdict)
                     else:
-                        return _Opened(descriptor, _status(descriptor), reopens=True, waits=False)
+                        return self._examined(descriptor, path, reopens=True)
                 known = self._local_mounts.still_hold()
                 opening = partial(self._open_from_disk, root, path, flags, others, unread)
-                opened, mount = await self.threads.run(opening, lambda late: os.close(late[0].descriptor))
-                if opened.crosses and not opened.waits and self.identity is not None:
+                opened, mount = await self.threads.run(opening, _close_late)
+                if isinstance(opened, Miss) or self.identity is None:
+                    return opened
+                if mount != self.identity.mount and not opened.waits:
                     self._local_mounts.note(mount, self.identity.mount, known=known)
-                return opened._replace(reopens=reopens and not opened.waits)
+                if isinstance(opened, OpenFile):
+                    opened.reopens = reopens and not opened.waits
+                return opened
         except Stalled:
             # No other name is tried: each would take as long again.
             raise
         except OSError as error:
-            return miss_of(error)
+            miss = miss_of(error)
+            return Miss.DANGLING if miss is Miss.ABSENT and flags == _FLAGS and self._is_link(path) else miss
+
+    def _is_link(self, path: bytes) -> bool:
+        """Whether a name is that of a link, if the kernel knows it. Asks no file system."""
+        try:
+            descriptor = openat2(self._descriptor, path, os.O_PATH | os.O_NOFOLLOW, cached=True)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISLNK(os.fstat(descriptor).st_mode)
+        finally:
+            os.close(descriptor)
 
     def _to_read(self, root: int, unread: Unread) -> Unread | None:
         """The folder for the thread that is needed anyway to read; a large folder gets a thread of its own."""
@@ -377,7 +392,7 @@ class Root:
 
     def _open_from_disk(
         self, root: int, path: bytes, flags: int, others: Sequence[bytes], unread: Unread | None
-    ) -> tuple[_Opened, int]:
+    ) -> tuple[OpenFile | Folder | Miss, int]:
         """The same for a thread, which may wait; and the mount ID."""
         try:
             descriptor = open_beneath(root, path, flags)
@@ -387,7 +402,6 @@ class Root:
             self._look_at(root, others)
             raise
         self._look_at(root, others)
-        status = _status(descriptor)
         try:
             mount = folder_identity(descriptor).mount
             crosses = self.identity is not None and mount != self.identity.mount
@@ -395,7 +409,7 @@ class Root:
         except BaseException:
             os.close(descriptor)
             raise
-        return _Opened(descriptor, status, reopens=False, waits=waits, crosses=crosses), mount
+        return self._examined(descriptor, path, waits=waits, crosses=crosses), mount
 
     def _look_at(self, root: int, paths: Sequence[bytes]) -> None:
         """Get the kernel to know whether these are there."""
@@ -403,34 +417,26 @@ class Root:
             with contextlib.suppress(OSError):
                 os.close(openat2(root, path, os.O_PATH, cached=False))
 
-    def _examined(self, opened: _Opened, path: bytes) -> OpenFile | Miss | None:
-        """Take a new descriptor over: an OpenFile, None for a folder, a Miss for anything that is not to be read."""
-        descriptor, status, reopens, waits, crosses = opened
+    def _examined(
+        self, descriptor: int, path: bytes, *, reopens: bool = False, waits: bool = False, crosses: bool = False
+    ) -> OpenFile | Folder | Miss:
+        """Take a new descriptor over: a Miss for anything that is not to be read. Raises OSError."""
+        try:
+            status = os.fstat(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         if stat.S_ISREG(status.st_mode):
-            return OpenFile(
-                descriptor,
-                self,
-                path,
-                status.st_dev,
-                status.st_ino,
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-                reopens,
-                waits,
-                crosses,
-            )
+            return OpenFile(descriptor, self, path, identity_of(status), reopens, waits, crosses)
+        if stat.S_ISDIR(status.st_mode):
+            return Folder(descriptor, path, self, waits)
         _close(descriptor, self.threads, waits=waits)
-        return None if stat.S_ISDIR(status.st_mode) else Miss.SPECIAL
+        return Miss.SPECIAL
 
 
-def _status(descriptor: int) -> os.stat_result:
-    """The result of fstat(2); closes the descriptor if that fails."""
-    try:
-        return os.fstat(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
+def _close_late(opened: tuple[OpenFile | Folder | Miss, int]) -> None:
+    if not isinstance(opened[0], Miss):
+        os.close(opened[0].descriptor)
 
 
 def _close(descriptor: int, threads: FileThreads, *, waits: bool) -> None:

@@ -18,11 +18,12 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import top_name
-from ktlsd.site.lookup import Identity, OpenFile, Root, identify
+from ktlsd.site.lookup import OpenFile, Root
 
 LASTING_SECONDS: Final = 1.0
 """Lifetime of an entry without another comparison of folders and rules."""
@@ -43,7 +44,7 @@ _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
 _RULES_SETTLED_NS: Final = 10_000_000_000
 
-Look = tuple[Root, bytes, Identity]
+Look = tuple[Root, bytes, FileIdentity]
 """A file or folder by its root and path, and its identity."""
 
 
@@ -109,7 +110,7 @@ class CacheEntry(Struct, eq=False, gc=False):
         return body if isinstance(body, ByteRange) and body.count else None
 
     @property
-    def identity(self) -> Identity | None:
+    def identity(self) -> FileIdentity | None:
         """That of the file."""
         return self.sources[0][2] if self.sources else None
 
@@ -137,7 +138,7 @@ class ResponseCache:
         """All entries, those that expire first at the front."""
         self._without_query: _Asked = {}
         self._with_query: _Asked = {}
-        self._looks: dict[tuple[Root, bytes], Identity] = {}
+        self._looks: dict[tuple[Root, bytes], FileIdentity] = {}
         """The identities of folders and rules at the last comparison, for all entries."""
         self._folders: dict[tuple[Root, bytes, frozenset[bytes]], tuple[tuple[Look, ...], int]] = {}
         """The folders and rules of files in one folder, as _looks_at() gives them, for as long as `_looks`."""
@@ -218,7 +219,7 @@ class ResponseCache:
             self._folders.clear()
             self._looks_until = now + LASTING_SECONDS
 
-    def _look(self, root: Root, path: bytes) -> Identity:
+    def _look(self, root: Root, path: bytes) -> FileIdentity:
         """An identity that is no older than the last second. Raises OSError."""
         seen = self._looks.get((root, path))
         if seen is None:
@@ -276,7 +277,7 @@ class ResponseCache:
             if file is not None:
                 if (not file.reopens and body is None) or file.mtime_ns > settled or file.ctime_ns > settled:
                     return None
-                sources.append((file.root, file.path, file.identity()))
+                sources.append((file.root, file.path, file.identity))
         now = time.monotonic()
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
         folders: tuple[Look, ...] = ()
@@ -343,8 +344,9 @@ class ResponseCache:
         A look may be up to a second old: one that is older than the last change differs from the next, and ends the
         entry.
         """
-        if opened.crosses:
-            # A folder on the way may be on a file system that holds up stat(2).
+        if opened.crosses or opened.passes_link:
+            # A folder on the way may be on a file system that holds up stat(2), and the appearance of a link's target
+            # changes no folder on the way.
             return ()
         self._begin_looks(now)
         key = opened.root, opened.path.rpartition(b"/")[0], rules
@@ -383,9 +385,9 @@ class _Memo(NamedTuple):
     entry: CacheEntry
 
 
-def _is(descriptor: int, identity: Identity) -> bool:
+def _is(descriptor: int, identity: FileIdentity) -> bool:
     try:
-        return identify(os.fstat(descriptor)) == identity
+        return identify(descriptor) == identity
     except OSError:
         return False
 

@@ -16,12 +16,13 @@ import trio
 
 from ktlsd.attempt import needs_task
 from ktlsd.config.options import SiteOptions
+from ktlsd.file_identity import FileIdentity
 from ktlsd.file_threads import Stalled
 from ktlsd.http.decide import Miss
 from ktlsd.http.header_rules import HeaderRules
 from ktlsd.http.protected_paths import ProtectedPaths
 from ktlsd.http.redirects import Redirects
-from ktlsd.site.lookup import Identity, OpenFile, Root, Unusable, miss_of
+from ktlsd.site.lookup import OpenFile, Root, Unusable, miss_of
 from ktlsd.site.rule_files import LARGEST_FILE, PROTECTING, HeadersFile, RedirectsFile, parse_headers, parse_redirects
 
 log = logging.getLogger("ktlsd")
@@ -32,7 +33,7 @@ _LOOK_SECONDS: Final = 1.0
 _OVERLAP: Final = 100
 """Bytes that two parts of a long file share, so that no word is cut in two."""
 
-_Version = Identity | Miss | None
+_Version = FileIdentity | Miss | None
 
 
 class SiteRules:
@@ -111,6 +112,8 @@ class SiteRules:
         self._look_again = time.monotonic() + _LOOK_SECONDS
         for name in self.files:
             opened = await root.open_hidden(name)
+            if opened is Miss.DANGLING:
+                opened = Miss.ABSENT
             if root.closed:
                 if isinstance(opened, OpenFile):
                     opened.close()
@@ -135,7 +138,7 @@ class SiteRules:
         return True
 
     async def _take(self, name: bytes, opened: OpenFile | Miss | None) -> None:
-        version = opened.identity() if isinstance(opened, OpenFile) else opened
+        version = opened.identity if isinstance(opened, OpenFile) else opened
         if version == self._versions[name]:
             return
         if isinstance(opened, OpenFile) or opened is Miss.ABSENT:

@@ -7,7 +7,6 @@ compared with the original, once neither changes any more; the verdict is cached
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict
 from typing import Final
@@ -16,8 +15,9 @@ import trio
 
 from ktlsd.attempt import needs_task
 from ktlsd.config.values import Coding
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.http.validators import is_dated
-from ktlsd.site.lookup import Identity, OpenFile, identify
+from ktlsd.site.lookup import OpenFile
 
 SETTLED_NS: Final = 2_000_000_000
 """Least age of the last change of both files before they are compared: not after each write of a slow compressor, and
@@ -27,7 +27,7 @@ LARGEST_COMPARED: Final = 268_435_456
 
 _REMEMBERED: Final = 16384
 
-_Pair = tuple[Identity, Identity]
+_Pair = tuple[FileIdentity, FileIdentity]
 
 
 class Siblings:
@@ -40,7 +40,7 @@ class Siblings:
 
     async def belong(self, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
         """True if `sibling` certainly is the whole of `original` in this coding. Both are left open."""
-        identity, other = original.identity(), sibling.identity()
+        identity, other = original.identity, sibling.identity
         if identity[:2] == other[:2]:
             # A link to the original itself.
             return False
@@ -73,7 +73,7 @@ class Siblings:
             del self._comparing[pair]
             done.set()
         # A file that was written to meanwhile is another version, for which this verdict does not hold.
-        if tuple(identify(os.fstat(file.descriptor)) for file in (original, sibling)) != pair:
+        if tuple(identify(file.descriptor) for file in (original, sibling)) != pair:
             return False
         self._known[pair] = verdict
         if len(self._known) > _REMEMBERED:
@@ -81,7 +81,7 @@ class Siblings:
         return verdict
 
 
-def has_its_times(original: Identity, sibling: Identity) -> bool:
+def has_its_times(original: FileIdentity, sibling: FileIdentity) -> bool:
     """True if the times of a sibling prove that it is whole and of this version.
 
     Not with a mtime that is that of the sibling's last write: within one tick of the clock both files can be written,

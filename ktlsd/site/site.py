@@ -40,7 +40,7 @@ log = logging.getLogger("ktlsd")
 
 SERVER_FIELD: Final = (("Server", "ktlsd"),)
 _NO_SUCH_FILE: Final = Miss.ABSENT.reason
-_ABSENT: Final = (Miss.ABSENT, Miss.HIDDEN, Miss.NO_INDEX)
+_ABSENT: Final = (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN, Miss.NO_INDEX)
 """What another file may answer for."""
 
 
@@ -289,6 +289,8 @@ class Site:
             *folders, name = target.names
             page = await self._look_up_one(Target((*folders, name + b".html"), directory=False))
             if page not in _ABSENT and not isinstance(page, Moved):
+                if isinstance(page, OpenFile) and found is Miss.DANGLING:
+                    page.passes_link = True
                 return page
         return found
 
@@ -297,15 +299,13 @@ class Site:
         if isinstance(found, Folder) and not self.options.listing:
             found.close()
             return Miss.NO_INDEX
-        if isinstance(found, OpenFile | Folder) and self._is_protected(found):
+        if self._rules.protecting and isinstance(found, OpenFile | Folder) and self._is_protected(found):
             found.close()
             return Miss.PROTECTED
         return found
 
     def _is_protected(self, found: OpenFile | Folder) -> bool:
         """True if the open file must not be sent, by the name that it was found under or by the place links led to."""
-        if not self._rules.protecting:
-            return False
         path = os.fsdecode(found.path)
         if self._rules.protect("/" + ("" if path == "." else path)):
             return True
@@ -330,24 +330,25 @@ class Site:
             if (encoded := self._types.encoded(opened.path)) is not None:
                 return opened, await self._encoded(request, opened, encoded), frozenset()
             kind, compressible = self._types.described(opened.path)
-            coding, varies = None, False
+            coding, varies, passes_link = None, False, opened.passes_link
             codings = self.options.precompressed
             if codings and compressible:
                 wanted = preferred(request.fields.get("accept-encoding"), codings).codings
                 # Those that are not acceptable are looked for too: Vary is due where there is a choice.
                 candidates = (*wanted, *(other for other in codings if other not in wanted))
-                siblings = [opened.path + SUFFIXES[candidate] for candidate in candidates]
-                for number, candidate in enumerate(candidates):
-                    sibling = await opened.root.open_sibling(siblings[number], siblings[number + 1 :])
+                siblings = {opened.path + SUFFIXES[candidate]: candidate for candidate in candidates}
+                paths = opened.root.possible_siblings(list(siblings))
+                for number, path in enumerate(paths):
+                    sibling, candidate = await opened.root.open_file(path, paths[number + 1 :]), siblings[path]
                     if not isinstance(sibling, OpenFile):
+                        passes_link = passes_link or sibling is Miss.DANGLING
                         if sibling is not Miss.ABSENT:
-                            rejected.add(siblings[number])
+                            rejected.add(path)
                         continue
                     try:
                         # It may be a link to what is protected.
-                        belongs = not self._is_protected(sibling) and await self._siblings.belong(
-                            opened, sibling, candidate
-                        )
+                        protected = self._rules.protecting and self._is_protected(sibling)
+                        belongs = not protected and await self._siblings.belong(opened, sibling, candidate)
                     except BaseException:
                         sibling.close()
                         raise
@@ -358,7 +359,8 @@ class Site:
                         opened, coding = sibling, candidate
                         break
                     sibling.close()
-                    rejected.add(siblings[number])
+                    rejected.add(path)
+            opened.passes_link = passes_link
             tag = await self._tag(opened)
             if coding is not None:
                 tag = coded_tag(tag, coding)
@@ -382,7 +384,7 @@ class Site:
     async def _tag(self, opened: OpenFile) -> str:
         match self.options.etag:
             case "strong":
-                return entity_tag(opened.mtime_ns, opened.size, opened.inode, opened.ctime_ns)
+                return entity_tag(opened.mtime_ns, opened.size, opened.identity[1], opened.ctime_ns)
             case "size-mtime" if is_dated(opened.mtime_ns):
                 return size_mtime_tag(opened.mtime_ns, opened.size)
             case "size-mtime" | "content":

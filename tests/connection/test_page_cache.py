@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, PageCache, Window
-from ktlsd.connection.residency import FileIdentity
+from ktlsd.file_identity import FileIdentity
 from ktlsd.metrics.metrics import COLD_READS, SLOTS
 from ktlsd.system_calls import file_system_type
 from tests.vm.machine import SLOW_BYTES_PER_SECOND

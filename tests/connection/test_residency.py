@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ktlsd.connection.page_cache import FROM_DISK, PIECE, STRIDE, PageCache, Window
-from ktlsd.connection.residency import GRANULE, LOOK_BYTES, MOST_GRANULES, FileIdentity, Kind, Residency, identify
+from ktlsd.connection.residency import GRANULE, LOOK_BYTES, MOST_GRANULES, Kind, Residency
+from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.metrics.metrics import COLD_READS, SLOTS
 from ktlsd.system_calls import resident_until
 from tests.mounting import as_user, evict, known_to_the_kernel, mount, overlay

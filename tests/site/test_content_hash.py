@@ -10,6 +10,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from ktlsd.file_identity import identify
 from ktlsd.site import content_hash
 from ktlsd.site.content_hash import DIGEST_BYTES, ContentHashes
 from ktlsd.site.lookup import OpenFile, Root
@@ -19,17 +20,7 @@ CONTENT = os.urandom(600_000)
 
 def opened(path: Path) -> OpenFile:
     descriptor = os.open(path, os.O_RDONLY)
-    status = os.fstat(descriptor)
-    return OpenFile(
-        descriptor,
-        root=Root(None),
-        path=b"",
-        device=status.st_dev,
-        inode=status.st_ino,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-    )
+    return OpenFile(descriptor, Root(None), b"", identify(descriptor))
 
 
 async def digest_of(hashes: ContentHashes, path: Path) -> bytes:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -271,13 +272,17 @@ async def test_names_belong_to_a_folder_not_to_its_path(root: Root, site: Path) 
     found.close()
 
 
+async def open_sibling(root: Root, path: bytes) -> OpenFile | Miss | None:
+    return await root.open_file(path) if root.possible_siblings([path]) else Miss.ABSENT
+
+
 async def test_a_sibling_that_appears_is_opened_a_moment_later(root: Root, site: Path) -> None:
     await learn(root, "none")
     path = site / "A.txt.gz"
-    assert at_once(root.open_sibling(b"A.txt.gz")) is Miss.ABSENT
+    assert at_once(open_sibling(root, b"A.txt.gz")) is Miss.ABSENT
     path.write_bytes(b"packed")
     settle(folder_names.LATELY_SECONDS)
-    found = await root.open_sibling(b"A.txt.gz")
+    found = await open_sibling(root, b"A.txt.gz")
     assert isinstance(found, OpenFile)
     found.close()
 
@@ -285,10 +290,11 @@ async def test_a_sibling_that_appears_is_opened_a_moment_later(root: Root, site:
 async def test_siblings_need_no_system_call_each(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     await learn(root, "sub/none")
     monkeypatch.setattr(folder_names, "LATELY_SECONDS", 60.0)
-    assert at_once(root.open_sibling(b"sub/a.txt.gz")) is Miss.ABSENT
+    paths = [b"sub/a.txt.gz", b"sub/a.txt", b"sub/a.txt.br"]
+    assert root.possible_siblings(paths) == [b"sub/a.txt"]
     os.rename(f"/proc/self/fd/{root.descriptor}/sub", f"/proc/self/fd/{root.descriptor}/moved")
-    assert at_once(root.open_sibling(b"sub/a.txt.br")) is Miss.ABSENT
-    assert await root.open_sibling(b"sub/a.txt", ()) is Miss.ABSENT
+    assert root.possible_siblings(paths) == [b"sub/a.txt"]
+    assert await root.open_file(b"sub/a.txt", ()) is Miss.ABSENT
 
 
 async def test_hidden_names_keep_their_meaning(site: Path) -> None:
@@ -298,7 +304,7 @@ async def test_hidden_names_keep_their_meaning(site: Path) -> None:
     await learn(root, "none")
     assert at_once(looked_up(root, "_headers")) is Miss.HIDDEN
     assert at_once(root.open_hidden(b"_headers")) is Miss.ABSENT
-    assert at_once(root.open_sibling(b"_headers")) is Miss.HIDDEN
+    assert at_once(root.open_file(b"_headers")) is Miss.HIDDEN
     assert at_once(looked_up(root, ".git/config")) is Miss.HIDDEN
     assert at_once(looked_up(root, ".none")) is Miss.HIDDEN
     root.close()
@@ -593,11 +599,11 @@ async def test_what_is_said_is_true_at_that_moment(place: Path, seed: int) -> No
             path = chance.choice(
                 (chance.choice(FOLDERS) + chance.choice(NAMES), chance.choice(FOLDERS) + name)
             ).encode()
-            asked = root.open_file
+            asked: Callable[[bytes], Coroutine[Any, Any, OpenFile | Miss | None]] = root.open_file
             if chance.random() < 0.2:
                 # It may be late for a moment.
                 settle(folder_names.LATELY_SECONDS)
-                asked = root.open_sibling
+                asked = partial(open_sibling, root)
             unknown = is_unknown_to_kernel(root, path)
             try:
                 found = at_once(asked(path))
@@ -610,7 +616,7 @@ async def test_what_is_said_is_true_at_that_moment(place: Path, seed: int) -> No
             assert isinstance(found, OpenFile) is there
             if isinstance(found, OpenFile):
                 status = os.stat(place / os.fsdecode(path))
-                assert (found.inode, found.device) == (status.st_ino, status.st_dev)
+                assert found.identity[:2] == (status.st_dev, status.st_ino)
                 found.close()
         assert time.monotonic() < until + 30
     root.close()

@@ -104,7 +104,7 @@ def test_a_body_is_as_old_as_its_decision(file: Path) -> None:
     opened = opened_of(file, part)
     late = time.time_ns() - int(1.01 * LASTING_SECONDS * 1e9)
     # Long ago enough for a file that changed just now.
-    opened.mtime_ns = opened.ctime_ns = 0
+    opened.identity = (*opened.identity[:3], 0, 0)
     cache = ResponseCache()
     assert remembered(cache, opened, part, asked_ns=late) is None
     entry = remembered(cache, opened, part)
@@ -118,7 +118,7 @@ def test_a_body_is_as_old_as_its_decision(file: Path) -> None:
 def test_bodies_are_bounded(file: Path) -> None:
     part = ByteRange(0, LONGEST_BODY)
     cache, opened = ResponseCache(), opened_of(file, part)
-    opened.mtime_ns = opened.ctime_ns = 0
+    opened.identity = (*opened.identity[:3], 0, 0)
     most = MOST_BODY_BYTES // LONGEST_BODY
     for number in range(most + 3):
         remembered(cache, opened, part, number)

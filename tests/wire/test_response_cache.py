@@ -618,6 +618,40 @@ def test_an_index_file_in_another_folder_counts_within_a_second(
         assert ask(connection, get("/")).endswith(b"first")
 
 
+def test_the_target_of_a_link_that_is_preferred_counts_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its appearance changes no folder on the way to the file that is sent instead."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("ktlsd.site.response_cache._SETTLED_NS", 10_000_000)
+    root, library = tmp_path / "root", Library()
+    (root / "sub").mkdir(parents=True)
+    (root / "targets").mkdir()
+    links = {"index.html": "/", "page": "/page", "a.txt.br": "/a.txt"}
+    for name, others in (("index.html", "other.html"), ("page", "page.html"), ("a.txt.br", "a.txt")):
+        (root / name).symlink_to(f"targets/{name}")
+        (root / others).write_bytes(b"old")
+        os.utime(root / others, ns=(LONG_AGO, LONG_AGO))
+    time.sleep(0.05)
+    settings = Settings(root=root, index=("index.html", "other.html"), clean_urls=True)
+    listeners = bind_all([Listen("127.0.0.1", 0)])
+    with (
+        contextlib.closing(Service(library, settings, support(library, Mode.OFF))) as service,
+        in_a_thread(Server(service), listeners),
+        connect(listeners[0].socket.getsockname()[1]) as connection,
+    ):
+        heads = [get(target, "Accept-Encoding: br") for target in links.values()]
+        for head in 2 * heads:
+            assert ask(connection, head).endswith(b"old")
+        assert service.response_cache.uses == len(heads)
+        for name in links:
+            (root / "targets" / name).write_bytes(b"new")
+            os.utime(root / "targets" / name, ns=(LONG_AGO, LONG_AGO))
+        time.sleep(LASTING_SECONDS + 0.1)
+        for head in heads:
+            assert ask(connection, head).endswith(b"new")
+
+
 def test_names_that_the_root_lacks_share_a_response_until_they_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

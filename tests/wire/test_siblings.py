@@ -20,11 +20,12 @@ import trio
 
 from ktlsd.config.options import Settings
 from ktlsd.config.values import Listen, Mode
+from ktlsd.file_identity import FileIdentity
 from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service
 from ktlsd.site import siblings
-from ktlsd.site.lookup import Identity, OpenFile, Root
+from ktlsd.site.lookup import OpenFile, Root
 from ktlsd.site.response_cache import LASTING_SECONDS
 from ktlsd.site.siblings import Siblings, has_its_times
 from ktlsd.ssl_ffi import Library
@@ -90,7 +91,7 @@ def run(*words: str | Path, folder: Path) -> None:
 # --- by their times
 
 
-def identity(mtime_ns: int, ctime_ns: int, size: int = 100) -> Identity:
+def identity(mtime_ns: int, ctime_ns: int, size: int = 100) -> FileIdentity:
     return 1, 2, size, mtime_ns, ctime_ns
 
 
@@ -116,7 +117,7 @@ def identity(mtime_ns: int, ctime_ns: int, size: int = 100) -> Identity:
         (identity(THEN, LATER), identity(THEN, LATER + 1, size=0), False),
     ],
 )
-def test_times_that_say_that_a_sibling_belongs(original: Identity, sibling: Identity, expected: bool) -> None:
+def test_times_that_say_that_a_sibling_belongs(original: FileIdentity, sibling: FileIdentity, expected: bool) -> None:
     assert has_its_times(original, sibling) is expected
 
 

@@ -156,7 +156,7 @@ def test_validators_bring_304(server: Running, protocol: str) -> None:
         ("/index.html/", 404, "no such file"),
         ("/index.html/x", 404, "no such file"),
         ("/" + "n" * 300, 404, "no such file"),
-        ("/loop", 404, "no such file"),
+        ("/loop", 404, "a link that leads nowhere"),
         ("/bare/", 403, "a folder without an index file"),
         ("/fifo", 403, "not a regular file"),
         ("/locked.txt", 403, "not readable by the server"),
