@@ -69,7 +69,6 @@ V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 50312 443\r\n"
 CONFIGURATION = """
 trusted_proxies = ["unix", "127.0.0.1", "192.0.2.0/24"]
 root = "root"
-http2 = true
 
 [hsts]
 max_age = 60
@@ -191,16 +190,15 @@ def ask_twice(server: Running, way: Way, *fields: str, before: bytes = b"") -> l
 # --- without TLS
 
 
-@pytest.mark.parametrize("unix", [False, True])
-def test_sites_are_served_without_tls(server: Running, unix: bool) -> None:
-    place = socket_of(server) if unix else port_of(server)
-    assert ask(place, "/large.bin").body == LARGE
-    assert ask(place, "/name.txt").body == b"root"
-    assert ask(place, "/name.txt", host="OTHER.example:80").body == b"other"
-    part = ask(place, "/large.bin", "Range: bytes=1000000-2000000")
-    assert (part.status, part.body) == (206, LARGE[1000000:2000001])
-    again = ask(place, "/large.bin", f"If-None-Match: {part.fields['etag']}")
-    assert (again.status, again.body) == (304, b"")
+def test_sites_are_served_every_way(server: Running, way: Way) -> None:
+    with way.open(server) as client:
+        assert client.get("/large.bin").body == LARGE
+        assert client.get("/name.txt").body == b"root"
+        assert client.get("/name.txt", host="OTHER.example:80").body == b"other"
+        part = client.get("/large.bin", "Range: bytes=1000000-2000000")
+        assert (part.status, part.body) == (206, LARGE[1000000:2000001])
+        again = client.get("/large.bin", f"If-None-Match: {part.fields['etag']}")
+        assert (again.status, again.body) == (304, b"")
 
 
 def test_the_unix_socket_has_its_permissions(server: Running) -> None:
@@ -281,21 +279,21 @@ def test_the_access_log_names_the_client_and_the_proxy(folder: Path, tmp_path: P
     json_lines = ["--access-log-format", "json"]
     with serving(None, *options, *json_lines, state=folder / "state", backend_listen=("127.0.0.1:0", unix)) as running:
         # Twice, since what is remembered takes another way.
-        for name in ("plain", "tls", "tls-http2"):
+        for name in ("plain", "tls", "tls-http2", "plain-http2"):
             ask_twice(running, WAYS[name], before=V1)
             ask_twice(running, WAYS[name], "X-Forwarded-For: 203.0.113.9", "X-Request-ID: id-1", before=V1)
         ask_twice(running, WAYS["unix"], "X-Forwarded-For: 203.0.113.9, 192.0.2.9")
         assert running.stop() == 0
     lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
     told = [(line["client"], line["port"], line["via"], line["request_id"]) for line in lines]
-    assert [line["protocol"] for line in lines] == [HTTP_1] * 8 + [HTTP_2] * 4 + [HTTP_1] * 2
+    assert [line["protocol"] for line in lines] == [HTTP_1] * 8 + [HTTP_2] * 8 + [HTTP_1] * 2
     proxy = re.compile(r"127\.0\.0\.1:\d+")
-    for begin in (0, 4, 8):
+    for begin in (0, 4, 8, 12):
         assert [who[:2] for who in told[begin : begin + 2]] == [("192.0.2.7", 50312)] * 2
         assert all(proxy.fullmatch(who[2]) for who in told[begin : begin + 2])
         assert told[begin + 2 : begin + 4] == [("203.0.113.9", None, "192.0.2.7:50312", "id-1")] * 2
-    assert [who[:3] for who in told[12:]] == [("203.0.113.9", None, "unix")] * 2
-    assert len({who[3] for who in told}) == 9
+    assert [who[:3] for who in told[16:]] == [("203.0.113.9", None, "unix")] * 2
+    assert len({who[3] for who in told}) == 11
 
 
 def test_what_one_request_said_is_not_the_next_ones(server: Running, way: Way) -> None:

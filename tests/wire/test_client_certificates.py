@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.authority import Authority
-from tests.protocols import HTTP_1, HTTP_2, ask, conversation
+from tests.protocols import HTTP_1, HTTP_2, ask, conversation, plain_conversation
 from tests.serving import (
     Running,
     client_context,
     connect,
     connect_plain,
-    exchange_plain,
     get,
     parse,
     read_to_end,
@@ -36,7 +35,6 @@ REQUEST = b"GET /name.txt HTTP/1.1\r\nHost: private.example\r\nConnection: close
 
 CONFIGURATION = """
 root = "public"
-http2 = true
 
 [[site]]
 names = "private.example"
@@ -234,10 +232,10 @@ def test_a_weaker_demand_leads_not_around_a_stronger(
         assert connection.get("/name.txt", host="anyone.example").body == b"anyone"
 
 
-def test_a_listener_without_tls_leads_not_around_it(server: Running) -> None:
-    place = int(server.backends[0].rpartition(":")[2])
-    assert parse(exchange_plain(place, REQUEST))[0].status == 421
-    assert parse(exchange_plain(place, REQUEST.replace(b"private", b"public")))[0].body == b"public"
+def test_a_listener_without_tls_leads_not_around_it(server: Running, protocol: str) -> None:
+    with plain_conversation(int(server.backends[0].rpartition(":")[2]), protocol) as connection:
+        assert connection.get("/name.txt", host=PRIVATE).status == 421
+        assert connection.get("/name.txt", host="public.example").body == b"public"
 
 
 def test_the_default_site_may_demand_certificates(folder: Path, certificates: dict[str, Path]) -> None:

@@ -42,7 +42,6 @@ CODED = {
 CONFIGURATION = """
 root = "files"
 listing = true
-http2 = true
 
 [[site]]
 names = ["size-mtime"]

@@ -125,8 +125,7 @@ def test_a_file_that_goes_away_arrives_whole_and_is_then_gone(
     wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     (root / "sub").mkdir()
     os.rename(root / "large.bin", root / "sub/large.bin")
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    with serving(root, "--config", str(tmp_path / "ktlsd.toml"), state=tmp_path / "state", wrapper=wrapper) as server:
+    with serving(root, state=tmp_path / "state", wrapper=wrapper) as server:
         connection, begun = begin(server.port, "sub/large.bin")
         with conversation(server.port, HTTP_2) as client:
             over_http2 = client.begin("/sub/large.bin")
@@ -241,7 +240,7 @@ def test_what_cannot_be_read_is_said_and_cuts_nobody_off(tmp_path: Path) -> None
     """proc(5) has files that can be opened and not read: pread(2) at the beginning of /proc/PID/mem gives EIO."""
     folder = Path(f"/proc/{os.getpid()}")
     config = tmp_path / "ktlsd.toml"
-    config.write_text(f'root = "{folder}"\nhttp2 = true\netag = "content"\nerror_pages = {{ 412 = "/mem" }}\n')
+    config.write_text(f'root = "{folder}"\netag = "content"\nerror_pages = {{ 412 = "/mem" }}\n')
     with serving(None, "--config", str(config), state=tmp_path / "state") as server:
         files = server.open_files()
         for _ in range(5):
@@ -316,9 +315,7 @@ def faulty(contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
         (folder / name).write_bytes(content)
     state = tmp_path_factory.mktemp("state")
     log = state / "access.log"
-    (state / "ktlsd.toml").write_text("http2 = true\n")
-    options = ("--access-log", str(log), "--config", str(state / "ktlsd.toml"))
-    with serving(folder, *options, state=state, backend_listen=("127.0.0.1:0",)) as running:
+    with serving(folder, "--access-log", str(log), state=state, backend_listen=("127.0.0.1:0",)) as running:
         # What is opened once and kept is opened before descriptors are counted.
         run_everything(running, contents)
         yield running

@@ -42,10 +42,7 @@ def cold_reads(server: Running) -> int:
 
 @contextlib.contextmanager
 def server_of(root: Path, state: Path, wrapper: Sequence[str] = ()) -> Iterator[Running]:
-    state.mkdir()
-    (state / "ktlsd.toml").write_text("http2 = true\n")
-    options = ("--metrics-listen", "127.0.0.1:0", "--config", str(state / "ktlsd.toml"))
-    with serving(root, *options, state=state, wrapper=wrapper) as server:
+    with serving(root, "--metrics-listen", "127.0.0.1:0", state=state, wrapper=wrapper) as server:
         yield server
 
 

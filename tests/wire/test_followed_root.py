@@ -60,9 +60,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(place: Path) -> Iterator[Running]:
     config = place / "ktlsd.toml"
-    config.write_text(
-        f'root = "{place}/current"\nheaders_file = true\nhttp2 = true\n[error_pages]\n404 = "/404.html"\n'
-    )
+    config.write_text(f'root = "{place}/current"\nheaders_file = true\n[error_pages]\n404 = "/404.html"\n')
     with serving(None, "--config", str(config), state=place / "state") as running:
         yield running
 
@@ -183,7 +181,7 @@ def test_swaps_under_load_mix_no_two_trees(place: Path, workers: int) -> None:
     seen: set[bytes] = set()
     release(place, 42, NEW)
     config = place / "ktlsd.toml"
-    config.write_text(f'root = "{place}/current"\nheaders_file = true\nhttp2 = true\nworkers = {workers}\n')
+    config.write_text(f'root = "{place}/current"\nheaders_file = true\nworkers = {workers}\n')
     with serving(None, "--config", str(config), state=place / "state") as server:
 
         def ask(protocol: str) -> None:

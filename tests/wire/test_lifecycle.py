@@ -49,9 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(root: Path, tmp_path: Path) -> Iterator[Running]:
-    config = tmp_path / "ktlsd.toml"
-    config.write_text("http2 = true\n")
-    with serving(root, "--config", str(config), state=tmp_path / "state") as running:
+    with serving(root, state=tmp_path / "state") as running:
         yield running
 
 

@@ -74,7 +74,7 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     """Writes JSON to state/access.log."""
     state = tmp_path_factory.mktemp("state")
     config = state / "ktlsd.toml"
-    config.write_text("tls_policy = 'compatible'\nhttp2 = true\n")
+    config.write_text("tls_policy = 'compatible'\n")
     options = ("--access-log", str(state / "access.log"), "--access-log-format", "json", "--listing")
     with serving(root, "--config", str(config), *options, state=state, http_listen=["127.0.0.1:0"]) as running:
         yield running
@@ -300,8 +300,7 @@ def from_memory(
     os.utime(file, (0, 0))
     patch.setenv("XDG_STATE_HOME", str(tmp_path))
     library = Library()
-    settings = msgspec.structs.replace(Settings(root=root, http2=True), **keys)
-    service = Service(library, settings, support(library, Mode.OFF))
+    service = Service(library, msgspec.structs.replace(Settings(root=root), **keys), support(library, Mode.OFF))
     output = LogFile(LogPlace(tmp_path / "access.log"))
     listeners = bind_all([Listen("127.0.0.1", 0)])
     port = listeners[0].socket.getsockname()[1]
@@ -374,8 +373,7 @@ def test_a_rotation_loses_no_line(root: Path, tmp_path: Path, workers: int) -> N
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
     # At debug there is a line for each connection.
     logs = ("--access-log", str(access), "--error-log", str(errors), "--log-level", "debug")
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    options = (*logs, "--workers", str(workers), "--config", str(tmp_path / "ktlsd.toml"))
+    options = (*logs, "--workers", str(workers))
     clients, rotations = 4, 5
     asked: list[str] = []
     over = threading.Event()
@@ -436,8 +434,7 @@ def test_a_rotation_may_come_before_the_start_is_done(root: Path, tmp_path: Path
 
 def test_the_last_lines_are_written_at_the_end(root: Path, tmp_path: Path, protocol: str) -> None:
     access = tmp_path / "access.log"
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    options = ("--access-log", str(access), "--access-log-format", "json", "--config", str(tmp_path / "ktlsd.toml"))
+    options = ("--access-log", str(access), "--access-log-format", "json")
     with (
         serving(root, *options, state=tmp_path / "state") as server,
         conversation(server.port, protocol) as client,

@@ -171,9 +171,7 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
 
 def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: str) -> None:
     """Bytes are those of all frames, by either protocol."""
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    options = (*ON_LOOPBACK, "--config", str(tmp_path / "ktlsd.toml"), "--listing")
-    with serving(root, *options, state=tmp_path / "state") as running:
+    with serving(root, *ON_LOOPBACK, "--listing", state=tmp_path / "state") as running:
         port = metrics_port(running)
         with conversation(running.port, protocol) as client:
             for _ in range(3):
@@ -229,9 +227,7 @@ def test_bytes_by_path(root: Path, tmp_path: Path) -> None:
 
 
 def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path, protocol: str) -> None:
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    options = (*ON_LOOPBACK, "--config", str(tmp_path / "ktlsd.toml"))
-    with serving(root, *options, state=tmp_path / "state") as running:
+    with serving(root, *ON_LOOPBACK, state=tmp_path / "state") as running:
         port = metrics_port(running)
         with conversation(running.port, protocol) as stuck, conversation(running.port, protocol) as idle:
             download = stuck.begin("/large.bin")

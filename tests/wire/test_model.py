@@ -766,7 +766,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setattr(response_cache, "_SETTLED_NS", SETTLED_NS)
         patch.setattr(siblings, "SETTLED_NS", SETTLED_NS)
-        service = Service(library, Settings(root=root, http2=True), support(library, Mode.OFF))
+        service = Service(library, Settings(root=root), support(library, Mode.OFF))
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])
         stack.enter_context(in_a_thread(Server(service), listeners))

@@ -26,7 +26,6 @@ headers_file = true
 redirects_file = true
 clean_urls = true
 listing = true
-http2 = true
 
 [[site]]
 names = ["secrets"]

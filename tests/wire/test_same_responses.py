@@ -19,7 +19,6 @@ from tests.serving import Answer, get, serving
 
 LINES = """
 root = "www"
-http2 = true
 listing = true
 clean_urls = true
 headers_file = true

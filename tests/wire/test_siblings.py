@@ -58,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         for name in ("siblings.SETTLED_NS", "response_cache._SETTLED_NS", "response_cache._RULES_SETTLED_NS"):
             patch.setattr(f"ktlsd.site.{name}", int(SETTLED * SECOND))
-        service = Service(library, Settings(root=root, http2=True), support(library, Mode.OFF))
+        service = Service(library, Settings(root=root), support(library, Mode.OFF))
         stack.callback(service.close)
         listeners = bind_all([Listen("127.0.0.1", 0)])
         stack.enter_context(in_a_thread(Server(service), listeners))

@@ -37,7 +37,6 @@ TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 """The token of RFC 8555 section 8.3."""
 CONFIGURATION = """
 root = "default"
-http2 = true
 cert = ["default-ec.pem", "default-rsa.pem"]
 key = ["default-ec.key", "default-rsa.key"]
 acme_challenges = "challenges"

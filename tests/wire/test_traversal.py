@@ -67,8 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     state = tmp_path_factory.mktemp("state")
-    (state / "ktlsd.toml").write_text("http2 = true\n")
-    options = ("--listing", "--dotfiles", "--log-level", "warning", "--config", str(state / "ktlsd.toml"))
+    options = ("--listing", "--dotfiles", "--log-level", "warning")
     with serving(
         place / "root", *options, state=state, backend_listen=("127.0.0.1:0",), TELLTALE=SECRET.decode()
     ) as it:
@@ -200,9 +199,7 @@ def test_what_is_swapped_during_requests_never_leads_out(tmp_path: Path, swap: C
     )
     targets = ("/moving/file.txt", "/moving/up/file.txt", "/moving/", "/moving/../moving/file.txt")
     statuses: dict[int, int] = {}
-    (tmp_path / "ktlsd.toml").write_text("http2 = true\n")
-    options = ("--listing", "--log-level", "error", "--config", str(tmp_path / "ktlsd.toml"))
-    with serving(root, *options, state=tmp_path / "state") as server:
+    with serving(root, "--listing", "--log-level", "error", state=tmp_path / "state") as server:
         swapper = threading.Thread(target=swap_on)
         swapper.start()
         try:

@@ -60,9 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     # Root may read anything; without these capabilities a file's mode means what it says.
     wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-    state = tmp_path_factory.mktemp("state")
-    (state / "ktlsd.toml").write_text("http2 = true\n")
-    with serving(site, "--config", str(state / "ktlsd.toml"), state=state, wrapper=wrapper) as running:
+    with serving(site, state=tmp_path_factory.mktemp("state"), wrapper=wrapper) as running:
         yield running
 
 
