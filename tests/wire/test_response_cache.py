@@ -37,7 +37,8 @@ from ktlsd.site.response_cache import LASTING_SECONDS, LONGEST_REMEMBERED, Cache
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 from tests.in_process import in_a_thread
-from tests.serving import connect, eventually, read_to_end
+from tests.protocols import HTTP_2, assert_alike, conversation
+from tests.serving import Answer, connect, eventually, parse, read_to_end
 
 LONG_AGO = time.time_ns() - 3600 * 1_000_000_000
 DATE = re.compile(rb"\r\nDate: [^\r]*")
@@ -237,12 +238,19 @@ def read_response(connection: ssl.SSLSocket, head: bytes) -> bytes:
     [(), ("Range: bytes=0-9",), ("Range: bytes=-1",), ("If-None-Match: *",), ("Accept-Encoding: gzip",)],
 )
 def test_memory_is_used(server: InProcess, lines: tuple[str, ...]) -> None:
+    """The same for both protocols."""
     head = get("/a.txt", *lines)
     with connect(server.port) as connection:
         first = ask(connection, head)
         before = server.response_cache.uses
         assert [ask(connection, head) for _ in range(5)] == [first] * 5
     assert server.response_cache.uses >= before + 4
+    before = server.response_cache.uses
+    with conversation(server.port, HTTP_2) as client:
+        answers = [client.get("/a.txt", *lines, host="a") for _ in range(5)]
+    assert server.response_cache.uses == before + 5
+    for answer in answers:
+        assert_alike(answer, parse(first)[0])
 
 
 def test_a_query_that_no_rule_asks_for_has_no_say(server: Compared) -> None:
@@ -472,16 +480,23 @@ def test_a_file_that_changed_is_never_answered_from_memory(
     settle(path)
     settle(path)
     head = get(f"/{name}", "Accept-Encoding: gzip")
-    with connect(server.port) as connection:
+    with connect(server.port) as connection, conversation(server.port, HTTP_2) as client:
+
+        def over_http2() -> Answer:
+            return client.get(f"/{name}", "Accept-Encoding: gzip", host="a")
+
         old = b"coded" if coded else b"A" * 5000
         before = server.response_cache.uses
         # Just decided, so that nothing of it is too old to be used.
         time.sleep(LASTING_SECONDS + 0.1)
         for _ in range(3):
             assert ask(connection, head).endswith(b"\r\n\r\n" + old)
-        assert server.response_cache.uses >= before + 1
+            assert over_http2().body == old
+        assert server.response_cache.uses >= before + 4
         change(path)
+        second = over_http2()
         answer = ask(connection, head)
+        assert_alike(second, parse(answer)[0])
     if change is Path.unlink:
         assert answer.startswith(b"HTTP/1.1 404 ")
     elif coded:
@@ -593,6 +608,8 @@ def test_whatever_has_a_say_counts_within_a_second(sites: dict[str, InProcess], 
             time.sleep(LASTING_SECONDS + 0.1)
             new = ask(connection, head)
     assert (new == old) is (change == "rules gone")
+    with conversation(server.port, HTTP_2) as client:
+        assert_alike(client.get("/sub/page", "Accept-Encoding: br", host="a"), parse(new)[0])
 
 
 def test_an_index_file_in_another_folder_counts_within_a_second(
