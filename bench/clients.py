@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from bench import wire
+from bench import http2_wire, wire
 from bench.machine import CHECKOUT
 from bench.metrics import Sample
 from bench.servers import POLL_SECONDS, START_SECONDS, Server, ServerError
@@ -404,10 +404,11 @@ class IdleMemory(_OneFile):
 
     def measure(self, target: Target) -> Sample:
         with target.fresh() as server:
-            with wire.idle_connections(server.port, self.path, WARM_CONNECTIONS):
+            held = http2_wire.idle_connections if server.http2 else wire.idle_connections
+            with held(server.port, self.path, WARM_CONNECTIONS):
                 pass
             before = server.resident_kib()
-            with wire.idle_connections(server.port, self.path, self.connections):
+            with held(server.port, self.path, self.connections):
                 return {"memory per connection": (server.resident_kib() - before) / self.connections}
 
 
@@ -472,6 +473,37 @@ class Latency(_OneFile):
     def _p99(self, server: Server, seconds: int) -> float:
         times = sorted(wire.paced(server.port, self.path, self.requests, seconds))
         return times[len(times) * 99 // 100]
+
+
+@dataclass(frozen=True)
+class SharedLatency(_OneFile):
+    """The same on one connection of HTTP/2, which the downloads share; their windows let them go at a pace."""
+
+    requests: int
+    """How many are due in a second."""
+    big: str
+    downloads: int
+    rate: int
+    """Bytes a second for each download."""
+
+    def prepare(self, site: Site) -> None:
+        site.file(self.path)
+        site.file(self.big)
+
+    def measure(self, target: Target) -> Sample:
+        idle, _ = self._p99(target, 0)
+        loaded, traffic = self._p99(target, self.downloads)
+        return {
+            "p99 idle": idle * 1000,
+            "p99 loaded": loaded * 1000,
+            "p99 growth": loaded / idle,
+            "other traffic": traffic / MEGA,
+        }
+
+    def _p99(self, target: Target, downloads: int) -> tuple[float, float]:
+        port, seconds = target.server.port, target.seconds
+        times, traffic = http2_wire.paced(port, self.path, self.requests, seconds, self.big, downloads, self.rate)
+        return sorted(times)[len(times) * 99 // 100], traffic
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from bench.clients import RANGES, Bulk, Client, Connections, Curl, H2load, Handshakes, IdleMemory, Latency, Start, Wrk
+from bench.clients import (
+    RANGES,
+    Bulk,
+    Client,
+    Connections,
+    Curl,
+    H2load,
+    Handshakes,
+    IdleMemory,
+    Latency,
+    SharedLatency,
+    Start,
+    Wrk,
+)
 from bench.file_systems import FileSystem
 from bench.http2_clients import Downloads, Http2Traffic, Streams
 from bench.mounted_client import Mounted
@@ -449,7 +462,36 @@ HTTP2_OVER_KTLS: Final = (
         workers=(1,),
     ),
 )
-HTTP2: Final = (*HTTP2_SMALL, HTTP2_TRAFFIC, *HTTP2_LARGE, *HTTP2_OVER_KTLS)
+HTTP2_MEMORY: Final = Row(
+    "h2-memory",
+    "HTTP/2: resident memory per idle connection, 5,000 held",
+    Setting.HOST,
+    IdleMemory("/10k.html", 5000),
+    ("nginx-h2", *OTHERS_H2),
+    subject=OURS_H2,
+    at_least=(Limit("memory per connection", 24),),
+    aim=(Limit("memory per connection", 1.0, "nginx-h2"),),
+    workers=(1,),
+)
+
+HTTP2_LATENCY: Final = tuple(
+    Row(
+        "h2-p99",
+        f"HTTP/2: p99 of 10 KiB while 8 big downloads run on the same connection, {rate / MEGABYTE:g} MB/s each",
+        setting,
+        SharedLatency("/10k.html", _ASKED[setting], "/200m.bin", downloads=8, rate=rate),
+        peers,
+        subject=OURS_H2,
+        at_least=(Limit("p99 growth", 3.0),),
+        aim=(Limit("p99 growth", 1.5),),
+        workers=(1,),
+    )
+    for setting, rate, peers in (
+        (Setting.HOST, _DOWNLOAD_RATE[Setting.HOST], ("nginx-h2", *OTHERS_H2)),
+        (Setting.VM, _DOWNLOAD_RATE[Setting.VM], ("nginx-h2-ktls",)),
+    )
+)
+HTTP2: Final = (*HTTP2_SMALL, HTTP2_TRAFFIC, *HTTP2_LARGE, *HTTP2_OVER_KTLS, HTTP2_MEMORY, *HTTP2_LATENCY)
 
 AS_USED: Final = (*TRAFFIC, *MOUNTED)
 ROWS: Final = (

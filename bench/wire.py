@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import select
 import socket
 import ssl
 import time
@@ -101,6 +102,10 @@ class Connection:
                 self._fill()
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return b""
+
+    def has_input(self, seconds: float) -> bool:
+        """Whether there is something to receive within that time; a part of a record counts."""
+        return bool(self._incoming.pending or select.select([self.socket], [], [], seconds)[0])
 
     def close(self) -> None:
         self.socket.close()

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bench.__main__ import CLIENT_SETTINGS
-from bench.clients import ClientError, Target, Wrk
+from bench.clients import ClientError, IdleMemory, SharedLatency, Target, Wrk
 from bench.file_systems import FileSystem
 from bench.http2_clients import Downloads, Http2Traffic, Streams
 from bench.machine import set_priority, set_session_priority
@@ -312,6 +312,24 @@ def test_h2load_measures_requests_and_downloads_over_the_protocol_of_the_server(
         sample = client.measure(target)
         assert all(figure > 0 for figure in sample.values()), sample
         assert set(sample) <= set(METRICS)
+
+
+@pytest.mark.parametrize("target", ["ktlsd-h2"], indirect=True)
+def test_requests_beside_downloads_and_idle_connections_of_http2(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", str(CLIENT_SETTINGS))
+    target = replace(target, seconds=1)
+    # Small downloads end and begin again.
+    latency = SharedLatency("/10k.html", 50, "/1m.bin", downloads=8, rate=2_000_000)
+    for client in (latency, IdleMemory("/10k.html", 20)):
+        client.prepare(target.site)
+        assert client.check(target.server, target.site) == ""
+        sample = client.measure(target)
+        assert set(sample) <= set(METRICS)
+        if client is latency:
+            assert sample["p99 growth"] > 0
+            assert sample["other traffic"] == pytest.approx(16, rel=0.3)
 
 
 @needs_h2load
