@@ -1,17 +1,20 @@
 """The protocol of a connection by ALPN (RFC 7301): the callback by which OpenSSL lets a server choose it.
 
 Strategy: OpenSSL has no other way, and cffi's callbacks need a page that is writable and executable, which systemd's
-MemoryDenyWriteExecute forbids; ctypes' closures do without one. There is one, made when this module is imported: before
-workers are forked, since they share the memory of closures, and it is never freed.
+MemoryDenyWriteExecute forbids; ctypes' closures do without one. They are made when this module is imported: before
+workers are forked, since they share the memory of closures, and are never freed.
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any, Final
 
 HTTP_2: Final = b"h2"
 HTTP_1_1: Final = b"http/1.1"
+ACME_TLS_1: Final = b"acme-tls/1"
+"""A challenge of an ACME server (RFC 8737)."""
 PREFERENCE: Final = (HTTP_2, HTTP_1_1)
 """The protocols of a server with HTTP/2, the preferred one first."""
 
@@ -21,7 +24,7 @@ _NONE_TAKEN: Final = 3
 """SSL_TLSEXT_ERR_NOACK: the handshake goes on, as if the client had not asked."""
 
 
-def choose(offered: bytes) -> bytes | None:
+def choose(offered: bytes, known: tuple[bytes, ...] = PREFERENCE) -> bytes | None:
     """The protocol for a client's list, names each after their length; None if it has none that is known."""
     names = set()
     position = 0
@@ -29,17 +32,19 @@ def choose(offered: bytes) -> bytes | None:
         begin = position + 1
         position = begin + offered[position]
         names.add(offered[begin:position])
-    return next((name for name in PREFERENCE if name in names), None)
+    return next((name for name in known if name in names), None)
 
 
 # OpenSSL copies the name that the callback points to.
-_names: Final = {name: ctypes.create_string_buffer(name, len(name)) for name in PREFERENCE}
+_names: Final = {name: ctypes.create_string_buffer(name, len(name)) for name in (*PREFERENCE, ACME_TLS_1)}
 
 
-def _select(_ssl: int, chosen: Any, length: Any, offered: int, count: int, _argument: int) -> int:
+def _select(
+    _ssl: int, chosen: Any, length: Any, offered: int, count: int, _argument: int, known: tuple[bytes, ...] = PREFERENCE
+) -> int:
     # ctypes takes an exception for 0, and OpenSSL that for a choice.
     try:
-        name = choose(ctypes.string_at(offered, count))
+        name = choose(ctypes.string_at(offered, count), known)
         if name is None:
             return _NONE_TAKEN
         chosen[0] = ctypes.addressof(_names[name])
@@ -60,14 +65,21 @@ _Select: Final = ctypes.CFUNCTYPE(
 )
 
 
-def _made() -> tuple[Any, str]:
+def _made(known: tuple[bytes, ...]) -> tuple[Any, str]:
     """The closure, or None and the reason why there is none."""
     try:
-        return _Select(_select), ""
+        return _Select(partial(_select, known=known)), ""
     except (MemoryError, OSError) as error:
         return None, str(error) or "no memory that is executable"
 
 
-_callback, REASON = _made()
-ADDRESS: Final[int | None] = None if _callback is None else ctypes.cast(_callback, ctypes.c_void_p).value
+def _address(callback: Any) -> int | None:
+    return None if callback is None else ctypes.cast(callback, ctypes.c_void_p).value
+
+
+_callback, REASON = _made(PREFERENCE)
+_acme_callback, _ = _made((ACME_TLS_1,))
+ADDRESS: Final[int | None] = _address(_callback)
 """The callback of SSL_CTX_set_alpn_select_cb(3); None if this process may not have one, for a REASON."""
+ACME_ADDRESS: Final[int | None] = _address(_acme_callback)
+"""The same, for the handshakes of ACME servers."""

@@ -78,6 +78,19 @@ def _serve_parser() -> argparse.ArgumentParser:
         action="append",
         help="ADDR:PORT or unix:PATH to serve plain HTTP on, for TLS-terminating proxies; repeatable",
     )
+    add(
+        "--acme",
+        metavar="NAMES",
+        action="append",
+        help="host names, separated by commas, to get a certificate for from an ACME server, and to renew it; serves"
+        " on ports 443 and 80 by default; this agrees to the authority's terms of service",
+    )
+    add("--acme-email", metavar="ADDRESS", help="address for the notices of the authority")
+    add(
+        "--acme-directory",
+        metavar="WORD|URL",
+        help="`letsencrypt` (default), `staging` for tries, or the directory of another ACME server",
+    )
     add("--acme-challenges", metavar="DIR", help="folder with the answers to ACME challenges on plain HTTP")
     add(
         "--cert",

@@ -6,6 +6,7 @@ kernel for the path. A handshake that fails is counted and logged here, and its 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
@@ -73,6 +74,8 @@ class Handshakes:
                 with driver.within(seconds, began):
                     asked = await self._read_hello(sock)
                     service = shared.service
+                    if asked.acme and await self._answer_challenge(sock, asked.server_name, peer):
+                        return None
                     hosted = service.sites.of_name(asked.server_name)
                     transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
                     if not hosted.refused:
@@ -105,9 +108,30 @@ class Handshakes:
         silent[sock] = time.monotonic()
         try:
             # Peeked at, since OpenSSL does not give the name after a resumed TLS 1.2 handshake.
-            return await peek_client_hello(sock)
+            return await peek_client_hello(sock, acme=self._shared.service.acme is not None)
         finally:
             silent.pop(sock, None)
+
+    async def _answer_challenge(self, sock: socket.socket, name: str | None, peer: Peer) -> bool:
+        """Show an ACME server the certificate of a challenge (RFC 8737), and end; False if there is none for this name.
+
+        Raises TLSError.
+        """
+        from ktlsd.acme.challenge import challenge_context
+
+        service = self._shared.service
+        if service.acme is None:
+            return False
+        await driver.become_task()
+        folder = service.acme.tls_answers
+        context = await trio.to_thread.run_sync(challenge_context, service.library, folder, name)
+        if context is None:
+            return False
+        with contextlib.closing(context), contextlib.closing(Transport(context, sock, self._page_cache)) as transport:
+            await transport.handshake()
+            log.info("%s ACME challenge answered for %s", peer, name)
+            await transport.finish()
+        return True
 
     async def _end_failed(
         self, error: Exception, transport: Transport | None, hosted: Hosted, asked: Asked, peer: Peer

@@ -15,14 +15,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
 from ktlsd import alpn
 from ktlsd.config.findings import Place
 from ktlsd.config.networks import Networks
-from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, default_site
+from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, by_acme, default_site
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
@@ -40,6 +40,9 @@ from ktlsd.tls.ktls import Support
 from ktlsd.tls.pairs import Fault, Found, Pairs, Validity
 from ktlsd.tls.policy import POLICIES
 from ktlsd.tls.ticket_keys import SESSION_SECONDS, Ring
+
+if TYPE_CHECKING:
+    from ktlsd.acme.folder import AcmeFolder
 
 log = logging.getLogger("ktlsd")
 
@@ -96,6 +99,7 @@ class _ServedFolders:
         self.sites: dict[Place, Site] = {}
         self.followed: tuple[FollowedRoot, ...] = ()
         """As their paths lead to them."""
+        self.acme = _acme_folder(settings)
         with contextlib.ExitStack() as stack:
             default_options = default_site(settings)
             for place, options in ((default_place(settings), default_options), *_named(settings)):
@@ -108,14 +112,17 @@ class _ServedFolders:
                     )
                     stack.callback(site.close)
             try:
+                own = None if self.acme is None or settings.acme_challenges is not None else self.acme.http_answers
+                answers = own or settings.acme_challenges
                 self.https_redirect = HttpsRedirect(
-                    settings.acme_challenges,
+                    answers,
                     settings.limits.file_seconds,
-                    may_be_missing=may_be_missing(settings.acme_challenges),
+                    own=own is not None,
+                    may_be_missing=may_be_missing(answers),
                     patience=patience,
                 )
             except OSError as error:
-                reason = f"acme_challenges {settings.acme_challenges}: cannot be served: {_folder_advice(error)}"
+                reason = f"acme_challenges {answers}: cannot be served: {_folder_advice(error)}"
                 raise SettingsError(reason) from error
             stack.callback(self.https_redirect.close)
             missing = [(site.options.root, site.followed.fault) for site in self.sites.values() if site.followed.fault]
@@ -225,6 +232,8 @@ class Service:
         """Networks without limits for each network."""
         self.forwarded = settings.forwarded
         self.https_redirect = self._served_folders.https_redirect
+        self.acme = self._served_folders.acme
+        """The state folder of ACME, with the answers to challenges; None if certificates are not got by ACME."""
         self.followed = self._served_folders.followed
         """The folders that are served, as their paths lead to them."""
 
@@ -375,6 +384,14 @@ class Service:
             f"SHA-256 fingerprint {fingerprint(path)}"
         )
         return path
+
+
+def _acme_folder(settings: Settings) -> AcmeFolder | None:
+    if not by_acme(settings):
+        return None
+    from ktlsd.acme.folder import of_settings
+
+    return of_settings(settings)
 
 
 def default_place(settings: Settings) -> Place:

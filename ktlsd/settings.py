@@ -20,7 +20,7 @@ import msgspec
 
 from ktlsd.config import errors
 from ktlsd.config.errors import Read, Steps
-from ktlsd.config.options import ONE_OR_MORE, NamedSiteOptions, Settings, SiteOptions
+from ktlsd.config.options import ONE_OR_MORE, AcmeOptions, NamedSiteOptions, Settings, SiteOptions, by_acme
 from ktlsd.config.refusal import SettingsError
 from ktlsd.config.values import (
     STDERR,
@@ -39,6 +39,8 @@ _SHOWN_DEPTH: Final = 3
 _SHOWN_ITEMS: Final = 4
 _OF_SITE: Final = 2
 """Steps to a [[site]], before its key."""
+_ACME_OPTIONS: Final = {"acme": "names", "acme_email": "email", "acme_directory": "directory"}
+"""Keys of the table [acme], by the options of the command line."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -109,10 +111,21 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
     if libssl := environment.get("KTLSD_LIBSSL"):
         settings = msgspec.structs.replace(settings, libssl=libssl)
     given = {name: value for name, value in options.items() if name in Settings.__struct_fields__ and value is not None}
+    given.pop("acme", None)
     settings = msgspec.structs.replace(settings, **_from_command_line(given))
+    named = {name: value for name in _ACME_OPTIONS if (value := options.get(name)) is not None}
+    if named:
+        settings = _with_acme_options(settings, named)
+        given |= named
+    if settings.acme is not None or by_acme(settings):
+        settings = _for_acme(settings, document, given)
     tables = document.table.get("site", ())
     sites = tuple(_inherit(site, set(table), settings) for site, table in zip(settings.site, tables, strict=True))
     settings = msgspec.structs.replace(settings, site=sites)
+    if by_acme(settings):
+        from ktlsd.acme.settings import with_site_certificates
+
+        settings = with_site_certificates(settings)
     _check_certificates(settings, document, given)
     _check_clients(settings, document)
     _check_roots(settings, document)
@@ -136,6 +149,8 @@ def _read_file(path: Path) -> Document:
 
 def _from_file(document: Document) -> Settings:
     table = _listed(document.table)
+    if isinstance(acme := table.get("acme"), dict):
+        table["acme"] = _listed(acme)
     if isinstance(sites := table.get("site"), list):
         table["site"] = [_listed(site) if isinstance(site, dict) else site for site in sites]
     # A path in a file is relative to the file, so that it means the same wherever ktlsd is started.
@@ -175,6 +190,45 @@ def _from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
         value = found.subject if isinstance(given[name], (list, tuple)) else given[name]
         raise SettingsError(f"{option}: {reprlib.repr(value)}{found.complaint}") from None
     return {name: getattr(settings, name) for name in given}
+
+
+def _with_acme_options(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    table = {_ACME_OPTIONS[name]: value for name, value in given.items()}
+    if "names" in table:
+        table["names"] = [name.strip() for text in table["names"] for name in text.split(",")]
+    read = _reader(Path())
+    try:
+        options = errors.convert(table, AcmeOptions, read)
+    except msgspec.ValidationError:
+        found = errors.option_error(table, AcmeOptions, read)
+        option = next(name for name, key in _ACME_OPTIONS.items() if key == found.place[0]).replace("_", "-")
+        raise SettingsError(f"--{option}: {reprlib.repr(found.subject)}{found.complaint}") from None
+    known = settings.acme or AcmeOptions()
+    changed = {name: getattr(options, name) for name in table}
+    return msgspec.structs.replace(settings, acme=msgspec.structs.replace(known, **changed))
+
+
+def _for_acme(settings: Settings, document: Document, given: Mapping[str, Any]) -> Settings:
+    """Settings with the addresses and the certificate of the top level that ACME needs."""
+    from ktlsd.acme import settings as acme
+
+    of_options = bool(settings.acme is not None and settings.acme.names)
+    sites: list[tuple[Steps, SiteOptions, bool]] = [(("acme", "names"), settings, of_options)]
+    sites += ((("site", number, "acme"), site, site.acme) for number, site in enumerate(settings.site))
+    complaints = list(acme.complaints(settings))
+    complaints[:0] = [(place, "there is a cert, too: give either") for place, site, own in sites if own and site.cert]
+    if complaints:
+        place, complaint = complaints[0]
+        # A name of the table may come from the command line.
+        if place[0] == "acme" and (place[1:] == ("names",) or len(place) == 1) and _ACME_OPTIONS.keys() & given.keys():
+            raise SettingsError(f"--acme: {complaint}")
+        raise document.error(place, complaint)
+    settings = acme.with_addresses(settings, frozenset(document.table) | frozenset(given))
+    try:
+        return acme.with_top_certificate(settings)
+    except RuntimeError as error:
+        reason = "no place to keep certificates: this user has no home"
+        raise SettingsError(f"{reason}: set STATE_DIRECTORY or XDG_STATE_HOME") from error
 
 
 def _listed(table: Mapping[str, Any]) -> dict[str, Any]:

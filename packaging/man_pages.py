@@ -34,10 +34,12 @@ def configuration_page(schema: Mapping[str, Any], version: str) -> str:
     tables = {name: table for name, table in schema["definitions"].items() if table.get("type") == _TABLE}
     named = tables.pop("NamedSiteOptions")
     top, site = schema["properties"], named["properties"]
+    # `acme` is a table at the top level, and a switch in a site.
+    inherited = {name for name in top.keys() & site.keys() if _kind(top[name], schema) == _kind(site[name], schema)}
     groups = {
-        "SERVER": {name: key for name, key in top.items() if name not in site},
-        "SITE": {name: key for name, key in top.items() if name in site},
-        "NAMED": {name: key for name, key in site.items() if name not in top},
+        "SERVER": {name: key for name, key in top.items() if name not in inherited},
+        "SITE": {name: key for name, key in top.items() if name in inherited},
+        "NAMED": {name: key for name, key in site.items() if name not in inherited},
     }
     parts = {name: "\n".join(_keys(keys, schema, named["required"])) for name, keys in groups.items()}
     parts["TABLES"] = "\n".join(line for table in tables.values() for line in _section(table, schema))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ktlsd.config.findings import Finding, Place, sites_of
-from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions
+from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, by_acme
 from ktlsd.openssl.errors import ContextError, LibraryError
 from ktlsd.ssl_ffi import Library, Pair
 from ktlsd.tls.pairs import out_of_time
@@ -23,6 +23,11 @@ _ANY_LABEL: Final = "ktlsd-check"
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """The findings of all sites that have certificates; the self-signed one for localhost needs no check."""
+    if by_acme(settings):
+        from ktlsd.acme.settings import without_certificates
+
+        # `ktlsd doctor` looks at those by ACME.
+        settings = without_certificates(settings)
     sites = [found for found in sites_of(settings) if found[1].cert]
     try:
         library = Library(settings.libssl) if sites else None

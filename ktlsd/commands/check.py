@@ -14,7 +14,9 @@ import msgspec
 from ktlsd.commands import certificate_findings, redirect_findings, server_findings, site_findings
 from ktlsd.config.console import print_error, print_output
 from ktlsd.config.findings import Check, Place
+from ktlsd.config.options import by_acme
 from ktlsd.config.printable import one_line
+from ktlsd.config.refusal import SettingsError
 from ktlsd.settings import Document, Loaded, label_of, load
 from ktlsd.ssl_ffi import Library
 
@@ -68,6 +70,13 @@ def _where(document: Document, place: Place) -> tuple[int, str]:
 def _build(loaded: Loaded) -> int:
     """Build what a start builds; how many sites there are."""
     settings = loaded.settings
+    if by_acme(settings):
+        from ktlsd.acme.settings import machine_complaints, without_certificates
+
+        for place, complaint in machine_complaints(settings):
+            raise SettingsError(f"{loaded.where(place)}{complaint}")
+        # They are in the state folder of the service, which another user runs.
+        settings = without_certificates(settings)
     library = Library(settings.libssl)
     from ktlsd.process.configuration import validate_service
     from ktlsd.service import Service

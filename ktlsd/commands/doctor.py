@@ -15,6 +15,7 @@ import platform
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any, Final
 
 from ktlsd import __version__, alpn
 from ktlsd.config.console import print_output
+from ktlsd.config.refusal import cause
+from ktlsd.config.state import SERVICE_STATE, state_folder
 from ktlsd.config.values import Mode
 from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, TLS_1_2, TLS_1_3
 from ktlsd.openssl.errors import ContextError, LibraryError, TLSError
@@ -181,7 +184,7 @@ def examine(libssl: str | None = None) -> Report:
             links.append(_sendfile(library, certificate, offloaded=any(row.tx != "none" for row in ciphers)))
             links.append(_zero_copy(library, certificate))
     interfaces = tuple(_interfaces())
-    links += (_device(interfaces), _alpn())
+    links += (_device(interfaces), _alpn(), *_orders())
     sends = next((link.ok for link in links if link.name == _SENDFILE), False)
     return Report(__version__, tuple(links), ciphers, interfaces, tls_stat.counters(), sends)
 
@@ -311,6 +314,25 @@ def _alpn() -> Link:
     found = "OpenSSL can ask ktlsd for the protocol" if alpn.ADDRESS is not None else f"no callback: {alpn.REASON}"
     advice = "HTTP/2 needs it; a sandbox forbids executable memory, also from memfd_create(2)"
     return Link("ALPN", alpn.ADDRESS is not None, found, advice, needed=False)
+
+
+def _orders() -> Iterator[Link]:
+    """The certificates by ACME of this user's ktlsd, and of the service."""
+    folders = {SERVICE_STATE}
+    with contextlib.suppress(RuntimeError):
+        folders.add(state_folder())
+    for folder in sorted(folders):
+        if not (folder / "acme").is_dir():
+            continue
+        from ktlsd.acme.folder import AcmeFolder
+        from ktlsd.acme.words import state
+
+        advice = "docs/certificates.md, If there is no certificate"
+        try:
+            for name, record in AcmeFolder(folder / "acme").records():
+                yield Link("ACME", not record.failures, f"{name}: {state(record, time.time())}", advice, needed=False)
+        except OSError as error:
+            yield Link("ACME", False, cause(error), "ask as the user of ktlsd, or as root", needed=False)
 
 
 def _feature(known: Any) -> str:

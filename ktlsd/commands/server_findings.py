@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ktlsd.config.findings import Finding, Place
-from ktlsd.config.options import Settings
+from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.values import Listen
 from ktlsd.process import privileges
 
@@ -71,3 +71,6 @@ def _without_effect(settings: Settings) -> Iterator[Finding]:
     if settings.forwarded != default.forwarded and not settings.trusted_proxies:
         what = "there are no trusted_proxies, so no such field is read"
         yield Finding(("forwarded",), what, "name the proxies' networks, or leave this out")
+    if settings.acme is not None and not by_acme(settings):
+        what = "no certificate is got by ACME"
+        yield Finding(("acme",), what, "give its names here, or set acme = true in a [[site]]")

@@ -15,7 +15,10 @@ from msgspec import Meta, Struct, field
 from ktlsd.config.values import (
     ENCODED,
     AccessLogFormat,
+    AcmeDirectory,
     BackendListen,
+    CertificateKey,
+    ChallengeKind,
     Charset,
     Coding,
     Count,
@@ -109,6 +112,34 @@ class HstsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 _LOOPBACK: Final = (Network("127.0.0.0/8"), Network("::1"))
+
+
+class AcmeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[acme]: certificates that ktlsd gets from a certificate authority, and renews (RFC 8555). Its use agrees to the
+    authority's terms of service."""
+
+    names: tuple[Text, ...] = ()
+    """Names in the certificate of the top level; a [[site]] with `acme = true` gets one for its own names."""
+    email: Text | None = None
+    """Address for the authority's notices."""
+    directory: AcmeDirectory = "letsencrypt"
+    """Authority: "letsencrypt", "staging" (Let's Encrypt's, for tries) or the URL of an ACME directory."""
+    ca: Path | None = None
+    """PEM bundle of the authorities that the directory's own certificate is verified by (private ACME servers)."""
+    eab_key_id: Text | None = None
+    """Key identifier of an external account binding (ZeroSSL, Google)."""
+    eab_key: Path | None = None
+    """File with the HMAC key of the external account binding, in base64url."""
+    key_type: CertificateKey = "p256"
+    """Key of a certificate: ECDSA with P-256 or P-384, or RSA."""
+    chain: Text | None = None
+    """Common name of the issuer of the preferred chain, if the authority offers several."""
+    profile: Text | None = None
+    """Certificate profile of the authority, such as "shortlived"."""
+    challenges: tuple[ChallengeKind, ...] = ()
+    """Challenges in order of preference; by default tls-alpn-01, then http-01, or dns-01 if there is a `dns_hook`."""
+    dns_hook: Path | None = None
+    """Program that publishes the answers of dns-01: called with add, wait or remove, a record's name and its text."""
 
 
 class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -236,6 +267,8 @@ class NamedSiteOptions(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fi
 
     names: Annotated[tuple[HostName, ...], Meta(min_length=1)]
     """Host names: "example.org", or "*.example.org" for every name below."""
+    acme: bool = False
+    """Get a certificate for these names by ACME."""
 
 
 class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -247,6 +280,8 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Addresses for plain HTTP, which only redirects to HTTPS and answers ACME challenges."""
     acme_challenges: Path | None = None
     """Folder to serve at /.well-known/acme-challenge/ on plain HTTP."""
+    acme: AcmeOptions | None = None
+    """[acme]: certificates from an ACME server."""
     metrics_listen: Listen | None = None
     """Address for metrics, health and the status page over plain HTTP; without a host (":9090") it is loopback."""
     https_port: Port | None = None
@@ -304,8 +339,13 @@ def default_site(settings: Settings) -> SiteOptions:
     return settings if settings.root is not None or not settings.site else settings.site[0]
 
 
+def by_acme(settings: Settings) -> bool:
+    """Whether any certificate is got by ACME."""
+    return (settings.acme is not None and bool(settings.acme.names)) or any(site.acme for site in settings.site)
+
+
 ONE_OR_MORE: Final = frozenset(
     {"cert", "key", "client_names", "index", "names", "listen", "http_listen", "backend_listen"}
-    | {"proxy_protocol", "trusted_proxies"}
+    | {"proxy_protocol", "trusted_proxies", "challenges"}
 )
 """Keys of lists that also accept a single text."""

@@ -29,6 +29,8 @@ _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.
 LogLevel = Literal["debug", "info", "warning", "error"]
 AccessLogFormat = Literal["combined", "json"]
 TlsPolicy = Literal["modern", "intermediate", "compatible"]
+CertificateKey = Literal["p256", "p384", "rsa2048", "rsa3072", "rsa4096"]
+ChallengeKind = Literal["tls-alpn-01", "http-01", "dns-01"]
 ForwardedFields = Literal["x-forwarded", "forwarded"]
 """X-Forwarded-For and X-Forwarded-Proto, or Forwarded (RFC 7239)."""
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
@@ -70,6 +72,13 @@ HostName = Annotated[
     ),
 ]
 Suffix = Annotated[str, Meta(pattern=rf"^\.[^/\x00-\x1f\x7f]+{_END}", description='a suffix with its dot, as ".gpx"')]
+AcmeDirectory = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(letsencrypt|staging|https://[^\x00-\x20\x7f]+){_END}",
+        description='"letsencrypt", "staging" or the https:// URL of a directory',
+    ),
+]
 MediaType = Annotated[
     str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}", description="a media type")
 ]

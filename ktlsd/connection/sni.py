@@ -17,15 +17,15 @@ _FIRST_LOOK = 16384
 """Bytes; a longer ClientHello is peeked at again."""
 
 
-async def peek_client_hello(sock: socket.socket) -> Asked:
-    """The facts of the ClientHello on this fresh, non-blocking TCP socket, from HelloReader.read().
+async def peek_client_hello(sock: socket.socket, *, acme: bool = False) -> Asked:
+    """The facts of the ClientHello on this fresh, non-blocking TCP socket, from HelloReader(acme).read().
 
     NOTHING also when the client ends the connection first. Waits for as long as OpenSSL would wait for more of a
     ClientHello: the caller has the time-out. Nothing is consumed. Does not raise OSError: an error shows in the
     handshake.
     """
     needed = _NO_BOUND
-    reader = HelloReader()
+    reader = HelloReader(acme=acme)
     try:
         while True:
             await driver.ready(sock, Wait.READABLE)

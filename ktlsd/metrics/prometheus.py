@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 from ktlsd.metrics.metrics import METRICS, Kind, Metric, MetricsStore, series, total_seconds
 from ktlsd.tls.pairs import Fault, Validity
 
+if TYPE_CHECKING:
+    from ktlsd.acme.plan import Record
+
 _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
     Kind.COUNTER: CounterMetricFamily,
     Kind.GAUGE: GaugeMetricFamily,
@@ -26,20 +29,31 @@ _SIMPLE: Final[Mapping[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
 def render(
-    store: MetricsStore, validities: Sequence[Validity], accept: str, faults: Sequence[Fault] = ()
+    store: MetricsStore,
+    validities: Sequence[Validity],
+    accept: str,
+    faults: Sequence[Fault] = (),
+    orders: Sequence[tuple[str, Record]] = (),
 ) -> tuple[str, bytes]:
-    """Media type and text, in the format that an Accept field prefers."""
+    """Media type and text, in the format that an Accept field prefers. `orders` are the certificates by ACME."""
     registry = CollectorRegistry()
-    registry.register(_Counts(store, validities, faults))
+    registry.register(_Counts(store, validities, faults, orders))
     encode, media_type = choose_encoder(accept)
     return media_type, encode(registry)
 
 
 class _Counts(Collector):
-    def __init__(self, store: MetricsStore, validities: Sequence[Validity], faults: Sequence[Fault]) -> None:
+    def __init__(
+        self,
+        store: MetricsStore,
+        validities: Sequence[Validity],
+        faults: Sequence[Fault],
+        orders: Sequence[tuple[str, Record]],
+    ) -> None:
         self._store = store
         self._validities = validities
         self._faults = faults
+        self._orders = orders
 
     def describe(self) -> list[Family]:
         return []
@@ -68,6 +82,26 @@ class _Counts(Collector):
         for labels, number in counted.items() or [(("", "true"), 0)]:
             unusable.add_metric(labels, number)
         yield unusable
+        if self._orders:
+            yield from _of_orders(self._orders)
+
+
+def _of_orders(orders: Sequence[tuple[str, Record]]) -> Iterator[Family]:
+    failures = GaugeMetricFamily(
+        "ktlsd_acme_failures",
+        "Failed tries to get a certificate by ACME since the last success.",
+        labels=("certificate",),
+    )
+    renewals = GaugeMetricFamily(
+        "ktlsd_acme_renewal_timestamp_seconds",
+        "Planned renewal of a certificate by ACME, in seconds since the epoch; 0 if there is none yet.",
+        labels=("certificate",),
+    )
+    for name, record in orders:
+        failures.add_metric((name,), record.failures)
+        renewals.add_metric((name,), record.renew_at)
+    yield failures
+    yield renewals
 
 
 def _family(metric: Metric, totals: list[int]) -> Family:

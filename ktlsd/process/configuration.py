@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ktlsd.config.options import Settings
+from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal, SettingsError, cause
 from ktlsd.openssl.errors import ContextError
@@ -25,10 +25,15 @@ from ktlsd.tls.pairs import Fault, out_of_time, refused_for
 from ktlsd.tls.ticket_file import TicketFile
 from ktlsd.tls.ticket_keys import Ring
 
+if TYPE_CHECKING:
+    from ktlsd.process.acme_orders import Orders
+
 log = logging.getLogger("ktlsd")
 
 WATCH_SECONDS: Final = 2.0
 """Interval of looks for changed certificates."""
+_ORDER_SECONDS: Final = 0.2
+"""Interval of looks at an order under way."""
 REPEAT_SECONDS: Final = 3600.0
 """Least interval of equal lines about a certificate, and interval of trying an unusable one again."""
 RETRY_SECONDS: Final = 30.0
@@ -84,8 +89,43 @@ class Configuration:
         self._tickets = open_tickets(loaded.settings)
         if (ring := self.ring()) is not None:
             self.service.use_ring(ring)
+        self._orders: Orders | None = None
+        self._orders_by_http: bool | None = None
+        """Whether http-01 is possible; None if another process orders certificates."""
         self.service.log_missing_folders()
         self._report(self.service, loaded)
+
+    def may_order(self, *, http: bool) -> None:
+        """Let this process order certificates by ACME; `http` is whether plain HTTP is served."""
+        self._orders_by_http = http
+
+    def order(self) -> bool:
+        """Order certificates that are due, and see which have come; True for a new one. Waits for nothing."""
+        settings, http = self.service.settings, self._orders_by_http
+        if http is None or self.quiet:
+            return False
+        if not by_acme(settings):
+            self._end_orders()
+            return False
+        if self._orders is None:
+            from ktlsd.process.acme_orders import Orders
+
+            self._orders = Orders(settings, http=http)
+        self._orders.use(settings)
+        return self._orders.tick()
+
+    def order_seconds(self) -> float:
+        """Seconds until the next call of order()."""
+        return _ORDER_SECONDS if self._orders is not None and self._orders.running else WATCH_SECONDS
+
+    def troubles(self) -> str:
+        """What is wrong with orders of certificates; "" for nothing."""
+        return "" if self._orders is None else self._orders.note
+
+    def _end_orders(self) -> None:
+        if self._orders is not None:
+            self._orders.close()
+            self._orders = None
 
     def serve_https_on(self, port: int) -> None:
         """Have redirects lead to this port of this machine, unless the settings name another."""
@@ -196,6 +236,7 @@ class Configuration:
         return True
 
     def close(self) -> None:
+        self._end_orders()
         self.service.close()
         if self._tickets is not None:
             self._tickets.close()

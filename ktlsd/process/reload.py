@@ -103,9 +103,17 @@ class Reloader:
 
     async def _watch_certificates(self) -> None:
         while True:
-            await trio.sleep(WATCH_SECONDS)
-            if await self._in_thread(self._configuration.certificates_changed):
+            with trio.move_on_after(WATCH_SECONDS) as waited:
+                await self._await_orders()
+            if not waited.cancelled_caught or await self._in_thread(self._configuration.certificates_changed):
                 await self._reload(anew=False)
+
+    async def _await_orders(self) -> None:
+        """Return once there is a new certificate by ACME."""
+        while True:
+            if await self._in_thread(self._configuration.order):
+                return
+            await trio.sleep(self._configuration.order_seconds())
 
     async def _follow_tickets(self) -> None:
         while True:

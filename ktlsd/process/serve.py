@@ -23,7 +23,7 @@ from ktlsd import __version__
 from ktlsd.admission import warn_lowered_limit
 from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import Settings
+from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.refusal import Refusal, cause
 from ktlsd.config.state import state_folder
 from ktlsd.connection import open_files
@@ -71,7 +71,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     with privileges.acting_as(identity):
         logs = Logs(settings)
     logs.begin()
-    build = partial(_build, library, ktls_state.support(library, settings.ktls))
+    build = partial(_build, library, ktls_state.support(library, settings.ktls), identity)
     configuration = Configuration(read, loaded, build, _tickets)
     service = configuration.service
     backend_mode = int(settings.backend_mode, base=8)
@@ -94,11 +94,12 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             configuration.settle()
         logs.follow_rotation()
         configuration.serve_https_on(_https_port(listeners))
+        configuration.may_order(http=any(listener.kind is Kind.REDIRECT for listener in listeners))
         _announce_start(service, listeners)
         _tell_of_listing(loaded, service)
         warn_lowered_limit(settings.limits)
         warn_short_backlog()
-        watchdog = Watchdog(Notifier(), store)
+        watchdog = Watchdog(Notifier(), store, configuration.troubles)
         gc.freeze()
         # A request makes some tens of objects, nearly all of which reference counts free: the collector has little to
         # find, and with CPython's 700 it looks many times a second.
@@ -151,9 +152,19 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
 
 
 def _build(
-    library: Library, support: Support, loaded: Loaded, former: Service | None = None, *, renewing: bool = False
+    library: Library,
+    support: Support,
+    identity: privileges.Identity | None,
+    loaded: Loaded,
+    former: Service | None = None,
+    *,
+    renewing: bool = False,
 ) -> Service:
     settings = loaded.settings
+    if by_acme(settings) and not renewing:
+        from ktlsd.process import acme_folder
+
+        acme_folder.make(loaded, identity)
     service = Service(library, settings, support, former, renewing=renewing)
     if service.settings.http2:
         # Before workers are forked, and before a client waits for it.

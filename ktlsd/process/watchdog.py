@@ -8,7 +8,7 @@ and replaces a worker without heartbeats: a stuck worker does not end the downlo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -25,8 +25,10 @@ _NS: Final = 1_000_000_000
 class Watchdog:
     """Monitors all processes and reports to systemd."""
 
-    def __init__(self, notifier: Notifier, store: MetricsStore) -> None:
+    def __init__(self, notifier: Notifier, store: MetricsStore, troubles: Callable[[], str] = str) -> None:
+        """`troubles` gives what the operator should know beside the figures, "" for nothing."""
         self.notifier = notifier
+        self._troubles = troubles
         self._store = store
         # Without systemd there are no heartbeats, so a missing one means nothing.
         self._limit = notifier.watchdog_seconds if notifier.heard else None
@@ -60,7 +62,7 @@ class Watchdog:
         """Report to systemd that the calling process is alive, and the status of all processes."""
         if self._limit is not None:
             self.notifier.alive()
-        status = describe(self._store.totals())
+        status = "; ".join(filter(None, (describe(self._store.totals()), self._troubles())))
         if status != self._status:
             self._status = status
             self.notifier.status(status)

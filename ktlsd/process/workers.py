@@ -107,10 +107,11 @@ class _Parent:
         self._probe.watch(self._configuration.files())
         self._start_all()
         ready()
-        look_at = time.monotonic() + WATCH_SECONDS
+        order_at = time.monotonic()
+        look_at = order_at + WATCH_SECONDS
         beat_at = time.monotonic()
         while True:
-            due = min([look_at, beat_at, *(place.since for place in self._places if place.worker is None)])
+            due = min([look_at, order_at, beat_at, *(place.since for place in self._places if place.worker is None)])
             # Signals come in the order of their numbers: without a wait for only these, repeated reload signals would
             # delay the shutdown.
             told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
@@ -127,6 +128,10 @@ class _Parent:
                 self._reload(signal.Signals(number))
             if number == REOPEN_SIGNAL:
                 self._reopen()
+            if time.monotonic() >= order_at:
+                if self._configuration.order():
+                    self._reload(RELOAD_CERTIFICATES)
+                order_at = time.monotonic() + self._configuration.order_seconds()
             if time.monotonic() >= look_at:
                 if self._files_answer(RELOAD_CERTIFICATES) and self._configuration.certificates_changed():
                     self._reload(RELOAD_CERTIFICATES)

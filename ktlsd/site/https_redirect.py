@@ -33,14 +33,16 @@ class HttpsRedirect:
         challenges: Path | None,
         file_seconds: float = DEFAULT_SECONDS,
         *,
+        own: bool = False,
         may_be_missing: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """`challenges` is the folder that an ACME client writes its answers to, `file_seconds` the time that one call
-        on a file there may take; if it `may_be_missing`, or stalls beyond the `patience`, it
-        may come later. Raises OSError."""
+        """`challenges` is the folder that an ACME client writes its answers to, `own` whether that is ktlsd's client,
+        `file_seconds` the time that one call on a file there may take; if it `may_be_missing`, or stalls beyond the
+        `patience`, it may come later. Raises OSError."""
         self.port = _HTTPS_PORT
         """The port of HTTPS for clients."""
+        self._own = own
         self.followed = None
         if challenges is not None:
             self.followed = FollowedRoot(
@@ -57,7 +59,10 @@ class HttpsRedirect:
             return Answer(options())
         if self.followed is not None and target.names[:-1] == _CHALLENGE and not target.directory:
             try:
-                return await self._challenge(self.followed.root, request, target.names[-1])
+                answer = await self._challenge(self.followed.root, request, target.names[-1])
+                # Another machine's challenge may be forwarded there, by a [[redirect]].
+                if answer.response.status is not HTTPStatus.NOT_FOUND or not self._own:
+                    return answer
             except OSError as error:
                 return Answer(decide(request, miss_of(error), 0, ""))
         return Answer(self._redirect(request, target, host))

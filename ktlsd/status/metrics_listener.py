@@ -6,6 +6,7 @@ ends with the server, so that it still answers while connections drain.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import h11
 import trio
@@ -26,6 +27,9 @@ from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.service import Service
 from ktlsd.status.metrics_page import Asked, Reply, answer, short
 from ktlsd.status.status_page import View
+
+if TYPE_CHECKING:
+    from ktlsd.acme.plan import Record
 
 log = logging.getLogger("ktlsd")
 
@@ -57,7 +61,12 @@ class MetricsListener:
         """Answer forever, with figures of `service()`; `ready()` is True while the server accepts connections."""
 
         def view() -> View:
-            return View(self._store, service().validities, ready(), service().faults)
+            orders: list[tuple[str, Record]] = []
+            if (folder := service().acme) is not None:
+                # A page without them is better than none.
+                with contextlib.suppress(OSError):
+                    orders = folder.records()
+            return View(self._store, service().validities, ready(), service().faults, orders)
 
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from string import Template
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktlsd import __version__
 from ktlsd.metrics.metrics import (
@@ -33,6 +33,9 @@ from ktlsd.site.page_assets import asset, source
 from ktlsd.tls.ktls import Offload, Reason
 from ktlsd.tls.pairs import Fault, Validity
 
+if TYPE_CHECKING:
+    from ktlsd.acme.plan import Record
+
 _PAGE, _STYLE, _SCRIPT = map(asset, ("status.html", "status.css", "status.js"))
 _DAY: Final = 86400
 _REASONS: Final = {reason.name.lower(): reason.value for reason in Reason}
@@ -51,6 +54,8 @@ class View:
     validities: tuple[Validity, ...]
     ready: bool
     faults: tuple[Fault, ...] = ()
+    orders: Sequence[tuple[str, Record]] = ()
+    """The certificates by ACME, by their first names."""
 
 
 class Table(NamedTuple):
@@ -122,7 +127,7 @@ def snapshot(view: View) -> Snapshot:
         ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),
     )
     sent = sum(totals[place] for _, place in _PATHS)
-    tables = (
+    tables: tuple[Table, ...] = (
         Table(
             "paths",
             "TLS connections",
@@ -174,6 +179,11 @@ def snapshot(view: View) -> Snapshot:
             ],
         ),
     )
+    if view.orders:
+        from ktlsd.acme.words import state
+
+        rows = [(name, state(record, now)) for name, record in view.orders]
+        tables = (*tables, Table("orders", "Certificates by ACME", ("Certificate", "State"), 0, [*rows]))
     return Snapshot(view.ready, figures, tables, numbers)
 
 

@@ -1,4 +1,4 @@
-"""A self-signed certificate for localhost, made if no other is configured.
+"""A self-signed certificate for localhost, made if no other is configured, and those that stand in for others to come.
 
 Strategy: `cryptography` makes an ECDSA P-256 key and a certificate for localhost and its addresses; both live in one
 PEM file in the user's state folder, written whole or not at all, and replaced shortly before it expires.
@@ -10,6 +10,7 @@ import datetime
 import ipaddress
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,11 +61,15 @@ def fingerprint(path: Path) -> str:
     return x509.load_pem_x509_certificate(path.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
-def _make(now: datetime.datetime) -> bytes:
+def self_signed(names: Sequence[str]) -> bytes:
+    """PEM of a new key and of a certificate for names and addresses, until an authority has given one."""
+    return _make(datetime.datetime.now(datetime.UTC), names)
+
+
+def _make(now: datetime.datetime, names: Sequence[str] = ("localhost", "127.0.0.1", "::1")) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
+    # The longest common name that X.509 allows (RFC 5280, ub-common-name); clients look at the other names.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -73,7 +78,7 @@ def _make(now: datetime.datetime) -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATED)
         .not_valid_after(now + _VALID)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
@@ -81,3 +86,10 @@ def _make(now: datetime.datetime) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ) + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -28,7 +28,11 @@ _VERSION_AND_RANDOM: Final = 2 + 32
 _SERVER_NAME: Final = 0
 _SESSION_TICKET: Final = 35
 _PRE_SHARED_KEY: Final = 41
+_PROTOCOLS: Final = 16
 _COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
+_COUNTING_WITH_ACME: Final = _COUNTING | {_PROTOCOLS}
+_ACME_ONLY: Final = b"\x00\x0b\x0aacme-tls/1"
+"""The only list of protocols in a challenge (RFC 8737 section 3)."""
 _EXTENSION_HEADER: Final = struct.Struct(">HH")
 # Record type and major version; length; handshake type; length (RFC 8446 section 4 and 5.1).
 _ONE_RECORD: Final = struct.Struct(">HxHBBH")
@@ -65,6 +69,8 @@ class Asked(Struct, frozen=True):
     section 4, which OpenSSL follows in TLS 1.3 too)."""
     plain_http: bool = False
     """True if this is no TLS, but begins like an HTTP request."""
+    acme: bool = False
+    """True if an ACME server asks for a challenge's certificate, of a reader that looks for such."""
 
 
 NOTHING: Final = Asked()
@@ -90,9 +96,11 @@ def _vector(data: bytes, position: int, width: int) -> bytes:
 class HelloReader:
     """Reads a ClientHello while it arrives. Whole records are read once."""
 
-    __slots__ = ("_message", "_record")
+    __slots__ = ("_acme", "_message", "_record")
 
-    def __init__(self) -> None:
+    def __init__(self, *, acme: bool = False) -> None:
+        """`acme` is whether to look for challenges of ACME servers (RFC 8737)."""
+        self._acme = acme
         self._message = bytearray()
         self._record = 0
         """The place of the first record that is not in the message."""
@@ -112,7 +120,7 @@ class HelloReader:
         if isinstance(message, Incomplete):
             return message if message.needed <= LONGEST_HELLO else NOTHING
         try:
-            return NOTHING if message is None else _asked(message)
+            return NOTHING if message is None else _asked(message, acme=self._acme)
         except _Malformed:
             return NOTHING
 
@@ -182,13 +190,13 @@ def _body_of_one_record(data: bytes) -> bytes | None:
     return data[_ONE_RECORD.size :] if whole and major == _MAJOR and len(data) == length + _RECORD_HEADER else None
 
 
-def _asked(hello: bytes) -> Asked:
+def _asked(hello: bytes, *, acme: bool) -> Asked:
     position = _VERSION_AND_RANDOM
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
         position += width + int.from_bytes(hello[position : position + width])
     if position == len(hello):
         return NOTHING
-    found = _extensions(_vector(hello, position, 2))
+    found = _extensions(_vector(hello, position, 2), _COUNTING_WITH_ACME if acme else _COUNTING)
     name = None
     if (body := found.get(_SERVER_NAME)) is not None:
         names = _vector(body, 0, 2)
@@ -203,10 +211,12 @@ def _asked(hello: bytes) -> Asked:
         except _Malformed:
             # TLS 1.2 ignores it, and the name still counts.
             ticket = None
+    if acme and found.get(_PROTOCOLS) == _ACME_ONLY:
+        return Asked(name, acme=True)
     return Asked(name, ticket[:_KEY_NAME] if ticket else None)
 
 
-def _extensions(data: bytes) -> dict[int, bytes]:
+def _extensions(data: bytes, counting: frozenset[int]) -> dict[int, bytes]:
     """The bodies of the extensions that count here. Every new connection waits for this, so it makes few objects."""
     found = {}
     position, end, header = 0, len(data), _EXTENSION_HEADER.unpack_from
@@ -214,7 +224,7 @@ def _extensions(data: bytes) -> dict[int, bytes]:
         while position < end:
             kind, length = header(data, position)
             position += 4 + length
-            if kind in _COUNTING:
+            if kind in counting:
                 found[kind] = data[position - length : position]
     except struct.error:
         raise _Malformed from None

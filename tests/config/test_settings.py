@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ktlsd.config.options import (
     ONE_OR_MORE,
+    AcmeOptions,
     CacheOptions,
     CorsOptions,
     HeaderOptions,
@@ -483,7 +484,7 @@ def test_certificate_and_key_may_come_from_two_places(tmp_path: Path) -> None:
     assert (read.cert, read.key) == ((Path("c.pem"),), (tmp_path / "k.pem",))
 
 
-@pytest.mark.parametrize("name", sorted(ONE_OR_MORE - {"names"}))
+@pytest.mark.parametrize("name", sorted(ONE_OR_MORE - {"names", "challenges"}))
 def test_one_text_stands_for_a_list_of_one(tmp_path: Path, name: str) -> None:
     others = "client_ca = 'ca'\n" + "".join(f"{other} = ['b']\n" for other in ("cert", "key") if other != name)
     value = "::1" if name in ("proxy_protocol", "trusted_proxies") else "a:1"
@@ -709,8 +710,8 @@ def test_the_example_has_every_key() -> None:
     document = tomllib.loads(uncommented())
     assert document.keys() == set(KEYS)
     inner = [document[name][0] for name in ("redirect", "header", "cache")]
-    inner += [document[name] for name in ("cors", "hsts", "limits")]
-    kinds = (RedirectOptions, HeaderOptions, CacheOptions, CorsOptions, HstsOptions, LimitOptions)
+    inner += [document[name] for name in ("cors", "hsts", "limits", "acme")]
+    kinds = (RedirectOptions, HeaderOptions, CacheOptions, CorsOptions, HstsOptions, LimitOptions, AcmeOptions)
     for table, kind in zip(inner, kinds, strict=True):
         assert table.keys() == set(kind.__struct_encode_fields__)
     assert document["types"]

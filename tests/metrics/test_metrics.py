@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from ktlsd.acme.plan import Record
 from ktlsd.config import listener_kind
 from ktlsd.metrics.metrics import (
     ACCEPTED,
@@ -71,10 +72,11 @@ def read_openmetrics(text: str) -> Iterator[Family]:
 
 def samples(store: MetricsStore, *validities: Validity) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every number of the text by its name and labels."""
-    _, text = render(store, validities, "")
+    _, text = render(store, validities, "", orders=[("www.example.test", Record(failures=2))])
     every = [sample for family in parse_text(text.decode()) for sample in family.samples]
     found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in every}
     assert len(found) == len(every)
+    assert found["ktlsd_acme_failures", frozenset({("certificate", "www.example.test")})] == 2
     return found
 
 
@@ -429,6 +431,7 @@ def test_every_metric_is_described() -> None:
     families["ktlsd_workers"] = ("gauge", set())
     families["ktlsd_certificate_expiry_timestamp_seconds"] = ("gauge", {"site", "file"})
     families["ktlsd_unusable_certificates"] = ("gauge", {"site", "served"})
+    families["ktlsd_acme_failures"] = families["ktlsd_acme_renewal_timestamp_seconds"] = ("gauge", {"certificate"})
     assert described == families
 
 

@@ -246,15 +246,15 @@ def root_mirror(root: Path) -> str:
     return found[1]
 
 
-def fetch_kernel(variant: Variant, mirror: str, target: Path, say: OnLine) -> None:
-    """The distribution's kernel, unpacked. apt has lists of its own here: no root needed, nothing touched."""
-    say(f"{variant.name}: the kernel of {variant.suite} into {target}")
-    with made_whole(target) as partial, tempfile.TemporaryDirectory(prefix="ktlsd-apt-") as scratch:
+@contextlib.contextmanager
+def apt_of(mirror: str, suite: str) -> Iterator[tuple[Path, list[str]]]:
+    """A scratch folder, and options for an apt with lists of its own there: no root needed, nothing touched."""
+    with tempfile.TemporaryDirectory(prefix="ktlsd-apt-") as scratch:
         apt = Path(scratch)
         for directory in ("lists/partial", "archives/partial", "unpacked"):
             (apt / directory).mkdir(parents=True)
         (apt / "status").touch()
-        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {variant.suite} main\n")
+        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n")
         settings = {
             "Dir::Etc::sourcelist": f"{apt}/sources.list",
             "Dir::Etc::sourceparts": "-",
@@ -266,6 +266,24 @@ def fetch_kernel(variant: Variant, mirror: str, target: Path, say: OnLine) -> No
         }
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
         call("apt-get", *options, "update", cwd=apt)
+        yield apt, options
+
+
+def fetch_package(name: str, suite: str, target: Path) -> None:
+    """A package of Debian, unpacked."""
+    mirror = host_mirror()
+    if mirror is None:
+        raise MachineError(f"apt here has no Debian to fetch {name} from: name a mirror in KTLSD_VM_MIRROR")
+    with made_whole(target) as partial, apt_of(mirror, suite) as (apt, options):
+        call("apt-get", *options, "download", name, cwd=apt)
+        [archive] = apt.glob(f"{name}_*.deb")
+        call("dpkg-deb", "-x", str(archive), str(partial))
+
+
+def fetch_kernel(variant: Variant, mirror: str, target: Path, say: OnLine) -> None:
+    """The distribution's kernel, unpacked."""
+    say(f"{variant.name}: the kernel of {variant.suite} into {target}")
+    with made_whole(target) as partial, apt_of(mirror, variant.suite) as (apt, options):
         depends = call("apt-cache", *options, "depends", "linux-image-amd64", cwd=apt)
         package = re.search(r"Depends: (linux-image-\S+)", depends)
         if package is None:

@@ -51,7 +51,7 @@ function _shtab_ktlsd_using
 end
 
 set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme-challenges --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -61,6 +61,9 @@ complete -c ktlsd -n _shtab_ktlsd_using -l root -xka "(__fish_complete_directori
 complete -c ktlsd -n _shtab_ktlsd_using -l listen -x -d 'address to serve HTTPS on (default localhost:8443); repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l http-listen -x -d 'address for plain HTTP, which only redirects to HTTPS and answers ACME challenges; repeatable'
 complete -c ktlsd -n _shtab_ktlsd_using -l backend-listen -x -d 'ADDR:PORT or unix:PATH to serve plain HTTP on, for TLS-terminating proxies; repeatable'
+complete -c ktlsd -n _shtab_ktlsd_using -l acme -x -d 'host names, separated by commas, to get a certificate for from an ACME server, and to renew it; serves on ports 443 and 80 by default; this agrees to the authority'"'"'s terms of service'
+complete -c ktlsd -n _shtab_ktlsd_using -l acme-email -x -d 'address for the notices of the authority'
+complete -c ktlsd -n _shtab_ktlsd_using -l acme-directory -xka "WORD URL" -d '`letsencrypt` (default), `staging` for tries, or the directory of another ACME server'
 complete -c ktlsd -n _shtab_ktlsd_using -l acme-challenges -xka "(__fish_complete_directories)" -d 'folder with the answers to ACME challenges on plain HTTP'
 complete -c ktlsd -n _shtab_ktlsd_using -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'PEM certificate chain (default: a new self-signed one for localhost); repeatable with --key, for several key types'
 complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (commandline -ct))" -d 'unencrypted PEM key of the certificate'
