@@ -420,4 +420,4 @@ def test_a_challenge_is_for_the_authority_only(authority: Pebble, www: Path) -> 
                 socket.create_connection(("127.0.0.1", authority.https)) as raw,
                 context.wrap_socket(raw, server_hostname=name) as connection,
             ):
-                assert connection.selected_alpn_protocol() is None
+                assert connection.selected_alpn_protocol() != "acme-tls/1"
