@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -29,6 +29,7 @@ from ktlsd.process.terminal import Terminal
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
+from tests.protocols import HTTP_2, conversation
 from tests.serving import (
     Running,
     children,
@@ -122,6 +123,9 @@ def test_reloads_cost_no_connection_and_no_byte(root: Path, tmp_path: Path, work
         download, data = begin_download(server.port)
         kept = connect(server.port)
         received = bytearray(data)
+        http2 = ExitStack()
+        kept_http2, downloading = (http2.enter_context(conversation(server.port, HTTP_2)) for _ in range(2))
+        download_http2 = downloading.begin("/large.bin")
         processes = children(server.process.pid)
 
         def handshake() -> None:
@@ -133,13 +137,16 @@ def test_reloads_cost_no_connection_and_no_byte(root: Path, tmp_path: Path, work
             assert (answer.status, answer.body, rest) == (200, b"small", b"")
             assert "connection" not in answer.fields
 
+        def request_http2() -> None:
+            assert kept_http2.get("/small.txt").body == b"small"
+
         def read_slowly() -> None:
             received.extend(download.recv(1024))
             time.sleep(0.005)
 
         busy = Busy()
-        with download, kept:
-            with busy(handshake, request, read_slowly):
+        with download, kept, http2:
+            with busy(handshake, request, request_http2, read_slowly):
                 for version in range(1, RELOADS + 1):
                     if version % 4 == 0:
                         since = len(server.log)
@@ -153,9 +160,11 @@ def test_reloads_cost_no_connection_and_no_byte(root: Path, tmp_path: Path, work
             assert kept_version > RELOADS
             kept.sendall(KEPT)
             assert parse(kept.recv(65536))[0].fields["x-version"] == str(RELOADS)
+            assert kept_http2.get("/small.txt").fields["x-version"] == str(RELOADS)
+            assert download_http2.answer().body == (root / "large.bin").read_bytes()
             received.extend(read_to_end(download))
         assert parse(bytes(received))[0].body == (root / "large.bin").read_bytes()
-        assert busy.done.keys() == {"handshake", "request", "read_slowly"}
+        assert busy.done.keys() == {"handshake", "request", "request_http2", "read_slowly"}
         assert children(server.process.pid) == processes
         assert len([line for line in server.log if line == "configuration reloaded"]) == RELOADS
         assert not [line for line in server.log if "defect" in line or "Traceback" in line]

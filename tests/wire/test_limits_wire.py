@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from ktlsd.config.limits import BURST_SECONDS
+from tests.protocols import HTTP_1, PROTOCOLS, conversation
 from tests.serving import (
     START_SECONDS,
     WAIT_SECONDS,
@@ -149,12 +150,11 @@ def test_a_head_that_trickles_in_gets_408(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_idle_connections_end_in_order(folder: Path, fresh: bool) -> None:
-    with limited(folder, "idle_seconds = 0.5") as server, connect(server.port) as idle:
+def test_idle_connections_end_in_order(folder: Path, protocol: str, fresh: bool) -> None:
+    with limited(folder, "idle_seconds = 0.5") as server, conversation(server.port, protocol) as idle:
         if not fresh:
-            idle.sendall(SMALL)
-            assert parse(idle.recv(65536))[0].body == b"small"
-        assert idle.recv(1) == b""
+            assert idle.get("/small.txt").body == b"small"
+        assert idle.is_ended()
         assert reached(server) == {"idle_seconds": 1}
         assert alive(server)
 
@@ -323,33 +323,54 @@ HEAD = "GET /small.txt HTTP/1.1\r\nHost: a\r\n"
 @pytest.mark.parametrize(
     ("request_text", "status", "limit"),
     [
-        (HEAD + "X: y\r\n" * 9 + "\r\n", 200, None),
-        (HEAD + "X: y\r\n" * 10 + "\r\n", 431, "header_fields"),
-        (HEAD + f"X: {'y' * 400}\r\n\r\n", 200, None),
-        (HEAD + f"X: {'y' * 500}\r\n\r\n", 431, "head_bytes"),
-        (HEAD + "X: " + "y" * 600, 431, "head_bytes"),
-        (f"GET /{'a' * 600}", 414, "head_bytes"),
-        (f"GET /small.txt?{'a' * 89} HTTP/1.1\r\nHost: a\r\n\r\n", 200, None),
-        (f"GET /small.txt?{'a' * 90} HTTP/1.1\r\nHost: a\r\n\r\n", 414, "target_bytes"),
+        (HEAD + f"X: {'y' * 550}\r\n\r\n", 200, None),
+        (HEAD + f"X: {'y' * 600}\r\n\r\n", 431, "head_bytes"),
+        (HEAD + "X: " + "y" * 700, 431, "head_bytes"),
+        (f"GET /{'a' * 700}", 414, "head_bytes"),
     ],
     ids=lambda value: str(value)[:8],
 )
 def test_sizes_of_a_head(small_heads: Running, request_text: str, status: int, limit: str | None) -> None:
-    before = reached(small_heads)
-    lines = len(small_heads.log)
-    with connect(small_heads.port) as connection:
+    with is_limited(small_heads, limit, status), connect(small_heads.port) as connection:
         connection.sendall(request_text.encode())
         assert parse(connection.recv(65536))[0].status == status
+
+
+@contextlib.contextmanager
+def is_limited(server: Running, limit: str | None, status: int) -> Iterator[None]:
+    """This limit is reached once, and logged with the status."""
+    before, lines = reached(server), len(server.log)
+    yield
     if limit is None:
-        assert reached(small_heads) == before
+        assert reached(server) == before
     else:
-        assert reached(small_heads) == before | {limit: before.get(limit, 0) + 1}
-        small_heads.wait_for_line(f" {status} ", since=lines)
+        assert reached(server) == before | {limit: before.get(limit, 0) + 1}
+        server.wait_for_line(f" {status} ", since=lines)
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "status", "limit"),
+    [
+        ("/small.txt", ("X: y",) * 9, 200, None),
+        ("/small.txt", ("X: y",) * 10, 431, "header_fields"),
+        # In HTTP/2 the name of each field, its value and 32 bytes count, and the pseudo-header fields.
+        ("/small.txt", (f"X: {'y' * 350}",), 200, None),
+        ("/small.txt", (f"X: {'y' * 600}",), 431, "head_bytes"),
+        (f"/small.txt?{'a' * 89}", (), 200, None),
+        (f"/small.txt?{'a' * 90}", (), 414, "target_bytes"),
+    ],
+    ids=lambda value: str(value)[:16],
+)
+def test_parts_of_a_head(
+    small_heads: Running, protocol: str, target: str, fields: tuple[str, ...], status: int, limit: str | None
+) -> None:
+    with is_limited(small_heads, limit, status), conversation(small_heads.port, protocol) as client:
+        assert client.get(target, *fields, host="a").status == status
 
 
 @pytest.fixture(scope="module")
 def small_heads(folder: Path) -> Iterator[Running]:
-    with limited(folder, "head_bytes = 512", "header_fields = 10", "target_bytes = 100") as running:
+    with limited(folder, "head_bytes = 600", "header_fields = 10", "target_bytes = 100") as running:
         yield running
 
 
@@ -552,18 +573,21 @@ def test_trusted_proxies_are_not_one_client(folder: Path, trusted: str, statuses
 
 
 def test_other_limits_come_with_a_reload(folder: Path) -> None:
-    with limited(folder, *PEOPLE) as server, connect(server.port) as old:
+    with limited(folder, *PEOPLE) as server, contextlib.ExitStack() as stack:
+        old = [stack.enter_context(conversation(server.port, protocol)) for protocol in PROTOCOLS]
         (folder / "ktlsd.toml").write_text("[limits]\nrequests_per_connection = 1\n")
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("configuration reloaded")
         assert get(server.port, "/small.txt").fields["connection"] == "close"
-        with connect(server.port) as another:
-            another.sendall(SMALL)
-            assert parse(read_to_end(another))[0].fields["connection"] == "close"
+        for protocol in PROTOCOLS:
+            with conversation(server.port, protocol) as another:
+                answer = another.get("/small.txt")
+                assert answer.fields.get("connection") == ("close" if protocol == HTTP_1 else None)
+                assert another.is_ended()
         # Who was there keeps its own.
-        old.sendall(SMALL * 3)
-        old.sendall(LAST)
-        assert len(parse_all(read_to_end(old))) == 4
+        for client in old:
+            for _ in range(4):
+                assert client.get("/small.txt").body == b"small"
 
 
 # --- what the system has
