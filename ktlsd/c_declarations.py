@@ -121,7 +121,6 @@ SSL_SESSION *SSL_get_session(const SSL *ssl);
 uint8_t SSL_SESSION_get_max_fragment_length(const SSL_SESSION *sess);
 
 BIO *SSL_get_rbio(const SSL *ssl);
-BIO *SSL_get_wbio(const SSL *ssl);
 BIO *BIO_new_socket(int sock, int close_flag);
 int BIO_free(BIO *a);
 long BIO_ctrl(BIO *bp, int cmd, long larg, void *parg);

@@ -55,18 +55,19 @@ class Library:
         self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
         self.ktls_compiled_in = self._bio_knows_ktls()
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
-        self._constants: dict[Any, str] = {}
-        """Texts that are part of the library, by their pointers."""
+        self._suites: dict[Any, tuple[str, str]] = {}
 
     def _text(self, chars: Any) -> str:
         return "" if chars == self.ffi.NULL else self.ffi.string(chars).decode("utf-8", "replace")
 
-    def constant(self, chars: Any) -> str:
-        """A text that is part of the library, such as the name of a cipher."""
-        text = self._constants.get(chars)
-        if text is None:
-            text = self._constants[chars] = self._text(chars)
-        return text
+    def suite(self, ssl: Any) -> tuple[str, str]:
+        """The names of a connection's protocol and cipher. No cipher is one of both TLS 1.2 and 1.3."""
+        cipher = self.c.SSL_get_current_cipher(ssl)
+        suite = self._suites.get(cipher)
+        if suite is None:
+            names = self.c.SSL_get_version(ssl), self.c.SSL_CIPHER_get_name(cipher)
+            suite = self._suites[cipher] = (self._text(names[0]), self._text(names[1]))
+        return suite
 
     def _bio_knows_ktls(self) -> bool:
         """Whether this build's socket BIO handles kTLS controls.
@@ -293,6 +294,8 @@ class Context:
         c = self._library.c
         c.SSL_CTX_set_session_id_context(self._ctx, kind, len(kind))
         c.SSL_CTX_set_timeout(self._ctx, seconds)
+        # OpenSSL sends two in TLS 1.3. Each costs as much as a small request, and every connection brings a client one.
+        c.SSL_CTX_set_num_tickets(self._ctx, 1)
         self.use_ticket_key(ticket_key)
 
     def use_ticket_key(self, key: bytes) -> None:
@@ -513,16 +516,17 @@ class Connection:
     def facts(self) -> Handshake:
         """The outcome of the handshake; call it once the handshake is done."""
         c, ssl, library = self._c, self._ssl, self._library
-        null, constant = library.ffi.NULL, library.constant
+        null = library.ffi.NULL
         session = c.SSL_get_session(ssl)
+        # Of both directions (SSL_set_fd(3)).
+        bio = c.SSL_get_rbio(ssl)
         # By position: names would take longer than most of the calls.
         return Handshake(
-            constant(c.SSL_get_version(ssl)),
-            constant(c.SSL_CIPHER_get_name(c.SSL_get_current_cipher(ssl))),
+            *library.suite(ssl),
             c.SSL_session_reused(ssl) == 1,
             session != null and c.SSL_SESSION_get_max_fragment_length(session) != 0,
-            c.BIO_ctrl(c.SSL_get_wbio(ssl), macros.BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
-            c.BIO_ctrl(c.SSL_get_rbio(ssl), macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
+            c.BIO_ctrl(bio, macros.BIO_CTRL_GET_KTLS_SEND, 0, null) > 0,
+            c.BIO_ctrl(bio, macros.BIO_CTRL_GET_KTLS_RECV, 0, null) > 0,
             library._text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
             self._client(),
             self._alpn() if self._offers else None,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.tls.ticket_file import TicketFile, TicketFileError
 from ktlsd.tls.ticket_keys import LEAD_SECONDS, PERIOD_SECONDS, SESSION_SECONDS, TicketKey, ring, rotated
-from tests.serving import Running, client_context, connect, parse, read_to_end, serving
+from tests.serving import WAIT_SECONDS, Running, client_context, connect, parse, read_to_end, serving
 from tests.tls.test_certificates import Authority
 
 HOUR = 3600
@@ -244,6 +244,14 @@ def test_a_ticket_resumes_at_its_own_site_alone(root: Path, tmp_path: Path) -> N
             assert not visit(server, context, session, name="other.test")[1]
     assert (tmp_path / "keys.json").exists()
     assert not (tmp_path / "state/ktlsd/ticket-keys.json").exists()
+
+
+def test_a_handshake_gives_one_ticket(root: Path, tmp_path: Path) -> None:
+    with serving(root, state=tmp_path / "state") as server:
+        client = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_3", "-ign_eof", "-msg"]
+        request = REQUEST % b"a"
+        done = subprocess.run(client, input=request, capture_output=True, timeout=WAIT_SECONDS, check=True)
+    assert done.stdout.count(b"NewSessionTicket") == 1
 
 
 def test_no_tickets_where_none_are_wanted(root: Path, tmp_path: Path) -> None:
