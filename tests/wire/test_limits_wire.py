@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from ktlsd.config.limits import BURST_SECONDS
-from tests.protocols import HTTP_1, PROTOCOLS, conversation
+from tests.http2_client import Http2Client
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, conversation
 from tests.serving import (
     START_SECONDS,
     WAIT_SECONDS,
@@ -48,6 +49,7 @@ LARGE = 32 * 1024 * 1024
 PEOPLE = ('exempt_clients = ["127.9.0.0/16"]',)
 """Clients of 127.0.0.1 are limited, and those of 127.9.0.1 are others."""
 OTHERS = "127.9.0.1"
+ALPN = {HTTP_1: "http/1.1", HTTP_2: "h2"}
 
 
 @pytest.fixture(scope="module")
@@ -232,50 +234,64 @@ def test_a_body_that_does_not_come_ends_the_connection_after_the_answer(folder: 
         assert alive(server)
 
 
-def begin_download(port: int, *, buffer: int = 4096) -> ssl.SSLSocket:
+def begin_download(port: int, protocol: str, *, buffer: int = 4096) -> ssl.SSLSocket:
+    """With windows of HTTP/2 that are never closed."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     raw.settimeout(WAIT_SECONDS)
     raw.connect(("127.0.0.1", port))
-    connection = client_context().wrap_socket(raw, suppress_ragged_eofs=False)
-    connection.sendall(b"GET /large.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    context = client_context()
+    context.set_alpn_protocols([ALPN[protocol]])
+    connection = context.wrap_socket(raw, suppress_ragged_eofs=False)
+    if protocol == HTTP_2:
+        Http2Client(connection, window=2 * LARGE).ask("/large.bin")
+    else:
+        connection.sendall(b"GET /large.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     return connection
 
 
 def test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_is_not(folder: Path) -> None:
     with limited(folder, "send_seconds = 2", "send_bytes_per_second = 20_000") as server:
         hurry = threading.Event()
-        rest: list[bytes] = []
+        received = dict.fromkeys(PROTOCOLS, 0)
 
         def trickle(connection: socket.socket) -> None:
             with contextlib.suppress(OSError):
                 while not hurry.wait(0.02) and connection.recv(20):
                     pass
 
-        def read_slowly(connection: socket.socket) -> None:
-            while not hurry.wait(0.02):
-                connection.recv(16384)
-            rest.append(read_to_end(connection))
+        def read_slowly(connection: socket.socket, protocol: str) -> None:
+            while received[protocol] < LARGE:
+                received[protocol] += len(connection.recv(16384))
+                if not hurry.is_set():
+                    time.sleep(0.02)
 
-        with begin_download(server.port) as too_slow, begin_download(server.port, buffer=65536) as slow:
-            threads = [
-                threading.Thread(target=trickle, args=(too_slow,)),
-                threading.Thread(target=read_slowly, args=(slow,)),
+        with contextlib.ExitStack() as stack:
+            too_slow, slow = (
+                {one: stack.enter_context(begin_download(server.port, one, buffer=buffer)) for one in PROTOCOLS}
+                for buffer in (4096, 65536)
+            )
+            threads = [threading.Thread(target=trickle, args=(connection,)) for connection in too_slow.values()]
+            threads += [
+                threading.Thread(target=read_slowly, args=(connection, protocol))
+                for protocol, connection in slow.items()
             ]
             for thread in threads:
                 thread.start()
-            server.wait_for_line("cut off: the client took less than 20000 bytes a second for 2 s")
+            cut = "cut off: the client took less than 20000 bytes a second for 2 s"
+            assert eventually(lambda: len(told(server, cut)) == 2)
             assert alive(server)
-            # The other is observed for some more periods.
+            # The others are observed for some more periods.
             time.sleep(4)
+            assert max(received.values()) < LARGE // 2
             hurry.set()
             for thread in threads:
                 thread.join()
-            assert len(rest[0]) > LARGE // 2
             # A client that was cut off does not take a part for the whole.
-            with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
-                read_to_end(too_slow)
-        assert reached(server) == {"send_bytes_per_second": 1}
+            for connection in too_slow.values():
+                with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                    read_to_end(connection)
+        assert reached(server) == {"send_bytes_per_second": 2}
 
 
 def test_a_reader_that_is_dead_is_cut_off_over_plain_http_too(folder: Path) -> None:
