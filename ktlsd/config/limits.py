@@ -241,5 +241,6 @@ class LogThrottle:
         suppressed = self.due(limit, now)
         if suppressed is None:
             return None
-        named = limit.value if value is None else f"{limit.value} = {value}"
+        shown = f"{value:g}" if isinstance(value, float) else value
+        named = limit.value if value is None else f"{limit.value} = {shown}"
         return f": limit {named}" + (f" ({suppressed} more since the last such line)" if suppressed else "")

@@ -289,7 +289,7 @@ class Http2:
             if now < since + self._limits.head_seconds:
                 break
             # As over HTTP/1.1, the response does not depend on the body; the stream is reset after it.
-            self._shared.row[LIMITED[Limit.HEAD]] += 1
+            self._responder.reached(Limit.HEAD, "stream %d answered without waiting for its request body", stream_id)
             self._answer(stream_id, head, {})
         for stream_id, body in list(self._responses.bodies.items()):
             if body.noted_at is not None and now >= body.noted_at + self._limits.send_seconds:

@@ -382,6 +382,7 @@ def test_request_body_that_never_ends(root: Path, tmp_path: Path) -> None:
         client.wait_for(stream_id)
         assert client.streams[stream_id].status == 200
         assert client.get("/many/1.txt").status == 200
+        server.wait_for_line("stream 1 answered without waiting for its request body: limit head_seconds = 1$")
 
 
 @pytest.mark.parametrize("name", ["shrinks", "empties"])
