@@ -57,6 +57,12 @@ def wait_until(page: Page, expression: str) -> None:
         page.wait_for_timeout(20)
 
 
+def protocols(page: Page) -> set[str]:
+    """The protocols of the page and of all that it loaded, as its performance entries name them (RFC 7301's names)."""
+    entries = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+    return set(page.evaluate(f"{entries}.map(entry => entry.nextHopProtocol)")) - {""}
+
+
 def follow(page: Page, link: str) -> None:
     """Click a link and wait until its page is loaded: a click by itself returns before that."""
     with page.expect_navigation():

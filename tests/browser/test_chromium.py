@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,8 +18,8 @@ import brotli
 import pytest
 from playwright.sync_api import Browser, Response
 
-from tests.browser.browsing import chromium, opened, wait_until
-from tests.serving import Running, serving
+from tests.browser.browsing import chromium, opened, protocols, wait_until
+from tests.serving import Running, eventually, serving
 
 PAGE: Final = """<!doctype html><meta charset=utf-8><title>ktlsd</title><link rel=stylesheet href=style.css>
 <img id=picture src=picture.png><script type=module src=script.mjs></script><p id=result>waiting</p>"""
@@ -89,6 +90,28 @@ def test_a_page_with_all_that_belongs_to_it(browser: Browser, tmp_path: Path) ->
         digest = hashlib.sha256(data).hexdigest()
         assert page.inner_text("#result") == f"{digest} 206 1000 64 rgb(1, 2, 3)"
         assert any(re.search(r"TLSv1\.3 TLS_AES_128_GCM_SHA256 ", line) for line in server.log)
+        assert protocols(page) == {"h2"}
+
+
+def test_a_hundred_pictures_over_one_connection(browser: Browser, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    pictures = "".join(f"<img src={number}.png>" for number in range(100))
+    (root / "index.html").write_text(f'<!doctype html><link rel=icon href="data:,">{pictures}')
+    for number in range(100):
+        (root / f"{number}.png").write_bytes(png(20 + number, 30))
+    options = ("--access-log", "stderr", "--access-log-format", "json")
+    with serving(root, *options, state=tmp_path / "state") as server, opened(browser, server.url()) as page:
+        wait_until(page, "document.readyState === 'complete'")
+        widths = page.evaluate("Array.from(document.images, image => image.naturalWidth)")
+        assert widths == [20 + number for number in range(100)]
+        assert protocols(page) == {"h2"}
+        assert eventually(lambda: sum(".png" in line for line in server.log) == 100)
+        lines = [json.loads(line) for line in server.log if line.startswith("{")]
+    asked = [line for line in lines if line["target"].endswith(".png")]
+    assert {(line["protocol"], line["status"], line["complete"]) for line in asked} == {("HTTP/2.0", 200, True)}
+    assert len({line["target"] for line in asked}) == 100
+    assert len({line["port"] for line in asked}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +203,7 @@ def test_seeking_in_a_film(browser: Browser, theatre: Running) -> None:
             )
             # Chromium may draw the frame some time after the event.
             wait_until(page, f"{COLOUR} === '{colour}'")
+        assert protocols(page) == {"h2"}
     size = (theatre.state.parent / "root/film.webm").stat().st_size
     films = [response for response in seen if response.url.endswith(".webm")]
     assert {response.status for response in films} == {206}

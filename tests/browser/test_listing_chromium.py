@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser.browsing import chromium, follow, opened, wait_until
+from tests.browser.browsing import chromium, follow, opened, protocols, wait_until
 from tests.browser.test_chromium import png
 from tests.serving import serving
 
@@ -141,6 +141,7 @@ def test_a_long_list_keeps_only_rows_near_the_window(browser: Browser, site: str
 def test_pictures_are_shown_and_looked_through(browser: Browser, site: str) -> None:
     with opened(browser, site + "a%20folder/") as page:
         wait_until(page, "[...document.querySelectorAll('td img')].every(one => one.naturalWidth == 64)")
+        assert protocols(page) == {"h2"}
         page.check("#gallery")
         assert page.locator("td img").first.bounding_box()["height"] > 100  # type: ignore[index]
         page.locator("td img").first.click()
