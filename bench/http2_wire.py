@@ -39,10 +39,13 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return _HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
-def _block(path: str) -> bytes:
-    """A header block of GET without Huffman coding or dynamic table (RFC 7541 section 6.2.2)."""
-    target, authority = path.encode("ascii"), b"127.0.0.1"
-    return b"\x82\x87\x04%c%b\x01%c%b" % (len(target), target, len(authority), authority)
+def _block(path: str, *, first: bool) -> bytes:
+    """A header block of GET without Huffman coding. As those of curl and browsers, the first one of a connection puts
+    the fields that stay into the dynamic table (RFC 7541 section 6.2.1), and the next ones have their indices."""
+    target = path.encode("ascii")
+    fields = ((b"\x41", b"127.0.0.1"), (b"\x7a", b"ktlsd-bench"), (b"\x53", b"*/*"))  # :authority, user-agent, accept
+    added = b"".join(b"%b%c%b" % (name, len(value), value) for name, value in fields)
+    return b"\x82\x87\x04%c%b%b" % (len(target), target, added if first else b"\xc0\xbf\xbe")
 
 
 class Connection:
@@ -61,7 +64,7 @@ class Connection:
         """Send a request; its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self.lengths[stream] = 0
-        self.tls.send(_frame(_HEADERS, 0x5, stream, _block(path)))
+        self.tls.send(_frame(_HEADERS, 0x5, stream, _block(path, first=stream == 1)))
         return stream
 
     def renew(self, streams: Iterator[int], increment: int) -> None:
