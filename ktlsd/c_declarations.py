@@ -99,6 +99,7 @@ X509_NAME *X509_get_subject_name(const X509 *a);
 char *X509_NAME_oneline(const X509_NAME *a, char *buf, int size);
 
 SSL *SSL_new(SSL_CTX *ctx);
+long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg);
 void SSL_free(SSL *ssl);
 int SSL_set_fd(SSL *ssl, int fd);
 void SSL_set_accept_state(SSL *ssl);

@@ -20,7 +20,7 @@ from ktlsd.config.values import Mode
 from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer
-from ktlsd.connection.sni import peek_client_hello
+from ktlsd.connection.sni import peek_allows_tls_1_2, peek_client_hello
 from ktlsd.connection.tls_transport import Transport
 from ktlsd.metrics.metrics import FAILED, LIMITED, Failure, count_handshake
 from ktlsd.openssl.errors import ConnectionLost, PlainHTTP, TLSError
@@ -31,6 +31,8 @@ from ktlsd.protocol.shared import Shared
 from ktlsd.service import Hosted
 from ktlsd.tls.client_hello import NOTHING, Asked
 from ktlsd.tls.ktls import Direction, Offload, Path, explain
+from ktlsd.tls.nic import Nics
+from ktlsd.tls.policy import FOR_NICS
 from ktlsd.tls.tls_stat import Offloads
 
 log = logging.getLogger("ktlsd")
@@ -49,15 +51,19 @@ class Handshakes:
         self._shared = shared
         self._page_cache = page_cache
         self._offloads = Offloads()
+        self._nics = Nics()
+        self._tells_of_idle_nic = bool(self._nics.encrypting())
         self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
         """The paths of connections without kTLS, by what decides about them."""
 
     def close(self) -> None:
         self._offloads.close()
+        self._nics.close()
 
     def settings_changed(self) -> None:
         """Another service is in force."""
         self._not_offloaded.clear()
+        self._tells_of_idle_nic = bool(self._nics.encrypting())
 
     # --- the steps of a handshake -------------------------------------------------------------------------------------
 
@@ -78,6 +84,8 @@ class Handshakes:
                         return None
                     hosted = service.sites.of_name(asked.server_name)
                     transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
+                    if service.settings.tls_policy == "nic" and self._suits_nic(sock, hosted):
+                        transport.allow_only_tls_1_2()
                     if not hosted.refused:
                         handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
                     elif asked.server_name is None:
@@ -91,6 +99,10 @@ class Handshakes:
                 await self._end_failed(error, transport, hosted, asked, peer)
                 return None
             tx, rx = self._paths(sock, handshake)
+            if tx.offload is not Offload.SOFTWARE and handshake.ktls_tx and shared.service.settings.zerocopy_sendfile:
+                transport.use_zero_copy()
+            if self._tells_of_idle_nic and handshake.protocol == "TLSv1.3":
+                self._tell_of_idle_nic(sock, tx)
             count_handshake(row, driver.current_time() - began, handshake, tx, rx)
             secured = Secured(handshake, tx, rx, asked.server_name, hosted.context.clients)
             if not self._may_go_on(peer, secured):
@@ -132,6 +144,34 @@ class Handshakes:
             log.info("%s ACME challenge answered for %s", peer, name)
             await transport.finish()
         return True
+
+    def _suits_nic(self, sock: socket.socket, hosted: Hosted) -> bool:
+        """Whether TLS 1.2 has a NIC encrypt for a client that could have TLS 1.3.
+
+        Not if client certificates are demanded: TLS 1.2 shows them to everyone on the way.
+        """
+        if hosted.context.clients or self._nics.carrying(sock) is None:
+            return False
+        taken: frozenset[int] = frozenset()
+        return peek_allows_tls_1_2(sock, taken.union(*(FOR_NICS.get(kind, ()) for kind in hosted.context.key_types)))
+
+    def _tell_of_idle_nic(self, sock: socket.socket, tx: Path) -> None:
+        """One line, once, if a NIC would encrypt for clients that had TLS 1.2."""
+        service, kinds = self._shared.service, self._shared.kinds
+        if tx.offload not in (Offload.SOFTWARE, Offload.KERNEL) or service.settings.tls_policy == "nic":
+            return
+        name = self._nics.carrying(sock)
+        if name is not None:
+            self._tells_of_idle_nic = False
+            if kinds.is_first_beside_nic():
+                log.warning(
+                    *(
+                        "%s encrypts TLS 1.2 with AES-GCM, but clients negotiate TLS 1.3, which the kernel encrypts in"
+                        ' software: for clients over %s, tls_policy = "nic" prefers TLS 1.2',
+                        name,
+                        name,
+                    ),
+                )
 
     async def _end_failed(
         self, error: Exception, transport: Transport | None, hosted: Hosted, asked: Asked, peer: Peer

@@ -27,6 +27,7 @@ from ktlsd.config.values import (
     BackendListen,
     Listen,
     LogPlace,
+    Mode,
     Network,
     parse_backend_listen,
     parse_listen,
@@ -129,6 +130,10 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
     _check_certificates(settings, document, given)
     _check_clients(settings, document)
     _check_roots(settings, document)
+    if settings.zerocopy_sendfile and settings.ktls is Mode.OFF:
+        raise document.error(
+            (), "zerocopy_sendfile needs kTLS: leave it out, or leave out ktls = 'off'", "zerocopy_sendfile"
+        )
     return Loaded(settings, document, frozenset(given))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from ktlsd.openssl import macros
@@ -277,6 +277,11 @@ class Context:
             raise PairError(f"{pair.certificate} cannot be used: {self._library.reasons()}")
         self._certificates[pair.key_type] = pair.certificate
 
+    @property
+    def key_types(self) -> Collection[str]:
+        """OpenSSL's names of the types of the keys in use (Pair.key_type)."""
+        return self._certificates.keys()
+
     def shared(self) -> Context:
         """A second owner of the same SSL_CTX*."""
         import copy
@@ -411,6 +416,10 @@ class Connection:
             c.SSL_set_accept_state(self._ssl)
         else:
             c.SSL_set_connect_state(self._ssl)
+
+    def allow_at_most(self, version: int) -> None:
+        """Negotiate this protocol, TLS_1_2 or TLS_1_3, or an older one; call it before the handshake."""
+        self._c.SSL_ctrl(self._ssl, macros.SSL_CTRL_SET_MAX_PROTO_VERSION, version, self._library.ffi.NULL)
 
     def ask_for_no_certificate(self) -> None:
         """Let a client of our own in without a certificate; call it before the handshake."""

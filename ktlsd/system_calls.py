@@ -29,6 +29,9 @@ _AT_STATX_DONT_SYNC = 0x4000
 _STATX_INO = 0x100
 _STATX_MNT_ID = 0x1000
 _STATX_SIZE = 256
+# stx_attributes, and the attribute of a file whose content the kernel verifies and which nobody can write.
+_STATX_ATTRIBUTES = struct.Struct("=8xQ240x")
+_STATX_ATTR_VERITY = 0x100000
 # stx_ino, stx_dev_major, stx_dev_minor, stx_mnt_id (Linux 5.8; 0 before) of struct statx, which is the same on every
 # architecture.
 _STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
@@ -106,6 +109,14 @@ def folder_identity(descriptor: int) -> FolderIdentity:
     if _libc.statx(descriptor, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, statx) < 0:
         raise _error()
     return FolderIdentity(*_STATX_IDENTITY.unpack_from(ffi.buffer(statx)))
+
+
+def is_verified(descriptor: int) -> bool:
+    """Whether an open file has fs-verity, so that its content never changes (Linux 5.4). Raises OSError."""
+    statx = ffi.new("char[]", _STATX_SIZE)
+    if _libc.statx(descriptor, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, statx) < 0:
+        raise _error()
+    return bool(_STATX_ATTRIBUTES.unpack_from(ffi.buffer(statx))[0] & _STATX_ATTR_VERITY)
 
 
 def file_system_type(descriptor: int) -> int:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
 import platform
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ktlsd import __version__, alpn
 from ktlsd.config.console import print_output
@@ -29,8 +29,9 @@ from ktlsd.config.values import Mode
 from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, TLS_1_2, TLS_1_3
 from ktlsd.openssl.errors import ContextError, LibraryError, TLSError
 from ktlsd.ssl_ffi import Context, Library
-from ktlsd.tls import ktls_probe, tls_stat
-from ktlsd.tls.ktls import Direction, Support, explain
+from ktlsd.tls import ktls_probe, nic, tls_stat
+from ktlsd.tls.ktls import Support
+from ktlsd.tls.nic import Interface, Taken
 
 AEAD_CIPHERS: Final = {
     "TLSv1.3": (
@@ -55,7 +56,6 @@ AEAD_CIPHERS: Final = {
 _VERSIONS: Final = {"TLSv1.2": TLS_1_2, "TLSv1.3": TLS_1_3}
 # openat2 came with 5.6; kTLS TX for TLS 1.3 with 5.1, RX with 5.2, ChaCha20-Poly1305 with 5.11.
 _OLDEST_KERNEL: Final = (5, 6)
-_ZERO_COPY_SINCE: Final = (3, 2, 0)
 _MODULE: Final = "kernel/net/tls/tls.ko"
 _LOAD_AT_BOOT: Final = "at every boot: echo tls > /etc/modules-load.d/ktlsd.conf"
 
@@ -86,12 +86,14 @@ class CipherRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface and whether its device offers to encrypt and decrypt records, and does so."""
+class NicRow:
+    """The path of one protocol and cipher on connections over one interface, by keys that its device was given."""
 
-    name: str
-    tx_offload: str
-    rx_offload: str
+    interface: str
+    protocol: str
+    cipher: str
+    tx: str
+    rx: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,13 @@ class Report:
     links: tuple[Link, ...]
     ciphers: tuple[CipherRow, ...]
     interfaces: tuple[Interface, ...]
+    nics: tuple[NicRow, ...]
     counters: dict[str, int] | None
     sends_offloaded: bool
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        named = [dict(zip(("name", "tx_offload", "rx_offload"), row, strict=True)) for row in self.interfaces]
+        return json.dumps(dataclasses.asdict(self) | {"interfaces": named}, indent=2)
 
     def to_text(self) -> str:
         """For a terminal: no line depends on colour."""
@@ -132,12 +136,19 @@ class Report:
                     reasons = [row.tx_reason or ""]
                 why = row.error or "; ".join(filter(None, reasons))
                 yield f"{row.protocol:8}  {row.cipher:{width}}  {row.tx:8}  {row.rx:8}  {why}".rstrip()
+        if self.nics:
+            yield ""
+            width = max(9, *(len(nic_row.interface) for nic_row in self.nics))
+            yield f"{'interface':{width}}  {'protocol':8}  {'cipher':17}  {'TX':8}  RX"
+            for nic_row in self.nics:
+                name, protocol, cipher, tx, rx = dataclasses.astuple(nic_row)
+                yield f"{name:{width}}  {protocol:8}  {cipher:17}  {tx:8}  {rx}"
         yield ""
         if self.interfaces:
             width = max(9, *(len(interface.name) for interface in self.interfaces))
             yield f"{'interface':{width}}  tls-hw-tx-offload  tls-hw-rx-offload"
             for interface in self.interfaces:
-                yield f"{interface.name:{width}}  {interface.tx_offload:17}  {interface.rx_offload}"
+                yield f"{interface.name:{width}}  {interface.tx:17}  {interface.rx}"
         else:
             yield "no network interface but loopback"
         yield ""
@@ -166,6 +177,7 @@ def examine(libssl: str | None = None) -> Report:
         links.append(Link("loopback", False, f"TCP on loopback fails: {error}", "bring it up: ip link set lo up"))
     links.append(_ulp(ulp))
     ciphers: tuple[CipherRow, ...] = ()
+    interfaces = tuple(interface for interface in nic.interfaces() if interface.name != "lo")
     try:
         library = Library(libssl)
     except LibraryError as error:
@@ -182,11 +194,11 @@ def examine(libssl: str | None = None) -> Report:
             ciphers = tuple(_ciphers(library, support, certificate))
             links.append(_handshakes(ciphers))
             links.append(_sendfile(library, certificate, offloaded=any(row.tx != "none" for row in ciphers)))
-            links.append(_zero_copy(library, certificate))
-    interfaces = tuple(_interfaces())
-    links += (_device(interfaces), _alpn(), *_orders())
+            links.append(_zero_copy(library, certificate, interfaces))
+    nics, taken = _nics(interfaces)
+    links += (_device(interfaces, taken), _alpn(), *_orders())
     sends = next((link.ok for link in links if link.name == _SENDFILE), False)
-    return Report(__version__, tuple(links), ciphers, interfaces, tls_stat.counters(), sends)
+    return Report(__version__, tuple(links), ciphers, interfaces, nics, tls_stat.counters(), sends)
 
 
 _SENDFILE: Final = "SSL_sendfile"
@@ -243,11 +255,10 @@ def _ciphers(library: Library, support: Support, certificate: str) -> Iterator[C
         for cipher in ciphers:
             try:
                 with _contexts(library, certificate, protocol, cipher) as (server, client):
-                    handshake = ktls_probe.loopback_handshake(server, client)
+                    _, tx, rx = ktls_probe.loopback_paths(server, client, support)
             except (ContextError, TLSError, OSError) as error:
                 yield CipherRow(protocol, cipher, "none", None, "none", None, f"no handshake: {error}")
                 continue
-            tx, rx = (explain(support, handshake, direction) for direction in Direction)
             reasons = [path.reason.value if path.reason else None for path in (tx, rx)]
             yield CipherRow(protocol, cipher, tx.offload.value, reasons[0], rx.offload.value, reasons[1])
 
@@ -276,38 +287,34 @@ def _sendfile(library: Library, certificate: str, *, offloaded: bool) -> Link:
     return Link(_SENDFILE, arrived, found, "report this: kernel and OpenSSL disagree")
 
 
-def _zero_copy(library: Library, certificate: str) -> Link:
+def _zero_copy(library: Library, certificate: str, interfaces: tuple[Interface, ...]) -> Link:
+    """Off unless zerocopy_sendfile asks for it: this says whether it would have an effect."""
     name = "zero-copy sendfile"
-    if library.version < _ZERO_COPY_SINCE:
-        return Link(
-            name,
-            False,
-            "OpenSSL has no option for it",
-            "needs OpenSSL 3.2; it saves a copy only where a NIC encrypts",
-            needed=False,
-        )
     try:
-        with _contexts(library, certificate, "TLSv1.3", AEAD_CIPHERS["TLSv1.3"][0]) as (server, client):
+        with _contexts(library, certificate, "TLSv1.2", AEAD_CIPHERS["TLSv1.2"][0]) as (server, client):
             refusal = ktls_probe.zero_copy_refusal(server, client)
     except (ContextError, TLSError, OSError) as error:
         refusal = f"no handshake: {error}"
-    found = refusal or "available (OpenSSL 3.2, TLS_TX_ZEROCOPY_RO); it saves a copy only where a NIC encrypts"
-    return Link(name, refusal is None, found, "needs kTLS TX and Linux 5.19", needed=False)
+    if refusal is not None:
+        return Link(name, False, refusal, "needs kTLS TX and Linux 5.19", needed=False)
+    if all(interface.tx != "on" for interface in interfaces):
+        advice = "nothing to do: it saves a copy only where a NIC encrypts"
+        return Link(name, False, "the kernel has it, but no interface encrypts", advice, needed=False)
+    found = "zerocopy_sendfile = true has it for files that can never change (docs/nic.md)"
+    return Link(name, True, found, needed=False)
 
 
-def _interfaces() -> Iterator[Interface]:
-    # Slow to import, and only the doctor asks.
-    from pyroute2.ethtool import Ethtool
-
-    names = [name for _, name in socket.if_nameindex() if name != "lo"]
-    for name in names:
-        try:
-            with Ethtool() as ethtool:
-                features = ethtool.get_features(name).features
-        except Exception as error:  # whatever a driver or a sandbox makes of the request
-            yield Interface(name, f"unknown ({error})", "unknown")
-            continue
-        yield Interface(name, *(_feature(features.get(f"tls-hw-{way}-offload")) for way in ("tx", "rx")))
+def _nics(interfaces: tuple[Interface, ...]) -> tuple[tuple[NicRow, ...], str]:
+    """What each NIC takes whose offload is on; why that could not be tried."""
+    rows: list[Taken] = []
+    for interface in interfaces:
+        if "on" in (interface.tx, interface.rx):
+            try:
+                rows += nic.taken_by(interface.name)
+            except OSError as error:
+                advice = "run it as root" if error.errno == errno.EPERM else f"{interface.name}: {error.strerror}"
+                return (), f"what it takes was not tried: {advice}"
+    return tuple(NicRow(*row[:3], row.tx.value, row.rx.value) for row in rows), nic.in_words(rows)
 
 
 def _alpn() -> Link:
@@ -335,17 +342,11 @@ def _orders() -> Iterator[Link]:
             yield Link("ACME", False, cause(error), "ask as the user of ktlsd, or as root", needed=False)
 
 
-def _feature(known: Any) -> str:
-    if known is None:
-        return "unknown"
-    return "on" if known.enable else "off" if known.available else "not offered"
-
-
-def _device(interfaces: tuple[Interface, ...]) -> Link:
-    on = [interface.name for interface in interfaces if interface.tx_offload == "on"]
-    off = [interface.name for interface in interfaces if interface.tx_offload == "off"]
+def _device(interfaces: tuple[Interface, ...], taken: str) -> Link:
+    on = [interface.name for interface in interfaces if interface.tx == "on"]
+    off = [interface.name for interface in interfaces if interface.tx == "off"]
     if on:
-        return Link("NIC offload", True, f"{', '.join(on)} can encrypt records")
+        return Link("NIC offload", True, f"{', '.join(on)}: {taken}; the rest is the kernel's (docs/nic.md)")
     if off:
         return Link("NIC offload", False, "offered but off", f"ethtool -K {off[0]} tls-hw-tx-offload on", needed=False)
     return Link(

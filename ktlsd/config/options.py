@@ -306,8 +306,9 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limits: LimitOptions = field(default_factory=LimitOptions)
     """[limits]: time-outs and limits."""
     tls_policy: TlsPolicy = "intermediate"
-    """TLS protocols and ciphers: Mozilla's "modern" (only TLS 1.3) or "intermediate" (also TLS 1.2), or "compatible",
-    which adds TLS 1.2 ciphers that kTLS does not support."""
+    """TLS protocols and ciphers: Mozilla's "modern" (only TLS 1.3) or "intermediate" (also TLS 1.2), "compatible",
+    which adds TLS 1.2 ciphers that kTLS does not support, or "nic": intermediate, with TLS 1.2 first on connections
+    over a network interface that encrypts."""
     http2: bool = True
     """Offer HTTP/2 beside HTTP/1.1 over TLS."""
     session_tickets: bool = True
@@ -320,6 +321,9 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Group to switch to; by default the user's primary group."""
     ktls: Mode = Mode.AUTO
     """"auto": use kTLS if available; "require": refuse to start, and refuse connections, without it; "off"."""
+    zerocopy_sendfile: bool = False
+    """Let a network interface that encrypts read files that can never change (fs-verity, squashfs, EROFS, ISO 9660)
+    from the page cache, without the kernel's copy."""
     libssl: Text | None = None
     """Path of libssl; by default the system's."""
     log_level: LogLevel = "info"

@@ -28,7 +28,7 @@ _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 AccessLogFormat = Literal["combined", "json"]
-TlsPolicy = Literal["modern", "intermediate", "compatible"]
+TlsPolicy = Literal["modern", "intermediate", "compatible", "nic"]
 CertificateKey = Literal["p256", "p384", "rsa2048", "rsa3072", "rsa4096"]
 ChallengeKind = Literal["tls-alpn-01", "http-01", "dns-01"]
 ForwardedFields = Literal["x-forwarded", "forwarded"]

@@ -7,10 +7,11 @@ bytes that are missing (SO_RCVLOWAT): a socket with unread bytes is readable all
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 
 from ktlsd.connection import driver
 from ktlsd.openssl.results import Wait
-from ktlsd.tls.client_hello import NOTHING, Asked, HelloReader, Incomplete
+from ktlsd.tls.client_hello import LONGEST_HELLO, NOTHING, Asked, HelloReader, Incomplete, allows_tls_1_2
 
 _NO_BOUND = 1
 _FIRST_LOOK = 16384
@@ -43,3 +44,11 @@ async def peek_client_hello(sock: socket.socket, *, acme: bool = False) -> Asked
     finally:
         if needed != _NO_BOUND:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _NO_BOUND)
+
+
+def peek_allows_tls_1_2(sock: socket.socket, suites: Collection[int]) -> bool:
+    """allows_tls_1_2() of a ClientHello that peek_client_hello() has seen."""
+    try:
+        return allows_tls_1_2(sock.recv(LONGEST_HELLO, socket.MSG_PEEK), suites)
+    except OSError:
+        return False

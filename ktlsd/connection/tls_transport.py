@@ -17,8 +17,10 @@ from ktlsd.connection import driver
 from ktlsd.connection.page_cache import PIECE, PageCache
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import AT_ONCE, DEFAULTS, FileShrank, PacedTransport, Rest
+from ktlsd.connection.zero_copy import ZeroCopy
 from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.metrics.metrics import LIMITED, UNCOUNTED, USER_SPACE, Row
+from ktlsd.openssl.algorithms import TLS_1_2
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.openssl.results import READ_SIZE, Handshake, Wait
 from ktlsd.ssl_ffi import Connection, Context
@@ -55,6 +57,15 @@ class Transport(PacedTransport):
         self._may_hold = True
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = self._kernel_receives = False
+        self._zero_copy: ZeroCopy | None = None
+
+    def allow_only_tls_1_2(self) -> None:
+        """Negotiate no later protocol; call it before the handshake."""
+        self._tls.allow_at_most(TLS_1_2)
+
+    def use_zero_copy(self) -> None:
+        """Send files that can never change without the kernel's copy; call it if a NIC encrypts."""
+        self._zero_copy = ZeroCopy(self._socket)
 
     async def handshake(self, ticket_key: bytes | None = None) -> Handshake:
         """Complete the handshake; the client's ticket, if all of its ClientHello is there, is read with `ticket_key`.
@@ -253,6 +264,8 @@ class Transport(PacedTransport):
         return received
 
     def _sendfile(self, descriptor: int, offset: int, count: int) -> int | Wait:
+        if self._zero_copy is not None:
+            self._zero_copy.prepare(descriptor)
         sent = self._tls.sendfile(descriptor, offset, count)
         # Linux (6.1, 6.12) goes on taking a file for a client that ended its side and then reset the connection, and
         # keeps all of its records in memory, until the machine has none for TCP.

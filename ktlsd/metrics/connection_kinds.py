@@ -29,11 +29,17 @@ class ConnectionKinds:
     """The kinds seen by this process and by processes forked later; a kind is protocol, cipher and both paths."""
 
     def __init__(self) -> None:
-        self._seen = mmap.mmap(-1, (len(_SUITES) + 1) * len(_PATHS) ** 2)
+        self._seen = mmap.mmap(-1, (len(_SUITES) + 1) * len(_PATHS) ** 2 + 1)
 
     def is_new(self, protocol: str, cipher: str, tx: Path, rx: Path) -> bool:
         """True for the first connection of a kind."""
-        flag = _flag(protocol, cipher, tx, rx)
+        return self._is_first(_flag(protocol, cipher, tx, rx))
+
+    def is_first_beside_nic(self) -> bool:
+        """True for the first connection that the kernel encrypts though its NIC encrypts for others."""
+        return self._is_first(-1)
+
+    def _is_first(self, flag: int) -> bool:
         new = not self._seen[flag]
         self._seen[flag] = 1
         return new

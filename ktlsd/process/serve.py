@@ -174,6 +174,8 @@ def _build(
             validate_service(service, loaded, former)
             if service.tried is not None:
                 service.ktls_state = ktls_state.describe(library, service.tried, support)
+                if settings.zerocopy_sendfile:
+                    service.zero_copy_state = ktls_state.describe_zero_copy(library, service.tried, support)
     except BaseException:
         service.close()
         raise
@@ -258,6 +260,8 @@ def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
     print_error(f"ktlsd {__version__} serves {roots} on {places}")
     if service.ktls_state:
         print_error(service.ktls_state)
+    if service.zero_copy_state:
+        log.warning(service.zero_copy_state)
     if os.geteuid() == 0:
         log.warning("running as root; use --user to drop privileges")
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Collection
 from typing import Final
 
 from msgspec import Struct
+
+from ktlsd.openssl.algorithms import TLS_1_2
 
 LONGEST_HELLO: Final = 147456
 """Bytes that are read, with the headers of records: room for the longest ClientHello that OpenSSL takes, in
@@ -29,6 +32,13 @@ _SERVER_NAME: Final = 0
 _SESSION_TICKET: Final = 35
 _PRE_SHARED_KEY: Final = 41
 _PROTOCOLS: Final = 16
+_SUPPORTED_GROUPS: Final = 10
+_SUPPORTED_VERSIONS: Final = 43
+_OF_TLS_1_2: Final = frozenset({_SUPPORTED_GROUPS, _SUPPORTED_VERSIONS})
+_TLS_1_2: Final = TLS_1_2.to_bytes(2)
+_ONLY_TLS_1_2: Final = b"\x02" + _TLS_1_2
+_CURVES: Final = frozenset({0x17, 0x18})
+"""P-256 and P-384: in TLS 1.2 a client names the curves of certificates among its groups (RFC 8422 section 5.1)."""
 _COUNTING: Final = frozenset({_SERVER_NAME, _SESSION_TICKET, _PRE_SHARED_KEY})
 _COUNTING_WITH_ACME: Final = _COUNTING | {_PROTOCOLS}
 _ACME_ONLY: Final = b"\x00\x0b\x0aacme-tls/1"
@@ -162,6 +172,35 @@ class HelloReader:
 def asked(data: bytes) -> Asked | Incomplete:
     """The result of HelloReader.read() for `data`."""
     return HelloReader().read(data)
+
+
+def allows_tls_1_2(data: bytes, suites: Collection[int]) -> bool:
+    """Whether a handshake of TLS 1.2 with one of these suites, and a key on P-256 or P-384 or RSA, suits a client.
+
+    `data` are all bytes of its ClientHello.
+    """
+    hello = _body_of_one_record(data) or HelloReader()._client_hello(data)
+    if not isinstance(hello, bytes):
+        return False
+    try:
+        position = _VERSION_AND_RANDOM + 1 + hello[_VERSION_AND_RANDOM]
+        offered = _vector(hello, position, 2)
+        position += 2 + len(offered)
+        found = _extensions(_vector(hello, position + 1 + hello[position], 2), _OF_TLS_1_2)
+        versions = _vector(found.get(_SUPPORTED_VERSIONS, _ONLY_TLS_1_2), 0, 1)
+        groups = _vector(found.get(_SUPPORTED_GROUPS, b""), 0, 2)
+    except (_Malformed, IndexError):
+        return False
+    return (
+        hello.startswith(_TLS_1_2)
+        and TLS_1_2 in _numbers(versions)
+        and _numbers(groups) >= _CURVES
+        and not _numbers(offered).isdisjoint(suites)
+    )
+
+
+def _numbers(data: bytes) -> set[int]:
+    return {int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)}
 
 
 def host_name(text: str) -> str | None:

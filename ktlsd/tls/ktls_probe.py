@@ -18,7 +18,8 @@ from typing import Final
 from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake, Wait
 from ktlsd.ssl_ffi import Connection, Context, Library
-from ktlsd.tls.ktls import Support
+from ktlsd.tls.ktls import Direction, Path, Support, explain
+from ktlsd.tls.tls_stat import Offloads
 
 _TCP_ULP: Final = 31
 _SOL_TLS: Final = 282
@@ -95,6 +96,14 @@ def loopback_handshake(server: Context, client: Context) -> Handshake:
     """The server's result of a handshake between two contexts over loopback. Raises as loopback_session does."""
     with loopback_session(server, client) as (accepted, _, _):
         return accepted.facts()
+
+
+def loopback_paths(server: Context, client: Context, support: Support) -> tuple[Handshake, Path, Path]:
+    """The same with the paths of what the server sends and receives, software or device as the kernel has it."""
+    with loopback_session(server, client) as (accepted, _, sock), contextlib.closing(Offloads()) as offloads:
+        handshake = accepted.facts()
+        tx, rx = (explain(support, handshake, way, offloads.of(sock, way)) for way in Direction)
+        return handshake, tx, rx
 
 
 def sends_files(server: Context, client: Context) -> bool:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from ktlsd.config.refusal import Refusal, cause
 from ktlsd.config.values import Mode
+from ktlsd.openssl.algorithms import TLS_1_2
 from ktlsd.openssl.errors import TLSError
 from ktlsd.ssl_ffi import Context, Library
-from ktlsd.tls import ktls_probe
-from ktlsd.tls.ktls import Direction, Path, Support, explain
+from ktlsd.tls import ktls_probe, nic
+from ktlsd.tls.ktls import Path, Support
 from ktlsd.tls.pairs import PROTOCOLS, probing_client
 
 
@@ -32,7 +33,7 @@ def describe(library: Library, context: Context, support: Support) -> str:
     for name, version in (protocol for protocol in PROTOCOLS if protocol[1] >= context.oldest):
         client = probing_client(library, version)
         try:
-            handshake = ktls_probe.loopback_handshake(context, client)
+            handshake, tx, rx = ktls_probe.loopback_paths(context, client, support)
         except TLSError as error:
             # A key may be good for one of them: pairs.py has tried that there is one.
             failed.append(f"{name} has no handshake with this certificate ({error})")
@@ -42,15 +43,42 @@ def describe(library: Library, context: Context, support: Support) -> str:
         finally:
             client.close()
         engaged |= handshake.ktls_tx
-        tx, rx = (explain(support, handshake, direction) for direction in Direction)
         paths.setdefault(_both(tx, rx), []).append(name)
     if tx is None:
         raise Refusal(f"no handshake with this certificate on loopback: {'; '.join(failed)}")
     if support.mode is Mode.REQUIRE and not engaged:
         raise Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
-    hint = "" if engaged or support.mode is Mode.OFF else "; `ktlsd doctor` tells what to do"
+    devices = nic.summary() if engaged else ""
+    hint = (
+        f"; {devices}"
+        if devices
+        else ""
+        if engaged or support.mode is Mode.OFF
+        else "; `ktlsd doctor` tells what to do"
+    )
     states = [*(f"{' and '.join(names)} {both}" for both, names in paths.items()), *failed]
     return f"kTLS: {', '.join(states)}; {library.version_text} ({library.path}){hint}"
+
+
+def describe_zero_copy(library: Library, context: Context, support: Support) -> str:
+    """The line for the start with zerocopy_sendfile: what it does, or why it does nothing. Raises Refusal."""
+    lacking = "" if support.mode is not Mode.OFF else "kTLS is switched off"
+    if not lacking:
+        client = probing_client(library, TLS_1_2)
+        try:
+            lacking = ktls_probe.zero_copy_refusal(context, client) or ""
+        except (TLSError, OSError) as error:
+            lacking = f"no TLS 1.2 handshake with this certificate on loopback: {error}"
+        finally:
+            client.close()
+    if not lacking and all(interface.tx != "on" for interface in nic.interfaces()):
+        lacking = "no network interface encrypts: ethtool -K INTERFACE tls-hw-tx-offload on"
+    if lacking:
+        return f"zerocopy_sendfile has no effect: {lacking}"
+    return (
+        "zerocopy_sendfile: NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and cramfs, with no"
+        " copy: a change of their storage beneath the file system could break records, mix files or weaken encryption"
+    )
 
 
 def _both(tx: Path, rx: Path) -> str:

@@ -1,7 +1,8 @@
 """The offer in handshakes, by the name of a policy: pure.
 
 Strategy: a table. `modern` and `intermediate` are Mozilla's (Server Side TLS guidelines 6.0), and kTLS carries every
-suite in them; `compatible` adds what it never carries, for clients that have nothing else. docs/tls.md has the reasons.
+suite in them; `compatible` adds what it never carries, for clients that have nothing else; `nic` is `intermediate`, of
+which handshake.py offers only TLS 1.2 where a NIC encrypts. docs/tls.md has the reasons.
 """
 
 from __future__ import annotations
@@ -34,4 +35,11 @@ POLICIES: Final[Mapping[TlsPolicy, Policy]] = {
     "modern": Policy(TLS_1_3, CIPHER_LIST),
     "intermediate": Policy(TLS_1_2, CIPHER_LIST),
     "compatible": Policy(TLS_1_2, EVERY_CIPHER),
+    "nic": Policy(TLS_1_2, CIPHER_LIST),
 }
+
+FOR_NICS: Final[Mapping[str, frozenset[int]]] = {
+    "EC": frozenset({0xC02B, 0xC02C}),
+    "RSA": frozenset({0xC02F, 0xC030}),
+}
+"""The suites of TLS 1.2 that NICs take, ECDHE with AES-GCM, by the type of the certificate's key (RFC 5289)."""

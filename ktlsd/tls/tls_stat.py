@@ -19,12 +19,13 @@ TLS_STAT: Final = "/proc/net/tls_stat"
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 1
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+NLM_F_REQUEST: Final = 1
+HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST: Final = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to its sockid: family, protocol, extensions, states
-_SOCKID: Final = struct.Struct(">HH16s16s12s")  # inet_diag_sockid: ports, addresses, interface and cookie
+_SOCKID: Final = struct.Struct(">HH16s16s4s8s")  # inet_diag_sockid: ports, addresses, interface, cookie
 _WITH_INFO: Final = 1 << 1  # INET_DIAG_INFO: the kernel tells of the ULP only together with it
-_NO_COOKIE: Final = bytes(4) + b"\xff" * 8
+_NO_COOKIE: Final = b"\xff" * 8
+_SO_BINDTOIFINDEX: Final = 62
 _DIAG_MSG_SIZE: Final = 72
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _INET_DIAG_ULP_INFO: Final = 19
@@ -86,18 +87,21 @@ def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
     """
     local, remote = connection.getsockname(), connection.getpeername()
     addresses = (socket.inet_pton(connection.family, end[0].partition("%")[0]) for end in (local, remote))
-    sockid = _SOCKID.pack(local[1], remote[1], *(address.ljust(16, b"\0") for address in addresses), _NO_COOKIE)
+    # One that is bound to an interface, as all between link-local addresses are, is found only with it.
+    interface = connection.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, 4)
+    ends = (address.ljust(16, b"\0") for address in addresses)
+    sockid = _SOCKID.pack(local[1], remote[1], *ends, interface, _NO_COOKIE)
     request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, _WITH_INFO, 0xFFFFFFFF) + sockid
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    header = HEADER.pack(HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(1)
         netlink.send(header + request)
         reply = netlink.recv(8192)
-    length, kind, *_ = _HEADER.unpack_from(reply)
+    length, kind, *_ = HEADER.unpack_from(reply)
     if kind != _SOCK_DIAG_BY_FAMILY:
         return {}
-    ulp = dict(_attributes(reply[_HEADER.size + _DIAG_MSG_SIZE : length])).get(_INET_DIAG_ULP_INFO, b"")
-    tls = dict(_attributes(dict(_attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
+    ulp = dict(attributes(reply[HEADER.size + _DIAG_MSG_SIZE : length])).get(_INET_DIAG_ULP_INFO, b"")
+    tls = dict(attributes(dict(attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
     return {
         direction: _OFFLOADS.get(int.from_bytes(tls[number][:2], sys.byteorder), Offload.KERNEL)
         for direction, number in _CONFIGURATION.items()
@@ -105,7 +109,7 @@ def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
     }
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The netlink attributes in `data`: each a length with its header, a type, and padding to four bytes."""
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)

@@ -38,6 +38,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).resolve().parent / "guest"
+TLSNIC = Path(__file__).resolve().parent / "tlsnic"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TOOL_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"  # mke2fs is not on every user's PATH
 
@@ -52,6 +53,7 @@ TOOLS = {
     "debootstrap": "debootstrap",
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
+    "tar": "tar",
 }
 
 # Loaded by the initrd, with all that they depend on. Any other module of the kernel is a `modprobe` away in the guest.
@@ -68,6 +70,10 @@ PACKAGES = (
     *("nginx", "libnginx-mod-stream", "haproxy", "caddy"),
 )
 SERVICES = ("nginx", "haproxy", "caddy")  # tests start them as they need them
+# What builds a module for a kernel, beside its headers and the compiler that they depend on, and what they depend on in
+# vain there.
+BUILDERS = ("make", "dash", "coreutils", "findutils", "grep", "sed", "mawk")
+NO_BUILDERS = re.compile(r"linux-image-|initramfs-|systemd|udev|kmod$|libgprofng|lib(a|hwa|l|t|ub)san")
 
 SCRIPTS = ("init", "stage2", "stage3")  # of the guest
 DAY = 86400
@@ -116,6 +122,7 @@ class Kernel:
     image: Path
     modules: Path  # the directory that becomes /lib/modules
     version: str
+    builder: Path  # a root with the kernel's headers and compiler
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ class Prepared:
     initrd: Path
     slow_image: Path
     slow_manifest: Path
+    nic: Path  # the module tlsnic
     python_bin: str  # a directory in the guest, first on its PATH
     shares: tuple[Path, ...] = field(default=())  # beside the root, each at its own path in the guest
 
@@ -281,7 +289,7 @@ def fetch_package(name: str, suite: str, target: Path) -> None:
 
 
 def fetch_kernel(variant: Variant, mirror: str, target: Path, say: OnLine) -> None:
-    """The distribution's kernel, unpacked."""
+    """The distribution's kernel, unpacked, and a root in which modules for it are built."""
     say(f"{variant.name}: the kernel of {variant.suite} into {target}")
     with made_whole(target) as partial, apt_of(mirror, variant.suite) as (apt, options):
         depends = call("apt-cache", *options, "depends", "linux-image-amd64", cwd=apt)
@@ -290,19 +298,52 @@ def fetch_kernel(variant: Variant, mirror: str, target: Path, say: OnLine) -> No
             raise MachineError(f"linux-image-amd64 of {variant.suite} depends on no kernel:\n{depends}")
         call("apt-get", *options, "download", package[1], cwd=apt)
         [archive] = apt.glob("linux-image-*.deb")
-        call("dpkg-deb", "-x", str(archive), str(apt / "unpacked"))
-        [image] = (apt / "unpacked/boot").glob("vmlinuz-*")
+        unpacked = apt / "unpacked"
+        call("dpkg-deb", "-x", str(archive), str(unpacked))
+        archive.unlink()
+        [image] = (unpacked / "boot").glob("vmlinuz-*")
         version = image.name.removeprefix("vmlinuz-")
         shutil.copy(image, partial / "vmlinuz")
         (partial / "lib").mkdir()
-        library = "lib" if (apt / "unpacked/lib").is_dir() else "usr/lib"  # trixie's packages know only /usr/lib
-        shutil.copytree(apt / "unpacked" / library / "modules", partial / "lib/modules", symlinks=True)
+        library = "lib" if (unpacked / "lib").is_dir() else "usr/lib"  # trixie's packages know only /usr/lib
+        shutil.copytree(unpacked / library / "modules", partial / "lib/modules", symlinks=True)
         call(tool("depmod"), "-b", str(partial), version)
+        wanted = ("--no-install-recommends", "install", f"linux-headers-{version}", *BUILDERS)
+        plan = call("apt-get", *options, "-s", *wanted, cwd=apt)
+        names = [name for name in re.findall(r"^Inst (\S+)", plan, re.MULTILINE) if not NO_BUILDERS.match(name)]
+        call("apt-get", *options, "download", *names, cwd=apt)
+        unpack_root(partial / "builder", sorted(apt.glob("*.deb")))
+
+
+def unpack_root(root: Path, archives: Sequence[Path]) -> None:
+    """A root of packages that nobody configured: enough for a compiler, and much quicker than debootstrap."""
+    for directory in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / directory).mkdir(parents=True)
+        (root / directory).symlink_to(f"usr/{directory}")
+    for archive in archives:
+        unpack = f"dpkg-deb --fsys-tarfile {shlex.quote(str(archive))} | tar -x --keep-directory-symlink"
+        call("sh", "-c", f"{unpack} --no-same-owner -C {shlex.quote(str(root))}")
+    (root / "usr/bin/awk").symlink_to("mawk")
+    for directory in ("dev", "tmp"):
+        (root / directory).mkdir(exist_ok=True)
+    as_root("mknod", "-m", "666", str(root / "dev/null"), "c", "1", "3")
 
 
 def read_kernel(directory: Path) -> Kernel:
     [modules] = (directory / "lib/modules").iterdir()
-    return Kernel(directory / "vmlinuz", directory / "lib/modules", modules.name)
+    return Kernel(directory / "vmlinuz", directory / "lib/modules", modules.name, directory / "builder")
+
+
+def make_nic(kernel: Kernel, target: Path, say: OnLine) -> None:
+    """The module tlsnic for this kernel."""
+    say(f"module {target}")
+    source = kernel.builder / "tmp/tlsnic"
+    as_root("rm", "-rf", str(source))
+    shutil.copytree(TLSNIC, source)
+    headers = f"/usr/src/linux-headers-{kernel.version}"
+    as_root("chroot", str(kernel.builder), "make", "-C", headers, "M=/tmp/tlsnic", "modules")
+    shutil.copy(source / "tlsnic.ko", target.with_suffix(".partial"))
+    target.with_suffix(".partial").rename(target)
 
 
 def insmod_order(kernel: Kernel) -> list[Path]:
@@ -424,12 +465,20 @@ def prepare(name: str, say: OnLine = print) -> Prepared:
             if not root.exists():
                 make_root(variant, root, say)
             python_bin = make_venv(variant, root, say)
-        if not (store / "kernel").exists():
+        packages = hashlib.sha256(repr((BUILDERS, NO_BUILDERS.pattern)).encode()).hexdigest()[:12]
+        unpacked = store / f"kernel-{packages}"
+        if not unpacked.exists():
             mirror = host_mirror() if variant.is_host else root_mirror(root)
             if mirror is None:
                 raise MachineError("this machine's apt configuration names no Debian mirror")
-            fetch_kernel(variant, mirror, store / "kernel", say)
-        kernel = read_kernel(store / "kernel")
+            fetch_kernel(variant, mirror, unpacked, say)
+        kernel = read_kernel(unpacked)
+        recipe = hashlib.sha256(kernel.version.encode())
+        for file in sorted(TLSNIC.iterdir()):
+            recipe.update(file.read_bytes())
+        nic = store / f"tlsnic-{recipe.hexdigest()[:12]}.ko"
+        if not nic.exists():
+            make_nic(kernel, nic, say)
         recipe = hashlib.sha256(repr((BOOT_MODULES, TEST_MODULES, kernel.version)).encode())
         for script in SCRIPTS:
             recipe.update((GUEST / script).read_bytes())
@@ -439,9 +488,8 @@ def prepare(name: str, say: OnLine = print) -> Prepared:
         slow = cache / ("slow-" + hashlib.sha256(repr((SLOW_FILES, SLOW_SIZE)).encode()).hexdigest()[:12])
         if not slow.exists():
             make_slow_image(slow, say)
-    return Prepared(
-        variant, root, kernel, initrd, slow / "image", slow / "manifest.json", python_bin, (CHECKOUT, *shares)
-    )
+    shared = (CHECKOUT, *shares)
+    return Prepared(variant, root, kernel, initrd, slow / "image", slow / "manifest.json", nic, python_bin, shared)
 
 
 # --- the run --------------------------------------------------------------------------------------------------------
@@ -453,6 +501,7 @@ def guest_environment(prepared: Prepared) -> dict[str, str]:
         "KTLSD_VM": prepared.variant.name,
         "KTLSD_VM_SLOW": "/mnt/slow",
         "KTLSD_VM_SLOW_MANIFEST": "/results/.machine/slow.json",
+        "KTLSD_VM_NIC": "/results/.machine/tlsnic.ko",
         "PYTHONPATH": str(CHECKOUT),
         "PATH": f"{prepared.python_bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
@@ -474,6 +523,7 @@ def write_orders(prepared: Prepared, command: Sequence[str], orders: Path) -> No
     where = shlex.quote(str(CHECKOUT))
     (orders / "command").write_text(f"{exports}cd {where} || exit 125\nexec {shlex.join(command)}\n")
     shutil.copy(prepared.slow_manifest, orders / "slow.json")
+    shutil.copy(prepared.nic, orders / "tlsnic.ko")
 
 
 def share_options(tag: str, path: Path, writable: bool = False) -> list[str]:
