@@ -171,7 +171,7 @@ def test_a_policy_that_there_is_not_is_one_line(root: Path, tmp_path: Path) -> N
     config = tmp_path / "ktlsd.toml"
     config.write_text("root = '.'\ntls_policy = 'old'\n")
     ended = run_to_end("--config", str(config), state=tmp_path)
-    complaint = "tls_policy: 'old' is not one of modern, intermediate, compatible"
+    complaint = "tls_policy: 'old' is not one of modern, intermediate, compatible, nic"
     assert (ended.returncode, ended.stderr) == (2, f"ktlsd: {config}:2: {complaint}\n")
 
 
