@@ -1,12 +1,15 @@
-"""A folder of a hundred thousand files is listed whole, while other connections get their turns and memory stays."""
+"""A folder of a hundred thousand files is listed whole, while other connections get their turns and memory stays.
+
+Over both protocols: listings are made while they are sent, as chunks or frames.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import ssl
 import statistics
 import threading
 import time
@@ -19,13 +22,13 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from tests.serving import WAIT_SECONDS, Running, connect, parse, serving
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, conversation
+from tests.serving import WAIT_SECONDS, Running, eventually, serving
 
 MANY: Final = 100_000
 SUFFIXES: Final = (".txt", ".png", ".tar.gz", "", " & 'ü'.html")
 LONG_NAMES: Final = 20_000
 STALLED: Final = 4
-LISTINGS: Final = 3
 # One listing needs many times that while it is made.
 MOST_GROWTH_KIB: Final = 8 * 1024
 
@@ -56,11 +59,6 @@ def server(many: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.rmtree(base)
 
 
-def request(path: str, accept: str = "text/html", *, close: bool = True) -> bytes:
-    connection = "close" if close else "keep-alive"
-    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: {connection}\r\n\r\n".encode()
-
-
 @dataclass
 class Download:
     """A listing as it came, and when."""
@@ -71,34 +69,16 @@ class Download:
     done: float
 
 
-def download(port: int, path: str, accept: str) -> Download:
-    with connect(port) as connection:
+def download(port: int, path: str, accept: str, protocol: str) -> Download:
+    with conversation(port, protocol) as client:
         asked = time.monotonic()
-        connection.sendall(request(path, accept))
-        received = bytearray(connection.recv(65536))
+        response = client.begin(path, f"Accept: {accept}")
+        response.read(1)
         first_byte = time.monotonic()
-        while chunk := connection.recv(65536):
-            received += chunk
-    done = time.monotonic()
-    head, _, chunked = bytes(received).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 ")
-    assert b"\r\ntransfer-encoding: chunked" in head.lower()
-    return Download(unchunked(chunked), asked, first_byte, done)
-
-
-def unchunked(data: bytes) -> bytes:
-    """The content of a chunked body that must be whole (RFC 9112 section 7.1)."""
-    parts: list[bytes] = []
-    place = 0
-    while True:
-        end = data.index(b"\r\n", place)
-        size = int(data[place:end], 16)
-        if size == 0:
-            assert data[end:] == b"\r\n\r\n"
-            return b"".join(parts)
-        parts.append(data[end + 2 : end + 2 + size])
-        assert data[end + 2 + size : end + 4 + size] == b"\r\n"
-        place = end + 4 + size
+        answer = response.answer()
+    assert answer.status == 200
+    assert "content-length" not in answer.fields
+    return Download(answer.body, asked, first_byte, time.monotonic())
 
 
 @dataclass
@@ -106,6 +86,7 @@ class Visitor:
     """Asks for a small file again and again on one connection, and notes when each request began and ended."""
 
     port: int
+    protocol: str
     turns: list[tuple[float, float]] = field(default_factory=list)
     _enough: threading.Event = field(default_factory=threading.Event)
 
@@ -119,12 +100,10 @@ class Visitor:
         self._thread.join()
 
     def _visit(self) -> None:
-        with connect(self.port) as connection:
+        with conversation(self.port, self.protocol) as client:
             while not self._enough.is_set():
                 began = time.monotonic()
-                connection.sendall(request("/small.txt", close=False))
-                answer, rest = parse(connection.recv(65536))
-                assert (answer.body, rest) == (b"small", b"")
+                assert client.get("/small.txt").body == b"small"
                 self.turns.append((began, time.monotonic()))
                 # Not more than a connection may ask for in all (requests_per_connection).
                 self._enough.wait(0.001)
@@ -146,10 +125,12 @@ def names_of(body: bytes, accept: str) -> list[str]:
     return shown
 
 
-@pytest.mark.parametrize("accept", ["text/html", "application/json"])
-def test_others_are_served_while_a_long_listing_is_made(server: Running, many: list[str], accept: str) -> None:
-    with Visitor(server.port) as visitor:
-        listing = download(server.port, "/many/", accept)
+@pytest.mark.parametrize(("accept", "protocol"), [("text/html", HTTP_2), ("application/json", HTTP_1)])
+def test_others_are_served_while_a_long_listing_is_made(
+    server: Running, many: list[str], accept: str, protocol: str
+) -> None:
+    with Visitor(server.port, protocol) as visitor:
+        listing = download(server.port, "/many/", accept, protocol)
     waits = visitor.waits(listing.asked, listing.done)
     total, first, longest = listing.done - listing.asked, listing.first_byte - listing.asked, max(waits)
     median = statistics.median(waits)
@@ -164,14 +145,15 @@ def test_others_are_served_while_a_long_listing_is_made(server: Running, many: l
 
 
 def test_listings_leave_no_memory_behind(server: Running) -> None:
-    download(server.port, "/many/", "text/html")
+    for protocol in PROTOCOLS:
+        download(server.port, "/many/", "text/html", protocol)
     before, files = server.resident_kib(), server.open_files()
-    for _ in range(LISTINGS):
-        download(server.port, "/many/", "text/html")
+    for protocol in PROTOCOLS:
+        download(server.port, "/many/", "text/html", protocol)
     grown = server.resident_kib() - before
-    print(f"{LISTINGS} listings: RssAnon from {before} by {grown} KiB")
+    print(f"{len(PROTOCOLS)} listings: RssAnon from {before} by {grown} KiB")
     assert grown < MOST_GROWTH_KIB
-    assert server.open_files() <= files
+    assert eventually(lambda: server.open_files() <= files)
 
 
 def cpu_ticks(pid: int) -> int:
@@ -191,21 +173,15 @@ def wait_until_it_rests(pid: int) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json"])
 def test_a_reader_that_stops_does_not_have_the_page_kept_for_it(server: Running, accept: str) -> None:
-    page = len(download(server.port, "/long/", accept).body)
+    page = len(download(server.port, "/long/", accept, HTTP_1).body)
     wait_until_it_rests(server.process.pid)
     before = server.resident_kib()
-    stopped: list[ssl.SSLSocket] = []
-    try:
-        for _ in range(STALLED):
-            connection = connect(server.port)
-            stopped.append(connection)
-            connection.sendall(request("/long/", accept))
-            assert connection.recv(1).startswith(b"H")
+    with contextlib.ExitStack() as stopped:
+        for protocol in PROTOCOLS * (STALLED // 2):
+            client = stopped.enter_context(conversation(server.port, protocol))
+            client.begin("/long/", f"Accept: {accept}").read(1)
         wait_until_it_rests(server.process.pid)
         grown = (server.resident_kib() - before) * 1024
         print(f"{accept}: {STALLED} stopped readers of {page} bytes: RssAnon grew by {grown}")
         # The entries are kept, and they are smaller than half a page.
         assert grown < STALLED * page * 3 / 4
-    finally:
-        for connection in stopped:
-            connection.close()
