@@ -331,10 +331,12 @@ class Http2:
                 if event.stream_id not in streams:
                     # The client has reset it by now.
                     continue
-                if event.ended or b"expect" in event.head.of_fields.values:
-                    self._responses.answer(event.stream_id, event.head, batch)
+                head = event.head
+                # After CONNECT there is a tunnel, not a body (RFC 9113 section 8.5).
+                if event.ended or b"expect" in head.of_fields.values or head.method == b"CONNECT":
+                    self._responses.answer(event.stream_id, head, batch)
                 else:
-                    self._bodies_since[event.stream_id] = event.head, trio.current_time()
+                    self._bodies_since[event.stream_id] = head, trio.current_time()
             else:
                 self._take_event(event, batch)
         if self.transport.key_update_owed():

@@ -107,6 +107,24 @@ def test_other_methods(server: Running) -> None:
         assert client.get("/", method="BREW").status == 501
 
 
+@pytest.mark.parametrize("end", [True, False])
+def test_connect_is_refused_at_once(server: Running, end: bool) -> None:
+    """RFC 9113 section 8.5: no body is waited for, since a tunnel has none."""
+    with http2(server.port) as client:
+        client.receive()
+        stream_id = client.http.get_next_available_stream_id()
+        client.http.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "a.example:443")], end_stream=end)
+        client.streams[stream_id] = Stream()
+        client.flush()
+        began = time.monotonic()
+        client.wait_for(stream_id)
+        assert client.streams[stream_id].status == 405
+        assert client.streams[stream_id].fields["allow"] == "GET, HEAD, OPTIONS"
+        # Far from head_seconds.
+        assert time.monotonic() - began < 10
+        assert client.get("/small.txt").status == 200
+
+
 def test_misdirected(tmp_path: Path, root: Path) -> None:
     sites = ("[[site]]", 'names = ["one.example"]', f"root = {json.dumps(str(root))}")
     path = tmp_path / "ktlsd.toml"
