@@ -105,6 +105,8 @@ def snapshot(view: View) -> Snapshot:
     negotiated = of("ktlsd_tls_connections_total")
     by_kernel = sum(number.value for number in negotiated if number.labels[2] != Offload.NONE.name.lower())
     handshakes = sum(number.value for number in negotiated)
+    by_nic = sum(number.value for number in negotiated if number.labels[2] == Offload.DEVICE.name.lower())
+    nic = f", {_percent(by_nic, handshakes)} by a NIC" if by_nic else ""
     open_tls = {offload: totals[place] for offload, place in OPEN_TLS.items()}
     numbers = {
         "time": now,
@@ -121,7 +123,7 @@ def snapshot(view: View) -> Snapshot:
         ("flight", "Requests in flight", f"{total('ktlsd_requests_in_flight', totals):,}"),
         ("requests", "Requests", f"{numbers['requests']:,}"),
         ("sent", "Sent", human_size(total("ktlsd_sent_bytes_total", totals))),
-        ("share", "TLS connections with kTLS", f"{_percent(by_kernel, handshakes)} of {handshakes:,}"),
+        ("share", "TLS connections with kTLS", f"{_percent(by_kernel, handshakes)}{nic} of {handshakes:,}"),
         ("failures", "Failed handshakes", f"{total('ktlsd_handshake_failures_total', totals):,}"),
         ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total', totals):,}"),
         ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),

@@ -313,6 +313,11 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "complaint"),
     [
+        (
+            "root = '/srv'\nktls = 'off'\nzerocopy_sendfile = true",
+            3,
+            "zerocopy_sendfile needs kTLS: leave it out, or leave out ktls = 'off'",
+        ),
         ("workers = 0", 1, 'workers: 0 is not a number from 1 to 256 or "auto"'),
         ("workers = true", 1, 'workers: true is not a number from 1 to 256 or "auto"'),
         ("dotfiles = 'yes'", 1, "dotfiles: 'yes' is not true or false"),

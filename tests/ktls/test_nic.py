@@ -303,29 +303,21 @@ def test_a_client_that_updates_its_keys_is_the_kernels(server: Running, root: Pa
     assert rest.count(b"HTTP/1.1 200 ") == 0 or rest.endswith(body)
 
 
-def test_the_server_only_calls_sendfile(root: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    wrapper = [
-        "strace",
-        "-ff",
-        "--seccomp-bpf",
-        "-y",
-        "-o",
-        str(trace),
-        "-e",
-        "trace=read,readv,pread64,preadv,mmap,sendfile",
-    ]
-    options = ("--log-level", "debug")
-    with serving(root, *options, state=tmp_path / "state", listen=LISTEN[:1], wrapper=wrapper) as server:
+def test_the_server_only_calls_sendfile(server: Running, root: Path, tmp_path: Path) -> None:
+    trace, lines = tmp_path / "trace", len(server.log)
+    calls = "trace=read,readv,pread64,preadv,mmap,sendfile"
+    arguments = ["strace", "-ff", "-y", "-o", str(trace), "-e", calls, "-p", str(server.process.pid)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr is not None
+        assert " attached" in tracer.stderr.readline()
         assert curl(server.port, "/medium.bin", *TLS12).stdout == (root / "medium.bin").read_bytes()
-        assert " ktls tx=device" in path_of(server, 0)
-        subprocess.run(["pkill", "-TERM", "-P", str(server.process.pid)], check=True)
-        server.process.wait(timeout=60)
-    calls = [
-        line for part in tmp_path.glob("trace.*") for line in part.read_text().splitlines() if "/medium.bin>" in line
-    ]
-    assert calls
-    assert all(call.startswith("sendfile(") for call in calls), calls
+        tracer.terminate()
+        tracer.communicate(timeout=60)
+    assert " ktls tx=device" in path_of(server, lines)
+    traced = [line for part in tmp_path.glob("trace.*") for line in part.read_text().splitlines()]
+    of_file = [line for line in traced if "/medium.bin>" in line]
+    assert of_file
+    assert all(line.startswith("sendfile(") for line in of_file), of_file
 
 
 def test_the_policy_for_nics_prefers_tls_1_2_only_there(root: Path, tmp_path: Path) -> None:

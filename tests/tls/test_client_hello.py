@@ -13,11 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.tls.client_hello import LONGEST_HELLO, NOTHING, Asked, HelloReader, Incomplete, asked, host_name
+from ktlsd.tls.client_hello import (
+    LONGEST_HELLO,
+    NOTHING,
+    Asked,
+    HelloReader,
+    Incomplete,
+    allows_tls_1_2,
+    asked,
+    host_name,
+)
 
 SERVER_NAME = 0
+SUPPORTED_GROUPS = 10
 PADDING = 21
 PRE_SHARED_KEY = 41
+SUPPORTED_VERSIONS = 43
 KEY_SHARE = 51
 QUIET_SECONDS = 0.5
 
@@ -402,3 +413,41 @@ def test_a_damaged_hello_has_an_answer(changes: list[tuple[int, int]], end: int)
     check(bytes(damaged[:end]))
     # The same damage within a message whose length is right.
     check(record(b"\1" + vector(3, bytes(damaged[9:end]))))
+
+
+GCM_WITH_ECDSA = frozenset({0xC02B, 0xC02C})
+BOTH_CURVES = (SUPPORTED_GROUPS, vector(2, b"\x00\x1d\x00\x17\x00\x18"))
+BOTH_VERSIONS = (SUPPORTED_VERSIONS, vector(1, b"\x03\x04\x03\x03"))
+SUITES = b"\x13\x01\xc0\x2b"
+
+
+@pytest.mark.parametrize(
+    ("hello", "allowed"),
+    [
+        (record(message([BOTH_CURVES, BOTH_VERSIONS], ciphers=SUITES)), True),
+        # Without the extension, the version in the message counts.
+        (record(message([BOTH_CURVES], ciphers=SUITES)), True),
+        (split(record(message([BOTH_CURVES, BOTH_VERSIONS], ciphers=SUITES)), [7]), True),
+        (record(message([BOTH_CURVES, (SUPPORTED_VERSIONS, vector(1, b"\x03\x04"))], ciphers=SUITES)), False),
+        (record(message([BOTH_CURVES, BOTH_VERSIONS], ciphers=b"\x13\x01\xc0\x2f")), False),
+        (record(message([(SUPPORTED_GROUPS, vector(2, b"\x00\x1d")), BOTH_VERSIONS], ciphers=SUITES)), False),
+        (record(message([BOTH_VERSIONS], ciphers=SUITES)), False),
+        (record(message([], ciphers=SUITES)), False),
+        (record(message(None, ciphers=SUITES)), False),
+        (real_hello("example.org"), True),
+        (real_hello("example.org", ssl.TLSVersion.TLSv1_2), True),
+        (b"GET / HTTP/1.1\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+def test_tls_1_2_suits_a_client(hello: bytes, allowed: bool) -> None:
+    assert allows_tls_1_2(hello, GCM_WITH_ECDSA) is allowed
+    assert not allows_tls_1_2(hello, frozenset())
+
+
+@given(st.binary(max_size=200))
+def test_nonsense_allows_nothing(data: bytes) -> None:
+    assert not allows_tls_1_2(data, GCM_WITH_ECDSA)
+    hello = record(message([BOTH_CURVES, BOTH_VERSIONS], ciphers=SUITES))
+    # Cut short or garbled, it must not raise.
+    allows_tls_1_2(hello[: len(data) % len(hello)] + data, GCM_WITH_ECDSA)
