@@ -1,23 +1,28 @@
-"""A file system that hangs, below one site, holds up no other site, and gives its own clients an answer: real FUSE."""
+"""A file system that hangs, below one site, holds up no other site, and gives its own clients an answer: real FUSE.
+
+Clients of both protocols wait for it at the same time.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
-import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ktlsd.site.response_cache import LASTING_SECONDS
 from tests.hanging_fs import Mounted, mounted
-from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, get, read_to_end, serving
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, BrokenError, ask, conversation
+from tests.serving import WAIT_SECONDS, Running, counts, eventually, get, serving
 
 CONTENT = os.urandom(3_000_000)
 FILE_SECONDS = 1.0
@@ -67,9 +72,18 @@ def two_sites(
             hanging.hold()
 
 
-def slow_get(server: Running, target: str, *fields: str, method: str = "GET") -> tuple[int, bytes]:
-    answer = get(server.port, target, *fields, method=method, host="slow.example", name="slow.example")
+def slow_get(
+    server: Running, target: str, *fields: str, method: str = "GET", protocol: str = HTTP_1
+) -> tuple[int, bytes]:
+    name = "slow.example"
+    answer = ask(server.port, target, *fields, protocol=protocol, method=method, host=name, name=name)
     return answer.status, answer.body
+
+
+def slow_gets(crowd: ThreadPoolExecutor, server: Running, target: str, count: int) -> list[Future[tuple[int, bytes]]]:
+    """So many at the same time, of each protocol in turn."""
+    protocols = itertools.islice(itertools.cycle(PROTOCOLS), count)
+    return [crowd.submit(slow_get, server, target, protocol=protocol) for protocol in protocols]
 
 
 def wait_until_forgotten() -> None:
@@ -91,23 +105,23 @@ def wait_until_forgotten() -> None:
 def test_a_call_that_hangs_is_answered_and_holds_up_nobody_else(
     place: Path, hanging: Mounted, call: str, target: str
 ) -> None:
-    with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
+    with two_sites(place, hanging) as server, ThreadPoolExecutor(2) as others:
         before = slow_get(server, target)
         assert before[0] == 200
         wait_until_forgotten()
         hanging.hold(call)
-        waiting = other.submit(slow_get, server, target)
+        waiting = slow_gets(others, server, target, 2)
         # All of these get their answer while the call is held.
         for number in range(20):
             assert get(server.port, f"/{number}.txt").body == str(number).encode()
         if call in ("flush", "statfs"):
             # A client does not wait for a close(2), and the kind of the file system is in the kernel's table.
-            assert waiting.result() == before
+            assert [each.result() for each in waiting] == [before] * 2
         else:
-            assert waiting.result()[0] == 503
+            assert [each.result()[0] for each in waiting] == [503] * 2
             assert server.wait_for_line(f"503 GET {target}: the file system does not answer")
             assert server.wait_for_line(f"{place}/mount: the file system did not answer within 1 s")
-            assert counts(server, "ktlsd_limited_total")["file_seconds"] == 1
+            assert counts(server, "ktlsd_limited_total")["file_seconds"] == 2
         assert get(server.port, "/20.txt").body == b"20"
         hanging.hold()
         assert eventually(lambda: slow_get(server, target)[0] == 200)
@@ -117,7 +131,7 @@ def test_a_call_that_hangs_is_answered_and_holds_up_nobody_else(
 def test_a_crowd_of_hanging_requests_leaves_the_other_sites_their_threads(place: Path, hanging: Mounted) -> None:
     with two_sites(place, hanging, limits="client_connections = 0") as server, ThreadPoolExecutor(45) as crowd:
         hanging.hold("open")
-        waiting = [crowd.submit(slow_get, server, "/big.bin") for _ in range(45)]
+        waiting = slow_gets(crowd, server, "/big.bin", 45)
         # Names that the kernel has not seen yet need a thread.
         for number in range(30, 60):
             assert get(server.port, f"/{number}.txt").body == str(number).encode()
@@ -138,7 +152,7 @@ def test_nothing_that_hangs_keeps_the_process(place: Path, hanging: Mounted, wor
         ThreadPoolExecutor(20) as crowd,
     ):
         hanging.hold("open")
-        waiting = [crowd.submit(slow_get, server, "/big.bin") for _ in range(20)]
+        waiting = slow_gets(crowd, server, "/big.bin", 20)
         assert get(server.port, "/1.txt").body == b"1"
         for _ in range(signals):
             server.process.send_signal(signal.SIGTERM)
@@ -146,20 +160,20 @@ def test_nothing_that_hangs_keeps_the_process(place: Path, hanging: Mounted, wor
         assert server.process.wait(30) == 0
         for answer in waiting:
             # Those that were in progress at the end were cut off.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, BrokenError):
                 assert answer.result()[0] == 503
         hanging.hold()
 
 
 def test_a_daemon_that_hangs_is_survived(place: Path, hanging: Mounted) -> None:
-    with two_sites(place, hanging) as server, ThreadPoolExecutor(1) as other:
+    with two_sites(place, hanging) as server, ThreadPoolExecutor(2) as others:
         assert slow_get(server, "/app.js") == (200, b"plain")
         wait_until_forgotten()
         hanging.stop()
-        waiting = other.submit(slow_get, server, "/app.js")
+        waiting = slow_gets(others, server, "/app.js", 2)
         for number in range(20):
             assert get(server.port, f"/{number}.txt").body == str(number).encode()
-        assert waiting.result()[0] == 503
+        assert [each.result()[0] for each in waiting] == [503] * 2
         # A reload waits for no root, either.
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("configuration reloaded")
@@ -203,19 +217,21 @@ def test_what_arrives_from_fuse_is_what_is_there(place: Path, hanging: Mounted, 
     with two_sites(place, hanging, slow=root) as server:
         told = rf"^{root}: files on {hanging.path} \(fuse\) are read in threads and sent from memory$"
         assert server.wait_for_line(told)
-        for _ in range(2):
-            assert slow_get(server, f"{prefix}/big.bin") == (200, CONTENT)
-        assert slow_get(server, f"{prefix}/big.bin", "Range: bytes=1000000-2000000") == (206, CONTENT[1000000:2000001])
-        status, body = slow_get(server, f"{prefix}/big.bin", "Range: bytes=0-9,2000000-2999999")
-        assert status == 206
-        assert CONTENT[:10] in body
-        assert CONTENT[2000000:] in body
-        assert slow_get(server, f"{prefix}/big.bin", method="HEAD") == (200, b"")
-        assert slow_get(server, f"{prefix}/folder/a.txt") == (200, b"a")
-        assert b"a.txt" in slow_get(server, f"{prefix}/folder/")[1]
-        assert slow_get(server, f"{prefix}/absent")[0] == 404
-        if below:
-            assert slow_get(server, "/local/1.txt") == (200, b"1")
+        for protocol in PROTOCOLS:
+            slow = partial(slow_get, server, protocol=protocol)
+            for _ in range(2):
+                assert slow(f"{prefix}/big.bin") == (200, CONTENT)
+            assert slow(f"{prefix}/big.bin", "Range: bytes=1000000-2000000") == (206, CONTENT[1000000:2000001])
+            status, body = slow(f"{prefix}/big.bin", "Range: bytes=0-9,2000000-2999999")
+            assert status == 206
+            assert CONTENT[:10] in body
+            assert CONTENT[2000000:] in body
+            assert slow(f"{prefix}/big.bin", method="HEAD") == (200, b"")
+            assert slow(f"{prefix}/folder/a.txt") == (200, b"a")
+            assert b"a.txt" in slow(f"{prefix}/folder/")[1]
+            assert slow(f"{prefix}/absent")[0] == 404
+            if below:
+                assert slow("/local/1.txt") == (200, b"1")
         # No file stays open.
         count = server.open_files()
         assert slow_get(server, f"{prefix}/app.js") == (200, b"plain")
@@ -223,14 +239,23 @@ def test_what_arrives_from_fuse_is_what_is_there(place: Path, hanging: Mounted, 
 
 
 def test_a_read_that_hangs_in_the_middle_is_no_whole_response(place: Path, hanging: Mounted) -> None:
-    with two_sites(place, hanging) as server, connect(server.port, name="slow.example") as connection:
-        connection.sendall(b"GET /big.bin HTTP/1.1\r\nHost: slow.example\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+    name = "slow.example"
+    with (
+        two_sites(place, hanging) as server,
+        conversation(server.port, HTTP_1, name=name) as one,
+        conversation(server.port, HTTP_2, name=name) as other,
+    ):
+        downloads = [client.begin("/big.bin", host=name) for client in (one, other)]
+        for download in downloads:
+            download.read(1)
         hanging.hold("read")
-        with pytest.raises(ssl.SSLEOFError):
-            read_to_end(connection)
-        assert server.wait_for_line("cut off: the file system did not answer a read within 1 s")
+        for download in downloads:
+            with pytest.raises(BrokenError):
+                download.answer()
+        for ended in ("cut off", "stream 1 reset"):
+            assert server.wait_for_line(f"{ended}: the file system did not answer a read within 1 s")
         hanging.hold()
+        assert other.get("/app.js", host=name).body == b"plain"
 
 
 def settle(path: Path) -> None:
