@@ -1,5 +1,5 @@
-"""Methods and message framing over TLS: what is read is what the RFC says is there, and nothing is answered that only
-another reader would see (RFC 9112 section 11.2).
+"""Methods and hosts over both protocols, and message framing of HTTP/1.1: what is read is what the RFC says is there, and
+nothing is answered that only another reader would see (RFC 9112 section 11.2).
 
 Here over whatever path this machine gives; test_ktls_framing_wire.py has it over kTLS.
 """
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.http2_client import Stream, http2
+from tests.protocols import HTTP_2, BrokenError, ask, conversation
 from tests.serving import Running, connect, exchange, exchange_plain, get, parse, parse_all, read_to_end, serving
 
 FIRST, SMUGGLED, LAST = b"first\n", b"smuggled\n", b"last\n"
@@ -45,29 +47,48 @@ def bodies(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("target", ["/first.txt", "/", "/nothing", "*", "https://localhost/first.txt"])
-def test_options_says_what_is_allowed(server: Running, target: str) -> None:
-    answer = get(server.port, target, method="OPTIONS")
+def test_options_says_what_is_allowed(server: Running, protocol: str, target: str) -> None:
+    answer = ask(server.port, target, method="OPTIONS", protocol=protocol)
     assert (answer.status, answer.fields["allow"]) == (204, ALLOW)
     assert "content-length" not in answer.fields
 
 
-def test_options_keeps_the_connection(server: Running) -> None:
-    data = exchange(server.port, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n" + GET_LAST)
-    assert bodies(data) == [b"204", LAST]
+def test_options_keeps_the_connection(server: Running, protocol: str) -> None:
+    with conversation(server.port, protocol) as client:
+        assert client.get("*", method="OPTIONS").status == 204
+        assert client.get("/last.txt").body == LAST
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"])
-def test_known_methods_that_are_not_served_get_405_and_keep_the_connection(server: Running, method: str) -> None:
-    target = "a:443" if method == "CONNECT" else "/first.txt"
-    data = exchange(server.port, f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode() + GET_LAST)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
+def test_known_methods_that_are_not_served_get_405_and_keep_the_connection(
+    server: Running, protocol: str, method: str
+) -> None:
+    with conversation(server.port, protocol) as client:
+        answer = client.get("/first.txt", method=method)
+        assert (answer.status, answer.fields["allow"]) == (405, ALLOW)
+        assert client.get("/last.txt").body == LAST
+
+
+def test_connect_gets_405_and_keeps_the_connection(server: Running) -> None:
+    data = exchange(server.port, b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n" + GET_LAST)
     first, rest = parse(data)
     assert (first.status, first.fields["allow"]) == (405, ALLOW)
     assert bodies(rest) == [LAST]
+    with http2(server.port) as client:
+        # Without :scheme and :path (RFC 9113 section 8.5).
+        stream_id = client.http.get_next_available_stream_id()
+        client.streams[stream_id] = Stream()
+        client.http.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "a:443")], end_stream=True)
+        client.flush()
+        client.wait_for(stream_id)
+        answer = client.streams[stream_id].answer()
+        assert (answer.status, answer.fields["allow"]) == (405, ALLOW)
+        assert client.get("/last.txt").body == LAST
 
 
 @pytest.mark.parametrize("method", ["BREW", "get", "GETT", "PROPFIND"])
-def test_unknown_methods_get_501(server: Running, method: str) -> None:
-    answer = get(server.port, "/first.txt", method=method)
+def test_unknown_methods_get_501(server: Running, protocol: str, method: str) -> None:
+    answer = ask(server.port, "/first.txt", method=method, protocol=protocol)
     assert answer.status == 501
     assert "allow" not in answer.fields
 
@@ -156,13 +177,19 @@ def test_http_1_0_expects_nothing(server: Running) -> None:
 
 
 @pytest.mark.parametrize("expectation", ["", ",", "100-continue,", ", 100-continue", "100-continue, 100-continue"])
-def test_empty_and_repeated_expectations_are_understood(server: Running, expectation: str) -> None:
-    request = GET_FIRST + f"Expect: {expectation}\r\n\r\n".encode()
-    assert bodies(exchange(server.port, request + GET_LAST)) == [FIRST, LAST]
-    # Twice: what is remembered of one must not answer the other.
-    plain = GET_FIRST + b"\r\n"
-    other = GET_FIRST + b"Expect: other\r\n\r\n"
-    assert bodies(exchange(server.port, plain + request + plain + other + GET_SMUGGLED)) == [FIRST] * 3 + [b"417"]
+def test_empty_and_repeated_expectations_are_understood(server: Running, protocol: str, expectation: str) -> None:
+    with conversation(server.port, protocol) as client:
+        # Twice: what is remembered of one must not answer the other.
+        for fields in ((f"Expect: {expectation}",), (), (f"Expect: {expectation}",), ()):
+            assert client.get("/first.txt", *fields, host="a").body == FIRST
+        assert client.get("/first.txt", "Expect: other", host="a").status == 417
+
+
+@pytest.mark.parametrize("expectation", ["200-ok", "100-continue, other", "101-continue"])
+def test_another_expectation_gets_417_over_http_2(server: Running, expectation: str) -> None:
+    with conversation(server.port, HTTP_2) as client:
+        assert client.get("/first.txt", f"Expect: {expectation}").status == 417
+        assert client.get("/last.txt").body == LAST
 
 
 @pytest.mark.parametrize("expectation", ["200-ok", "100-continue, other", "101-continue"])
@@ -206,8 +233,34 @@ def test_http_1_1_is_kept_unless_it_says_close(server: Running) -> None:
         "",
     ],
 )
-def test_hosts_that_are_hosts_are_served(server: Running, host: str) -> None:
-    assert get(server.port, "/first.txt", host=host).status == 200
+def test_hosts_that_are_hosts_are_served(server: Running, protocol: str, host: str) -> None:
+    if protocol == HTTP_2 and not host:
+        # HTTP/2 has no empty :authority for https (RFC 9113 section 8.3.1).
+        with pytest.raises(BrokenError):
+            ask(server.port, "/first.txt", protocol=protocol, host=host)
+    else:
+        assert ask(server.port, "/first.txt", protocol=protocol, host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("a b", "a, b", "a/b", "user@a", "a:80:80", "a:port", "::1", "[::1", "\xfc", "[1]", "[:::]", "[1::2::3]"),
+        *("[1:2:3:4:5:6:7:8:9]", "[12345::]", "[1.2.3.4]", "[v]", "[.]:80", "a%:80", "a%zz", "[::1]a", ":80"),
+    ],
+)
+def test_authorities_that_are_none_are_malformed(server: Running, host: str) -> None:
+    """The same over HTTP/2, as :authority and as Host."""
+    with http2(server.port) as client:
+        pseudo = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/first.txt")]
+        for field in ((b":authority", host.encode("latin-1")), (b"host", host.encode("latin-1"))):
+            stream_id = client.http.get_next_available_stream_id()
+            client.streams[stream_id] = Stream()
+            client.http.send_headers(stream_id, [*pseudo, field], end_stream=True)
+            client.flush()
+            client.wait_for(stream_id)
+            assert client.streams[stream_id].reset == 1
+        assert client.get("/last.txt").body == LAST
 
 
 @pytest.mark.parametrize(
