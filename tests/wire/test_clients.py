@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS
 from tests.serving import START_SECONDS, WAIT_SECONDS, Running, run_to_end, serving
 
 LARGE: Final = 12_000_001
@@ -82,8 +83,12 @@ def connections(server: Running) -> int:
 # --- curl -------------------------------------------------------------------------------------------------------------
 
 
-def curl(server: Running, path: str, *words: str, folder: Path, output: str = "out") -> dict[str, str]:
+def curl(
+    server: Running, path: str, *words: str, folder: Path, protocol: str = HTTP_2, output: str = "out"
+) -> dict[str, str]:
     """Download into `output`; what curl -w and the response head say, names in lower case."""
+    if protocol == HTTP_1:
+        words = ("--http1.1", *words)
     facts = "%{stderr}http_code=%{http_code}\nsize=%{size_download}\nhttp_version=%{http_version}\n"
     common = ["curl", "-sS", "-q", "--cacert", str(server.certificate), "-D", "head", "-o", output, "-w", facts]
     ended = run(*common, *words, server.url(path), folder=folder)
@@ -91,12 +96,22 @@ def curl(server: Running, path: str, *words: str, folder: Path, output: str = "o
     head = (folder / "head").read_bytes().decode("latin-1").split("\r\n\r\n")[-2]
     fields = (line.split(": ", 1) for line in head.split("\r\n")[1:])
     said = dict(line.split("=", 1) for line in ended.stderr.splitlines())
+    if "--http1.0" not in words:
+        assert said["http_version"] == ("1.1" if protocol == HTTP_1 else "2")
     return {name.lower(): value for name, value in fields} | said
 
 
-@pytest.mark.parametrize("words", [(), ("--http1.0",), ("--tls-max", "1.2"), ("--limit-rate", "20M")])
-def test_curl_whole(server: Running, root: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    facts = curl(server, "/large.bin", *words, folder=tmp_path)
+@pytest.mark.parametrize("words", [(), ("--tls-max", "1.2"), ("--limit-rate", "20M")])
+def test_curl_whole(server: Running, root: Path, tmp_path: Path, protocol: str, words: tuple[str, ...]) -> None:
+    whole_by_curl(server, root, tmp_path, protocol, *words)
+
+
+def test_curl_whole_over_http_1_0(server: Running, root: Path, tmp_path: Path) -> None:
+    whole_by_curl(server, root, tmp_path, HTTP_1, "--http1.0")
+
+
+def whole_by_curl(server: Running, root: Path, tmp_path: Path, protocol: str, *words: str) -> None:
+    facts = curl(server, "/large.bin", *words, folder=tmp_path, protocol=protocol)
     assert (facts["http_code"], facts["size"], facts["content-length"]) == ("200", str(LARGE), str(LARGE))
     assert sha256(tmp_path / "out") == sha256(root / "large.bin")
 
@@ -113,15 +128,15 @@ def test_curl_listing_over_http_1_0(server: Running, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 5_000_000, LARGE - 1])
-def test_curl_resumes(server: Running, root: Path, tmp_path: Path, missing: int) -> None:
+def test_curl_resumes(server: Running, root: Path, tmp_path: Path, protocol: str, missing: int) -> None:
     (tmp_path / "out").write_bytes((root / "large.bin").read_bytes()[:-missing])
-    facts = curl(server, "/large.bin", "-C", "-", folder=tmp_path)
+    facts = curl(server, "/large.bin", "-C", "-", folder=tmp_path, protocol=protocol)
     assert (facts["http_code"], facts["size"]) == ("206", str(missing))
     assert sha256(tmp_path / "out") == sha256(root / "large.bin")
 
 
-def test_curl_several_ranges(server: Running, root: Path, tmp_path: Path) -> None:
-    facts = curl(server, "/large.bin", "-r", "0-99,1000000-3999999,-70000", folder=tmp_path)
+def test_curl_several_ranges(server: Running, root: Path, tmp_path: Path, protocol: str) -> None:
+    facts = curl(server, "/large.bin", "-r", "0-99,1000000-3999999,-70000", folder=tmp_path, protocol=protocol)
     assert facts["http_code"] == "206"
     data = (tmp_path / "out").read_bytes()
     assert len(data) == int(facts["content-length"])
@@ -149,10 +164,10 @@ def test_curl_several_ranges(server: Running, root: Path, tmp_path: Path) -> Non
     ],
 )
 def test_curl_gets_the_coding_that_it_asks_for(
-    server: Running, root: Path, tmp_path: Path, accepted: str | None, coding: str | None
+    server: Running, root: Path, tmp_path: Path, protocol: str, accepted: str | None, coding: str | None
 ) -> None:
     words = () if accepted is None else ("-H", f"Accept-Encoding: {accepted}")
-    facts = curl(server, "/script.js", "--compressed", *words, folder=tmp_path)
+    facts = curl(server, "/script.js", "--compressed", *words, folder=tmp_path, protocol=protocol)
     assert facts.get("content-encoding") == coding
     assert facts["vary"] == "Accept-Encoding"
     assert sha256(tmp_path / "out") == sha256(root / "script.js")
@@ -160,29 +175,33 @@ def test_curl_gets_the_coding_that_it_asks_for(
     assert int(facts["content-length"]) == (root / f"script.js{suffix}").stat().st_size
 
 
-def test_curl_asks_for_what_is_newer(server: Running, root: Path, tmp_path: Path) -> None:
+def test_curl_asks_for_what_is_newer(server: Running, root: Path, tmp_path: Path, protocol: str) -> None:
     changed = (root / "script.js").stat().st_mtime
     for when, expected in ((changed + 1, ("304", "0")), (changed - 10, ("200", str(len(TEXT))))):
         (tmp_path / "known").touch()
         os.utime(tmp_path / "known", (when, when))
-        facts = curl(server, "/script.js", "-z", "known", folder=tmp_path)
+        facts = curl(server, "/script.js", "-z", "known", folder=tmp_path, protocol=protocol)
         assert (facts["http_code"], facts["size"]) == expected
 
 
-def test_curl_compares_etags(server: Running, root: Path, tmp_path: Path) -> None:
+def test_curl_compares_etags(server: Running, root: Path, tmp_path: Path, protocol: str) -> None:
     words = ("--etag-save", "tag", "--etag-compare", "tag")
     (tmp_path / "tag").touch()
-    assert curl(server, "/script.js", *words, folder=tmp_path)["http_code"] == "200"
-    again = curl(server, "/script.js", *words, folder=tmp_path, output="again")
+    assert curl(server, "/script.js", *words, folder=tmp_path, protocol=protocol)["http_code"] == "200"
+    again = curl(server, "/script.js", *words, folder=tmp_path, protocol=protocol, output="again")
     assert (again["http_code"], again["size"]) == ("304", "0")
     assert sha256(tmp_path / "out") == sha256(root / "script.js")
 
 
-@pytest.mark.parametrize("words", [(), ("-r", "5-9"), ("--http1.0",)])
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [*((protocol, words) for protocol in PROTOCOLS for words in ((), ("-r", "5-9"))), (HTTP_1, ("--http1.0",))],
+)
 @pytest.mark.parametrize("path", ["/large.bin", "/script.js", "/tree/", "/nothing"])
-def test_curl_head(server: Running, tmp_path: Path, path: str, words: tuple[str, ...]) -> None:
-    whole = curl(server, path, *(word for word in words if word.startswith("--")), folder=tmp_path)
-    head = curl(server, path, "-I", *words, folder=tmp_path)
+def test_curl_head(server: Running, tmp_path: Path, protocol: str, path: str, words: tuple[str, ...]) -> None:
+    common = [word for word in words if word.startswith("--")]
+    whole = curl(server, path, *common, folder=tmp_path, protocol=protocol)
+    head = curl(server, path, "-I", *words, folder=tmp_path, protocol=protocol)
     assert head.pop("size") == "0"
     # With HEAD, a field that depends on the content may be left out (RFC 9110 section 9.3.2).
     for only_once in ("size", "transfer-encoding", "connection", "date"):
@@ -200,8 +219,8 @@ def test_curl_keeps_its_connection(server: Running, root: Path, tmp_path: Path) 
     assert sha256(tmp_path / "out3") == sha256(root / "script.js")
 
 
-def test_curl_upload_is_refused_before_its_body(server: Running, root: Path, tmp_path: Path) -> None:
-    facts = curl(server, "/upload.bin", "-T", str(root / "large.bin"), folder=tmp_path)
+def test_curl_upload_is_refused_before_its_body(server: Running, root: Path, tmp_path: Path, protocol: str) -> None:
+    facts = curl(server, "/upload.bin", "-T", str(root / "large.bin"), folder=tmp_path, protocol=protocol)
     assert (facts["http_code"], facts["allow"]) == ("405", "GET, HEAD, OPTIONS")
     assert not (root / "upload.bin").exists()
 

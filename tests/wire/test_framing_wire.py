@@ -1,5 +1,5 @@
-"""Methods and hosts over both protocols, and message framing of HTTP/1.1: what is read is what the RFC says is there, and
-nothing is answered that only another reader would see (RFC 9112 section 11.2).
+"""Methods and hosts over both protocols, and message framing of HTTP/1.1: what is read is what the RFC says is there,
+and nothing is answered that only another reader would see (RFC 9112 section 11.2).
 
 Here over whatever path this machine gives; test_ktls_framing_wire.py has it over kTLS.
 """
