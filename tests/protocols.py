@@ -87,7 +87,7 @@ class _Http1(Conversation):
     def receive(self) -> None:
         try:
             data = self.socket.recv(65536)
-        except (ssl.SSLEOFError, ConnectionResetError) as error:
+        except (ssl.SSLEOFError, ConnectionError) as error:
             raise BrokenError from error
         if not data:
             raise BrokenError
@@ -163,7 +163,7 @@ class _Http2Download(Download):
         try:
             if not self._client.receive():
                 raise BrokenError
-        except (ssl.SSLEOFError, ConnectionResetError) as error:
+        except (ssl.SSLEOFError, ConnectionError) as error:
             raise BrokenError from error
         if self._stream.reset is not None:
             raise BrokenError
