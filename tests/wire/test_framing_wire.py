@@ -74,16 +74,6 @@ def test_connect_gets_405_and_keeps_the_connection(server: Running) -> None:
     first, rest = parse(data)
     assert (first.status, first.fields["allow"]) == (405, ALLOW)
     assert bodies(rest) == [LAST]
-    with http2(server.port) as client:
-        # Without :scheme and :path (RFC 9113 section 8.5).
-        stream_id = client.http.get_next_available_stream_id()
-        client.streams[stream_id] = Stream()
-        client.http.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "a:443")], end_stream=True)
-        client.flush()
-        client.wait_for(stream_id)
-        answer = client.streams[stream_id].answer()
-        assert (answer.status, answer.fields["allow"]) == (405, ALLOW)
-        assert client.get("/last.txt").body == LAST
 
 
 @pytest.mark.parametrize("method", ["BREW", "get", "GETT", "PROPFIND"])

@@ -1,4 +1,7 @@
-"""HTTP/2 over TLS: the same content as over HTTP/1.1, streams side by side, ends of streams and connections."""
+"""HTTP/2 over TLS: streams side by side, windows, bodies of requests, ends of streams and connections.
+
+Content and sites are the same as over HTTP/1.1: test_same_responses.py, and all tests with the parameter `protocol`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 
 from tests.http2_client import Stream, h2_context, http2
 from tests.mounting import evict, overlay
-from tests.serving import WAIT_SECONDS, Answer, Running, connect, counts, eventually, get, serving
+from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, serving
 
 BIG = 3_000_001
 INTERNAL_ERROR, CANCEL = 2, 8
@@ -25,7 +28,7 @@ LARGEST = 2**31 - 1
 
 def config(folder: Path, root: Path, *lines: str) -> Path:
     path = folder / "ktlsd.toml"
-    path.write_text("\n".join((f"root = {json.dumps(str(root))}", "http2 = true", *lines)))
+    path.write_text("\n".join((f"root = {json.dumps(str(root))}", *lines)))
     return path
 
 
@@ -57,56 +60,6 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
         yield running
 
 
-def alike(one: Answer, other: Answer) -> None:
-    """The same response, but for what belongs to the version of HTTP."""
-    for answer in (one, other):
-        for name in ("date", "connection", "transfer-encoding"):
-            answer.fields.pop(name, None)
-    assert one == other
-
-
-REQUESTS = {
-    "index": ("/", ()),
-    "small": ("/small.txt", ()),
-    "empty": ("/empty", ()),
-    "middle": ("/middle", ()),
-    "big": ("/big", ()),
-    "query": ("/small.txt?a=b", ()),
-    "absent": ("/absent", ()),
-    "redirect": ("/many", ()),
-    "listing": ("/many/", ()),
-    "range": ("/big", (("range", "bytes=1000000-1999999"),)),
-    "suffix": ("/big", (("range", "bytes=-5"),)),
-    "unsatisfiable": ("/small.txt", (("range", "bytes=5000-"),)),
-    "modified": ("/small.txt", (("if-modified-since", "Tue, 01 Jan 2019 00:00:00 GMT"),)),
-    "not modified": ("/small.txt", (("if-modified-since", "Tue, 01 Jan 2999 00:00:00 GMT"),)),
-    "precondition": ("/small.txt", (("if-match", '"other"'),)),
-    "sibling": ("/page.css", (("accept-encoding", "gzip"),)),
-    "traversal": ("/../../etc/passwd", ()),
-    "bad target": ("/%00", ()),
-    "expectation": ("/small.txt", (("expect", "something"),)),
-}
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("name", REQUESTS)
-def test_same_response_as_over_http_1_1(server: Running, name: str, method: str) -> None:
-    target, fields = REQUESTS[name]
-    expected = get(server.port, target, *(f"{name}: {value}" for name, value in fields), method=method)
-    with http2(server.port) as client:
-        # The second one can be a remembered response.
-        for _ in range(2):
-            alike(client.get(target, *fields, method=method), expected)
-
-
-def test_other_methods(server: Running) -> None:
-    with http2(server.port) as client:
-        assert client.get("/", method="OPTIONS").status == 204
-        assert client.get("*", method="OPTIONS").fields["allow"] == "GET, HEAD, OPTIONS"
-        assert client.get("/", method="DELETE").status == 405
-        assert client.get("/", method="BREW").status == 501
-
-
 @pytest.mark.parametrize("end", [True, False])
 def test_connect_is_refused_at_once(server: Running, end: bool) -> None:
     """RFC 9113 section 8.5: no body is waited for, since a tunnel has none."""
@@ -123,30 +76,6 @@ def test_connect_is_refused_at_once(server: Running, end: bool) -> None:
         # Far from head_seconds.
         assert time.monotonic() - began < 10
         assert client.get("/small.txt").status == 200
-
-
-def test_misdirected(tmp_path: Path, root: Path) -> None:
-    sites = ("[[site]]", 'names = ["one.example"]', f"root = {json.dumps(str(root))}")
-    path = tmp_path / "ktlsd.toml"
-    path.write_text("\n".join((f"root = {json.dumps(str(root / 'many'))}", "http2 = true", *sites)))
-    with (
-        serving(None, "--config", str(path), state=tmp_path) as server,
-        http2(server.port, name="one.example") as client,
-    ):
-        assert client.get("/small.txt", host="one.example").status == 200
-        assert client.get("/1.txt", host="other.example").status == 421
-
-
-def test_several_ranges(server: Running, root: Path) -> None:
-    data = (root / "big").read_bytes()
-    with http2(server.port) as client:
-        answer = client.get("/big", ("range", "bytes=0-9,1000-100999,2999999-"))
-    assert answer.status == 206
-    boundary = answer.fields["content-type"].partition("boundary=")[2].encode()
-    parts = answer.body.split(b"\r\n--" + boundary)
-    bodies = [part.partition(b"\r\n\r\n")[2] for part in parts[1:-1]]
-    assert bodies == [data[:10], data[1000:101000], data[2999999:]]
-    assert len(answer.body) == int(answer.fields["content-length"])
 
 
 def test_many_streams_side_by_side(server: Running, root: Path) -> None:
@@ -305,32 +234,6 @@ def test_flood_of_resets_ends_the_connection(server: Running) -> None:
     assert counts(server, "ktlsd_limited_total")[key] == before + 1
     with http2(server.port) as client:
         assert client.get("/small.txt").status == 200
-
-
-def test_lines_of_the_access_log(server: Running) -> None:
-    begin = len(server.log)
-    with http2(server.port) as client:
-        client.get("/middle", ("user-agent", "wire"))
-        client.get("/small.txt")
-        client.get("/absent")
-    lines = [
-        json.loads(server.wait_for_line(f'"target":"{target}"', begin))
-        for target in ("/middle", "/small.txt", "/absent")
-    ]
-    assert [line["protocol"] for line in lines] == ["HTTP/2.0"] * 3
-    assert [line["status"] for line in lines] == [200, 200, 404]
-    assert [line["bytes"] for line in lines] == [40_000, 600, 600]
-    assert [line["complete"] for line in lines] == [True] * 3
-    assert lines[0]["host"] == "localhost"
-    assert lines[0]["user_agent"] == "wire"
-
-
-def test_metrics(server: Running) -> None:
-    before = counts(server, "ktlsd_requests_total").get("412", 0)
-    with http2(server.port) as client:
-        for _ in range(3):
-            client.get("/small.txt", ("if-match", '"other"'))
-    assert counts(server, "ktlsd_requests_total")["412"] == before + 3
 
 
 # --- ends of connections
