@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from ktlsd.attempt import WouldWait, attempt
 from ktlsd.connection.keepalive import PendingWork
@@ -35,7 +37,7 @@ _AT_A_TIME: Final = 4
 """Pipelined requests that are answered before other connections get their turn."""
 
 
-class _Made(NamedTuple):
+class _Made(Struct, frozen=True, gc=False):
     """A response that can be sent without waiting."""
 
     data: bytes | bytearray
@@ -220,13 +222,13 @@ class InlineResponses:
 
     def _send(self, made: _Made) -> Rest | None:
         """Send what goes without waiting; the rest, if any, of whose file the descriptor is kept open."""
-        data, _, descriptor, part, identity = made
+        data, descriptor, part = made.data, made.descriptor, made.part
         rest: Rest | None
         try:
             if descriptor < 0:
                 unsent = self.transport.send_at_once(data)
                 return Rest(unsent) if unsent else None
-            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count, identity)
+            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count, made.identity)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)

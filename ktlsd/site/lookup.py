@@ -253,8 +253,11 @@ class Root:
         with self:
             if target.directory:
                 return await self._find_index(path, index)
-            found = await self.open_file(path)
-            return found or Moved(target.directory_location())
+            found = Miss.HIDDEN if path in self.hidden else await self._open(path, _FLAGS)
+            if not isinstance(found, Folder):
+                return found
+            found.close()
+            return Moved(target.directory_location())
 
     async def open_file(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file by its path below the root; None when it is a folder.

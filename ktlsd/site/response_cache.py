@@ -14,7 +14,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 
@@ -87,6 +87,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     until: float
     last: float
     """The latest expiry."""
+    part: ByteRange | None = None
+    """The part of the file that is the body; None if there is no body, or if it is in memory."""
     in_memory: bool = False
     """Whether the file is not opened again."""
     body: bytes = b""
@@ -100,14 +102,6 @@ class CacheEntry(Struct, eq=False, gc=False):
     def size(self) -> int:
         """Approximate size in bytes."""
         return _ENTRY_BYTES + 2 * self.key.size + len(self.head)
-
-    @property
-    def part(self) -> ByteRange | None:
-        """The part of the file that is the body; None if there is no body, or if it is in memory."""
-        if self.in_memory:
-            return None
-        body = self.response.body
-        return body if isinstance(body, ByteRange) and body.count else None
 
     @property
     def identity(self) -> FileIdentity | None:
@@ -151,9 +145,10 @@ class ResponseCache:
 
     def get(self, partition: str | None, head: RequestHead) -> CacheEntry | None:
         """The entry for a request, if it has not expired."""
-        if isinstance(head.memo, _Memo):
-            cache, of, entry = head.memo
-            if cache is self and of == partition and (held := self._holding(entry)) is not None:
+        memo = head.memo
+        if isinstance(memo, CacheEntry) and memo in self._entries and memo.key.values[0] == partition:
+            held = self._holding(memo)
+            if held is not None:
                 return held
         asked, values = head.key, head.of_fields.values
         # A fragment is no part of a target (request_target.py).
@@ -166,7 +161,7 @@ class ResponseCache:
                     if found is None:
                         continue
                     if found.lacking is None:
-                        head.memo = _Memo(self, partition, found)
+                        head.memo = found
                     elif not found.is_for(head.target):
                         return None
                     return self._holding(found)
@@ -288,6 +283,9 @@ class ResponseCache:
             folders = self._folders_of(opened, rules, asked_ns, now)
         entry = CacheEntry(
             *(key, response, head, tuple(sources), folders, until, last),
+            part=response.body
+            if body is None and isinstance(response.body, ByteRange) and response.body.count
+            else None,
             in_memory=body is not None,
             body=body or b"",
         )
@@ -375,14 +373,6 @@ class ResponseCache:
             settled_ns = max(settled_ns, mtime_ns + delay_ns, ctime_ns + delay_ns)
             looks.append((root, path, identity))
         return tuple(looks), settled_ns
-
-
-class _Memo(NamedTuple):
-    """The result of a look-up for a request of a partition."""
-
-    cache: ResponseCache
-    partition: str | None
-    entry: CacheEntry
 
 
 def _is(descriptor: int, identity: FileIdentity) -> bool:

@@ -56,6 +56,10 @@ class SiteRules:
         """True if the files are on no file system that may hold up its callers."""
         self._looking = trio.Lock()
         self._protected = {name: ProtectedPaths(()) for name in (HEADERS_FILE, REDIRECTS_FILE)}
+        self.protecting = False
+        """True if any path is protected."""
+        self.present = frozenset[bytes]()
+        """The files of `files` that there were at the last look."""
         self.headers = HeaderRules(site, ())
         self.redirects = Redirects(site.redirect)
 
@@ -66,16 +70,6 @@ class SiteRules:
     def require_password(self, path: str) -> bool:
         """True if no redirect applies before that."""
         return self._protected[HEADERS_FILE].cover(path)
-
-    @property
-    def protecting(self) -> bool:
-        """True if any path is protected."""
-        return any(self._protected.values())
-
-    @property
-    def present(self) -> frozenset[bytes]:
-        """The files of `files` that there were at the last look."""
-        return frozenset(name for name, version in self._versions.items() if isinstance(version, tuple))
 
     def renew(self) -> None:
         """Read the files again before the next answer: the root is another folder."""
@@ -128,6 +122,7 @@ class SiteRules:
                     self._complain(name, error.strerror)
                 self._versions[name] = miss = Miss.FAILED
             finally:
+                self.present = frozenset(file for file, had in self._versions.items() if isinstance(had, tuple))
                 if isinstance(opened, OpenFile):
                     self.at_hand = opened.reopens
                     opened.close()
@@ -174,6 +169,7 @@ class SiteRules:
             protected = (*protected, "/*")
             warnings = (f"{os.fsdecode(name)}: what is left out protects paths: 403 for all of the site", *warnings)
         self._protected[name] = ProtectedPaths(protected, self._site.index, self._site.try_files)
+        self.protecting = any(self._protected.values())
         if isinstance(parsed, HeadersFile):
             self.headers = HeaderRules(self._site, parsed.rules)
         else:

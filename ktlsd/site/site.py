@@ -11,11 +11,13 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Coroutine
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, cast
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ktlsd.config.options import SiteOptions
@@ -44,7 +46,7 @@ _ABSENT: Final = (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN, Miss.NO_INDEX)
 """What another file may answer for."""
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True, gc=False):
     """A decided response; the holder closes the file."""
 
     response: Response
@@ -63,7 +65,7 @@ class Answer(NamedTuple):
 _Found = OpenFile | Folder | Moved | Miss
 
 
-class _Outcome(NamedTuple):
+class _Outcome(Struct, frozen=True, gc=False):
     """The result for a target."""
 
     found: _Found
@@ -72,7 +74,7 @@ class _Outcome(NamedTuple):
     """Under which a file is sent."""
 
 
-class _Draft(NamedTuple):
+class _Draft(Struct, frozen=True, gc=False):
     """A response before a site's rules for header fields; the holder closes the file."""
 
     response: Response
@@ -192,7 +194,8 @@ class Site:
     async def _respond(self, request: Request, target: Target) -> _Draft:
         if request.method == "OPTIONS":
             return _Draft(options())
-        found, origin, status = await self._find(target)
+        outcome = await self._find(target)
+        found, status = outcome.found, outcome.status
         if isinstance(found, Folder):
             return _Draft(await self._list(request, target, found))
         now = time.time()
@@ -210,7 +213,7 @@ class Site:
             opened.close()
             raise
         await read_first(opened, response)
-        return _Draft(response, opened, file, origin, rejected)
+        return _Draft(response, opened, file, outcome.origin, rejected)
 
     # --- which file ---------------------------------------------------------------------------------------------------
 
@@ -280,11 +283,13 @@ class Site:
             return await self._look_up_one(Target(target.names, directory=True))
         return found
 
-    async def _look_up_name(self, target: Target) -> _Found:
+    def _look_up_name(self, target: Target) -> Coroutine[Any, Any, _Found]:
         """With clean URLs, about means about.html where there is no such file, even where there is such a folder."""
+        clean = self.options.clean_urls and not target.directory and target.names
+        return self._look_up_clean(target) if clean else self._look_up_one(target)
+
+    async def _look_up_clean(self, target: Target) -> _Found:
         found = await self._look_up_one(target)
-        if not self.options.clean_urls or target.directory or not target.names:
-            return found
         if found in _ABSENT or isinstance(found, Moved):
             *folders, name = target.names
             page = await self._look_up_one(Target((*folders, name + b".html"), directory=False))
