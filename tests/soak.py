@@ -1,8 +1,8 @@
 """A server under mixed load for as long as wanted: `python -m tests.soak --minutes 60`.
 
-Strategy: clients in threads download, ask for parts, break off, read slowly, resume sessions and come with noise, while
-the configuration is reloaded again and again; memory and descriptors are read twice a second. At the end everything is
-let go, and what is left is compared with the beginning.
+Strategy: clients in threads download, ask for parts, break off, read slowly, resume sessions and come with noise, over
+HTTP/1.1 and in streams of HTTP/2, while the configuration is reloaded again and again; memory and descriptors are read
+twice a second. At the end everything is let go, and what is left is compared with the beginning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.downloads import REQUEST, Outcome, judge, make_files, read_all
+from tests.downloads import REQUEST, Outcome, download_side_by_side, judge, make_files, read_all
+from tests.http2_client import http2
+from tests.protocols import HTTP_2, BrokenError, conversation
 from tests.serving import Running, client_context, connect, eventually, serving
 
 SIZES: Final = {"small.bin": 10_000, "medium.bin": 1_000_001, "large.bin": 8 << 20}
@@ -126,6 +128,30 @@ class _Client:
             if self._random.random() < 0.5:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
+    def streams(self) -> None:
+        outcomes = download_side_by_side(self._port, self._contents, patience=60)
+        assert outcomes == [Outcome.WHOLE] * len(self._contents)
+
+    def kept_streams(self) -> None:
+        with conversation(self._port, HTTP_2) as client:
+            parts = [client.begin("/medium.bin", f"Range: bytes={place}-{place + 60_000}") for place in range(50)]
+            absent = client.begin("/none")
+            for place, part in enumerate(parts):
+                assert part.answer().body == self._contents["medium.bin"][place : place + 60_001]
+            assert absent.answer().status == 404
+
+    def streams_broken_off(self) -> None:
+        with http2(self._port, window=self._random.choice((None, 100_000))) as client:
+            asked = [client.ask(f"/{name}") for name in self._contents]
+            while len(client.streams[asked[-1]].body) < 50_000:
+                client.receive()
+            for stream_id in asked:
+                if client.streams[stream_id].reset is None and not client.streams[stream_id].ended:
+                    client.http.reset_stream(stream_id, error_code=8)
+            client.flush()
+            if self._random.random() < 0.5:
+                assert client.get("/small.bin").body == self._contents["small.bin"]
+
     def noise(self) -> None:
         with socket.create_connection(("127.0.0.1", self._port), timeout=30) as connection:
             connection.sendall(self._random.randbytes(self._random.randrange(1, 300)))
@@ -137,13 +163,14 @@ class _Client:
 
     def run(self, stop: threading.Event, report: Report) -> None:
         kinds: list[Callable[[], None]] = [
-            *(self.whole, self.slow, self.resumed, self.part, self.kept, self.broken_off, self.noise, self.plain)
+            *(self.whole, self.slow, self.resumed, self.part, self.kept, self.broken_off, self.noise, self.plain),
+            *(self.streams, self.kept_streams, self.streams_broken_off),
         ]
         while not stop.is_set():
             kind = self._random.choice(kinds)
             try:
                 kind()
-            except (OSError, AssertionError) as error:
+            except (OSError, AssertionError, BrokenError) as error:
                 report.wrong.append(f"{kind.__name__}: {error!r}")
             report.done[kind.__name__] += 1
 

@@ -10,4 +10,4 @@ def test_mixed_load_leaves_nothing_behind(tmp_path: Path) -> None:
     print(*report.lines(), sep="\n")
     assert not report.wrong
     assert report.good
-    assert len(report.done) == 8
+    assert len(report.done) == 11
