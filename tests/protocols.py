@@ -44,8 +44,10 @@ class Conversation(ABC):
     socket: socket.socket
 
     @abstractmethod
-    def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
-        """Send a request without a body."""
+    def begin(
+        self, target: str, *fields: str, method: str = "GET", host: str = "localhost", body: bytes = b""
+    ) -> Download:
+        """Send a request; a body has a Content-Length."""
 
     @property
     @abstractmethod
@@ -56,9 +58,9 @@ class Conversation(ABC):
     def is_ended(self) -> bool:
         """Wait for the server, which is to send no more responses; whether it ended the connection in order."""
 
-    def get(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Answer:
+    def get(self, target: str, *fields: str, method: str = "GET", host: str = "localhost", body: bytes = b"") -> Answer:
         """A request and its whole response. Raises BrokenError."""
-        return self.begin(target, *fields, method=method, host=host).answer()
+        return self.begin(target, *fields, method=method, host=host, body=body).answer()
 
 
 class _Http1(Conversation):
@@ -76,9 +78,12 @@ class _Http1(Conversation):
         del self.received[:count]
         self._taken += count
 
-    def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *fields, "", ""]
-        self.socket.sendall("\r\n".join(lines).encode("latin-1"))
+    def begin(
+        self, target: str, *fields: str, method: str = "GET", host: str = "localhost", body: bytes = b""
+    ) -> Download:
+        length = [f"Content-Length: {len(body)}"] if body else []
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *fields, *length, "", ""]
+        self.socket.sendall("\r\n".join(lines).encode("latin-1") + body)
         return _Http1Download(self, method)
 
     def is_ended(self) -> bool:
@@ -138,7 +143,9 @@ class _Http2(Conversation):
     def received_bytes(self) -> int:
         return self.client.received_bytes
 
-    def begin(self, target: str, *fields: str, method: str = "GET", host: str = "localhost") -> Download:
+    def begin(
+        self, target: str, *fields: str, method: str = "GET", host: str = "localhost", body: bytes = b""
+    ) -> Download:
         if target.startswith(("https://", "http://")):
             host, slash, path = target.partition("://")[2].partition("/")
             target = slash + path or "/"
@@ -146,7 +153,17 @@ class _Http2(Conversation):
         for line in fields:
             name, _, value = line.encode("latin-1").partition(b":")
             encoded.append((name.lower(), value.strip(b" \t")))
-        stream_id = self.client.ask(target.encode("latin-1"), *encoded, method=method, host=host)
+        if body:
+            encoded.append((b"content-length", b"%d" % len(body)))
+        stream_id = self.client.ask(target.encode("latin-1"), *encoded, method=method, host=host, end=not body)
+        while body:
+            count = min(len(body), self.client.http.local_flow_control_window(stream_id), 16_384)
+            if count:
+                self.client.http.send_data(stream_id, body[:count], end_stream=count == len(body))
+                self.client.flush()
+                body = body[count:]
+            else:
+                assert self.client.receive(), "the connection ended"
         return _Http2Download(self.client, stream_id)
 
     def is_ended(self) -> bool:

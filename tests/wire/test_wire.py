@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.protocols import HTTP_2, BrokenError, ask
+from tests.protocols import HTTP_2, BrokenError, ask, conversation
 from tests.serving import Running, connect, exchange, parse, read_to_end, serving
 
 LARGE = 3_000_001
@@ -274,7 +274,15 @@ def test_http_1_0_is_answered_and_closed(server: Running) -> None:
     assert (answer.status, answer.body, rest) == (200, b"in a folder", b"")
 
 
-def test_a_small_request_body_is_skipped(server: Running) -> None:
+def test_a_small_request_body_is_skipped(server: Running, protocol: str) -> None:
+    with conversation(server.port, protocol) as client:
+        for body in (b"abcde", bytes(60_000)):
+            assert client.get("/", body=body).status == 200
+            assert client.get("/", method="POST", body=body).status == 405
+        assert client.get("/empty.txt").status == 200
+
+
+def test_a_chunked_request_body_is_skipped(server: Running) -> None:
     first = b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabcde"
     chunked = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     last = b"GET /empty.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
