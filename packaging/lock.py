@@ -23,7 +23,8 @@ def sources() -> dict[str, list[str]]:
     """What is asked for, by the name of the lock."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     return {
-        "release.txt": project["project"]["dependencies"],
+        # The extra is in it: a service gets its certificates itself.
+        "release.txt": project["project"]["dependencies"] + project["project"]["optional-dependencies"]["acme"],
         "build.txt": project["build-system"]["requires"],
         "tools.txt": project["dependency-groups"]["release"],
     }

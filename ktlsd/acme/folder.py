@@ -125,3 +125,6 @@ def prepare(settings: Settings, folder: AcmeFolder) -> None:
             from ktlsd.tls.certificate import self_signed
 
             replace(folder.pem(certificate.name), self_signed(certificate.names))
+            if (record := folder.read(certificate.name)) is not None and record.ends:
+                # Its certificate was removed by hand.
+                folder.write(certificate.name, msgspec.structs.replace(record, ends=0.0))

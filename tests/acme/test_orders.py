@@ -11,15 +11,18 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from acme import client, messages
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from josepy.jwa import ES256
+from josepy.jwk import JWKEC
 
+from tests.acme.sites import CONTENT, ISSUED, NAME, authority, is_trusted, pem, record, served, site, www
 from tests.pebble import EAB_KEY, Pebble, pebble
 from tests.serving import (
     Running,
@@ -34,65 +37,7 @@ from tests.serving import (
     serving,
 )
 
-NAME = "www.example.test"
-CONTENT = b"the content of a file" * 100_000
-ISSUED = "^certificate for .*: valid until "
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pebble]:
-    with pebble(tmp_path_factory.mktemp("pebble")) as running:
-        yield running
-
-
-@pytest.fixture
-def www(tmp_path: Path) -> Path:
-    folder = tmp_path / "www"
-    folder.mkdir()
-    (folder / "a.txt").write_bytes(CONTENT)
-    return folder
-
-
-@contextlib.contextmanager
-def site(
-    authority: Pebble, www: Path, *options: str, table: str = "", names: str = NAME, state: str = "state"
-) -> Iterator[Running]:
-    """A server whose ports are those where the authority looks."""
-    config = www.parent / "ktlsd.toml"
-    config.write_text(authority.table(table))
-    with serving(
-        www,
-        *("--config", str(config), *authority.options(names), *options),
-        listen=[f"127.0.0.1:{authority.https}"],
-        http_listen=[f"127.0.0.1:{authority.http}"],
-        state=www.parent / state,
-    ) as server:
-        yield server
-
-
-def served(authority: Pebble, name: str = NAME, root: int = 0) -> int:
-    """The serial number of the certificate in a handshake that verifies it, for this name."""
-    with connect(authority.https, client_context(cafile=authority.root(root)), name=name) as connection:
-        certificate = connection.getpeercert(binary_form=True)
-    assert certificate
-    return x509.load_der_x509_certificate(certificate).serial_number
-
-
-def is_trusted(authority: Pebble, name: str = NAME) -> bool:
-    try:
-        served(authority, name)
-    except ssl.SSLCertVerificationError:
-        return False
-    return True
-
-
-def pem(www: Path, name: str = NAME) -> Path:
-    return www.parent / "state/ktlsd/acme/certificates" / f"{name}.pem"
-
-
-def record(www: Path, name: str = NAME) -> dict[str, object]:
-    found: dict[str, object] = json.loads(pem(www, name).with_suffix(".json").read_text())
-    return found
+__all__ = ["authority", "www"]
 
 
 @pytest.mark.parametrize(("challenge", "workers"), [("tls-alpn-01", "1"), ("tls-alpn-01", "4"), ("http-01", "4")])
@@ -194,8 +139,22 @@ def test_the_authoritys_own_words(authority: Pebble, www: Path) -> None:
         authority.dns("set-default-ipv4", ip="127.0.0.1")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_renewal_closes_no_connection_and_refuses_no_handshake(authority: Pebble, www: Path, workers: str) -> None:
+def revoke(authority: Pebble, www: Path) -> None:
+    """As an operator does whose key is stolen, with the account of ktlsd."""
+    accounts = pem(www).parents[1] / "accounts"
+    key = JWKEC.load((accounts / f"localhost_{authority.port}_dir.pem").read_bytes())
+    uri = json.loads((accounts / f"localhost_{authority.port}_dir.json").read_text())["uri"]
+    account = messages.RegistrationResource(body=messages.Registration(), uri=uri)
+    network = client.ClientNetwork(key, account, ES256, verify_ssl=str(authority.ca))  # type: ignore[arg-type]
+    directory = client.ClientV2.get_directory(authority.directory, network)
+    client.ClientV2(directory, network).revoke(x509.load_pem_x509_certificate(pem(www).read_bytes()), 1)
+
+
+@pytest.mark.parametrize(("workers", "revoked"), [("1", False), ("2", True)])
+def test_a_renewal_closes_no_connection_and_refuses_no_handshake(
+    authority: Pebble, www: Path, workers: str, revoked: bool
+) -> None:
+    """The authority suggests it by renewal information (RFC 9773), as it does for a revoked certificate."""
     with site(authority, www, "--workers", workers) as server:
         server.wait_for_line(ISSUED)
         assert eventually(lambda: is_trusted(authority))
@@ -213,7 +172,10 @@ def test_a_renewal_closes_no_connection_and_refuses_no_handshake(authority: Pebb
             download.sendall(request.encode())
             begun = download.recv(1000)
             others.start()
-            authority.renew_at_once(pem(www))
+            if revoked:
+                revoke(authority, www)
+            else:
+                authority.renew_at_once(pem(www))
             since = len(server.log)
             server.process.send_signal(signal.SIGHUP)
             server.wait_for_line("the authority suggests to renew it", since)
@@ -406,6 +368,14 @@ def test_a_site_of_its_own_and_a_reload(authority: Pebble, www: Path) -> None:
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("^configuration reloaded", since)
         assert eventually(lambda: not is_trusted(authority, "f.example.test"))
+
+
+def test_an_ip_address(authority: Pebble, www: Path) -> None:
+    """RFC 8738: the server name of the challenge is the address in in-addr.arpa."""
+    with site(authority, www, table='profile = "default"\nchallenges = "tls-alpn-01"', names="127.0.0.1") as server:
+        server.wait_for_line("ACME challenge answered for 1.0.0.127.in-addr.arpa")
+        server.wait_for_line(ISSUED)
+        assert eventually(lambda: is_trusted(authority, "127.0.0.1"))
 
 
 def test_a_challenge_is_for_the_authority_only(authority: Pebble, www: Path) -> None:

@@ -26,7 +26,7 @@ LOCKS = sorted((REPOSITORY / "requirements").glob("*.txt"))
 RELEASE = REPOSITORY / "requirements/release.txt"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 WANTED = {
-    "release.txt": PROJECT["project"]["dependencies"],
+    "release.txt": PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["acme"],
     "build.txt": PROJECT["build-system"]["requires"],
     "tools.txt": PROJECT["dependency-groups"]["release"],
 }
