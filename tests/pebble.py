@@ -122,7 +122,10 @@ def pebble(folder: Path, environment: dict[str, str] | None = None, **config: An
         "tlsPort": https,
         "retryAfter": {"authz": 1, "order": 1},
         "keyAlgorithm": "ecdsa",
-        "profiles": {"default": {"description": "ninety days", "validityPeriod": 7776000}},
+        "profiles": {
+            "default": {"description": "ninety days", "validityPeriod": 7776000},
+            "brief": {"description": "a hundred seconds", "validityPeriod": 100},
+        },
     }
     (folder / "pebble.json").write_text(json.dumps({"pebble": written | config}))
     names = [f"127.0.0.1:{dns_port}", f"127.0.0.1:{dns_management}"]

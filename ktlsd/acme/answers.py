@@ -35,7 +35,8 @@ class HookError(Exception):
 
 def publish_http(folder: Path, token: str, text: str) -> Path:
     path = folder / token
-    replace(path, text.encode("ascii"))
+    # No secret: the folder may be the operator's (acme_challenges), and another server give the answer.
+    replace(path, text.encode("ascii"), 0o644)
     return path
 
 

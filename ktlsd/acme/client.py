@@ -43,6 +43,7 @@ from ktlsd.acme.folder import AcmeFolder, file_name, replace, terms
 from ktlsd.acme.job import BUSY, DONE, FAILED, Job, decode
 from ktlsd.acme.names import Wanted, challenges, directory_url, is_address, suitable
 from ktlsd.acme.plan import Record, Terms
+from ktlsd.config.printable import one_line
 from ktlsd.config.refusal import cause
 from ktlsd.config.values import ChallengeKind
 
@@ -163,7 +164,7 @@ class Orders:
             return msgspec.structs.replace(record, ends=0.0)
         if record.ends != leaf.not_valid_after_utc.timestamp():
             there = Terms(names=tuple(_names_of(leaf)))
-            return plan.issued(there, *_times(leaf), random.random)
+            return plan.issued(there, *_times(leaf), 0.0, random.random)
         return record
 
     # --- the authority -----------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class Orders:
         replace(self._folder.pem(wanted.name), pem)
         self._folder.pending_key(wanted.name).unlink(missing_ok=True)
         leaf = x509.load_pem_x509_certificate(pem)
-        record = plan.issued(terms(wanted, self._options), *_times(leaf), random.random)
+        record = plan.issued(terms(wanted, self._options), *_times(leaf), time.time(), random.random)
         # On disk before anything else can fail.
         self._folder.write(wanted.name, record)
         return self._asked(wanted, record)
@@ -512,7 +513,7 @@ def _text(error: Exception, url: str) -> str:
         text = f"{urlsplit(url).netloc} cannot be reached: {inner}"
     else:
         text = cause(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def _end_with_parent() -> None:

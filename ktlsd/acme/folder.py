@@ -89,13 +89,14 @@ def file_name(name: str) -> str:
     return _UNSAFE.sub("_", name.lower())
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 whole, or not at all. Raises OSError."""
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file whole, or not at all. Raises OSError."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:

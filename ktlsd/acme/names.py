@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
@@ -48,12 +49,16 @@ def wanted(settings: Settings) -> list[Wanted]:
     """The certificates in the order of the settings: that of the top level, then those of sites."""
     found = []
     if settings.acme is not None and settings.acme.names:
-        names = tuple(dict.fromkeys(name.lower() for name in settings.acme.names))
-        found.append(Wanted(names, ("acme", "names")))
+        found.append(Wanted(_compared(settings.acme.names), ("acme", "names")))
     for number, site in enumerate(settings.site):
         if site.acme:
-            found.append(Wanted(tuple(name.lower() for name in site.names), ("site", number, "acme")))
+            found.append(Wanted(_compared(site.names), ("site", number, "acme")))
     return found
+
+
+def _compared(names: Iterable[str]) -> tuple[str, ...]:
+    """Names once each, as certificates have them: in lower case, addresses in their short form."""
+    return tuple(dict.fromkeys(str(ipaddress.ip_address(name)) if is_address(name) else name.lower() for name in names))
 
 
 def directory_url(options: AcmeOptions) -> str:

@@ -19,6 +19,8 @@ ARI_SECONDS: Final = 6 * 3600.0
 _RENEWED_AFTER: Final = 2 / 3
 _JITTER: Final = 1 / 30
 """Of a certificate's lifetime, by which a renewal is put off by chance: three days of ninety."""
+_LEAST_USE: Final = 3600.0
+"""Seconds between two renewals, at least, or a hundredth of the lifetime if that is less."""
 _BACK_OFF_JITTER: Final = 0.25
 _LEAST_CAP: Final = 3600.0
 _LONGEST_PROBLEM: Final = 1000
@@ -42,6 +44,8 @@ class Record(Struct, frozen=True):
 
     terms: Terms = Terms()
     begins: float = 0.0
+    issued_at: float = 0.0
+    """When this process had it; a certificate begins up to an hour before it is made."""
     ends: float = 0.0
     """0 if there is no certificate of an authority yet."""
     renew_at: float = 0.0
@@ -77,7 +81,7 @@ def reason(record: Record, terms: Terms, now: float) -> str:
                 return f"{key} has changed"
     if now >= record.ends:
         return "the certificate has expired"
-    if now >= record.renew_at:
+    if now >= _renewal(record):
         return "the authority suggests to renew it" if record.by_ari else "it is time to renew it"
     return ""
 
@@ -91,14 +95,19 @@ def next_step(record: Record, terms: Terms, now: float) -> float:
     """When there is something to do next: an order, or a question for renewal information."""
     if reason(record, terms, now):
         return max(record.try_at, record.retry_after)
-    return record.renew_at if record.ask_at is None else min(record.renew_at, record.ask_at)
+    return _renewal(record) if record.ask_at is None else min(_renewal(record), record.ask_at)
 
 
-def issued(terms: Terms, begins: float, ends: float, dice: Dice) -> Record:
+def _renewal(record: Record) -> float:
+    """When to renew: never right after an order, whatever an authority suggests."""
+    return max(record.renew_at, record.issued_at + min(_LEAST_USE, (record.ends - record.begins) / 100))
+
+
+def issued(terms: Terms, begins: float, ends: float, now: float, dice: Dice) -> Record:
     """The record of a new certificate; renewal information is asked for at the next look."""
     life = ends - begins
     renew_at = begins + life * (_RENEWED_AFTER + _JITTER * dice())
-    return Record(terms, begins, ends, renew_at, ask_at=begins)
+    return Record(terms, begins, now, ends, renew_at, ask_at=begins)
 
 
 def suggested(record: Record, renew_at: float | None, ask_at: float | None) -> Record:

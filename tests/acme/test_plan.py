@@ -18,7 +18,7 @@ BEGINS, LIFE = 1_800_000_000.0, 90 * DAY
 
 
 def issued(dice: float = 0.0, life: float = LIFE) -> Record:
-    return plan.issued(TERMS, BEGINS, BEGINS + life, lambda: dice)
+    return plan.issued(TERMS, BEGINS, BEGINS + life, BEGINS, lambda: dice)
 
 
 def test_a_certificate_that_is_not_there_is_ordered_at_once() -> None:
@@ -42,10 +42,22 @@ def test_the_authority_suggests_a_time_and_is_asked_again() -> None:
     record = plan.suggested(issued(), BEGINS + 5 * DAY, BEGINS + DAY)
     assert plan.next_step(record, TERMS, BEGINS) == BEGINS + DAY
     assert plan.reason(record, TERMS, BEGINS + 5 * DAY) == "the authority suggests to renew it"
+    assert plan.next_step(plan.suggested(record, BEGINS + DAY / 2, BEGINS + DAY), TERMS, BEGINS) == BEGINS + DAY / 2
     earlier = plan.suggested(record, BEGINS, BEGINS + 2 * DAY)
     assert plan.reason(earlier, TERMS, BEGINS + DAY)
     # An authority that does not answer changes nothing.
     assert plan.suggested(record, None, BEGINS + 2 * DAY).renew_at == record.renew_at
+
+
+def test_an_authority_that_always_suggests_a_renewal_gets_one_an_hour() -> None:
+    record, now, orders = plan.suggested(issued(), 0.0, BEGINS + 60), BEGINS, 0
+    while now < BEGINS + DAY:
+        if plan.reason(record, TERMS, now):
+            orders += 1
+            record = plan.issued(TERMS, now, now + LIFE, now, lambda: 0.0)
+        record = plan.suggested(record, 0.0, now + 60)
+        now = plan.next_step(record, TERMS, now)
+    assert 23 <= orders <= 24
 
 
 @pytest.mark.parametrize(
@@ -65,11 +77,11 @@ def test_other_terms_are_a_reason_for_an_order(key: str, value: object) -> None:
 
 def test_another_order_of_the_names_is_none() -> None:
     two, turned = (Terms(names, "d") for names in (("a.test", "b.test"), ("b.test", "a.test")))
-    assert plan.reason(plan.issued(two, BEGINS, BEGINS + LIFE, lambda: 0.0), turned, BEGINS) == ""
+    assert plan.reason(plan.issued(two, BEGINS, BEGINS + LIFE, BEGINS, lambda: 0.0), turned, BEGINS) == ""
 
 
 def test_the_certificate_of_another_client_is_kept_for_its_time() -> None:
-    record = plan.issued(Terms(("www.example.test",)), BEGINS, BEGINS + LIFE, lambda: 0.0)
+    record = plan.issued(Terms(("www.example.test",)), BEGINS, BEGINS + LIFE, BEGINS, lambda: 0.0)
     assert plan.reason(record, TERMS, BEGINS + DAY) == ""
     assert plan.reason(record, TERMS, BEGINS + 61 * DAY)
     assert plan.reason(record, msgspec.structs.replace(TERMS, names=("other.test",)), BEGINS)
@@ -96,7 +108,7 @@ def test_an_hour_without_the_authority_costs_few_tries() -> None:
         now = plan.next_step(record, TERMS, now)
     assert 3 <= tries <= 7
     assert plan.may_try(record, now)
-    assert plan.reason(plan.issued(TERMS, now, now + LIFE, random.random), TERMS, now + DAY) == ""
+    assert plan.reason(plan.issued(TERMS, now, now + LIFE, now, random.random), TERMS, now + DAY) == ""
 
 
 def test_a_pause_is_no_large_part_of_the_time_that_is_left() -> None:

@@ -37,6 +37,13 @@ def test_one_option_is_a_whole_site(tmp_path: Path, state: Path) -> None:
     assert settings.http_listen == (Listen("", 80),)
 
 
+def test_names_are_compared_as_certificates_have_them(tmp_path: Path) -> None:
+    config = written(tmp_path, "[acme]\nprofile = 'shortlived'")
+    names = ["A.example.ORG,a.example.org", "2a00:1450:0000::00FF"]
+    (certificate,) = wanted(combine({"root": ".", "config": config, "acme": names}, {}))
+    assert certificate.names == ("a.example.org", "2a00:1450::ff")
+
+
 def test_given_addresses_stay(tmp_path: Path) -> None:
     path = written(tmp_path, 'http_listen = []\n[acme]\nnames = "example.org"\n')
     settings = combine({"root": ".", "config": path, "listen": [":8443"]}, {})
