@@ -32,6 +32,8 @@ log = logging.getLogger("ktlsd")
 _BUSY_SECONDS: Final = 30.0
 """Pause while another process orders."""
 _LONGEST_OUTPUT: Final = 65536
+_LONGEST_RUN_SECONDS: Final = 6 * 3600.0
+"""For the orders of hundreds of sites, one after the other, or a state folder that hangs."""
 
 
 class Orders:
@@ -78,21 +80,30 @@ class Orders:
 
         Never waits. To be called every few seconds.
         """
-        if self._run is not None:
-            ended = self._run.client.poll() is not None
-            for line in self._run.said.lines():
-                log.log(NOTICE, "%s", line)
-            return ended and self._collect(self._run)
-        now = time.time()
-        if now < self._not_before or now < self._due:
-            return False
         try:
-            self._read(now)
-            if self._forced or now >= self._due:
-                self._start()
+            if self._run is not None:
+                return self._follow(self._run)
+            now = time.time()
+            if now >= max(self._not_before, self._due):
+                self._read(now)
+                if self._forced or now >= self._due:
+                    self._start()
         except OSError as error:
-            self._fail(f"the client cannot be started: {cause(error)}")
+            self._fail(cause(error))
+        except Exception:
+            # A defect here must not end the server.
+            self._not_before = time.time() + plan.DAY
+            log.exception("a defect in ktlsd's orders of certificates, please report it; next try in a day")
         return False
+
+    def _follow(self, run: _Run) -> bool:
+        """Log what the client says; True if it has ended, with a new certificate."""
+        if time.monotonic() - run.began > _LONGEST_RUN_SECONDS:
+            run.client.kill()
+        ended = run.client.poll() is not None
+        for line in run.said.lines():
+            log.log(NOTICE, "%s", line)
+        return ended and self._collect(run)
 
     def _read(self, now: float) -> None:
         """The records, and when something is due by them."""
@@ -119,7 +130,7 @@ class Orders:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             cwd="/",
         )
-        self._run = _Run(client, said, erred)
+        self._run = _Run(client, said, erred, time.monotonic())
         if client.stdin is not None:
             # Shorter than a pipe. It stays open: the client ends with this process.
             os.write(client.stdin.fileno(), job)
@@ -130,11 +141,7 @@ class Orders:
         self._run = None
         now = time.time()
         before = dict(self._records)
-        try:
-            self._read(now)
-        except OSError as error:
-            self._fail(cause(error))
-            return False
+        self._read(now)
         if status == BUSY:
             log.debug("another process orders certificates")
             self._not_before = now + _BUSY_SECONDS
@@ -208,6 +215,7 @@ class _Run(Struct, frozen=True):
     client: subprocess.Popen[bytes]
     said: _Stream
     erred: _Stream
+    began: float
 
     def close(self) -> None:
         if self.client.stdin is not None:

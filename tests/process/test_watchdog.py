@@ -72,6 +72,17 @@ def test_status_is_told_once_until_it_changes(manager: socket.socket, tmp_path: 
     assert told(manager) == ["STATUS=1 connection now", "STATUS=2 connections now"]
 
 
+def test_troubles_are_told_behind_the_figures(manager: socket.socket, tmp_path: Path) -> None:
+    troubles = [""]
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    watched = Watchdog(notifier, MetricsStore(1), lambda: troubles[0])
+    watched.tell()
+    troubles[0] = "certificate for www.example.test: not issued"
+    watched.tell()
+    figures = "STATUS=0 connections now"
+    assert told(manager) == [figures, f"{figures}; certificate for www.example.test: not issued"]
+
+
 @pytest.mark.parametrize("alone", [True, False])
 async def test_an_event_loop_beats_and_only_one_without_a_parent_tells(
     manager: socket.socket, tmp_path: Path, alone: bool

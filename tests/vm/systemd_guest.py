@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -337,6 +338,20 @@ def root_steps_down_without_systemd() -> None:
     assert server.returncode == 0
 
 
+def certificates_by_acme() -> None:
+    """Their client runs in the sandbox; this machine has no authority, and the unit says so."""
+    Path("/etc/ktlsd/ktlsd.toml").write_text(
+        f'root = "{ROOT}"\nworkers = 2\n[acme]\nnames = "{SITE}"\ndirectory = "https://127.0.0.1:1/dir"\n'
+    )
+    sh("systemctl restart ktlsd.service")
+    trouble = f"certificate for {SITE}: not issued: 127.0.0.1:1 cannot be reached"
+    eventually(lambda: trouble in journal())
+    eventually(lambda: trouble in prop("StatusText"))
+    assert "Connection refused; a self-signed one is served; next try" in journal()
+    status = Path(f"/var/lib/ktlsd/acme/certificates/{SITE}.pem").stat()
+    assert (pwd.getpwuid(status.st_uid).pw_name, status.st_mode & 0o777) == ("ktlsd", 0o600)
+
+
 def stop() -> None:
     sh("systemctl stop ktlsd.socket ktlsd-http.socket ktlsd.service")
     assert (prop("ActiveState"), prop("Result"), prop("ExecMainStatus")) == ("inactive", "success", "0")
@@ -357,7 +372,7 @@ CASES: dict[str, Callable[[], None]] = {
             logs_are_rotated,
         ),
         *(killed_worker_is_replaced, upgrade_refuses_nobody, watchdog_ends_a_stuck_process),
-        *(root_steps_down_without_systemd, stop),
+        *(root_steps_down_without_systemd, certificates_by_acme, stop),
     )
 }
 
