@@ -17,14 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
-import requests
-from acme import challenges as library_challenges
 from acme import client as library_client
 from acme import crypto_util, errors, messages
 from cryptography import x509
@@ -33,26 +30,23 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from josepy.errors import Error as JoseError
 from josepy.jwa import ES256
-from josepy.jwk import JWK, JWKEC
+from josepy.jwk import JWKEC
 from msgspec import Struct
 
 from ktlsd import __version__
 from ktlsd.acme import answers, lease, plan
 from ktlsd.acme.answers import HookError
+from ktlsd.acme.authority import ORDER_SECONDS, Network, in_words, problem_text
 from ktlsd.acme.folder import AcmeFolder, file_name, replace, terms
 from ktlsd.acme.job import BUSY, DONE, FAILED, Job, decode
 from ktlsd.acme.names import Wanted, challenges, directory_url, is_address, suitable
 from ktlsd.acme.plan import Record, Terms
-from ktlsd.config.printable import one_line
 from ktlsd.config.refusal import cause
 from ktlsd.config.values import ChallengeKind
 
-_ORDER_SECONDS: Final = 600.0
-"""For the authority to look at all names, and again for it to issue."""
 _FIRST_POLL_SECONDS: Final = 0.25
 _LONGEST_POLL_SECONDS: Final = 60.0
 _REQUEST_SECONDS: Final = 45
-_NONCE_TRIES: Final = 8
 _RSA_EXPONENT: Final = 65537
 
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -64,42 +58,6 @@ class Problem(Exception):
 
 class _Refused(Problem):
     """The authority did not accept the proof of a name."""
-
-
-@library_challenges.ChallengeResponse.register
-class _TlsAlpnResponse(library_challenges.KeyAuthorizationChallengeResponse):
-    typ = "tls-alpn-01"
-
-
-@library_challenges.Challenge.register
-class _TlsAlpn(library_challenges.KeyAuthorizationChallenge):
-    """RFC 8737, which the library has not known since its version 5."""
-
-    response_cls = _TlsAlpnResponse
-    typ = response_cls.typ
-
-    def validation(self, account_key: JWK, **_: Any) -> str:
-        return self.key_authorization(account_key)
-
-
-class _Network(library_client.ClientNetwork):
-    """Repeats requests with a rejected nonce (RFC 8555 section 6.5), and heeds the pause that an authority asks for."""
-
-    retry_after = 0.0
-    """The last that came with an error, in seconds since the epoch; 0 if none did."""
-
-    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
-        for _ in range(_NONCE_TRIES):
-            try:
-                return super().post(*args, **kwargs)
-            except messages.Error as error:
-                if error.code != "badNonce":
-                    raise
-        return super().post(*args, **kwargs)
-
-    def heed(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        if response.status_code >= HTTPStatus.BAD_REQUEST and "Retry-After" in response.headers:
-            self.retry_after = library_client.ClientV2.retry_after(response, 0).timestamp()
 
 
 class _Account(Struct, frozen=True):
@@ -121,7 +79,7 @@ class Orders:
         self._options = job.options
         self._folder = AcmeFolder(job.folder)
         self._directory_url = directory_url(job.options)
-        self._network: _Network | None = None
+        self._network: Network | None = None
         self._client: library_client.ClientV2 | None = None
 
     def run(self) -> None:
@@ -150,7 +108,7 @@ class Orders:
             # What a try noted on its way, such as an order to go on with, stays.
             record = self._folder.read(wanted.name) or record
             after = self._network.retry_after if self._network is not None else 0.0
-            record = plan.failed(record, _text(error, self._directory_url), time.time(), random.random, after)
+            record = plan.failed(record, in_words(error, self._directory_url), time.time(), random.random, after)
         self._folder.write(wanted.name, record)
 
     def _present(self, wanted: Wanted) -> Record:
@@ -175,7 +133,7 @@ class Orders:
             key = JWKEC(key=self._account_key())
             verify: Any = True if self._options.ca is None else os.fspath(self._options.ca)
             agent = f"ktlsd/{__version__} acme-python"
-            self._network = _Network(key, alg=ES256, verify_ssl=verify, user_agent=agent, timeout=_REQUEST_SECONDS)
+            self._network = Network(key, alg=ES256, verify_ssl=verify, user_agent=agent, timeout=_REQUEST_SECONDS)
             self._network.session.hooks["response"].append(self._network.heed)
             directory = library_client.ClientV2.get_directory(self._directory_url, self._network)
             self._client = library_client.ClientV2(directory, self._network)
@@ -414,7 +372,7 @@ class Orders:
     def _await_proof(
         self, client: library_client.ClientV2, one: messages.AuthorizationResource, name: str, kind: ChallengeKind
     ) -> None:
-        deadline = time.monotonic() + _ORDER_SECONDS
+        deadline = time.monotonic() + ORDER_SECONDS
         time.sleep(_FIRST_POLL_SECONDS)
         while True:
             one, response = client.poll(one)
@@ -422,10 +380,10 @@ class Orders:
                 return
             if one.body.status != messages.STATUS_PENDING:
                 said = [challenge.error for challenge in one.body.challenges if challenge.error is not None]
-                raise _Refused(f"{name} by {kind}: {_of_authority(said[0]) if said else one.body.status}")
+                raise _Refused(f"{name} by {kind}: {problem_text(said[0]) if said else one.body.status}")
             pause = (client.retry_after(response, 1) - datetime.datetime.now()).total_seconds()
             if time.monotonic() > deadline:
-                raise Problem(f"{name} by {kind}: the authority did not decide within {_ORDER_SECONDS:g} s")
+                raise Problem(f"{name} by {kind}: the authority did not decide within {ORDER_SECONDS:g} s")
             time.sleep(min(max(pause, 1.0), _LONGEST_POLL_SECONDS))
 
     # --- issuance ----------------------------------------------------------------------------------------------------
@@ -434,7 +392,7 @@ class Orders:
         self, wanted: Wanted, client: library_client.ClientV2, order: messages.OrderResource, key: _Key
     ) -> bytes:
         """Key and chain, complete and matching. Raises Problem and the library's errors."""
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=_ORDER_SECONDS)
+        deadline = datetime.datetime.now() + datetime.timedelta(seconds=ORDER_SECONDS)
         alternatives = self._options.chain is not None
         if order.body.status in (messages.STATUS_PROCESSING, messages.STATUS_VALID):
             order = client.poll_finalization(order, deadline, alternatives)
@@ -490,30 +448,6 @@ def _common_name(name: x509.Name) -> str:
 def _name(authorization: messages.AuthorizationResource) -> str:
     wildcard = "*." if authorization.body.wildcard else ""
     return f"{wildcard}{authorization.body.identifier.value}"
-
-
-def _of_authority(error: messages.Error) -> str:
-    """The authority's own text, with the details of each name."""
-    parts = [f"{error.detail or error.title or error.typ} ({error.code or error.typ})"]
-    parts += (f"{part.identifier.value}: {part.detail}" for part in error.subproblems or () if part.identifier)
-    return "; ".join(parts)
-
-
-def _text(error: Exception, url: str) -> str:
-    """One line for the operator."""
-    if isinstance(error, errors.IssuanceError):
-        error = error.error
-    if isinstance(error, messages.Error):
-        text = f"the authority says: {_of_authority(error)}"
-    elif isinstance(error, errors.TimeoutError):
-        text = f"the authority did not issue within {_ORDER_SECONDS:g} s"
-    elif isinstance(error, requests.RequestException):
-        # The text of the innermost error follows the last colon, after the names of all that wrapped it.
-        inner = str(error).rpartition(": ")[2].strip("()'\" ")
-        text = f"{urlsplit(url).netloc} cannot be reached: {inner}"
-    else:
-        text = cause(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-    return one_line(text)
 
 
 def _end_with_parent() -> None:
