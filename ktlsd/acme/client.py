@@ -93,6 +93,8 @@ class Orders:
     def _look_after(self, wanted: Wanted) -> None:
         record, asked = self._present(wanted), terms(wanted, self._options)
         now = time.time()
+        if self._network is not None:
+            self._network.retry_after = 0.0
         try:
             if why := plan.reason(record, asked, now):
                 if plan.may_try(record, now, forced=self._job.forced):

@@ -1,7 +1,11 @@
-"""What a person reads if the authority cannot be reached, or is none."""
+"""What a person reads if the authority cannot be reached, or is none, and the pause that one asks for."""
 
 from __future__ import annotations
 
+import http.server
+import ssl
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,10 @@ import pytest
 from ktlsd.acme.client import Orders
 from ktlsd.acme.folder import AcmeFolder
 from ktlsd.acme.job import Job
-from ktlsd.acme.plan import Record
+from ktlsd.acme.plan import Record, may_try
 from ktlsd.config.options import AcmeOptions
 from tests.acme.sites import NAME, authority
+from tests.authority import Authority
 from tests.pebble import Pebble
 
 __all__ = ["authority"]
@@ -44,3 +49,35 @@ def test_problems_in_words(authority: Pebble, tmp_path: Path, url: str, trusted:
     assert record.failures == 1
     assert record.problem.startswith(problem.format(port=authority.port))
     assert not set("[]()<>\n") & set(record.problem)
+
+
+class Overloaded(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "7200")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_an_overloaded_authority_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
+    """Even a reload does not ask earlier. Pebble never asks for it; Let's Encrypt does."""
+    ca = Authority(tmp_path)
+    folder = AcmeFolder(tmp_path / "acme")
+    folder.make()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca.issue("localhost", ["localhost"]))
+    with http.server.HTTPServer(("127.0.0.1", 0), Overloaded) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        serving = threading.Thread(target=server.handle_request)
+        serving.start()
+        options = AcmeOptions(directory=f"https://localhost:{server.server_port}/dir", ca=ca.ca)
+        before = time.time()
+        Orders(Job(folder.path, options, ((NAME,),), None)).run()
+        serving.join()
+    record = folder.read(NAME) or Record()
+    assert record.problem.endswith("answers 503")
+    assert before + 7198 < record.retry_after < time.time() + 7201
+    assert not may_try(record, before + 7000, forced=True)
+    assert may_try(record, before + 7300)
