@@ -56,6 +56,14 @@ class Failure(enum.Enum):
     NO_CERTIFICATE = "no_certificate"
 
 
+class HttpVersion(enum.Enum):
+    """The protocol of a request."""
+
+    HTTP_1 = "HTTP/1.1"
+    """Also HTTP/1.0."""
+    HTTP_2 = "HTTP/2"
+
+
 class Metric(NamedTuple):
     """One metric; `series` has the values of its labels, in the order of the numbers in a row."""
 
@@ -84,6 +92,8 @@ CIPHERS: Final = (
     *(("TLSv1.2", cipher) for cipher in (*EVERY_CIPHER.split(":"), OTHER)),
     (OTHER, OTHER),
 )
+
+_STATUSES: Final = (*(str(status.value) for status in HTTPStatus), OTHER)
 
 METRICS: Final = (
     Metric(
@@ -141,9 +151,9 @@ METRICS: Final = (
     Metric(
         "ktlsd_requests_total",
         Kind.COUNTER,
-        "Responses begun, by status.",
-        ("status",),
-        _each(*(str(status.value) for status in HTTPStatus), OTHER),
+        "Responses begun, by protocol and status.",
+        ("protocol", "status"),
+        tuple((version.value, status) for version in HttpVersion for status in _STATUSES),
         sparse=True,
     ),
     Metric("ktlsd_requests_in_flight", Kind.GAUGE, "Requests being read or answered."),
@@ -210,10 +220,14 @@ OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in list
 OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
 FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
 LIMITED: Final = {limit: slot("ktlsd_limited_total", limit.value) for limit in Limit}
-REQUESTS: Final[Mapping[int, int]] = {
-    status.value: slot("ktlsd_requests_total", str(status.value)) for status in HTTPStatus
+REQUESTS: Final[Mapping[HttpVersion, Mapping[int, int]]] = {
+    version: {
+        0 if status == OTHER else int(status): slot("ktlsd_requests_total", version.value, status)
+        for status in _STATUSES
+    }
+    for version in HttpVersion
 }
-REQUESTS_OTHER: Final = slot("ktlsd_requests_total", OTHER)
+"""By status; 0 for others."""
 IN_FLIGHT: Final = slot("ktlsd_requests_in_flight")
 SENDFILE: Final = slot("ktlsd_sent_bytes_total", "sendfile")
 SEND: Final = slot("ktlsd_sent_bytes_total", "send")

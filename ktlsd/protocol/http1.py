@@ -25,7 +25,7 @@ from ktlsd.http.decide import Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.frames import PREFACE
-from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, counted
+from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, HttpVersion, counted
 from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.client import Client
@@ -62,7 +62,7 @@ class Http1:
         self._transport = transport
         self._client = client
         self._lines = EmptyLines()
-        self._responder = Responder(shared, transport, client)
+        self._responder = Responder(shared, transport, client, HttpVersion.HTTP_1)
         self._limits = self._responder.limits
         self._log = self._responder.new_log(transport)
         self._inline = InlineResponses(self._responder, self._lines, self._log)

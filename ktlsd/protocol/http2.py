@@ -38,7 +38,7 @@ from ktlsd.http2.events import (
 )
 from ktlsd.http2.limits import Http2Limits
 from ktlsd.http2.turns import Turn
-from ktlsd.metrics.metrics import LIMITED
+from ktlsd.metrics.metrics import LIMITED, HttpVersion
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.http2_body import Body
@@ -85,7 +85,7 @@ class Http2:
         self._shared = shared
         self.transport = transport
         self._client = client
-        self._responder = Responder(shared, transport, client)
+        self._responder = Responder(shared, transport, client, HttpVersion.HTTP_2)
         self._limits = limits = self._responder.limits
         self._engine = Connection(http2_limits(limits), shared.head_cache(limits.head_bytes), time.monotonic())
         self._sender = self._engine.sender

@@ -29,7 +29,7 @@ from ktlsd.http.decide import Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
-from ktlsd.metrics.metrics import LIMITED, REQUESTS, REQUESTS_OTHER
+from ktlsd.metrics.metrics import LIMITED, REQUESTS, HttpVersion
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.shared import Shared
@@ -49,10 +49,11 @@ _STALLED: Final = Miss.STALLED.reason
 class Responder:
     """The requests of one connection, independent of the protocol."""
 
-    __slots__ = ("_partitions", "client", "limits", "requests_left", "shared", "transport")
+    __slots__ = ("_partitions", "_requests", "client", "limits", "requests_left", "shared", "transport")
 
-    def __init__(self, shared: Shared, transport: PacedTransport, client: Client) -> None:
+    def __init__(self, shared: Shared, transport: PacedTransport, client: Client, version: HttpVersion) -> None:
         self.shared = shared
+        self._requests = REQUESTS[version]
         self.transport = transport
         self.client = client
         self.limits = limits = shared.service.settings.limits
@@ -105,7 +106,8 @@ class Responder:
     def count(self, response: Response) -> None:
         """Count a request that gets this response."""
         row = self.shared.row
-        row[REQUESTS.get(response.status, REQUESTS_OTHER)] += 1
+        requests = self._requests
+        row[requests.get(response.status) or requests[0]] += 1
         if response.reason == _STALLED:
             row[LIMITED[Limit.FILE]] += 1
         self.requests_left -= 1

@@ -155,7 +155,13 @@ def snapshot(view: View) -> Snapshot:
             2,
             [(title, human_size(totals[place]), _percent(totals[place], sent)) for title, place in _PATHS],
         ),
-        Table("statuses", "Requests by status", ("Status", "Requests"), 1, _counts(of("ktlsd_requests_total"))),
+        Table(
+            "statuses",
+            "Requests by protocol and status",
+            ("Protocol", "Status", "Requests"),
+            1,
+            _counts(of("ktlsd_requests_total")),
+        ),
         Table(
             "failed",
             "Failed handshakes, by reason",

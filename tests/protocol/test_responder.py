@@ -24,7 +24,7 @@ from ktlsd.http.forwarded import Origin
 from ktlsd.http.multipart import multipart
 from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import RequestHead, head_of
-from ktlsd.metrics.metrics import REQUESTS, SLOTS, UNCOUNTED, Row
+from ktlsd.metrics.metrics import REQUESTS, SLOTS, UNCOUNTED, HttpVersion, Row
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.responder import Responder
@@ -68,7 +68,7 @@ def responding(service: Service, trusted: Networks | None = None, row: Row = UNC
     client = Client(address="127.0.0.1:1", secure=True, origin=Origin("127.0.0.1:1", https=True), trusted=trusted)
     shared = Shared(service, IdleConnections(60), Clock(), row)
     with theirs, contextlib.closing(shared.idle), contextlib.closing(PlainTransport(ours, PageCache())) as transport:
-        yield Responder(shared, transport, client)
+        yield Responder(shared, transport, client, HttpVersion.HTTP_2)
 
 
 def decided(responder: Responder, head: RequestHead, *, remember: bool = False) -> Answer:
@@ -130,7 +130,7 @@ def test_what_was_decided_is_remembered_recalled_and_counted(service: Service) -
         left = responder.requests_left
         responder.begin_remembered(entry, second, 7, None)
         assert responder.requests_left == left - 1
-        assert row[REQUESTS[HTTPStatus.OK]] == 1
+        assert row[REQUESTS[HttpVersion.HTTP_2][HTTPStatus.OK]] == 1
 
 
 def test_a_field_that_decided_nothing_changes_nothing(service: Service) -> None:

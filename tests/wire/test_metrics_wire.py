@@ -31,7 +31,7 @@ from ktlsd.status.metrics_listener import MOST_CONNECTIONS, MetricsListener
 from ktlsd.tls.ktls_probe import support
 from tests.commands.test_command_line import make_certificate
 from tests.in_process import in_a_thread
-from tests.protocols import conversation
+from tests.protocols import HTTP_1, HTTP_2, conversation
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -95,8 +95,9 @@ def value(found: Numbers, name: str, **labels: str) -> float:
     return found.get((name, frozenset(labels.items())), 0.0)
 
 
-def by_status(found: Numbers) -> dict[str, float]:
-    mine = (key for key in found if key[0] == "ktlsd_requests_total")
+def by_status(found: Numbers, protocol: str = "HTTP/1.1") -> dict[str, float]:
+    """Requests over this protocol."""
+    mine = (key for key in found if key[0] == "ktlsd_requests_total" and ("protocol", protocol) in key[1])
     return {dict(labels)["status"]: found[name, labels] for name, labels in mine}
 
 
@@ -191,7 +192,9 @@ def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: st
             assert eventually(lambda: sent(numbers(port)) == client.received_bytes)
         assert eventually(lambda: value(numbers(port), "ktlsd_open_connections", listener="https") == 0)
         found = numbers(port)
-        assert by_status(found) == {
+        versions = {HTTP_1: "HTTP/1.1", HTTP_2: "HTTP/2"}
+        assert [by_status(found, version) for one, version in versions.items() if one != protocol] == [{}]
+        assert by_status(found, versions[protocol]) == {
             status: 3 * number for status, number in Counter(str(answer.status) for answer in answers).items()
         }
         assert value(found, "ktlsd_accepted_connections_total", listener="https") == 1
