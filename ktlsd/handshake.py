@@ -52,7 +52,7 @@ class Handshakes:
         self._page_cache = page_cache
         self._offloads = Offloads()
         self._nics = Nics()
-        self._tells_of_idle_nic = bool(self._nics.encrypting())
+        self._watch_nics()
         self._not_offloaded: dict[tuple[str, str, bool], tuple[Path, Path]] = {}
         """The paths of connections without kTLS, by what decides about them."""
 
@@ -63,7 +63,13 @@ class Handshakes:
     def settings_changed(self) -> None:
         """Another service is in force."""
         self._not_offloaded.clear()
-        self._tells_of_idle_nic = bool(self._nics.encrypting())
+        self._watch_nics()
+
+    def _watch_nics(self) -> None:
+        service = self._shared.service
+        for_nics, by_kernel = service.settings.tls_policy == "nic", service.support.engages
+        self._prefers_nic = for_nics and by_kernel
+        self._tells_of_idle_nic = not for_nics and by_kernel and bool(self._nics.encrypting())
 
     # --- the steps of a handshake -------------------------------------------------------------------------------------
 
@@ -84,7 +90,7 @@ class Handshakes:
                         return None
                     hosted = service.sites.of_name(asked.server_name)
                     transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
-                    if service.settings.tls_policy == "nic" and self._suits_nic(sock, hosted):
+                    if self._prefers_nic and self._suits_nic(sock, hosted):
                         transport.allow_only_tls_1_2()
                     if not hosted.refused:
                         handshake = await transport.handshake(service.older_ticket_key(asked.ticket_key_name))
@@ -157,13 +163,12 @@ class Handshakes:
 
     def _tell_of_idle_nic(self, sock: socket.socket, tx: Path) -> None:
         """One line, once, if a NIC would encrypt for clients that had TLS 1.2."""
-        service, kinds = self._shared.service, self._shared.kinds
-        if tx.offload not in (Offload.SOFTWARE, Offload.KERNEL) or service.settings.tls_policy == "nic":
+        if tx.offload not in (Offload.SOFTWARE, Offload.KERNEL):
             return
         name = self._nics.carrying(sock)
         if name is not None:
             self._tells_of_idle_nic = False
-            if kinds.is_first_beside_nic():
+            if self._shared.kinds.is_first_beside_nic():
                 log.warning(
                     *(
                         "%s encrypts TLS 1.2 with AES-GCM, but clients negotiate TLS 1.3, which the kernel encrypts in"

@@ -312,7 +312,11 @@ def _nics(interfaces: tuple[Interface, ...]) -> tuple[tuple[NicRow, ...], str]:
             try:
                 rows += nic.taken_by(interface.name)
             except OSError as error:
-                advice = "run it as root" if error.errno == errno.EPERM else f"{interface.name}: {error.strerror}"
+                advice = (
+                    "that needs CAP_NET_ADMIN: run it as root"
+                    if error.errno == errno.EPERM
+                    else f"{interface.name}: {error.strerror}"
+                )
                 return (), f"what it takes was not tried: {advice}"
     return tuple(NicRow(*row[:3], row.tx.value, row.rx.value) for row in rows), nic.in_words(rows)
 

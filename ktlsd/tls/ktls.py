@@ -59,6 +59,11 @@ class Support(Struct, frozen=True):
     compiled_in: bool
     ulp: bool
 
+    @property
+    def engages(self) -> bool:
+        """Whether kTLS is there and not switched off."""
+        return self.mode is not Mode.OFF and self.compiled_in and self.ulp
+
 
 class Direction(enum.Enum):
     """TX is what the server sends, RX what it receives."""

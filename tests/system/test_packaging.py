@@ -233,6 +233,14 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
     assert not [name for name in there if name.endswith((".pyc", "_openssl.py"))]
 
 
+def test_the_kernel_module_of_the_tests_says_that_it_is_gpl() -> None:
+    """It is in no wheel: the next test knows all of a wheel's files."""
+    folder = REPOSITORY / "tests/vm/tlsnic"
+    for name, mark in (("tlsnic.c", "//"), ("Makefile", "#")):
+        assert (folder / name).read_text().startswith(f"{mark} SPDX-License-Identifier: GPL-2.0\n")
+    assert "GNU GENERAL PUBLIC LICENSE" in (folder / "COPYING").read_text()
+
+
 def test_the_wheel_has_all_that_is_installed(built: Path) -> None:
     name = f"ktlsd-{__version__}"
     with zipfile.ZipFile(built / f"{name}-py3-none-any.whl") as wheel:
