@@ -320,35 +320,11 @@ def test_the_server_only_calls_sendfile(server: Running, root: Path, tmp_path: P
     assert all(line.startswith("sendfile(") for line in of_file), of_file
 
 
-def test_the_policy_for_nics_prefers_tls_1_2_only_there(root: Path, tmp_path: Path) -> None:
-    config = tmp_path / "nic.toml"
-    config.write_text("tls_policy = 'nic'\n")
-    options = ("--config", str(config), "--log-level", "debug")
-    with serving(root, *options, state=tmp_path / "state", listen=LISTEN, wrapper=OWN) as server:
-
-        def negotiated(*chosen: str, host: str = ADDRESS) -> str:
-            lines, port = len(server.log), server.ports[LISTEN.index(f"{host}:0")]
-            assert curl(port, "/small.bin", *chosen, host=host).stdout == (root / "small.bin").read_bytes()
-            return path_of(server, lines)
-
-        assert " TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256 ktls tx=device rx=device" in negotiated()
-        assert " TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256 ktls tx=device rx=device" in negotiated(host=f"[{ADDRESS_6}]")
-        # Clients without one of both get what they have.
-        assert " TLSv1.3 TLS_AES_128_GCM_SHA256 ktls tx=software" in negotiated("--tlsv1.3")
-        assert " TLSv1.3 " in negotiated("--ciphers", "ECDHE-ECDSA-CHACHA20-POLY1305")
-        assert " TLSv1.3 " in negotiated("--curves", "X25519")
-        assert " tx=device" in negotiated(*TLS12)
-        # Loopback has no NIC.
-        lines = len(server.log)
-        assert get(server.ports[2], "/small.bin").status == 200
-        assert " TLSv1.3 " in path_of(server, lines)
-        assert not [line for line in server.log if IDLE in line]
-
-
-@pytest.fixture
-def sealed(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A mounted ext4 with a file that has fs-verity, sealed.bin, and one that anybody may write, plain.bin."""
-    image, mount = tmp_path / "image", tmp_path / "mount"
+    folder = tmp_path_factory.mktemp("sealed")
+    image, mount = folder / "image", folder / "mount"
     mount.mkdir()
     with image.open("wb") as file:
         file.truncate(16 * MIB)
@@ -365,36 +341,66 @@ def sealed(tmp_path: Path) -> Iterator[Path]:
         nic.command(f"umount {mount}")
 
 
-def test_zero_copy_is_for_files_that_never_change(sealed: Path, tmp_path: Path) -> None:
-    config = tmp_path / "zero-copy.toml"
-    config.write_text("zerocopy_sendfile = true\n")
-    plain, content = (sealed / "plain.bin").read_bytes(), (sealed / "sealed.bin").read_bytes()
+@pytest.fixture(scope="module")
+def for_nics(sealed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    state = tmp_path_factory.mktemp("for-nics")
+    config = state / "nic.toml"
+    config.write_text("tls_policy = 'nic'\nzerocopy_sendfile = true\n")
     options = ("--config", str(config), "--log-level", "debug")
-    with serving(sealed, *options, state=tmp_path / "state", listen=LISTEN[:1], wrapper=OWN) as server:
-        assert server.wait_for_line("zerocopy_sendfile: NICs read files with fs-verity, ")
-        with pytest.raises(PermissionError):
-            (sealed / "sealed.bin").open("r+b")
-        with parameter("drop_every", 20), Counted() as counted:
-            download = Download(server.port, "/sealed.bin")
-            download.read(100 * KIB)
-            assert "zc_ro_tx" in nic.command("ss -tie state established")
-            assert download.body() == content
-        assert counted.kernel["TlsTxDevice"] == 1
-        assert counted.nic["tx_tls_ooo"] > 0
-        # What is written in place meanwhile spoils no record that is sent again, for the kernel has made its copy.
-        with parameter("drop_every", 20), Counted() as counted:
-            download = Download(server.port, "/plain.bin")
-            download.read(100 * KIB)
-            assert "zc_ro_tx" not in nic.command("ss -tie state established")
-            with (sealed / "plain.bin").open("r+b") as file:
-                file.write(bytes(len(plain)))
-            body = download.body()
-        assert counted.nic["tx_tls_ooo"] > 0
-    assert len(body) == len(plain)
+    with serving(sealed, *options, state=state, listen=LISTEN, wrapper=OWN) as running:
+        yield running
+
+
+def test_the_policy_for_nics_prefers_tls_1_2_only_there(for_nics: Running) -> None:
+    def negotiated(*chosen: str, host: str = ADDRESS) -> str:
+        lines, port = len(for_nics.log), for_nics.ports[LISTEN.index(f"{host}:0")]
+        assert len(curl(port, "/sealed.bin", "-r", "0-999", *chosen, host=host).stdout) == 1000
+        return path_of(for_nics, lines)
+
+    preferred = " TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256 ktls tx=device rx=device"
+    assert preferred in negotiated()
+    assert preferred in negotiated(host=f"[{ADDRESS_6}]")
+    assert preferred in negotiated(*TLS12)
+    # Clients that lack what TLS 1.2 and the NIC need get TLS 1.3.
+    assert " TLSv1.3 TLS_AES_128_GCM_SHA256 ktls tx=software" in negotiated("--tlsv1.3")
+    assert " TLSv1.3 " in negotiated("--ciphers", "ECDHE-ECDSA-CHACHA20-POLY1305")
+    assert " TLSv1.3 " in negotiated("--curves", "X25519")
+    # Loopback has no NIC.
+    lines = len(for_nics.log)
+    assert get(for_nics.ports[2], "/sealed.bin").status == 200
+    assert " TLSv1.3 " in path_of(for_nics, lines)
+    assert not [line for line in for_nics.log if IDLE in line]
+
+
+def test_zero_copy_is_for_files_that_never_change(for_nics: Running, sealed: Path) -> None:
+    assert for_nics.wait_for_line("zerocopy_sendfile: NICs read files with fs-verity, ")
+    with pytest.raises(PermissionError):
+        (sealed / "sealed.bin").open("r+b")
+    with parameter("drop_every", 20), Counted() as counted:
+        download = Download(for_nics.port, "/sealed.bin")
+        download.read(100 * KIB)
+        assert "zc_ro_tx" in nic.command("ss -tie state established")
+        assert download.body() == (sealed / "sealed.bin").read_bytes()
+    assert counted.kernel["TlsTxDevice"] == 1
+    assert counted.nic["tx_tls_ooo"] > 0
+
+
+def test_writing_in_place_spoils_no_record_that_is_sent_again(for_nics: Running, sealed: Path) -> None:
+    """The kernel has made its copy of a file that may be written."""
+    before = (sealed / "plain.bin").read_bytes()
+    with parameter("drop_every", 20), Counted() as counted:
+        download = Download(for_nics.port, "/plain.bin")
+        download.read(100 * KIB)
+        assert "zc_ro_tx" not in nic.command("ss -tie state established")
+        with (sealed / "plain.bin").open("r+b") as file:
+            file.write(bytes(len(before)))
+        body = download.body()
+    assert counted.nic["tx_tls_ooo"] > 0
+    assert len(body) == len(before)
     # Old bytes, then those that were written, and nothing else.
     kept = len(body.rstrip(b"\0"))
     assert kept >= 100 * KIB
-    assert body[:kept] == plain[:kept]
+    assert body[:kept] == before[:kept]
 
 
 def test_the_nic_is_free_again(server: Running) -> None:
