@@ -31,6 +31,7 @@ from ktlsd.metrics.metrics import ACCEPTED, FAILED, LIMITED, OPEN, OPEN_TLS, Fai
 from ktlsd.openssl.errors import ConnectionLost, TLSError
 from ktlsd.protocol.client import make_client
 from ktlsd.protocol.http1 import Http1
+from ktlsd.protocol.http2 import Http2
 from ktlsd.protocol.refusals import last_words
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
@@ -142,12 +143,9 @@ class Arrivals:
             PlainTransport(sock, self._page_cache, self._row, service.settings.limits)
         ) as transport:
             client = make_client(peer, service.trusted, logged=logged, redirected=redirected)
-            begun = await Http1(
-                shared, transport, client, leaves_http2=service.settings.http2 and not redirected
-            ).serve()
+            may_be_http2 = service.settings.http2 and not redirected
+            begun = await Http1(shared, transport, client, leaves_http2=may_be_http2).serve()
             if begun:
-                from ktlsd.protocol.http2 import Http2
-
                 await Http2(shared, transport, client).serve(begun)
 
     async def _serve_tls(self, sock: socket.socket, peer: Peer, began: float) -> None:
@@ -162,8 +160,6 @@ class Arrivals:
         try:
             client = make_client(peer, shared.service.trusted, secured, logged=shared.access_log is not None)
             if secured.handshake.alpn == "h2":
-                from ktlsd.protocol.http2 import Http2
-
                 await Http2(shared, transport, client).serve()
             else:
                 await Http1(shared, transport, client).serve()

@@ -166,9 +166,6 @@ def _build(
 
         acme_folder.make(loaded, identity)
     service = Service(library, settings, support, former, renewing=renewing)
-    if service.settings.http2:
-        # Before workers are forked, and before a client waits for it.
-        import ktlsd.protocol.http2  # noqa: F401
     try:
         if not renewing:
             validate_service(service, loaded, former)

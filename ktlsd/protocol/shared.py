@@ -11,13 +11,13 @@ from ktlsd.config.limits import FileLimiter, LogThrottle
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
+from ktlsd.http2.head_cache import HeadCache
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import Row
 from ktlsd.service import Service
 
 if TYPE_CHECKING:
-    # HTTP/2 and the access log are imported only where they are used.
-    from ktlsd.http2.head_cache import HeadCache
+    # It is imported only if there is an access log.
     from ktlsd.logs.exchange_log import AccessLog
 
 
@@ -59,7 +59,5 @@ class Shared(Struct):
         """The memory of header blocks for this limit of header lists."""
         cache = self.head_caches.get(list_bytes)
         if cache is None:
-            from ktlsd.http2.head_cache import HeadCache
-
             cache = self.head_caches[list_bytes] = HeadCache(list_bytes)
         return cache
