@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_ports
 from ktlsd.http2.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 from ktlsd.http2.peer_settings import settings_frame
 from tests.http2.blocks import literals
 from tests.http2_client import Http2Client
+from tests.protocols import HTTP_1, plain_conversation
+from tests.proxies import running
 from tests.serving import WAIT_SECONDS, Running, connect_plain, parse, parse_all, read_to_end, serving
 
 BIG = os.urandom(3_000_001)
@@ -202,6 +205,30 @@ def test_curl(server: Running, tmp_path: Path) -> None:
     # By Upgrade.
     assert run(*common, "--http2", "--ipv4", url) == "1.1"
     assert out.read_bytes() == BIG
+
+
+def test_nginx_by_its_grpc_module(server: Running, tmp_path: Path) -> None:
+    """The one module of nginx 1.22 that speaks HTTP/2 to backends."""
+    (front,) = free_ports(1)
+    location = f"location / {{ grpc_pass grpc://127.0.0.1:{port_of(server)}; }}"
+    # nginx would give its workers up to another user, who may not enter a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    scratch = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(
+        f"daemon off; {user} pid {tmp_path}/nginx.pid; events {{ }}\n"
+        f"http {{ access_log off; {scratch} server {{ listen 127.0.0.1:{front}; {location} }} }}\n"
+    )
+    since = len(server.log)
+    words = ("nginx", "-e", "stderr", "-p", str(tmp_path), "-c", str(configuration))
+    with running("nginx", tmp_path, (front,), *words):
+        for target, body in (("/small.txt", b"small"), ("/big", BIG)):
+            with plain_conversation(front, HTTP_1) as connection:
+                answer = connection.get(target)
+            assert (answer.status, answer.body) == (200, body)
+    assert "HTTP/2.0" in server.wait_for_line('"GET /big ', since)
 
 
 def test_nghttp_and_h2load(server: Running) -> None:
