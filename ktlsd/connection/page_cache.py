@@ -35,6 +35,7 @@ FROM_DISK: Final = 524288
 PIECE: Final = 262144
 """Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
 
+_MOST_SPARE: Final = 4
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
 # Longer than this after a look, and pages that were in the page cache may have left it.
@@ -54,6 +55,7 @@ class PageCache:
         self._residency = Residency()
         self._probe = bytearray(1)
         self._memory = _memory()
+        self._spare: list[memoryview] = []
         self.loads = 0
         """Number of times that load() has used its memory."""
 
@@ -158,6 +160,16 @@ class PageCache:
         """The memory of load(), PIECE bytes, for parts of files between other bytes: fill()."""
         self.loads += 1
         return self._memory
+
+    def keep(self) -> None:
+        """Have the memory of frames() stay as it is, until give_back(): others get another one."""
+        self._memory = self._spare.pop() if self._spare else memoryview(bytearray(PIECE))
+
+    def give_back(self, memory: memoryview) -> None:
+        """What frames() gave, and was kept: the next load() uses it."""
+        if len(self._spare) < _MOST_SPARE:
+            self._spare.append(self._memory)
+        self._memory = memory
 
     def fill(
         self, places: Sequence[memoryview], descriptor: int, offset: int, identity: FileIdentity | None = None

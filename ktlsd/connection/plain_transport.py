@@ -40,7 +40,7 @@ class PlainTransport(PacedTransport):
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         return self._send_at_once_by_kernel(data)
 
-    async def send_text(self, data: bytes | bytearray) -> None:
+    async def send_text(self, data: bytes | bytearray | memoryview) -> None:
         await self._send_by_kernel(data, 0)
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:

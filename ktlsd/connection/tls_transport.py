@@ -32,6 +32,8 @@ USER_SPACE_CHUNK: Final = 131072
 """Bytes read and encrypted at once without kTLS, at first."""
 _AFTER_WAIT: Final = 65536
 """The same if the socket was full: the rest is read a second time."""
+_RECORD: Final = 16384
+"""Bytes of the largest TLS record."""
 _LONGEST_HEAD: Final = 65536
 """Bytes before a file that go out with its first ones."""
 _UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"
@@ -110,15 +112,22 @@ class Transport(PacedTransport):
         self._note_written(len(data))
         return b""
 
-    def send_view(self, data: memoryview) -> bytes:
+    def send_view(self, data: memoryview) -> memoryview:
         if self._kernel_sends:
             return super().send_view(data)
-        if self._tls.write(data) is not None:
-            return bytes(data)
+        several = len(data) > _RECORD
+        if several:
+            # Each record is a write(2) of OpenSSL's.
+            self._fill_segments(True)
+        wait = self._tls.write(data)
+        if several:
+            self._fill_segments(False)
+        if wait is not None:
+            return data
         self._note_written(len(data))
-        return b""
+        return data[:0]
 
-    async def send_text(self, data: bytes | bytearray) -> None:
+    async def send_text(self, data: bytes | bytearray | memoryview) -> None:
         if self._kernel_sends:
             # Without OpenSSL, which would first send a KeyUpdate that it owes.
             await self._send_by_kernel(data, 0)
@@ -153,7 +162,15 @@ class Transport(PacedTransport):
         return Rest(b"", offset + taken, count - taken) if count > taken else None
 
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
-        while (wait := self._tls.write(data)) is not None:
+        several = len(data) > _RECORD
+        while True:
+            if several:
+                self._fill_segments(True)
+            wait = self._tls.write(data)
+            if several:
+                self._fill_segments(False)
+            if wait is None:
+                break
             await self._progress(wait)
         self._note_written(len(data))
 

@@ -152,9 +152,9 @@ class PacedTransport(abc.ABC):
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         """Send bytes from memory without waiting; the unsent rest of them, for send_text(). Raises TLSError."""
 
-    def send_view(self, data: memoryview) -> bytes:
-        """The same as send_at_once() for memory that others use afterwards. Raises TLSError."""
-        return bytes(data[self._give_to_kernel(data, 0) :])
+    def send_view(self, data: memoryview) -> memoryview:
+        """The same as send_at_once() for a batch of frames. Raises TLSError."""
+        return data[self._give_to_kernel(data, 0) :]
 
     def hold_back(self) -> None:
         """Have what is sent from now on share packets with the end of the connection: finish(unread=True) follows."""
@@ -168,7 +168,7 @@ class PacedTransport(abc.ABC):
             return
 
     @abc.abstractmethod
-    async def send_text(self, data: bytes | bytearray) -> None:
+    async def send_text(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes from memory. Raises TLSError, or TooSlow when the client does not keep pace."""
 
     @abc.abstractmethod
@@ -215,9 +215,9 @@ class PacedTransport(abc.ABC):
         Raises ConnectionLost, or OSError when the file cannot be read.
         """
 
-    async def _send_by_kernel(self, data: bytes | bytearray, flags: int) -> None:
+    async def _send_by_kernel(self, data: bytes | bytearray | memoryview, flags: int) -> None:
         """Give bytes to the socket itself (send(2) flags)."""
-        while data and (data := self._send_at_once_by_kernel(data, flags)):
+        while data and (data := data[self._give_to_kernel(data, flags) :]):
             await self._progress(Wait.WRITABLE)
 
     def _send_at_once_by_kernel(self, data: bytes | bytearray, flags: int = 0) -> bytes | bytearray:

@@ -6,6 +6,7 @@ every connection, can be remembered with its response, and a field can be put be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -32,14 +33,25 @@ def encode_field(field: Field) -> bytes:
     if index is not None:
         return _integer(0x80, 7, index)
     name, value = field
+    return _literal(name) + _length(len(value)) + value
+
+
+@functools.lru_cache(maxsize=256)
+def _literal(name: bytes) -> bytes:
+    """The beginning of a literal, with its name."""
     pattern = 0x10 if name in _SECRET else 0
     index = _NAMES.get(name)
-    head = _integer(pattern, 4, index) if index is not None else _integer(pattern, 4, 0) + _string(name)
-    return head + _string(value)
+    return _integer(pattern, 4, index) if index is not None else _integer(pattern, 4, 0) + _string(name)
 
 
 def _string(text: bytes) -> bytes:
-    return _integer(0, 7, len(text)) + text
+    return _length(len(text)) + text
+
+
+@functools.lru_cache(maxsize=256)
+def _length(count: int) -> bytes:
+    """The length of a string."""
+    return _integer(0, 7, count)
 
 
 def _integer(pattern: int, bits: int, value: int) -> bytes:

@@ -184,7 +184,7 @@ class Sender:
         if not alone:
             room = min(room, SHARED_TURN_BYTES - before % RECORD_BYTES)
         allowed = min(stream.offered, stream.window, self.window)
-        sizes = frame_sizes(allowed, room, before, self._largest_payload)
+        sizes = frame_sizes(min(allowed, room), room, before % RECORD_BYTES, self._largest_payload)
         count = sum(sizes)
         stream.offered -= count
         stream.window -= count

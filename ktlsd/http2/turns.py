@@ -6,6 +6,7 @@ a HEADERS frame, shorten it. A client that takes larger frames gets frames of se
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from msgspec import Struct
@@ -45,13 +46,35 @@ class Turn(Struct, frozen=True, gc=False):
 
         The next `frame_bytes` of the memory are used.
         """
-        places = []
-        for header, size in zip(self.headers(end=end), self.sizes, strict=True):
+        found = [memory[start + begin : start + stop] for begin, stop in places(self.sizes)]
+        self.put_headers(memory, start, end=end)
+        return found
+
+    def put_headers(self, memory: memoryview, start: int, *, end: bool = True) -> None:
+        """The same without the places, which places() has."""
+        # Most frames of a turn have one size.
+        header, of_size = b"", -1
+        for size in self.sizes:
+            if size != of_size:
+                header, of_size = data_header(size, self.stream_id, end=False), size
             piece = start + HEADER_BYTES
             memory[start:piece] = header
             start = piece + size
-            places.append(memory[piece:start])
-        return places
+        if self.last and end:
+            start -= self.sizes[-1]
+            memory[start - HEADER_BYTES : start] = data_header(self.sizes[-1], self.stream_id, end=True)
+
+
+@functools.lru_cache(maxsize=64)
+def places(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Begin and end of each frame's payload, from the begin of the turn on."""
+    found = []
+    end = 0
+    for size in sizes:
+        begin = end + HEADER_BYTES
+        end = begin + size
+        found.append((begin, end))
+    return tuple(found)
 
 
 def largest_payload(most_frame_bytes: int) -> int:
@@ -59,6 +82,7 @@ def largest_payload(most_frame_bytes: int) -> int:
     return most_frame_bytes // RECORD_BYTES * RECORD_BYTES - HEADER_BYTES
 
 
+@functools.lru_cache(maxsize=64)
 def frame_sizes(count: int, room: int, before: int, largest: int) -> tuple[int, ...]:
     """The sizes of frames for `count` bytes or less, with their headers in `room` bytes or less.
 

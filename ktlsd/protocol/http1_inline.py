@@ -21,6 +21,7 @@ from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
+from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol import http1_writer as writer
@@ -142,6 +143,9 @@ class InlineResponses:
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
+            if not entry.head:
+                # It was remembered over HTTP/2.
+                entry.head = writer.beginning(entry.response.status, self._fields(entry.response))
             made = self._join(entry.head, closes, descriptor, entry.part, entry.body, entry.identity)
             if made is None:
                 return None
@@ -174,7 +178,7 @@ class InlineResponses:
         try:
             if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
                 return None
-            data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
+            data = writer.beginning(response.status, self._fields(response))
             exchange.remember(opened, data)
             if isinstance(body, bytes):
                 made = self._join(data, head.closes, -1, None, body)
@@ -187,6 +191,9 @@ class InlineResponses:
         if made is not None:
             self._count(exchange, response, made)
         return made
+
+    def _fields(self, response: Response) -> Fields:
+        return fields_of(response, self._shared.service.server_field)
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
         self._responder.count(response)

@@ -72,6 +72,7 @@ class Http2:
             "_engine",
             "_failed",
             "_idle_since",
+            "_kept",
             "_large",
             "_limits",
             "_moved",
@@ -94,8 +95,10 @@ class Http2:
         """Requests with a body that is being skipped, and when they came, the oldest first."""
         self._turns: list[tuple[Turn, Body]] = []
         """Those in the batch that is being sent."""
-        self._unsent = b""
+        self._unsent: bytes | memoryview = b""
         """The rest of that batch."""
+        self._kept: memoryview | None = None
+        """The memory of the page cache that it is in."""
         self._moved = 0
         """Bytes of bodies that were sent."""
         self._idle_since = 0.0
@@ -131,6 +134,7 @@ class Http2:
                 if not await self._work():
                     return
         finally:
+            self._give_back()
             self._responses.close()
 
     def idle_since(self, now: float) -> float:
@@ -377,9 +381,17 @@ class Http2:
         """Send one batch as far as that goes without waiting."""
         data = self._next_batch()
         if data:
-            self._unsent = self.transport.send_view(data)
+            self._send_view(data)
             if not self._unsent:
                 self._batch_sent()
+
+    def _send_view(self, data: memoryview) -> None:
+        """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
+        self._unsent = self.transport.send_view(data)
+        if self._unsent and self._turns:
+            # Most of it is in memory that the next connection would use.
+            self._kept = self.transport.page_cache.frames()
+            self.transport.page_cache.keep()
 
     async def _send(self) -> bool:
         """Send what waits, or the next batch; whether there was any."""
@@ -387,19 +399,27 @@ class Http2:
             data = self._next_batch()
             if not data:
                 return False
-            self._unsent = self.transport.send_view(data)
+            self._send_view(data)
         if self._unsent:
             await self.transport.send_text(self._unsent)
             self._unsent = b""
+            self._give_back()
         self._batch_sent()
         return True
 
+    def _give_back(self) -> None:
+        if self._kept is not None:
+            self.transport.page_cache.give_back(self._kept)
+            self._kept = None
+
     def _batch_sent(self) -> None:
         """The socket has all of the batch."""
-        turns, self._turns = self._turns, []
-        for turn, body in turns:
-            self._turn_sent(turn, body)
-        self._responses.written()
+        if self._turns:
+            turns, self._turns = self._turns, []
+            for turn, body in turns:
+                self._turn_sent(turn, body)
+        if self._responses.whole:
+            self._responses.written()
 
     def _turn_sent(self, turn: Turn, body: Body) -> None:
         self._sender.sent(turn)
@@ -428,11 +448,11 @@ class Http2:
             if PIECE - used < _LEAST_ROOM:
                 break
             turn = sender.next_turn(PIECE - used, used)
-        return memory[:used]
+        return memory[:used] if self._turns else memoryview(data)
 
     def _fill(self, turn: Turn, body: Body, memory: memoryview) -> bool:
         """Write a turn's frames; False if it has to wait for a disk, or cannot be sent."""
-        turn.write_headers(memory, 0)
+        turn.put_headers(memory, 0)
         mark = body.mark()
         reads = body.fill(memory, turn.sizes)
         fill = self.transport.page_cache.fill

@@ -17,6 +17,7 @@ import trio
 from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http2.frames import HEADER_BYTES
+from ktlsd.http2.turns import places
 from ktlsd.site.lookup import OpenFile
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class FileRead(NamedTuple):
     """A part of the file, and its places in a turn of frames: begin and end of each, in bytes from its begin on."""
 
     offset: int
-    places: list[tuple[int, int]]
+    places: Sequence[tuple[int, int]]
 
     def views(self, memory: memoryview) -> list[memoryview]:
         """The places; `memory` is that of the turn."""
@@ -126,11 +127,20 @@ class Body:
         if count < part.count:
             self._pieces.insert(index + 1, ByteRange(part.offset + count, part.count - count))
 
-    def fill(self, memory: memoryview, sizes: Sequence[int]) -> list[FileRead]:
+    def fill(self, memory: memoryview, sizes: tuple[int, ...]) -> list[FileRead]:
         """Put the next bytes into frames of these sizes, whose headers are in `memory`; what is to be read of the file
         for the rest of them."""
-        reads: list[FileRead] = []
         pieces = self._pieces
+        first, count = pieces[0], sum(sizes)
+        if isinstance(first, ByteRange) and first.count >= count:
+            # As most turns are: all of it is one part of the file.
+            if first.count > count:
+                pieces[0] = ByteRange(first.offset + count, first.count - count)
+            else:
+                pieces.popleft()
+            return [FileRead(first.offset, places(sizes))]
+        reads: list[FileRead] = []
+        found: list[tuple[int, int]] = []
         position = 0
         read_end = -1
         for size in sizes:
@@ -146,8 +156,9 @@ class Body:
                 else:
                     count = min(piece.count, end - position)
                     if piece.offset != read_end:
-                        reads.append(FileRead(piece.offset, []))
-                    reads[-1].places.append((position, position + count))
+                        found = []
+                        reads.append(FileRead(piece.offset, found))
+                    found.append((position, position + count))
                     read_end = piece.offset + count
                     left = piece.count - count
                     rest = ByteRange(read_end, left)

@@ -30,7 +30,6 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import ErrorCode
 from ktlsd.http2.sender import Sender
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED
-from ktlsd.protocol import http1_writer
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
@@ -145,7 +144,8 @@ class Http2Responses:
         log_refusal(lambda: client.described(client.origin), head, response)
         if log is not None:
             log.answered(response.status.value, 0)
-        self._give(stream_id, self._block(response), cast(bytes, response.body), body)
+        block = self._beginning(response) + self._date.block()
+        self._give(stream_id, block, cast(bytes, response.body), body)
 
     async def _answer_in_task(self, stream_id: int, head: RequestHead, body: Body) -> None:
         try:
@@ -183,7 +183,8 @@ class Http2Responses:
             kept = False
             try:
                 if not entry.block:
-                    entry.block = writer.beginning(entry.response.status, entry.response.fields)
+                    # It was remembered over HTTP/1.1.
+                    entry.block = self._beginning(entry.response)
                 block = entry.block + self._date.block()
                 data = entry.body if part is None else self._small(file, part)
                 if data is None:
@@ -216,10 +217,12 @@ class Http2Responses:
             log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
-            block = self._block(response)
-            if exchange.head.alone and (opened is not None or answer.lacking is not None):
-                fields = fields_of(response, self._shared.service.server_field)
-                exchange.remember(opened, http1_writer.beginning(response.status, fields))
+            beginning = self._beginning(response)
+            if exchange.head.alone:
+                entry = exchange.remember(opened, b"")
+                if entry is not None and entry.response is response:
+                    entry.block = beginning
+            block = beginning + self._date.block()
             content, data = response.body, None
             if isinstance(content, bytes):
                 data = content
@@ -239,9 +242,9 @@ class Http2Responses:
             else:
                 self._offer(stream_id, body, cast("ByteRange | Multipart", content))
 
-    def _block(self, response: Response) -> bytes:
-        fields = fields_of(response, self._shared.service.server_field)
-        return writer.beginning(response.status, fields) + self._date.block()
+    def _beginning(self, response: Response) -> bytes:
+        """The header block but for Date."""
+        return writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
 
     def _small(self, body: Body, part: ByteRange) -> bytes | None:
         """A small part of the body's file; None if it is larger, or a disk has to be waited for."""

@@ -6,6 +6,8 @@ and Date, which is encoded once a second, follows it.
 
 from __future__ import annotations
 
+import functools
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -13,14 +15,20 @@ from ktlsd.http.fields import Fields
 from ktlsd.http2.hpack_encoder import encode, encode_field
 from ktlsd.protocol.shared import Clock
 
+_LINE_END: Final = re.compile(rb"[\r\n\0]")
 _STATUS: Final = {status: encode_field((b":status", b"%d" % status)) for status in HTTPStatus}
+
+
+@functools.lru_cache(maxsize=256)
+def _name(name: str) -> bytes:
+    return name.lower().encode("ascii")
 
 
 def beginning(status: HTTPStatus, fields: Fields) -> bytes:
     """The status and these fields. Raises ValueError for a line end in a field."""
-    encoded = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in fields]
+    encoded = [(_name(name), value.encode("ascii")) for name, value in fields]
     block = _STATUS[status] + encode(encoded)
-    if any(b"\n" in value or b"\r" in value or b"\0" in value for _, value in encoded):
+    if _LINE_END.search(b" ".join([value for _, value in encoded])):
         # Every value is checked where it is made; proxies that speak HTTP/1.1 count on it.
         raise ValueError(f"a line end in the fields {fields}")
     return block

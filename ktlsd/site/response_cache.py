@@ -38,7 +38,7 @@ LONGEST_BODY: Final = 131_072
 MOST_BODY_BYTES: Final = 16_777_216
 """Maximum size of all cached bodies, in bytes."""
 
-_ENTRY_BYTES: Final = 2048
+_ENTRY_BYTES: Final = 2304
 # A recently changed file can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
@@ -79,7 +79,7 @@ class CacheEntry(Struct, eq=False, gc=False):
     key: CacheKey
     response: Response
     head: bytes
-    """The head in HTTP/1.1, but for Date and what the request decides."""
+    """The head in HTTP/1.1, but for Date and what the request decides; empty before its first use."""
     sources: tuple[Look, ...]
     """The file that is sent, and the one that it was made from."""
     folders: tuple[Look, ...]
@@ -101,7 +101,7 @@ class CacheEntry(Struct, eq=False, gc=False):
     @property
     def size(self) -> int:
         """Approximate size in bytes."""
-        return _ENTRY_BYTES + 2 * self.key.size + len(self.head)
+        return _ENTRY_BYTES + 2 * self.key.size
 
     @property
     def identity(self) -> FileIdentity | None:
@@ -257,7 +257,7 @@ class ResponseCache:
         asked_ns: int | None = None,
     ) -> CacheEntry | None:
         """Cache a response whose head in HTTP/1.1 is `head`, but for Date and what the request decides, if that is
-        safe.
+        safe. The head may be empty if it is not known yet.
 
         `rules` has the paths of rule files below the root; None if other files influence the response. `asked_ns` is
         the time at which the decision began, in ns since the epoch; by default the current time.
