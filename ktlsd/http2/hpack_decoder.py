@@ -25,7 +25,7 @@ from ktlsd.http2.huffman import decode as decode_huffman
 BOMB_FACTOR: Final = 4
 """A header list of more than this many times the limit is a connection error."""
 
-_MOST_STRINGS: Final = 2048
+_MOST_STRINGS: Final = 8192
 _LONGEST_KEPT: Final = 256
 """Bytes of a coded string that is kept."""
 _LARGEST_SHIFT: Final = 21
