@@ -46,7 +46,9 @@ class Http2Client:
         window: int | None = None,
         frame_bytes: int | None = None,
         scheme: str = "https",
+        renewed: int | None = None,
     ) -> None:
+        """`window` is not renewed, `renewed` is; by default it is that of the RFC."""
         self.socket = connection
         self.scheme = scheme
         if connection.family != socket.AF_UNIX:
@@ -56,8 +58,9 @@ class Http2Client:
         config.normalize_outbound_headers = False
         self.http = h2.connection.H2Connection(config)
         changes = {}
-        if window is not None:
-            changes[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE] = window
+        initial = renewed if window is None else window
+        if initial is not None:
+            changes[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE] = initial
         if frame_bytes is not None:
             changes[h2.settings.SettingCodes.MAX_FRAME_SIZE] = frame_bytes
         self.http.local_settings = h2.settings.Settings(client=True, initial_values=changes)
@@ -67,6 +70,8 @@ class Http2Client:
         if window is not None:
             # The connection's is out of the way.
             self.http.increment_flow_control_window(1 << 30)
+        elif renewed is not None:
+            self.http.increment_flow_control_window(renewed)
         self.renews = window is None
         self.streams: dict[int, Stream] = {}
         self.goaways: list[int] = []

@@ -61,11 +61,11 @@ def begin_download(port: int, name: bytes = b"large.bin") -> tuple[ssl.SSLSocket
 
 
 @contextlib.contextmanager
-def downloading(port: int, name: str = "large.bin") -> Iterator[list[tuple[Conversation, Download]]]:
-    """The same by each protocol."""
+def downloading(port: int, *names: str) -> Iterator[list[tuple[Conversation, Download]]]:
+    """The same by each protocol, or one by each."""
     with contextlib.ExitStack() as stack:
         begun = []
-        for protocol in PROTOCOLS:
+        for protocol, name in zip(PROTOCOLS, names or ["large.bin"] * len(PROTOCOLS), strict=True):
             client = stack.enter_context(conversation(port, protocol))
             download = client.begin(f"/{name}")
             download.read(1)
@@ -109,10 +109,10 @@ def test_a_file_that_is_replaced_arrives_as_it_was_opened(server: Running, root:
 def test_a_file_that_leaves_the_root_arrives_whole(server: Running, root: Path) -> None:
     before = (root / "large.bin").read_bytes()
     os.link(root / "large.bin", root / "other.bin")
-    with downloading(server.port) as moved, downloading(server.port, "other.bin") as removed:
+    with downloading(server.port, "other.bin", "large.bin") as downloads:
         os.rename(root / "large.bin", root.parent / "outside.bin")
         os.unlink(root / "other.bin")
-        for client, download in (*moved, *removed):
+        for client, download in downloads:
             assert download.answer().body == before
             assert [client.get(f"/{name}").status for name in ("large.bin", "other.bin")] == [404, 404]
 
