@@ -14,7 +14,7 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,20 +159,38 @@ def tls_socket(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     return context.wrap_socket(raw, suppress_ragged_eofs=False)
 
 
-@pytest.mark.parametrize("drop_every", [0, 100])
-def test_requests_arrive_by_the_nic_and_in_order(server: Running, root: Path, drop_every: int) -> None:
+@contextlib.contextmanager
+def losing() -> Iterator[None]:
+    with parameter("drop_every", 100):
+        yield
+
+
+@contextlib.contextmanager
+def reordering() -> Iterator[None]:
+    """Every tenth packet of clients overtakes those that wait for 3 ms."""
+    nic.command(f"ip netns exec {nic.CLIENT} tc qdisc add dev {nic.PEER} root netem delay 3ms reorder 10% gap 10")
+    try:
+        yield
+    finally:
+        nic.command(f"ip netns exec {nic.CLIENT} tc qdisc delete dev {nic.PEER} root")
+
+
+@pytest.mark.parametrize("wire", [contextlib.nullcontext, losing, reordering])
+def test_requests_arrive_by_the_nic_and_in_order(
+    server: Running, root: Path, wire: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
     requests = [
         f"GET /small.bin HTTP/1.1\r\nHost: nic\r\nRange: bytes={n}-{n}\r\nCookie: {'c' * 6000}\r\n" for n in range(200)
     ]
     requests[-1] += "Connection: close\r\n"
     context = client_context(newest=ssl.TLSVersion.TLSv1_2)
-    with parameter("drop_every", drop_every), Counted() as counted, tls_socket(server.port, context) as connection:
+    with wire(), Counted() as counted, tls_socket(server.port, context) as connection:
         connection.sendall("\r\n".join([*requests, ""]).encode())
         answers = parse_all(read_to_end(connection))
     assert b"".join(answer.body for answer in answers) == (root / "small.bin").read_bytes()[:200]
     assert counted.kernel["TlsRxDevice"] == 1
-    assert counted.nic["rx_tls_decrypted_bytes"] > (0 if drop_every else MIB)
-    assert (counted.nic["wire_lost"] > 0) == bool(drop_every)
+    assert counted.nic["rx_tls_decrypted_bytes"] > (MIB if wire is contextlib.nullcontext else 0)
+    assert (counted.nic["wire_lost"] > 0) == (wire is losing)
     assert counted.nic["rx_tls_bad_tag"] == 0
 
 
