@@ -99,7 +99,7 @@ class Orders:
             if why := plan.reason(record, asked, now):
                 if plan.may_try(record, now, forced=self._job.forced):
                     print(
-                        f"certificate for {', '.join(wanted.names)}: ordered from {self._directory_url}: {why}",
+                        f"certificate for {wanted.label}: ordered from {self._directory_url}: {why}",
                         flush=True,
                     )
                     record = self._renewed(wanted, record)
@@ -257,7 +257,7 @@ class Orders:
                 # The other challenge may get through where this one did not.
                 if number + 1 == len(kinds) or not all(suitable(name, kinds[number + 1 :]) for name in wanted.names):
                     raise
-                print(f"certificate for {', '.join(wanted.names)}: {refused}; trying {kinds[number + 1]}", flush=True)
+                print(f"certificate for {wanted.label}: {refused}; trying {kinds[number + 1]}", flush=True)
                 continue
             return self._issued(wanted, client, order, key)
         raise Problem("tls-alpn-01 is not possible here, and http-01 needs http_listen")

@@ -25,6 +25,7 @@ DIRECTORIES: Final = {
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _LONGEST_NAME: Final = 253
 _MOST_NAMES: Final = 100
+_MOST_TOLD: Final = 4
 # https://letsencrypt.org/docs/profiles/: 25 names in "tlsserver" and "shortlived".
 _FEWER_NAMES: Final = {"tlsserver": 25, "shortlived": 25}
 # RFC 6761, RFC 6762, RFC 7686, RFC 8375, and ICANN's reservation of "internal" (2024).
@@ -43,6 +44,12 @@ class Wanted(Struct, frozen=True):
     def name(self) -> str:
         """The first name, for logs, metrics and file names."""
         return self.names[0]
+
+    @property
+    def label(self) -> str:
+        """Its names for a log line."""
+        more = len(self.names) - _MOST_TOLD
+        return ", ".join(self.names[:_MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def wanted(settings: Settings) -> list[Wanted]:

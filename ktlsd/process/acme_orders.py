@@ -166,7 +166,7 @@ class Orders:
 
     def _tell(self, certificate: Wanted, before: Record, now: float) -> bool:
         """Log what a run has changed; True for a new certificate."""
-        record, names = self._records[certificate.name], ", ".join(certificate.names)
+        record, names = self._records[certificate.name], certificate.label
         if record.ends and (record.begins, record.ends) != (before.begins, before.ends):
             log.log(
                 *(NOTICE, "certificate for %s: %s"),

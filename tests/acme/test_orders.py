@@ -65,6 +65,16 @@ def test_a_first_certificate(authority: Pebble, www: Path, challenge: str, worke
     assert record(www)["problem"] == ""
 
 
+def test_answers_in_the_operators_folder(authority: Pebble, www: Path) -> None:
+    """Another server may answer from there: this one only writes."""
+    folder = www.parent / "answers"
+    folder.mkdir()
+    (folder / "of-another-client").write_text("kept")
+    with site(authority, www, "--acme-challenges", str(folder), table='challenges = "http-01"') as server:
+        server.wait_for_line(ISSUED)
+    assert [path.name for path in folder.iterdir()] == ["of-another-client"]
+
+
 def test_a_certificate_that_is_there_is_not_ordered_again(authority: Pebble, www: Path) -> None:
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
@@ -229,6 +239,26 @@ esac
     assert [action for action, _, _ in said] == ["add", "add", "wait", "wait", "remove", "remove"]
     assert {name for _, name, _ in said} == {"_acme-challenge.example.test"}
     assert len({text for _, _, text in said}) == 2
+
+
+def test_records_that_a_killed_process_left_are_removed(authority: Pebble, www: Path) -> None:
+    calls, hook = www.parent / "calls", www.parent / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$1 $3" >>{calls}\n[ $1 != wait ] || exec sleep 5\n')
+    hook.chmod(0o755)
+
+    def called() -> list[str]:
+        return calls.read_text().splitlines() if calls.exists() else []
+
+    with site(authority, www, table=f'dns_hook = "{hook}"') as server:
+        assert eventually(lambda: any(call.startswith("wait ") for call in called()))
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    left = called()[0].removeprefix("add ")
+    assert f"remove {left}" not in called()
+    hook.write_text(f'#!/bin/sh\necho "$1 $3" >>{calls}\nexit 1\n')
+    with site(authority, www, table=f'dns_hook = "{hook}"') as server:
+        server.wait_for_line("not issued: dns_hook add ")
+    assert f"remove {left}" in called()
 
 
 def test_a_hook_that_fails_is_named(authority: Pebble, www: Path) -> None:

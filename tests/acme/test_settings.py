@@ -44,6 +44,12 @@ def test_names_are_compared_as_certificates_have_them(tmp_path: Path) -> None:
     assert certificate.names == ("a.example.org", "2a00:1450::ff")
 
 
+def test_a_log_line_has_few_names(tmp_path: Path) -> None:
+    names = [f"{number}.example.org" for number in range(7)]
+    (certificate,) = wanted(combine({"root": ".", "acme": names}, {}))
+    assert certificate.label == "0.example.org, 1.example.org, 2.example.org, 3.example.org and 3 more"
+
+
 def test_given_addresses_stay(tmp_path: Path) -> None:
     path = written(tmp_path, 'http_listen = []\n[acme]\nnames = "example.org"\n')
     settings = combine({"root": ".", "config": path, "listen": [":8443"]}, {})
