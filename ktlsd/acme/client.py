@@ -208,7 +208,7 @@ class Orders:
             if "renewalInfo" not in client.directory.to_partial_json():
                 return plan.suggested(record, None, None)
             when, again = client.renewal_time(self._folder.pem(wanted.name).read_bytes())
-        except (errors.Error, messages.Error, JoseError, OSError):
+        except (errors.Error, messages.Error, JoseError, OSError, ValueError, x509.ExtensionNotFound):
             return plan.suggested(record, None, now + plan.ARI_SECONDS)
         ask_at = min(max(again.timestamp(), now + plan.MINUTE), now + plan.DAY)
         return plan.suggested(record, None if when is None else when.timestamp(), ask_at)
@@ -241,7 +241,12 @@ class Orders:
             self._remove_dns(name, text)
         if (key := self._key_of(wanted, record)) is not None and (order := self._left_behind(record)) is not None:
             order = order.update(csr_pem=self._csr(wanted, key))
-            return self._issued(wanted, client, order, key)
+            try:
+                return self._issued(wanted, client, order, key)
+            except errors.TimeoutError:
+                raise
+            except (Problem, errors.Error, messages.Error):
+                print(f"certificate for {wanted.label}: an earlier order is of no use; ordered anew", flush=True)
         self._check_profile(client)
         key = _new_key(self._options.key_type)
         # Before there is an order: if the disk is full, none is made.

@@ -331,12 +331,22 @@ def test_an_order_that_was_paid_for_is_fetched(authority: Pebble, www: Path) -> 
         stand_in = pem(www).read_bytes()
         server.wait_for_line(ISSUED)
         first = pem(www).read_bytes()
-    (folder / f"{NAME}.pending.pem").write_bytes(left[0])
-    pem(www).with_suffix(".json").write_bytes(left[1])
-    pem(www).write_bytes(stand_in)
+
+    def restore() -> None:
+        (folder / f"{NAME}.pending.pem").write_bytes(left[0])
+        pem(www).with_suffix(".json").write_bytes(left[1])
+        pem(www).write_bytes(stand_in)
+
+    restore()
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
     assert pem(www).read_bytes() == first
+    # It is of no use for other names.
+    restore()
+    with site(authority, www, names=f"{NAME},other.example.test") as server:
+        server.wait_for_line("an earlier order is of no use; ordered anew$")
+        server.wait_for_line(ISSUED)
+        assert eventually(lambda: is_trusted(authority, "other.example.test"))
 
 
 def test_two_servers_with_one_state_folder_order_once(authority: Pebble, www: Path) -> None:

@@ -232,6 +232,14 @@ def host_mirror() -> str | None:
     return None
 
 
+def debootstrap_mirror() -> str:
+    """The mirror that debootstrap takes if none is named."""
+    found = re.search(r'^DEF_MIRROR="(\S+)"', Path(tool("debootstrap")).read_text(), re.MULTILINE)
+    if found is None:
+        raise MachineError("debootstrap names no mirror: name one in KTLSD_VM_MIRROR")
+    return found[1]
+
+
 # --- what is prepared -----------------------------------------------------------------------------------------------
 
 
@@ -279,9 +287,7 @@ def apt_of(mirror: str, suite: str) -> Iterator[tuple[Path, list[str]]]:
 
 def fetch_package(name: str, suite: str, target: Path) -> None:
     """A package of Debian, unpacked."""
-    mirror = host_mirror()
-    if mirror is None:
-        raise MachineError(f"apt here has no Debian to fetch {name} from: name a mirror in KTLSD_VM_MIRROR")
+    mirror = host_mirror() or debootstrap_mirror()
     with made_whole(target) as partial, apt_of(mirror, suite) as (apt, options):
         call("apt-get", *options, "download", name, cwd=apt)
         [archive] = apt.glob(f"{name}_*.deb")
