@@ -141,7 +141,9 @@
       for (const [name, text] of Object.entries(shown.figures)) document.getElementById(name).textContent = text;
       for (const [name, rows] of Object.entries(shown.tables)) {
         const text = JSON.stringify(rows);
-        if (latest[name] !== text) fill(document.getElementById(name), rows);
+        // A reload can bring a table that this page was made without.
+        const body = document.getElementById(name);
+        if (body && latest[name] !== text) fill(body, rows);
         latest[name] = text;
       }
     } catch {
