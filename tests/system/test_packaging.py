@@ -219,7 +219,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheels(built: Path) -> Path:
     """A folder with the wheels of ktlsd and of all that it needs, for the Python that runs the tests."""
     folder = built.parent / "wheels"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, next(built.glob("*.whl")))
+    run(sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, f"{next(built.glob('*.whl'))}[acme]")
     return folder
 
 
