@@ -123,7 +123,7 @@ def refuse_method(method: str) -> Response | None:
 def decide(request: Request, found: Representation | Moved | Miss, now: float, boundary: str) -> Response:
     """The response to a GET or HEAD; `now` is in seconds since the epoch, `boundary` for multipart/byteranges."""
     if isinstance(found, Miss):
-        return _OF_MISSES[found, request.method == "HEAD"]
+        return short(found.status, found.reason, head=request.method == "HEAD")
     if isinstance(found, Moved):
         return short(found.status, head=request.method == "HEAD", extra=(("Location", found.location),))
     return _decide_representation(request, found, now, boundary)
@@ -152,12 +152,6 @@ def short(
     text = f"{status.value} {status.phrase}\n".encode("ascii")
     fields = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text))), *extra)
     return Response(status, fields, b"" if head else text, reason, close)
-
-
-# Scanners ask for a great many names that do not exist.
-_OF_MISSES: Final = {
-    (miss, head): short(miss.status, miss.reason, head=head) for miss in Miss for head in (False, True)
-}
 
 
 def _decide_representation(request: Request, found: Representation, now: float, boundary: str) -> Response:

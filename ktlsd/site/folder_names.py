@@ -33,7 +33,7 @@ MOST_AT_ONCE: Final = 2_000
 """Names of a folder that are read while a request waits: about 2 ms."""
 MOST_NAMES: Final = 100_000
 """Names of a folder that is kept."""
-LATELY_SECONDS: Final = 0.02
+LATELY_SECONDS: Final = 0.2
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
 # A folder that has changed lately can change again without a change of its times: their clock has ticks.
