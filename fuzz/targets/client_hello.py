@@ -45,6 +45,12 @@ def check(data: bytes) -> None:
     if isinstance(found, Asked):
         assert found.server_name is None or host_name(found.server_name) == found.server_name
         assert found.ticket_key_name is None or 0 < len(found.ticket_key_name) <= 16
+    looking = HelloReader(acme=True).read(data)
+    if isinstance(looking, Asked) and looking.acme:
+        assert isinstance(found, Asked)
+        assert looking.server_name == found.server_name
+    else:
+        assert looking == found
     _check_prefixes(data, found)
     seen = _openssl_sees(data)
     if seen.ended and not _has_an_empty_record(data):

@@ -25,6 +25,7 @@ from ktlsd.tls.client_hello import (
 )
 
 SERVER_NAME = 0
+PROTOCOLS = 16
 SUPPORTED_GROUPS = 10
 PADDING = 21
 PRE_SHARED_KEY = 41
@@ -451,3 +452,24 @@ def test_nonsense_allows_nothing(data: bytes) -> None:
     hello = record(message([BOTH_CURVES, BOTH_VERSIONS], ciphers=SUITES))
     # Cut short or garbled, it must not raise.
     allows_tls_1_2(hello[: len(data) % len(hello)] + data, GCM_WITH_ECDSA)
+
+
+@pytest.mark.parametrize(
+    ("protocols", "challenged"),
+    [
+        ([b"acme-tls/1"], True),
+        ([b"acme-tls/1", b"h2"], False),
+        ([b"h2", b"http/1.1"], False),
+        ([b"acme-tls/2"], False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_a_challenge_of_an_acme_server(protocols: Sequence[bytes] | None, challenged: bool) -> None:
+    """Its only protocol is acme-tls/1 (RFC 8737 section 3); a reader that does not look for it sees none."""
+    extensions = [(SERVER_NAME, names((0, b"www.example.org")))]
+    if protocols is not None:
+        extensions.append((PROTOCOLS, vector(2, b"".join(vector(1, protocol) for protocol in protocols))))
+    hello = record(message(extensions))
+    assert HelloReader(acme=True).read(hello) == Asked("www.example.org", acme=challenged)
+    assert HelloReader().read(hello) == Asked("www.example.org")
