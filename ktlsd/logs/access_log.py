@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
+from msgspec import Struct
+
 from ktlsd.config.values import AccessLogFormat
 from ktlsd.http.validators import http_date
 from ktlsd.tls.ktls import Path
@@ -48,7 +50,7 @@ class Channel(NamedTuple):
     ktls_rx: Path | None = None
 
 
-class Asked(NamedTuple):
+class Asked(Struct, frozen=True, gc=False):
     """The request head as received; None for missing or unreadable parts."""
 
     method: bytes | None = None
@@ -62,7 +64,7 @@ class Asked(NamedTuple):
     """The first line of bytes that are no request, without its end."""
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True, gc=False):
     """The outcome of a request."""
 
     at: float
@@ -110,10 +112,10 @@ class Combined:
         return _quoted(line), f"{_quoted(asked.referer)} {_quoted(asked.user_agent)} host={_quoted(asked.host)}"
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
-        at, request_id, status, sent, seconds, complete = outcome
         return (
-            f"{channel[0]} - - [{_combined_time(int(at))}] {asked[0]} {status or '-'} {sent} {asked[1]}"
-            f" duration_ms={seconds * 1000:.3f} complete={_boolean(complete)} request_id={request_id} {channel[1]}\n"
+            f"{channel[0]} - - [{_combined_time(int(outcome.at))}] {asked[0]} {outcome.status or '-'} {outcome.sent}"
+            f" {asked[1]} duration_ms={outcome.seconds * 1000:.3f} complete={_boolean(outcome.complete)}"
+            f" request_id={outcome.request_id} {channel[1]}\n"
         )
 
 
@@ -147,12 +149,12 @@ class Json:
         return _members({name: _decoded(value) for name, value in fields.items()}), ""
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
-        at, request_id, status, sent, seconds, complete = outcome
-        second = int(at)
+        second = int(outcome.at)
         return (
-            f'{{"time":"{_rfc3339_time(second)}.{int((at - second) * 1000):03d}Z","request_id":"{request_id}",'
-            f'{channel[0]},{asked[0]},"status":{status or "null"},"bytes":{sent},"duration_ms":{seconds * 1000:.3f},'
-            f'"complete":{_boolean(complete)}}}\n'
+            f'{{"time":"{_rfc3339_time(second)}.{int((outcome.at - second) * 1000):03d}Z",'
+            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},"status":{outcome.status or "null"},'
+            f'"bytes":{outcome.sent},"duration_ms":{outcome.seconds * 1000:.3f},'
+            f'"complete":{_boolean(outcome.complete)}}}\n'
         )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
@@ -24,19 +24,12 @@ LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
 
 _SIZE_OF_REST: Final = 512
+"""Characters of a line beside its fragment of the request, at most."""
 _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
 
 
-class Noted(NamedTuple):
-    """The part of a line that is known before anything is sent."""
-
-    asked: Fragment
-    size: int
-    """Characters that all of a line may have."""
-
-
-Told = tuple[Fragment, Noted, int | None, float, float, int, bool, str | None]
+Told = tuple[Fragment, Fragment, int | None, float, float, int, bool, str | None]
 """A connection; a request on it; the status of its response, if any; when it began and ended by the monotonic clock;
 bytes sent; true if that is all; the request's id from a proxy, if any."""
 
@@ -58,16 +51,16 @@ class AccessLog:
         self.lines = LogBatch(file, self._render)
         self.nothing = self.note(Asked())
 
-    def note(self, asked: Asked) -> Noted:
-        fragment = self._form.of_request(asked)
-        return Noted(fragment, _SIZE_OF_REST + sum(map(len, fragment)))
+    def note(self, asked: Asked) -> Fragment:
+        """The part of a line that is known before anything is sent."""
+        return self._form.of_request(asked)
 
     def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
         since = time.time() - time.monotonic()
         for told, own in zip(all_told, self._ids, strict=False):
             channel, noted, status, began, ended, sent, complete, given = told
             outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
-            yield self._form.line(channel, noted.asked, outcome)
+            yield self._form.line(channel, noted, outcome)
 
     def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
         return RequestLog(self, self._form, channel, transport)
@@ -111,7 +104,7 @@ class RequestLog:
     def asked(self, request: RequestHead) -> None:
         """This is the request."""
         noted = request.noted
-        if not isinstance(noted, Noted):
+        if noted is None:
             get = request.of_fields.values.get
             told = get(b"host"), get(b"referer"), get(b"user-agent")
             noted = self._log.note(Asked(request.method, request.target, request.http_version, *told))
@@ -148,7 +141,7 @@ class RequestLog:
             *(self._fragment, noted, self._status, self._began, time.monotonic(), sent if sent > 0 else 0, complete),
             self._id,
         )
-        self._log.lines.add(told, noted.size)
+        self._log.lines.add(told, _SIZE_OF_REST + len(noted[0]) + len(noted[1]))
         self.noted = self._log.nothing
 
 
