@@ -76,8 +76,9 @@ def describe_zero_copy(library: Library, context: Context, support: Support) -> 
     if lacking:
         return f"zerocopy_sendfile has no effect: {lacking}"
     return (
-        "zerocopy_sendfile: NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and cramfs, with no"
-        " copy: a change of their storage beneath the file system could break records, mix files or weaken encryption"
+        "zerocopy_sendfile: over HTTP/1.1 NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and"
+        " cramfs, with no copy: a change of their storage beneath the file system could break records, mix files or"
+        " weaken encryption"
     )
 
 

@@ -398,7 +398,7 @@ def test_the_policy_for_nics_prefers_tls_1_2_only_there(for_nics: Running) -> No
 
 
 def test_zero_copy_is_for_files_that_never_change(for_nics: Running, sealed: Path) -> None:
-    assert for_nics.wait_for_line("zerocopy_sendfile: NICs read files with fs-verity, ")
+    assert for_nics.wait_for_line("zerocopy_sendfile: over HTTP/1.1 NICs read files with fs-verity, ")
     with pytest.raises(PermissionError):
         (sealed / "sealed.bin").open("r+b")
     with parameter("drop_every", 20), Counted() as counted:

@@ -215,3 +215,11 @@ def test_tickets_allow_no_early_data(server: Running, tmp_path: Path) -> None:
     assert "Reused, TLSv1.3" in shown
     assert "Max Early Data: 0" in s_client(server, "-tls1_3", "-sess_in", str(session))
     assert "Early data was not sent" in shown
+
+
+def test_zero_copy_without_a_nic_is_one_line(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text("zerocopy_sendfile = true\n")
+    with serving(root, "--config", str(config), state=tmp_path) as server:
+        assert server.wait_for_line("zerocopy_sendfile has no effect: ")
+        assert get(server.port, "/a.txt").body == b"content"
