@@ -126,8 +126,22 @@ def pairs(sender: Sender, frame: int = RECORD) -> None:
         sender.send_file(*one)
 
 
-def copied(sender: Sender, frame: int = RECORD, batch: int = BATCH) -> None:
+def user_space(sender: Sender) -> None:
+    """preadv behind prewritten headers, and one SSL_write for each batch, without kTLS."""
+
+    def write(data: memoryview) -> None:
+        while sender.tls.write(data) is not None:
+            sender.wait()
+        sender.calls += 1
+
+    copied(sender, send=write)
+
+
+def copied(
+    sender: Sender, frame: int = RECORD, batch: int = BATCH, send: Callable[[memoryview], None] | None = None
+) -> None:
     """preadv behind prewritten headers, and one send for each batch."""
+    send = send or sender.send
     memory = memoryview(mmap.mmap(-1, batch))
     for found in sender.frames(batch, frame):
         places, end = [], 0
@@ -138,7 +152,7 @@ def copied(sender: Sender, frame: int = RECORD, batch: int = BATCH) -> None:
             places.append(memory[begin:end])
         os.preadv(sender.descriptor, places, found[0].offset, os.RWF_NOWAIT)
         sender.calls += 1
-        sender.send(memory[:end])
+        send(memory[:end])
 
 
 def mapped(sender: Sender, frame: int = RECORD, batch: int = BATCH) -> None:
@@ -152,6 +166,7 @@ def mapped(sender: Sender, frame: int = RECORD, batch: int = BATCH) -> None:
         sender.send_parts(parts)
 
 
+USER_SPACE: Final = "user space"
 WAYS: Final[dict[str, Callable[[Sender], None]]] = {
     "http/1.1": http1,
     "pairs": pairs,
@@ -161,6 +176,7 @@ WAYS: Final[dict[str, Callable[[Sender], None]]] = {
     "copied of 64 KiB": lambda sender: copied(sender, 4 * RECORD),
     "mapped of 64 KiB": lambda sender: mapped(sender, 4 * RECORD),
     "pairs of 8 KiB": lambda sender: pairs(sender, RECORD // 2),
+    USER_SPACE: user_space,
 }
 
 
@@ -175,7 +191,7 @@ class Cost(NamedTuple):
 
 def serve(library: Library, site: Site, listener: socket.socket, path: str, size: int, way: str) -> Cost:
     """Accept a connection, and send the beginning of a file. Raises RuntimeError without kTLS."""
-    context = Context(library, ktls=True)
+    context = Context(library, ktls=way != USER_SPACE)
     context.use_certificate(str(site.certificate), str(site.key))
     context.use_no_tickets()
     sock, _ = listener.accept()
@@ -184,8 +200,8 @@ def serve(library: Library, site: Site, listener: socket.socket, path: str, size
         tls = context.connect(sock.fileno())
         while tls.handshake() is not None:
             pass
-        if not tls.facts().ktls_tx:
-            raise RuntimeError("the kernel does not send for this connection")
+        if tls.facts().ktls_tx != (way != USER_SPACE):
+            raise RuntimeError("kTLS is not as the way needs it")
         # The client's first byte: it is done with the handshake.
         while not isinstance(tls.read(), bytes):
             pass

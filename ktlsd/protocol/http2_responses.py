@@ -54,6 +54,7 @@ class Http2Responses:
 
     __slots__ = (
         "_date",
+        "_logged",
         "_page_cache",
         "_responder",
         "_row",
@@ -74,6 +75,7 @@ class Http2Responses:
         self._page_cache = responder.transport.page_cache
         self._sender = sender
         self._wake = wake
+        self._logged = responder.shared.access_log is not None and responder.client.channel is not None
         self._date = writer.DateField(responder.shared.clock)
         self.bodies: dict[int, Body] = {}
         """Responses that are not sent to their end, by stream."""
@@ -197,6 +199,10 @@ class Http2Responses:
         else:
             self._shared.service.response_cache.uses += 1
             block, data = known
+            if not self._logged and self._sender.respond(stream_id, block, data):
+                # As most are in a batch: nothing to be logged, nothing to be closed.
+                responder.begin_remembered(entry, head, 0, None)
+                return True
             file = Body()
         file.log = responder.new_log(file)
         responder.begin_remembered(entry, head, 0, file.log)

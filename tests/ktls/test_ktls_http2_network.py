@@ -29,13 +29,12 @@ def test_streams_of_one_connection_arrive_whole(tmp_path: Path, netem: str) -> N
     for number, content in enumerate(contents):
         (root / f"{number}.bin").write_bytes(content)
     try:
-        for line in (
-            f"ip netns add {name}",
-            f"ip -n {name} link set lo up",
-            f"ip netns exec {name} tc qdisc add dev lo root netem {netem} limit 20000",
-        ):
-            subprocess.run(line.split(), check=True)
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
         with serving(root, "--log-level", "debug", state=tmp_path / "state", wrapper=inside) as server:
+            # The server has tried its own handshakes over loopback by now, for which it waits some seconds at most.
+            limited = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", *netem.split(), "limit", "20000"]
+            subprocess.run([*inside, *limited], check=True)
             transfers = [
                 word
                 for number in range(len(SIZES))
