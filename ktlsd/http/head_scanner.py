@@ -34,7 +34,7 @@ LONGEST_HOST: Final = 256
 
 _TOKEN: Final = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/(1\.[01])\r\n")
-_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+((?:[^\x00\s]++(?:[ \t]++[^\x00\s]++)*+)?+)[ \t]*+")
+_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):([^\x00\n\v\f\r]*+)")
 # With any of these a request is more than its head, or asks for more than its response.
 _MORE_THAN_A_HEAD: Final = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
 _CLOSES: Final = {b"keep-alive": False, b"close": True}
@@ -109,7 +109,7 @@ class HeadScanner:
         if found is None:
             raise ValueError(line)
         self._read_anew += 1
-        field = found[1].lower(), found[2]
+        field = found[1].lower(), found[2].strip(b" \t")
         if len(line) <= LONGEST_LINE:
             if len(self._lines) >= MOST_LINES:
                 self._lines.clear()
