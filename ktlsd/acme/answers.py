@@ -1,7 +1,7 @@
 """The answers to challenges, where the authority finds them: files for the workers, and a program for the DNS.
 
-Strategy: each kind of answer is published before the authority is told to look, and removed when it has. What a killed
-process left behind is removed by the next: files by their folder, DNS records by the certificate's own record.
+Strategy: each answer is published before the authority is told to look, and removed when it has. The next process
+removes the leftovers of a killed one: files by their folder, DNS records by the certificate's own record.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def publish_tls(folder: Path, name: str, key_authorization: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed process left. Raises OSError."""
+    """Remove the files of a killed process. Raises OSError."""
     for left in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             left.unlink()

@@ -1,4 +1,4 @@
-"""The authority as certbot's library `acme` shows it: its answers, its errors in words, and what the library lacks.
+"""The authority as certbot's library `acme` shows it: its answers, its errors in words, and the gaps of the library.
 
 Strategy: requests repeat what the authority wants repeated, and note when it wants no more; tls-alpn-01 is added to the
 challenges that the library knows.
@@ -22,7 +22,7 @@ ORDER_SECONDS: Final = 600.0
 """For the authority to look at all names, and again for it to issue."""
 _NONCE_TRIES: Final = 8
 _NUMBERS: Final = re.compile(r"\[Errno -?\d+\] | ?\(_ssl\.c:\d+")
-"""What Python adds to the texts of errors."""
+"""Python's additions to the texts of errors."""
 _QUOTES: Final = "()'\" "
 
 

@@ -1,8 +1,8 @@
 """The process that orders certificates: it reads a Job, does all that is due, and ends. `python -m ktlsd.acme.client`
 
-Strategy: certbot's library `acme` speaks the protocol, synchronously; what a server costs while nothing is due is
-nothing. Each step leaves files by which another run goes on after a SIGKILL, and a failure ends in one Record with the
-authority's own text. It ends with the process that started it, which holds its standard input open.
+Strategy: certbot's library `acme` speaks the protocol, synchronously; the server pays nothing for it between orders. Each
+step leaves files by which another run goes on after a SIGKILL, and a failure ends in one Record with the authority's own
+text. The process ends with its parent, which holds its standard input open.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Orders:
                 record = self._asked(wanted, record)
         except (Problem, HookError, OSError, ValueError, errors.Error, messages.Error, JoseError) as error:
             # requests' errors are OSErrors.
-            # What a try noted on its way, such as an order to go on with, stays.
+            # Notes of this try, such as an order to go on with, stay.
             record = self._folder.read(wanted.name) or record
             after = self._network.retry_after if self._network is not None else 0.0
             record = plan.failed(record, in_words(error, self._directory_url), time.time(), random.random, after)

@@ -67,7 +67,7 @@ def without_certificates(settings: Settings) -> Settings:
 
 
 def complaints(settings: Settings) -> Iterator[tuple[Place, str]]:
-    """What no order could succeed with: keys and complaints, the first first."""
+    """Reasons why no order could succeed: keys and complaints, the first first."""
     options = settings.acme or AcmeOptions()
     certificates = wanted(settings)
     if not certificates:

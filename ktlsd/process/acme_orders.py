@@ -48,14 +48,14 @@ class Orders:
         self._not_before = 0.0
         self._due = 0.0
         self.note = ""
-        """What is wrong, for the status of the service; "" if nothing is."""
+        """The troubles, for the status of the service; "" if there are none."""
         self._settings: Settings | None = None
         self._forced = False
         self.use(settings)
         self._forced = False
 
     def use(self, settings: Settings) -> None:
-        """Follow the settings in force; if they are read anew, what has failed is tried again at once."""
+        """Follow the settings in force; if they are read anew, failed orders are tried again at once."""
         if settings is self._settings:
             return
         self._settings = settings
@@ -195,7 +195,7 @@ class Orders:
 
 
 class _Stream:
-    """What the client prints on one of its streams, in memory: a full disk is no reason to lose it."""
+    """The output of the client on one of its streams, in memory: a full disk is no reason to lose it."""
 
     def __init__(self, name: str) -> None:
         self.file = os.memfd_create(name)

@@ -119,7 +119,7 @@ class Configuration:
         return _ORDER_SECONDS if self._orders is not None and self._orders.running else WATCH_SECONDS
 
     def troubles(self) -> str:
-        """What is wrong with orders of certificates; "" for nothing."""
+        """The troubles with orders of certificates; "" for none."""
         return "" if self._orders is None else self._orders.note
 
     def _end_orders(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person reads if the authority cannot be reached, or is none, and the pause that one asks for."""
+"""The lines about an authority that cannot be reached, or is none, and the pause that one asks for."""
 
 from __future__ import annotations
 

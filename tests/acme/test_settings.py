@@ -1,4 +1,4 @@
-"""Settings of ACME: what is bad is one line before anything is bound, and what is good is a path like any other."""
+"""Settings of ACME: a bad one is one line before anything is bound, and a good one is a path like any other."""
 
 from __future__ import annotations
 
