@@ -1,8 +1,8 @@
 """The process that orders certificates: it reads a Job, does all that is due, and ends. `python -m ktlsd.acme.client`
 
-Strategy: certbot's library `acme` speaks the protocol, synchronously; the server pays nothing for it between orders. Each
-step leaves files by which another run goes on after a SIGKILL, and a failure ends in one Record with the authority's own
-text. The process ends with its parent, which holds its standard input open.
+Strategy: certbot's library `acme` speaks the protocol, synchronously; the server pays nothing for it between orders.
+Each step leaves files by which another run goes on after a SIGKILL, and a failure ends in one Record with the
+authority's own text. The process ends with its parent, which holds its standard input open.
 """
 
 from __future__ import annotations
