@@ -27,7 +27,6 @@ trusted_proxies = "127.0.0.1"
 error_pages = { 404 = "/404.html", 412 = "/absent.html" }
 access_log = "access.log"
 access_log_format = "json"
-metrics_listen = "127.0.0.1:0"
 [hsts]
 [cors]
 origins = ["https://app.example"]
