@@ -36,6 +36,10 @@ PIECE: Final = 262144
 """Bytes of memory for what is read to be encrypted in user space, of all connections in turn."""
 
 _MOST_SPARE: Final = 4
+_MOST_KEPT: Final = 16
+"""Connections that may keep PIECE bytes while they wait for their clients."""
+_CROWDED: Final = 65536
+"""Bytes that each of the others may have."""
 _HUGE_PAGE: Final = 2 << 20
 _SCRATCH_SIZE: Final = 262144
 # Longer than this after a look, and pages that were in the page cache may have left it.
@@ -56,6 +60,7 @@ class PageCache:
         self._probe = bytearray(1)
         self._memory = _memory()
         self._spare: list[memoryview] = []
+        self._kept = 0
         self.loads = 0
         """Number of times that load() has used its memory."""
 
@@ -161,12 +166,20 @@ class PageCache:
         self.loads += 1
         return self._memory
 
+    @property
+    def room(self) -> int:
+        """Bytes of the memory of frames() to use. It is less than PIECE while many connections keep theirs, since their
+        clients are slow: others are to copy what the socket does not take."""
+        return PIECE if self._kept < _MOST_KEPT else _CROWDED
+
     def keep(self) -> None:
         """Have the memory of frames() stay as it is, until give_back(): others get another one."""
+        self._kept += 1
         self._memory = self._spare.pop() if self._spare else memoryview(bytearray(PIECE))
 
     def give_back(self, memory: memoryview) -> None:
         """What frames() gave, and was kept: the next load() uses it."""
+        self._kept -= 1
         if len(self._spare) < _MOST_SPARE:
             self._spare.append(self._memory)
         self._memory = memory

@@ -390,8 +390,12 @@ class Http2:
         self._unsent = self.transport.send_view(data)
         if self._unsent and self._turns:
             # Most of it is in memory that the next connection would use.
-            self._kept = self.transport.page_cache.frames()
-            self.transport.page_cache.keep()
+            page_cache = self.transport.page_cache
+            if page_cache.room == PIECE:
+                self._kept = page_cache.frames()
+                page_cache.keep()
+            else:
+                self._unsent = bytes(self._unsent)
 
     async def _send(self) -> bool:
         """Send what waits, or the next batch; whether there was any."""
@@ -435,7 +439,8 @@ class Http2:
         used = len(data)
         if not bodies or used > _LONGEST_BEFORE:
             return memoryview(data)
-        turn = sender.next_turn(PIECE - used, used)
+        room = self.transport.page_cache.room
+        turn = sender.next_turn(room - used, used)
         if turn is None:
             return memoryview(data)
         memory = self.transport.page_cache.frames()
@@ -445,9 +450,9 @@ class Http2:
             end = used + turn.frame_bytes
             if self._fill(turn, body, memory[used:end]):
                 used = end
-            if PIECE - used < _LEAST_ROOM:
+            if room - used < _LEAST_ROOM:
                 break
-            turn = sender.next_turn(PIECE - used, used)
+            turn = sender.next_turn(room - used, used)
         return memory[:used] if self._turns else memoryview(data)
 
     def _fill(self, turn: Turn, body: Body, memory: memoryview) -> bool:

@@ -9,8 +9,9 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.frames import PREFACE, FrameType, ping
 from tests.hanging_fs import mounted
 from tests.http2.blocks import GET, literals, with_fields
-from tests.http2.client import END_HEADERS, END_STREAM, headers, rst_stream, settings
+from tests.http2.client import END_HEADERS, END_STREAM, headers, rst_stream, settings, window_update
 from tests.http2.test_hostile import EXCEEDED, MOST_FRAMES, SHAPES
 from tests.http2_client import h2_context, http2
 from tests.mounting import overlay
@@ -27,6 +28,8 @@ from tests.serving import WAIT_SECONDS, Running, connect, counts, eventually, se
 
 POST = headers(1, literals(((b":method", b"POST"), *GET[1:])), END_HEADERS)
 """A request whose body does not come."""
+LARGE = headers(1, literals((*GET[:3], (b":path", b"/large"))))
+LARGEST = (1 << 31) - 1
 MOST_KIB = 1024
 MIDDLE = 40_000
 CANCEL = 8
@@ -279,6 +282,35 @@ def test_a_disk_holds_up_its_own_stream_only(tmp_path: Path) -> None:
 
 
 # --- memory
+
+
+def test_memory_of_slow_clients(root: Path, tmp_path: Path) -> None:
+    """A few connections may keep a batch of 256 KiB until their clients take it, and many others 64 KiB each."""
+    frames = PREFACE, settings((4, LARGEST)), window_update(0, LARGEST - 65535), LARGE
+
+    def full(server: Running, number: int) -> Callable[[], bool]:
+        """Whether the sockets of so many clients hold all that they can."""
+        table = "ss", "-Htn", "state", "established", f"( sport = :{server.port} )"
+
+        def holds() -> bool:
+            lines = subprocess.run(table, capture_output=True, text=True, check=True).stdout.splitlines()
+            return sum(int(line.split()[1]) > 0 for line in lines) == number
+
+        return holds
+
+    with limited(tmp_path, root) as server, contextlib.ExitStack() as stack:
+        before = server.resident_kib()
+        for _ in range(64):
+            raw = stack.enter_context(socket.socket())
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            raw.connect(("127.0.0.1", server.port))
+            client = stack.enter_context(h2_context("h2").wrap_socket(raw))
+            client.sendall(b"".join(frames))
+        assert eventually(full(server, 64))
+        with http2(server.port) as other:
+            assert other.get("/middle").body == (root / "middle").read_bytes()
+        grown = (server.resident_kib() - before) / 64
+        assert 64 < grown < 170
 
 
 def test_memory_of_idle_connections(root: Path, tmp_path: Path) -> None:
