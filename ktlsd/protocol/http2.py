@@ -387,7 +387,8 @@ class Http2:
 
     def _send_view(self, data: memoryview) -> None:
         """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
-        self._unsent = self.transport.send_view(data)
+        # A view without bytes would keep those of the batch.
+        self._unsent = self.transport.send_view(data) or b""
         if self._unsent and self._turns:
             # Most of it is in memory that the next connection would use.
             page_cache = self.transport.page_cache
