@@ -137,7 +137,9 @@ root = "{place.root}"
 
 def _ktlsd_http2(ktls: str) -> Callable[[Place, Programs], Launch]:
     def launch(place: Place, programs: Programs) -> Launch:
-        configuration = _write(place, "ktlsd.toml", "http2 = true\n")
+        # h2load opens no new connection after GOAWAY.
+        text = "http2 = true\n\n[limits]\nrequests_per_connection = 0\n"
+        configuration = _write(place, "ktlsd.toml", text)
         options = ["--listen", f"127.0.0.1:{place.port}", "--ktls", ktls, "--config", configuration]
         return _run_ktlsd(place, programs, options)
 
