@@ -95,7 +95,9 @@ ErrorStatus = Annotated[
 ]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
 MoreSeconds = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
-Count = Annotated[int, Meta(ge=1, description="a whole number from 1 on")]
+_LARGEST_COUNT: Final = (1 << 31) - 1
+Count = Annotated[int, Meta(ge=1, le=_LARGEST_COUNT, description=f"a whole number from 1 to {_LARGEST_COUNT}")]
+"""A number that fits into a setting of HTTP/2 (RFC 9113 section 6.5.1), and into C's int."""
 CountOrNone = Annotated[int, Meta(ge=0, description="a whole number from 1 on, or 0 for no limit")]
 Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
 FileMode = Annotated[

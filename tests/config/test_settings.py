@@ -339,6 +339,14 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
             "error_pages: '200' is not a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
         ),
         ("[error_pages]\n404 = 'x'", 2, "error_pages.404: 'x' is not a path below the root, with its leading slash"),
+        *(
+            (
+                f"[limits]\n{key} = {number}",
+                *(2, f"limits.{key}: {number} is not a whole number from 1 to 2147483647"),
+            )
+            for key in ("http2_concurrent_streams", "http2_header_block_bytes", "http2_continuations", "header_fields")
+            for number in (0, 1 << 31, 1 << 32)
+        ),
         ("[hsts]\nmax_age = -1", 2, "hsts.max_age: -1 is not a whole number of seconds"),
         ("[hsts]\nmax_age = 1.5", 2, "hsts.max_age: 1.5 is not a whole number of seconds"),
         ("hsts = true", 1, "hsts: true is not a table"),

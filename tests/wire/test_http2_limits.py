@@ -149,6 +149,15 @@ def test_limit(root: Path, tmp_path: Path, line: str) -> None:
         assert other.get("/small.txt").body == b"small"
 
 
+def test_the_largest_limits(root: Path, tmp_path: Path) -> None:
+    """The protocol can say them."""
+    keys = ("concurrent_streams", "header_block_bytes", "continuations", "resets_per_second")
+    lines = "\n".join(f"http2_{key} = 2147483647" for key in keys)
+    with limited(tmp_path, root, lines) as server, http2(server.port) as client:
+        assert client.get("/small.txt").body == b"small"
+        assert client.http.remote_settings.max_concurrent_streams == 2147483647
+
+
 def test_concurrent_streams(root: Path, tmp_path: Path) -> None:
     """The client hears of the limit, more are refused, and a reload changes it for new connections."""
     key = "http2_concurrent_streams"
