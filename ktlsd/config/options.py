@@ -310,7 +310,7 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     which adds TLS 1.2 ciphers that kTLS does not support, or "nic": intermediate, with TLS 1.2 first on connections
     over a network interface that encrypts."""
     http2: bool = True
-    """Offer HTTP/2 beside HTTP/1.1 over TLS."""
+    """Offer HTTP/2 beside HTTP/1.1 over TLS, and take it on `backend_listen`."""
     session_tickets: bool = True
     """Allow TLS session resumption with tickets."""
     ticket_keys: Path | None = None

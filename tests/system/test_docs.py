@@ -29,7 +29,7 @@ ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 FEATURES = REPOSITORY / "docs" / "features.md"
 CONFIGURATION = REPOSITORY / "docs" / "configuration.md"
 
-NO_TEST = "none: ktlsd has it not"
+NO_TEST = "none: ktlsd does not have it"
 
 _TEST = re.compile(r"\b(tests/[\w/]+\.py)(?:::(\w+))?")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
