@@ -97,7 +97,7 @@ class Orders:
             self._network.retry_after = 0.0
         try:
             if why := plan.reason(record, asked, now):
-                if plan.may_try(record, now, forced=self._job.forced):
+                if plan.may_try(record, self._directory_url, now, forced=self._job.forced):
                     print(
                         f"certificate for {wanted.label}: ordered from {self._directory_url}: {why}",
                         flush=True,
@@ -110,7 +110,8 @@ class Orders:
             # Notes of this try, such as an order to go on with, stay.
             record = self._folder.read(wanted.name) or record
             after = self._network.retry_after if self._network is not None else 0.0
-            record = plan.failed(record, in_words(error, self._directory_url), time.time(), random.random, after)
+            url = self._directory_url
+            record = plan.failed(record, url, in_words(error, url), time.time(), random.random, after)
         self._folder.write(wanted.name, record)
 
     def _present(self, wanted: Wanted) -> Record:
@@ -255,7 +256,8 @@ class Orders:
         kinds = self._kinds()
         for number in range(len(kinds)):
             order = client.new_order(csr, self._options.profile)
-            self._folder.write(wanted.name, msgspec.structs.replace(record, order=order.uri, dns=()))
+            begun = msgspec.structs.replace(record, tried=self._directory_url, order=order.uri, dns=())
+            self._folder.write(wanted.name, begun)
             try:
                 self._prove(wanted, record, order, kinds[number:] + kinds[:number])
             except _Refused as refused:
@@ -291,6 +293,8 @@ class Orders:
     def _left_behind(self, record: Record) -> messages.OrderResource | None:
         """An order that only has to be finalized or fetched; None if it is of no use, and another is to be made."""
         client = self._registered()
+        if plan.is_of_another(record, self._directory_url):
+            return None
         try:
             response = client.net.post(record.order, None, new_nonce_url=client.directory["newNonce"])
             body = messages.Order.from_json(response.json())

@@ -62,6 +62,8 @@ class Record(Struct, frozen=True):
     """The authority wants no try before this (Retry-After)."""
     problem: str = ""
     """Text of the last failure, the authority's own where there is one."""
+    tried: str = ""
+    """The directory of the last try: its pauses and `order` are no other authority's. "" if unknown."""
     order: str = ""
     """URL of an order that a try left behind; its key lies beside the certificate."""
     dns: tuple[tuple[str, str], ...] = ()
@@ -86,15 +88,25 @@ def reason(record: Record, terms: Terms, now: float) -> str:
     return ""
 
 
-def may_try(record: Record, now: float, *, forced: bool = False) -> bool:
-    """Whether the pause after a failure is over; `forced` ends it, but not the authority's own."""
+def may_try(record: Record, directory: str, now: float, *, forced: bool = False) -> bool:
+    """Whether the pause after a failure is over; `forced` ends it, but not the authority's own.
+
+    Another directory may be tried at once.
+    """
+    if is_of_another(record, directory):
+        return True
     return now >= record.retry_after and (forced or now >= record.try_at)
+
+
+def is_of_another(record: Record, directory: str) -> bool:
+    """Whether the last try was at another authority, such as staging."""
+    return record.tried not in ("", directory)
 
 
 def next_step(record: Record, terms: Terms, now: float) -> float:
     """When there is something to do next: an order, or a question for renewal information."""
     if reason(record, terms, now):
-        return max(record.try_at, record.retry_after)
+        return now if is_of_another(record, terms.directory) else max(record.try_at, record.retry_after)
     return _renewal(record) if record.ask_at is None else min(_renewal(record), record.ask_at)
 
 
@@ -117,19 +129,21 @@ def suggested(record: Record, renew_at: float | None, ask_at: float | None) -> R
     return msgspec.structs.replace(record, renew_at=renew_at, by_ari=True, ask_at=ask_at)
 
 
-def failed(record: Record, problem: str, now: float, dice: Dice, retry_after: float = 0.0) -> Record:
+def failed(record: Record, directory: str, problem: str, now: float, dice: Dice, retry_after: float = 0.0) -> Record:
     """After a failed try: a pause from a minute to a day, but not a large part of a certificate's remaining time.
 
     `retry_after` is the time that the authority named, 0 if none.
     """
-    pause = min(MINUTE * 2.0 ** min(record.failures, 20), _longest_pause(record, now))
+    failures = 0 if is_of_another(record, directory) else record.failures
+    pause = min(MINUTE * 2.0 ** min(failures, 20), _longest_pause(record, now))
     pause *= 1 + _BACK_OFF_JITTER * dice()
     return msgspec.structs.replace(
         record,
-        failures=record.failures + 1,
+        failures=failures + 1,
         try_at=now + min(pause, DAY),
         retry_after=max(retry_after, 0.0),
         problem=problem[:_LONGEST_PROBLEM],
+        tried=directory,
     )
 
 

@@ -21,15 +21,27 @@ def state(record: Record, now: float) -> str:
 
 def trouble(record: Record, now: float) -> str:
     """The last failure, its effect, and what comes next."""
+    return f"not issued: {record.problem}; {_effect(record, now)}; next try {_next_try(record)}"
+
+
+def waiting(record: Record, now: float) -> str:
+    """The same of a failure before the start, whose pause is not over."""
+    lacking = "it is not renewed" if record.ends else "there is none yet"
+    at_once = "" if now < record.retry_after else ", or at once on SIGHUP"
+    return f"{lacking} ({record.problem}); {_effect(record, now)}; next try {_next_try(record)}{at_once}"
+
+
+def _effect(record: Record, now: float) -> str:
     if not record.ends:
-        effect = "a self-signed one is served"
-    elif record.ends <= now:
-        effect = f"the one that is served has expired, {date(record.ends)}"
-    else:
-        soon = ", soon" if record.ends - now < _NEAR_END_SECONDS else ""
-        effect = f"the one that is served ends {date(record.ends)}{soon}"
-    again = date(max(record.try_at, record.retry_after))
-    return f"not issued: {record.problem}; {effect}; next try {again}"
+        return "a self-signed one is served"
+    if record.ends <= now:
+        return f"the one that is served has expired, {date(record.ends)}"
+    soon = ", soon" if record.ends - now < _NEAR_END_SECONDS else ""
+    return f"the one that is served ends {date(record.ends)}{soon}"
+
+
+def _next_try(record: Record) -> str:
+    return date(max(record.try_at, record.retry_after))
 
 
 def date(seconds: float) -> str:

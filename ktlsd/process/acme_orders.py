@@ -22,7 +22,7 @@ from ktlsd.acme.folder import of_settings, terms
 from ktlsd.acme.job import BUSY, DONE, Job, encode
 from ktlsd.acme.names import Wanted, wanted
 from ktlsd.acme.plan import Record
-from ktlsd.acme.words import state, trouble
+from ktlsd.acme.words import state, trouble, waiting
 from ktlsd.config.options import AcmeOptions, Settings
 from ktlsd.config.refusal import cause
 from ktlsd.logs.error_log import NOTICE
@@ -69,6 +69,8 @@ class Orders:
         self._answers = answers if self._http else None
         self._records: dict[str, Record] = {}
         self._due = 0.0
+        self._is_new = True
+        """True until the records were read with these settings."""
 
     @property
     def running(self) -> bool:
@@ -86,6 +88,9 @@ class Orders:
             now = time.time()
             if now >= max(self._not_before, self._due):
                 self._read(now)
+                if self._is_new:
+                    self._is_new = False
+                    self._tell_waiting(now)
                 if self._forced or now >= self._due:
                     self._start()
         except OSError as error:
@@ -176,6 +181,14 @@ class Orders:
         if record.failures > before.failures:
             log.error("certificate for %s: %s", names, trouble(record, now))
         return False
+
+    def _tell_waiting(self, now: float) -> None:
+        """Log the certificates that an earlier failure keeps from being ordered now."""
+        for certificate in self._wanted:
+            record, asked = self._records[certificate.name], terms(certificate, self._options)
+            if plan.reason(record, asked, now) and not plan.may_try(record, asked.directory, now, forced=self._forced):
+                log.error("certificate for %s: %s", certificate.label, waiting(record, now))
+        self._take_note(now)
 
     def _take_note(self, now: float) -> None:
         troubled = [

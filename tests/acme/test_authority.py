@@ -79,5 +79,5 @@ def test_an_overloaded_authority_is_left_alone_for_as_long_as_it_asks(tmp_path: 
     record = folder.read(NAME) or Record()
     assert record.problem.endswith("answers 503")
     assert before + 7198 < record.retry_after < time.time() + 7201
-    assert not may_try(record, before + 7000, forced=True)
-    assert may_try(record, before + 7300)
+    assert not may_try(record, options.directory, before + 7000, forced=True)
+    assert may_try(record, options.directory, before + 7300)

@@ -132,6 +132,21 @@ def test_without_the_authority_it_serves_and_says_what_it_waits_for(authority: P
         authority.start()
 
 
+def test_a_restart_in_a_pause_says_so_and_another_directory_is_tried_at_once(authority: Pebble, www: Path) -> None:
+    mistyped = ("--acme-directory", f"{authority.directory}-of-none")
+    with site(authority, www, *mistyped) as server:
+        server.wait_for_line(f"^certificate for {NAME}: not issued: ")
+    with site(authority, www, *mistyped) as server:
+        server.wait_for_line(
+            rf"^certificate for {NAME}: there is none yet \(.*\); a self-signed one is served;"
+            " next try 20.* UTC, or at once on SIGHUP$"
+        )
+        assert record(www)["failures"] == 1
+    with site(authority, www) as server:
+        server.wait_for_line(ISSUED)
+        assert not any("there is none yet" in line for line in server.log)
+
+
 def metrics(server: Running, path: str) -> str:
     port = int(server.wait_for_line("^metrics on ").rpartition(":")[2])
     return exchange_plain(port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).decode()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.acme import plan
+from ktlsd.acme import plan, words
 from ktlsd.acme.plan import DAY, MINUTE, Record, Terms
 
 TERMS = Terms(("www.example.test",), "https://ca.test/dir", "p256")
@@ -90,7 +90,7 @@ def test_the_certificate_of_another_client_is_kept_for_its_time() -> None:
 def test_pauses_grow_from_a_minute_to_a_day() -> None:
     record, now, pauses = Record(), BEGINS, []
     for _ in range(16):
-        record = plan.failed(record, "no", now, lambda: 0.0)
+        record = plan.failed(record, TERMS.directory, "no", now, lambda: 0.0)
         pauses.append(record.try_at - now)
         now = record.try_at
     assert pauses[0] == MINUTE
@@ -104,10 +104,10 @@ def test_an_hour_without_the_authority_costs_few_tries() -> None:
     record, now, tries = Record(), BEGINS, 0
     while now < BEGINS + 3600:
         tries += 1
-        record = plan.failed(record, "cannot be reached", now, random.random)
+        record = plan.failed(record, TERMS.directory, "cannot be reached", now, random.random)
         now = plan.next_step(record, TERMS, now)
     assert 3 <= tries <= 7
-    assert plan.may_try(record, now)
+    assert plan.may_try(record, TERMS.directory, now)
     assert plan.reason(plan.issued(TERMS, now, now + LIFE, now, random.random), TERMS, now + DAY) == ""
 
 
@@ -116,28 +116,69 @@ def test_a_pause_is_no_large_part_of_the_time_that_is_left() -> None:
     record = plan.suggested(issued(0.0, 6 * DAY), None, None)
     now, tries = record.renew_at, 0
     while now < record.ends:
-        assert plan.may_try(record, now)
-        record = plan.failed(record, "no", now, lambda: 0.0)
+        assert plan.may_try(record, TERMS.directory, now)
+        record = plan.failed(record, TERMS.directory, "no", now, lambda: 0.0)
         now = plan.next_step(record, TERMS, now)
         tries += 1
     assert tries > 14
 
 
 def test_a_reload_tries_again_but_not_before_the_authority_allows_it() -> None:
-    record = plan.failed(Record(failures=9), "no", BEGINS, lambda: 0.5)
-    assert not plan.may_try(record, BEGINS + 1)
-    assert plan.may_try(record, BEGINS + 1, forced=True)
-    limited = plan.failed(Record(), "rateLimited", BEGINS, lambda: 0.0, retry_after=BEGINS + 3 * DAY)
-    assert not plan.may_try(limited, BEGINS + 2 * DAY, forced=True)
+    record = plan.failed(Record(failures=9), TERMS.directory, "no", BEGINS, lambda: 0.5)
+    assert not plan.may_try(record, TERMS.directory, BEGINS + 1)
+    assert plan.may_try(record, TERMS.directory, BEGINS + 1, forced=True)
+    limited = plan.failed(Record(), TERMS.directory, "rateLimited", BEGINS, lambda: 0.0, retry_after=BEGINS + 3 * DAY)
+    assert not plan.may_try(limited, TERMS.directory, BEGINS + 2 * DAY, forced=True)
     assert plan.next_step(limited, TERMS, BEGINS) == BEGINS + 3 * DAY
-    assert plan.may_try(limited, BEGINS + 3 * DAY)
+    assert plan.may_try(limited, TERMS.directory, BEGINS + 3 * DAY)
+
+
+def test_a_failure_belongs_to_its_authority() -> None:
+    """Another one, or the same whose name was mistyped, is tried at once, and has pauses of its own."""
+    other = msgspec.structs.replace(TERMS, directory="https://other.test/dir")
+    record = plan.failed(Record(failures=9), TERMS.directory, "no", BEGINS, lambda: 0.0, retry_after=BEGINS + 3 * DAY)
+    assert not plan.may_try(record, TERMS.directory, BEGINS + 1, forced=True)
+    assert plan.may_try(record, other.directory, BEGINS + 1)
+    assert plan.next_step(record, other, BEGINS + 1) == BEGINS + 1
+    there = plan.failed(record, other.directory, "no", BEGINS + 1, lambda: 0.0)
+    assert (there.failures, there.try_at, there.retry_after) == (1, BEGINS + 1 + MINUTE, 0.0)
+    assert not plan.may_try(there, other.directory, BEGINS + 2)
+
+
+def test_a_failure_of_an_earlier_version_is_that_of_any_authority() -> None:
+    record = Record(failures=1, try_at=BEGINS + MINUTE)
+    assert not plan.may_try(record, TERMS.directory, BEGINS)
+    assert plan.next_step(record, TERMS, BEGINS) == BEGINS + MINUTE
+
+
+@pytest.mark.parametrize(
+    ("ends", "retry_after", "said"),
+    [
+        (
+            *(0.0, 0.0),
+            "there is none yet (no); a self-signed one is served; next try 2027-01-15 08:01 UTC, or at once on SIGHUP",
+        ),
+        (
+            *(0.0, BEGINS + DAY),
+            "there is none yet (no); a self-signed one is served; next try 2027-01-16 08:00 UTC",
+        ),
+        (
+            *(BEGINS + DAY, 0.0),
+            "it is not renewed (no); the one that is served ends 2027-01-16 08:00 UTC, soon;"
+            " next try 2027-01-15 08:01 UTC, or at once on SIGHUP",
+        ),
+    ],
+)
+def test_a_pause_in_words(ends: float, retry_after: float, said: str) -> None:
+    record = plan.failed(Record(ends=ends), TERMS.directory, "no", BEGINS, lambda: 0.0, retry_after)
+    assert words.waiting(record, BEGINS) == said
 
 
 @given(failures=st.integers(0, 10_000), dice=st.floats(0, 1, exclude_max=True), left=st.floats(-LIFE, LIFE))
 def test_a_pause_is_always_between_a_minute_and_a_day(failures: int, dice: float, left: float) -> None:
-    record = plan.failed(Record(ends=BEGINS + left, failures=failures), "no", BEGINS, lambda: dice)
+    record = plan.failed(Record(ends=BEGINS + left, failures=failures), TERMS.directory, "no", BEGINS, lambda: dice)
     assert MINUTE <= record.try_at - BEGINS <= DAY
 
 
 def test_a_problem_is_kept_short() -> None:
-    assert len(plan.failed(Record(), "x" * 100_000, BEGINS, lambda: 0.0).problem) <= 1000
+    assert len(plan.failed(Record(), TERMS.directory, "x" * 100_000, BEGINS, lambda: 0.0).problem) <= 1000
