@@ -170,8 +170,8 @@ class Service:
         """A line for the operator about a certificate that was made."""
         self.ktls_state = ""
         """The line about kTLS for the start, if it was tried (ktls_state.py)."""
-        self.zero_copy_state = ""
-        """The line about zerocopy_sendfile for the start, if it is on."""
+        self.nic_states: tuple[str, ...] = ()
+        """The lines about tls_policy = "nic" and zerocopy_sendfile for the start."""
         self.response_cache = ResponseCache()
         """Answers under the rules of this service."""
         self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring

@@ -90,7 +90,8 @@ def machine_complaints(settings: Settings) -> Iterator[tuple[Place, str]]:
     """The same, of this machine: the packages, and the files that the table names."""
     certificates = wanted(settings)
     if certificates and any(importlib.util.find_spec(module) is None for module in ("acme", "josepy")):
-        yield certificates[0].place, "the packages acme and josepy are missing: pip install 'ktlsd[acme]'"
+        remedy = "pip install acme josepy, or pip install '.[acme]' in a checkout of ktlsd"
+        yield certificates[0].place, f"the packages acme and josepy are missing: {remedy}"
     options = settings.acme
     if options is None or not certificates:
         return

@@ -12,7 +12,7 @@ from typing import Final
 
 from ktlsd.config.findings import Finding, Place
 from ktlsd.config.options import Settings, by_acme
-from ktlsd.config.values import Listen
+from ktlsd.config.values import Listen, Mode
 from ktlsd.process import privileges
 
 _LISTENERS: Final = ("listen", "http_listen", "backend_listen")
@@ -68,6 +68,9 @@ def _without_effect(settings: Settings) -> Iterator[Finding]:
         yield Finding(("access_log_format",), "there is no access_log", "name its file, or leave this out")
     if settings.ticket_keys is not None and not settings.session_tickets:
         yield Finding(("ticket_keys",), "session_tickets is false", "leave one of the two out")
+    if settings.tls_policy == "nic" and settings.ktls is Mode.OFF:
+        what = 'without kTLS it is "intermediate"'
+        yield Finding(("tls_policy",), what, "leave this out, or leave out ktls = 'off'")
     if settings.forwarded != default.forwarded and not settings.trusted_proxies:
         what = "there are no trusted_proxies, so no such field is read"
         yield Finding(("forwarded",), what, "name the proxies' networks, or leave this out")

@@ -188,8 +188,8 @@ class Configuration:
         self._loaded = loaded
         if anew and not self.quiet:
             service.log_missing_folders()
-            if service.zero_copy_state:
-                log.warning(service.zero_copy_state)
+            for state in service.nic_states:
+                log.warning(state)
         self._report(service, loaded)
         return service
 

@@ -171,8 +171,11 @@ def _build(
             validate_service(service, loaded, former)
             if service.tried is not None:
                 service.ktls_state = ktls_state.describe(library, service.tried, support)
+                policy = ktls_state.describe_policy(support) if settings.tls_policy == "nic" else ""
+                zero_copy = ""
                 if settings.zerocopy_sendfile:
-                    service.zero_copy_state = ktls_state.describe_zero_copy(library, service.tried, support)
+                    zero_copy = ktls_state.describe_zero_copy(library, service.tried, support)
+                service.nic_states = tuple(filter(None, (policy, zero_copy)))
     except BaseException:
         service.close()
         raise
@@ -257,8 +260,8 @@ def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
     print_error(f"ktlsd {__version__} serves {roots} on {places}")
     if service.ktls_state:
         print_error(service.ktls_state)
-    if service.zero_copy_state:
-        log.warning(service.zero_copy_state)
+    for state in service.nic_states:
+        log.warning(state)
     if os.geteuid() == 0:
         log.warning("running as root; use --user to drop privileges")
 

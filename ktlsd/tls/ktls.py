@@ -62,7 +62,16 @@ class Support(Struct, frozen=True):
     @property
     def engages(self) -> bool:
         """Whether kTLS is there and not switched off."""
-        return self.mode is not Mode.OFF and self.compiled_in and self.ulp
+        return self.lacking is None
+
+    @property
+    def lacking(self) -> Reason | None:
+        """The reason why no connection has kTLS; None if it depends on the connection."""
+        if self.mode is Mode.OFF:
+            return Reason.SWITCHED_OFF
+        if not self.compiled_in:
+            return Reason.OPENSSL_WITHOUT_KTLS
+        return None if self.ulp else Reason.NO_ULP
 
 
 class Direction(enum.Enum):
@@ -83,9 +92,6 @@ class Path(Struct, frozen=True):
 
 
 _REASONS: Final[tuple[tuple[Reason, Callable[[Support, Handshake, Direction], bool]], ...]] = (
-    (Reason.SWITCHED_OFF, lambda support, handshake, direction: support.mode is Mode.OFF),
-    (Reason.OPENSSL_WITHOUT_KTLS, lambda support, handshake, direction: not support.compiled_in),
-    (Reason.NO_ULP, lambda support, handshake, direction: not support.ulp),
     (Reason.CIPHER_NEVER_CARRIED, lambda support, handshake, direction: not _CARRIED.search(handshake.cipher)),
     (Reason.MAX_FRAGMENT_LENGTH, lambda support, handshake, direction: handshake.max_fragment_length),
     (
@@ -105,5 +111,5 @@ def explain(
     engaged = handshake.ktls_tx if direction is Direction.TX else handshake.ktls_rx
     if engaged:
         return Path(engaged_as, None)
-    reason = next(reason for reason, holds in _REASONS if holds(support, handshake, direction))
+    reason = support.lacking or next(reason for reason, holds in _REASONS if holds(support, handshake, direction))
     return Path(Offload.NONE, reason)

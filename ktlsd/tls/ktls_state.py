@@ -62,7 +62,7 @@ def describe(library: Library, context: Context, support: Support) -> str:
 
 def describe_zero_copy(library: Library, context: Context, support: Support) -> str:
     """The line for the start with zerocopy_sendfile: what it does, or why it does nothing. Raises Refusal."""
-    lacking = "" if support.mode is not Mode.OFF else "kTLS is switched off"
+    lacking = _lacking(support)
     if not lacking:
         client = probing_client(library, TLS_1_2)
         try:
@@ -71,15 +71,31 @@ def describe_zero_copy(library: Library, context: Context, support: Support) -> 
             lacking = f"no TLS 1.2 handshake with this certificate on loopback: {error}"
         finally:
             client.close()
-    if not lacking and all(interface.tx != "on" for interface in nic.interfaces()):
-        lacking = "no network interface encrypts: ethtool -K INTERFACE tls-hw-tx-offload on"
-    if lacking:
+    if lacking := lacking or _no_nic():
         return f"zerocopy_sendfile has no effect: {lacking}"
     return (
         "zerocopy_sendfile: over HTTP/1.1 NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and"
         " cramfs, with no copy: a change of their storage beneath the file system could break records, mix files or"
         " weaken encryption"
     )
+
+
+def describe_policy(support: Support) -> str:
+    """The line for the start with tls_policy = "nic" that says why it does nothing; "" if it can do something."""
+    lacking = _lacking(support) or _no_nic()
+    return f'tls_policy = "nic" has no effect: {lacking}' if lacking else ""
+
+
+def _lacking(support: Support) -> str:
+    if support.mode is Mode.OFF:
+        return "kTLS is switched off"
+    return f"sends are not offloaded ({support.lacking.value})" if support.lacking is not None else ""
+
+
+def _no_nic() -> str:
+    if any(interface.tx == "on" for interface in nic.interfaces()):
+        return ""
+    return "no network interface encrypts: ethtool -K INTERFACE tls-hw-tx-offload on"
 
 
 def _both(tx: Path, rx: Path) -> str:

@@ -209,4 +209,5 @@ def test_without_the_extra_the_remedy_is_named(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     done = run_to_end("--root", str(tmp_path), "--acme", "www.example.org", state=tmp_path, **environment)
     assert done.returncode == 2
-    assert "pip install 'ktlsd[acme]'" in done.stderr
+    remedy = "pip install acme josepy, or pip install '.[acme]' in a checkout of ktlsd"
+    assert f"the packages acme and josepy are missing: {remedy}" in done.stderr

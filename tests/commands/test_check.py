@@ -148,6 +148,10 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ("listen = [':1', ':1']", r"listen\[1\]: :1 is in listen\[0\] already: give each listener its own port"),
         ("listen = ':1'\nhttp_listen = ':1'", r"http_listen: :1 is in listen\[0\] already: give .*"),
         ("access_log_format = 'json'", "access_log_format: there is no access_log: name its file, or leave this out"),
+        (
+            "tls_policy = 'nic'\nktls = 'off'",
+            "tls_policy: without kTLS it is \"intermediate\": leave this out, or leave out ktls = 'off'",
+        ),
         ("session_tickets = false\nticket_keys = 'keys'", "ticket_keys: session_tickets is false: leave one of .*"),
         ("forwarded = 'forwarded'", "forwarded: there are no trusted_proxies, .*: name the proxies' networks, .*"),
         # Files that every client could fetch.

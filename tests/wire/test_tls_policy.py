@@ -217,9 +217,17 @@ def test_tickets_allow_no_early_data(server: Running, tmp_path: Path) -> None:
     assert "Early data was not sent" in shown
 
 
-def test_zero_copy_without_a_nic_is_one_line(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "ktls"),
+    [("zerocopy_sendfile = true", "auto"), ('tls_policy = "nic"', "auto"), ('tls_policy = "nic"', "off")],
+)
+def test_without_a_nic_one_line_says_why_a_key_has_no_effect(root: Path, tmp_path: Path, line: str, ktls: str) -> None:
     config = tmp_path / "ktlsd.toml"
-    config.write_text("zerocopy_sendfile = true\n")
-    with serving(root, "--config", str(config), state=tmp_path) as server:
-        assert server.wait_for_line("zerocopy_sendfile has no effect: ")
+    config.write_text(f"{line}\n")
+    reasons = {
+        "auto": r"(no network interface encrypts: ethtool .*|sends are not offloaded \(the kernel has no tls ULP\))",
+        "off": "kTLS is switched off",
+    }
+    with serving(root, "--config", str(config), "--ktls", ktls, state=tmp_path) as server:
+        assert server.wait_for_line(f"^{line.removesuffix(' = true')} has no effect: {reasons[ktls]}$")
         assert get(server.port, "/a.txt").body == b"content"
