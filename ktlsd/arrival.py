@@ -23,7 +23,7 @@ from ktlsd.connection import driver, open_files
 from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer, client_of
 from ktlsd.connection.plain_transport import PlainTransport
-from ktlsd.connection.proxy_protocol import BadHeader
+from ktlsd.connection.proxy_protocol import BadHeader, NoHeader
 from ktlsd.connection.transport import FileShrank
 from ktlsd.file_threads import Stalled
 from ktlsd.handshake import Handshakes
@@ -94,6 +94,13 @@ class Arrivals:
             log.error("%s cut off: the file shrank while it was sent", peer)
         except ConnectionLost as error:
             log.debug("%s disconnected: %s", peer, error)
+        except NoHeader:
+            row[FAILED[Failure.PROXY_HEADER]] += 1
+            log.info(
+                "%s cut off: proxy_protocol names this address, but no PROXY header came: switch it on in the proxy"
+                " (send-proxy-v2), or take the address out",
+                peer,
+            )
         except BadHeader as error:
             row[FAILED[Failure.PROXY_HEADER]] += 1
             log.info("%s cut off: proxy_protocol requires a PROXY header, but it sent %s", peer, error)

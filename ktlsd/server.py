@@ -164,15 +164,18 @@ class Server:
             task_status.started()
             first = signal.Signals(early[0] if early else await anext(signals))
             seconds = self._shared.service.settings.drain_seconds
-            self._tell("shutting down on %s: %d connections, %d s to finish", first.name, self._open(), seconds)
+            self._tell("shutting down on %s: %s, %d s to finish", first.name, self._open_in_words(), seconds)
             self.drain()
             nursery.start_soon(self._cut_off, nursery.cancel_scope)
             second = signal.Signals(await anext(signals))
-            self._tell("second %s: exiting immediately, %d connections cut off", second.name, self._open())
+            self._tell("second %s: exiting immediately, %s cut off", second.name, self._open_in_words())
             nursery.cancel_scope.cancel()
 
     def _open(self) -> int:
         return len(self._connections.child_tasks) + len(self._inline_tasks)
+
+    def _open_in_words(self) -> str:
+        return f"{(count := self._open())} connection{'' if count == 1 else 's'}"
 
     def _tell(self, text: str, *arguments: object) -> None:
         log.log(NOTICE if self._alone else logging.DEBUG, text, *arguments)

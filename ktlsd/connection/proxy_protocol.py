@@ -46,6 +46,10 @@ class BadHeader(Exception):
     """Bytes that are no PROXY header, or one that breaks the specification; the text says how."""
 
 
+class NoHeader(BadHeader):
+    """The bytes are of another protocol."""
+
+
 class Incomplete(Struct, frozen=True):
     """All bytes so far belong to a header that goes on."""
 
@@ -92,7 +96,7 @@ def parse(data: bytes) -> Header | Incomplete:
         return _parse_v2(data)
     if data.startswith(_V1_START) or _V1_START.startswith(data):
         return _parse_v1(data)
-    raise BadHeader("no PROXY header")
+    raise NoHeader("no PROXY header")
 
 
 # --- version 1 --------------------------------------------------------------------------------------------------------

@@ -94,7 +94,9 @@ def refuse_head(version: bytes, request: Request) -> Response | None:
     head = request.method == "HEAD"
     fields = request.fields
     if not version.startswith(b"1."):
-        reason = f"HTTP/{version.decode('ascii')}"
+        # The preface of HTTP/2 (RFC 9113 section 3.4).
+        preface = request.method == "PRI" and version == b"2.0"
+        reason = "HTTP/2 on a connection that speaks HTTP/1.1 only" if preface else f"HTTP/{version.decode('ascii')}"
         return short(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, reason, head=head, close=True)
     # h11 requires it only in HTTP/1.1, but later minor versions need it too (RFC 9110 section 6.2).
     if version != b"1.0" and "host" not in fields:

@@ -66,10 +66,12 @@ class Exchange:
             return Answer(refused)
         if (count := len(self.head.headers)) > limits.header_fields:
             row[LIMITED[Limit.HEADER_FIELDS]] += 1
-            return self._refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"{count} header fields")
+            reason = f"{count} header fields, more than header_fields = {limits.header_fields}"
+            return self._refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
         if len(target) > limits.target_bytes:
             row[LIMITED[Limit.TARGET_BYTES]] += 1
-            return self._refusal(HTTPStatus.REQUEST_URI_TOO_LONG, f"a target of {len(target)} bytes")
+            reason = f"a target of {len(target)} bytes, more than target_bytes = {limits.target_bytes}"
+            return self._refusal(HTTPStatus.REQUEST_URI_TOO_LONG, reason)
         if request.method == "OPTIONS" and target == b"*":
             return Answer(options())
         try:

@@ -101,7 +101,8 @@ class HeadReader:
         self.head = received[: end.end()] if end else received
         self._looked_at = len(self.head)
         if len(self.head) > self._most_bytes:
-            raise h11.RemoteProtocolError(f"a head of {len(self.head)} bytes or more", error_status_hint=431)
+            problem = f"a head of at least {len(self.head)} bytes, more than head_bytes = {self._most_bytes}"
+            raise h11.RemoteProtocolError(problem, error_status_hint=431)
         if _AMBIGUOUS.search(self.head, start):
             raise h11.RemoteProtocolError("a bare line feed or a folded line in the head", error_status_hint=400)
         event = http.next_event()

@@ -131,7 +131,7 @@ class Http2Responses:
     def refuse_head(self, stream_id: int, method: bytes, list_bytes: int) -> None:
         """Answer a request whose header fields are beyond the limit."""
         self._row[LIMITED[Limit.HEAD_BYTES]] += 1
-        reason = f"header fields of {list_bytes} bytes"
+        reason = f"header fields of {list_bytes} bytes, more than head_bytes = {self._responder.limits.head_bytes}"
         self._refuse(stream_id, None, short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=method == b"HEAD"))
 
     def _refuse(self, stream_id: int, head: RequestHead | None, response: Response) -> None:

@@ -131,6 +131,7 @@ def test_not_on_listeners_that_redirect(server: Running) -> None:
         connection.sendall(ONE_REQUEST)
         answer, _ = parse(read_to_end(connection))
     assert answer.status == 505
+    assert server.wait_for_line(" 505 PRI .*: HTTP/2 on a connection that speaks HTTP/1.1 only$")
 
 
 def test_off_with_http2(root: Path, tmp_path: Path) -> None:

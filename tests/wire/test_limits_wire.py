@@ -354,14 +354,14 @@ def test_sizes_of_a_head(small_heads: Running, request_text: str, status: int, l
 
 @contextlib.contextmanager
 def is_limited(server: Running, limit: str | None, status: int) -> Iterator[None]:
-    """This limit is reached once, and logged with the status."""
+    """This limit is reached once, and logged with the status and its value."""
     before, lines = reached(server), len(server.log)
     yield
     if limit is None:
         assert reached(server) == before
     else:
         assert reached(server) == before | {limit: before.get(limit, 0) + 1}
-        server.wait_for_line(f" {status} ", since=lines)
+        server.wait_for_line(f" {status} .*, more than {limit} = [0-9]+$", since=lines)
 
 
 @pytest.mark.parametrize(

@@ -649,7 +649,7 @@ def test_a_second_signal_is_told_and_error_hides_both(root: Path, tmp_path: Path
                 time.sleep(0.5)
             assert server.stop(signal.SIGTERM) == 0
             log = server.log[since:]
-        first, second = ("1 connections", "1 connections") if workers == "1" else ("2 workers", "connections")
+        first, second = ("1 connection", "1 connection") if workers == "1" else ("2 workers", "connections")
         patterns = [
             f"shutting down on SIGINT: {first}, 240 s to finish",
             f"second SIGTERM: .*{second} cut off",

@@ -170,7 +170,7 @@ def test_validators_bring_304(server: Running, protocol: str) -> None:
         ("/index.html%00.png", 400, "an encoded NUL"),
         ("/%zz", 400, "a percent sign without two hexadecimal digits"),
         ("/%2525", 404, "no such file"),
-        ("/" + "a/" * 4100, 414, "a target of 8201 bytes"),
+        ("/" + "a/" * 4100, 414, "a target of 8201 bytes, more than target_bytes = 8192"),
     ],
 )
 def test_what_cannot_be_served_gets_a_short_answer_and_a_logged_reason(
