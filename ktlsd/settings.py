@@ -42,6 +42,7 @@ _OF_SITE: Final = 2
 """Steps to a [[site]], before its key."""
 _ACME_OPTIONS: Final = {"acme": "names", "acme_email": "email", "acme_directory": "directory"}
 """Keys of the table [acme], by the options of the command line."""
+_TOML_POSITION: Final = re.compile(r"(.+) \(at line ([0-9]+), column ([0-9]+)\)")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -149,7 +150,17 @@ def _read_file(path: Path) -> Document:
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
+        raise _toml_error(path, str(error)) from error
+
+
+def _toml_error(path: Path, problem: str) -> SettingsError:
+    # Only Python 3.14 gives the position by itself.
+    found = _TOML_POSITION.fullmatch(problem)
+    if found is None:
+        return SettingsError(f"{path}: is not TOML: {problem}")
+    text, line, column = found.groups()
+    hint = " (texts stand in quotes; true and false are lower case)" if text == "Invalid value" else ""
+    return SettingsError(f"{path}:{line}: column {column}: is not TOML: {text[0].lower()}{text[1:]}{hint}")
 
 
 def _from_file(document: Document) -> Settings:
@@ -327,6 +338,8 @@ def _check_clients(settings: Settings, document: Document) -> None:
 
 def _check_roots(settings: Settings, document: Document) -> None:
     if settings.root is None and not settings.site:
+        if document.path != Path():
+            raise SettingsError(f'{document.path}: root is missing: add root = "DIR"')
         raise SettingsError("no folder to serve: name one with --root DIR")
     for number, site in enumerate(settings.site):
         if site.root is None:

@@ -120,7 +120,8 @@ def _of_name(name: str, options: AcmeOptions, *, public: bool) -> str:
     if len(name) > _LONGEST_NAME or not _HOST.fullmatch(name):
         return f'{name!r} is not a host name such as "example.org" (xn-- for letters beyond a to z)'
     if name.startswith("*.") and not suitable(name, kinds):
-        return f"{name} is a wildcard, which only dns-01 can prove: give a dns_hook, or name each host"
+        remedy = "name dns_hook in [acme] of a configuration file, or name each host"
+        return f"{name} is a wildcard, which only dns-01 can prove: {remedy}"
     labels = name.removeprefix("*.").split(".")
     if public and (len(labels) == 1 or {labels[-1], ".".join(labels[-2:])} & _NOT_PUBLIC):
         return f"{name} is an internal name, which no public authority certifies: {_private(options)}"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 import msgspec
 
-from ktlsd.config.options import ONE_OR_MORE, Settings
+from ktlsd.config.options import ONE_OR_MORE, AcmeOptions, LimitOptions, Settings
 from ktlsd.config.values import BackendListen, Listen, LogPlace, Network
 
 Read = Callable[[type, Any], Any]
@@ -30,6 +30,9 @@ WORDS: Final[Mapping[Any, str]] = {
 }
 """Accepted texts, by the type that a Read makes of them."""
 _TOP_LEVEL: Final = frozenset(Settings.__struct_encode_fields__)
+_LIMITS: Final = frozenset(LimitOptions.__struct_encode_fields__)
+_ACME: Final = {f"acme_{key}": key for key in AcmeOptions.__struct_encode_fields__}
+"""Keys of [acme], by names like those of options of the command line."""
 
 
 class OptionError(NamedTuple):
@@ -77,7 +80,10 @@ def option_error(value: Any, kind: Any, read: Read, place: Steps = ()) -> Option
 
 def _in_table(value: Any, kind: type[msgspec.Struct], read: Read, place: Steps) -> OptionError:
     if not isinstance(value, Mapping):
-        return OptionError(place, value, " is not a table")
+        hint = (
+            ': write [acme] with names = ["example.org"]; acme = true is for a [[site]]' if place == ("acme",) else ""
+        )
+        return OptionError(place, value, f" is not a table{hint}")
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name, inner in value.items():
         if name not in fields:
@@ -97,6 +103,10 @@ def _hint(name: str, allowed: list[str], place: Steps) -> str:
 
     if place and name in _TOP_LEVEL:
         return " here; it belongs to the top level, above the first [table]"
+    if name in _LIMITS:
+        return " here; it belongs to [limits]"
+    if name in _ACME:
+        return f"; it is {_ACME[name]} in [acme]"
     if near := difflib.get_close_matches(name, allowed, 1):
         return f"; did you mean {near[0]!r}?"
     return f"; there are {', '.join(allowed)}"

@@ -194,6 +194,8 @@ def parse_backend_listen(text: str, folder: Path) -> BackendListen:
     """Read what parse_listen() reads, or unix:PATH, which may be relative to `folder`. Raises ValueError."""
     scheme, _, path = text.partition(":")
     if scheme != UNIX:
+        if "/" in text and ":" not in text:
+            raise ValueError(f"neither ADDR:PORT nor unix:PATH; for a socket write unix:{text}")
         return BackendListen(parse_listen(text))
     if not path or "\0" in path:
         raise ValueError("not unix:PATH")

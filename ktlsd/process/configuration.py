@@ -165,7 +165,8 @@ class Configuration:
             loaded = self._read() if anew else self._loaded
             settings = loaded.settings
             if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
-                raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
+                told = ", ".join(_with_cause(name, loaded) for name in changed)
+                raise SettingsError(f"{told}: a change needs a restart")
             versions = _versions(settings)
             ring = self.ring()
             service = self._build(loaded, self.service, renewing=not anew)
@@ -258,6 +259,17 @@ def certificate_files(settings: Settings) -> Iterator[Path]:
     sites = (settings, *settings.site)
     paths = (path for site in sites for path in (*site.cert, *site.key, site.client_ca, site.client_crl))
     return iter(dict.fromkeys(path for path in paths if path is not None))
+
+
+def _with_cause(name: str, loaded: Loaded) -> str:
+    """A key whose value has changed, with what changed it if it is not written."""
+    settings = loaded.settings
+    if name not in ("listen", "http_listen") or name in loaded.given or name in loaded.document.table:
+        return name
+    if not by_acme(settings):
+        return name
+    made = ", ".join(f'"{listen}"' for listen in getattr(settings, name))
+    return f"{'[acme]' if settings.acme is not None else 'acme = true'} makes {name} {made}"
 
 
 def _is_renewed(faults: tuple[Fault, ...], before: _Versions, after: _Versions) -> bool:

@@ -116,7 +116,15 @@ def test_bad_names_on_the_command_line(names: str, said: str) -> None:
         ("[acme]\nnames = 'a.org'\nchallenges = 'dns-1'", ":3: acme.challenges: 'dns-1' is not one of"),
         ("[acme]\nnames = 'a.org'\neab_key_id = '1'", ":1: acme: eab_key_id and eab_key go together"),
         ("[acme]\nnames = 'a.org'\nnam = 1", ":3: acme: 'nam': no such key; did you mean 'names'?"),
-        ("acme = true", ":1: acme: true is not a table"),
+        *(
+            (
+                f"acme = {value}",
+                f':1: acme: {shown} is not a table: write [acme] with names = ["example.org"];'
+                " acme = true is for a [[site]]",
+            )
+            for value, shown in (("true", "true"), ("'a.org'", "'a.org'"))
+        ),
+        ("acme_email = 'a@b.org'", ":1: 'acme_email': no such key; it is email in [acme]"),
         ("cert = 'c'\nkey = 'k'\n[acme]\nnames = 'a.org'", ":4: acme.names: there is a cert, too"),
         ("[[site]]\nnames = 'a.org'\nacme = true\ncert = 'c'\nkey = 'k'", "acme: there is a cert, too"),
         ("[acme]\nnames = 'a.org'\n[[site]]\nnames = 'a.org'\nacme = true", "a.org is in two certificates"),
@@ -190,6 +198,7 @@ def test_a_bad_option_ends_the_start_with_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "--acme: *.example.org is a wildcard" in done.stderr
+    assert "name dns_hook in [acme] of a configuration file" in done.stderr
 
 
 def test_an_unwritable_state_folder_ends_the_start(tmp_path: Path) -> None:

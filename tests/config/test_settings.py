@@ -419,6 +419,11 @@ def test_host_names_are_taken_in_lower_case(tmp_path: Path, name: str) -> None:
         ("\n\nworker = 1", "3: 'worker': no such key; did you mean 'workers'?"),
         ("zzz = 1", f"1: 'zzz': no such key; there are {', '.join(KEYS)}"),
         ("root = '/srv'\n[hsts]\nage = 1", "3: hsts: 'age': no such key; did you mean 'max_age'?"),
+        *(
+            (f"root = '/srv'\n{table}{key} = 1", f"{line}'{key}': no such key here; it belongs to [limits]")
+            for key in ("http2_continuations", "connections")
+            for table, line in (("", "2: "), ("[[site]]\nnames = 'a'\n", "4: site[0]: "))
+        ),
         ("[hsts]\nzzz = 1", "2: hsts: 'zzz': no such key; there are max_age, include_subdomains, preload"),
         (
             "[hsts]\nworkers = 1",
@@ -444,17 +449,21 @@ def test_an_unknown_key_of_two_lines_is_refused_in_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"root = ", "is not TOML"),
-        (b"root = '/srv'\nroot = '/srv'", "is not TOML"),
-        (b"root /srv\n", "is not TOML"),
-        (b"root = '\xff'", "is not UTF-8 text"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"root = ", ": is not TOML: "),
+        (b"root = '/srv'\nroot = '/srv'", ": is not TOML: "),
+        (b"\nroot /srv\n", ":2: column 6: is not TOML: expected '='"),
+        (
+            b"root = '/srv'\nhttp2 = yes\n",
+            ":2: column 9: is not TOML: invalid value (texts stand in quotes; true and false are lower case)",
+        ),
+        (b"root = '\xff'", ": is not UTF-8 text"),
+        (b"\xff\xfe", ": is not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
     file = tmp_path / "ktlsd.toml"
     file.write_bytes(content)
-    assert refusal_of({"config": str(file), "root": "/srv"}).startswith(f"{file}: {complaint}")
+    assert refusal_of({"config": str(file), "root": "/srv"}).startswith(f"{file}{complaint}")
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
@@ -521,6 +530,10 @@ def test_places_of_the_backend_are_addresses_and_files(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("backend_listen = ['unix:']", "backend_listen[0]: 'unix:' is not unix:PATH"),
+        (
+            "backend_listen = '/run/x.sock'",
+            "'/run/x.sock' is neither ADDR:PORT nor unix:PATH; for a socket write unix:/run/x.sock",
+        ),
         ("backend_listen = ['80']", "backend_listen[0]: '80' is not ADDR:PORT with a port from 0 to 65535"),
         ("backend_listen = 80", "backend_listen: 80 is not ADDR:PORT or unix:PATH or a list of such"),
         ("backend_mode = '0888'", "backend_mode: '0888' is not the permissions of a file in octal, such as \"0660\""),
@@ -815,7 +828,7 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
     ("content", "said"),
     [
         ("workers = 0", '{0}/ktlsd.toml:1: workers: 0 is not a number from 1 to 256 or "auto"'),
-        ("", "no folder to serve: name one with --root DIR"),
+        ("", '{0}/ktlsd.toml: root is missing: add root = "DIR"'),
         ("root = 'nowhere'", "root {0}/nowhere: cannot be served: there is no such folder"),
         ("root = 'a.pem'", "root {0}/a.pem: cannot be served: this is a file, not a folder: name .*"),
         ("root = '.'\nacme_challenges = 'b'", "acme_challenges {0}/b: cannot be served: there is no such folder"),
