@@ -253,7 +253,7 @@ def test_health_checks_find_out_what_is_not(behind: Behind) -> None:
         while states(places)["ktlsd"][0] != "DOWN":
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert behind.passed.wait_for_line("proxy_protocol requires a PROXY header")
+    assert behind.passed.wait_for_line("proxy_protocol names this address, but no PROXY header came")
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
