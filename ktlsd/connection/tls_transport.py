@@ -269,8 +269,9 @@ class Transport(PacedTransport):
 
     def receive(self) -> bytes | Wait:
         received = self._tls.read()
-        # A read that is not full is the last of its record, and OpenSSL takes no more than one from the socket.
-        self._may_hold = len(received) == READ_SIZE if isinstance(received, bytes) else True
+        # A read that is not full is the last of its record, and OpenSSL takes no more than one from the socket. After a
+        # Wait it has a part of one at most (SSL_has_pending(3) is true then): the socket shows the rest.
+        self._may_hold = isinstance(received, bytes) and len(received) == READ_SIZE
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
         if not isinstance(received, bytes) and not self._kernel_receives and self._tls.between_records():

@@ -119,6 +119,9 @@ class Exchange:
         cache, began_ns = self._service.response_cache, self._began_ns
         if opened is not None:
             return cache.remember(key, response, head, opened, rules=answer.rules, asked_ns=began_ns)
+        if b"host" not in names:
+            # The target itself named the site (RFC 9112 section 3.2.2), and the entry is for other targets.
+            return None
         return cache.remember_lack(key, response, head, cast(Root, root), began_ns)
 
 

@@ -220,7 +220,7 @@ class Http2:
             if not self._sender.pending and (self._failed or self._engine.drained):
                 await transport.finish(unread=True)
                 return False
-            if self._is_idle():
+            if self._is_idle() and not transport.holds():
                 return True
             # Reading without input would count as a record without data.
             received = transport.receive() if transport.has_input() else None
@@ -229,7 +229,7 @@ class Http2:
                 await trio.lowlevel.checkpoint()
             elif sent:
                 await scheduler.next()
-            else:
+            elif not self._is_idle():
                 await self._wait()
 
     def _say_goodbye(self) -> None:
@@ -288,6 +288,8 @@ class Http2:
     def _enforce_deadlines(self, now: float) -> None:
         if self._refuse_at is not None and now >= self._refuse_at:
             self._engine.refuse_more()
+            # Streams under way may last: that time is no reason to look again.
+            self._refuse_at = float("inf")
         while self._bodies_since:
             stream_id, (head, since) = next(iter(self._bodies_since.items()))
             if now < since + self._limits.head_seconds:
@@ -368,6 +370,7 @@ class Http2:
                 self._responder.reached(Limit(event.exceeded.value), "cut off: HTTP/2: %s", event.reason)
             else:
                 log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
+            self._bodies_since.clear()
             self._responses.close()
 
     def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:

@@ -235,6 +235,8 @@ class ResponseCache:
         if entry.in_memory:
             del self._in_memory[entry]
             self._body_bytes -= len(entry.body)
+            # Request heads remember entries (RequestHead.memo).
+            entry.body = b""
         entry.until = entry.last = 0.0
         key = entry.key
         asked = self._without_query if key.any_query else self._with_query

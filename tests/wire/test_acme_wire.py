@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,17 @@ from cryptography import x509
 
 from ktlsd.acme.answers import publish_tls
 from ktlsd.acme.folder import AcmeFolder
-from tests.serving import Running, client_context, connect, exchange_plain, get, parse, read_to_end, serving
+from tests.serving import (
+    WAIT_SECONDS,
+    Running,
+    client_context,
+    connect,
+    exchange_plain,
+    get,
+    parse,
+    read_to_end,
+    serving,
+)
 
 NAME = "www.example.test"
 CONTENT = bytes(range(256)) * 20_000
@@ -103,3 +115,27 @@ def test_an_answer_in_the_clear_and_none_for_another_token(server: Running) -> N
         assert b"not to be seen" not in body
         # Where a [[redirect]] may forward it to the machine that ordered (docs/certificates.md).
         assert status == 400 or location.startswith(f"https://{NAME}")
+
+
+def test_a_handshake_of_an_authority_has_the_time_of_any_other(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    configuration = tmp_path / "ktlsd.toml"
+    configuration.write_text(
+        f'root = "{root}"\nhttp_listen = ["127.0.0.1:0"]\n[acme]\nnames = ["{NAME}"]\n'
+        'directory = "https://127.0.0.1:1/dir"\n[limits]\nhandshake_seconds = 1\n'
+    )
+    context = client_context()
+    context.set_alpn_protocols(["acme-tls/1"])
+    leaving = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), leaving, server_hostname=NAME).do_handshake()
+    with (
+        serving(None, "--config", str(configuration), state=tmp_path / "state") as server,
+        socket.create_connection(("127.0.0.1", server.port)) as connection,
+    ):
+        connection.settimeout(WAIT_SECONDS)
+        connection.sendall(leaving.read())
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(65536):
+                pass

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import pytest
 
 from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.frames import PREFACE, FrameType, ping
+from ktlsd.protocol.http2 import GOODBYE_SECONDS
 from tests.hanging_fs import mounted
 from tests.http2.blocks import GET, literals, with_fields
 from tests.http2.client import END_HEADERS, END_STREAM, headers, rst_stream, settings, window_update
@@ -347,3 +349,83 @@ def test_memory_of_idle_connections(root: Path, tmp_path: Path) -> None:
             stack.enter_context(idle(server.port))
         # Memory comes in steps of 1 MiB.
         assert (server.resident_kib() - before - 1024) / 200 < 24
+
+
+def processor_seconds(server: Running) -> float:
+    """What the process has used of a processor (proc(5): utime and stime)."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def assert_sleeps(server: Running) -> None:
+    """A process that waits for a client uses no processor meanwhile."""
+    before = processor_seconds(server)
+    time.sleep(0.5)
+    assert processor_seconds(server) - before < 0.2
+
+
+def test_a_part_of_a_record_is_waited_for_as_the_whole_is(tmp_path: Path, root: Path) -> None:
+    """OpenSSL has the part (SSL_has_pending(3)), and nothing to give. A slow client's response needs a task."""
+    arriving, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = h2_context("h2").wrap_bio(arriving, leaving, server_hostname="localhost")
+    with limited(tmp_path, root) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(WAIT_SECONDS)
+
+        def plain(size: int) -> bytes:
+            while True:
+                try:
+                    return tls.read(size) if size else bytes(tls.do_handshake() or b"")
+                except ssl.SSLWantReadError:
+                    connection.sendall(leaving.read())
+                data = connection.recv(65536)
+                assert data, "the server ended the connection"
+                arriving.write(data)
+
+        plain(0)
+        tls.write(PREFACE + settings((4, LARGEST)) + window_update(0, LARGEST - 65535) + LARGE)
+        connection.sendall(leaving.read())
+        time.sleep(0.2)
+        tls.write(ping(b"pingping", ack=False))
+        record = leaving.read()
+        connection.sendall(record[:7])
+        received, missing = b"", 32 << 20
+        while missing > 0:
+            received += plain(1 << 20)
+            for kind, _, payload in (frames := list(whole_frames(received))):
+                missing -= len(payload) if kind == FrameType.DATA else 0
+            received = received[sum(9 + len(payload) for _, _, payload in frames) :]
+        assert_sleeps(server)
+        connection.sendall(record[7:])
+        received = b""
+        while not any(kind == FrameType.PING for kind, _, _ in whole_frames(received)):
+            received += plain(65536)
+
+
+def test_a_stream_that_lasts_beyond_the_last_goaway_is_waited_for(tmp_path: Path, root: Path) -> None:
+    with limited(tmp_path, root, "requests_per_connection = 2") as server, http2(server.port, window=1000) as client:
+        small, large = client.ask("/small.txt"), client.ask("/large")
+        client.wait_for(small)
+        while len(client.goaways) < 2:
+            assert client.receive()
+        time.sleep(GOODBYE_SECONDS)
+        assert_sleeps(server)
+        assert not client.streams[large].ended
+
+
+def test_no_request_is_answered_on_a_failed_connection(tmp_path: Path, root: Path) -> None:
+    """A request whose body does not come is answered in time, but not after DATA on stream 0."""
+    frames = PREFACE + settings((4, LARGEST)) + window_update(0, LARGEST - 65535) + LARGE
+    body = headers(3, literals((*GET[:3], (b":path", b"/large"))), END_HEADERS)
+    with (
+        limited(tmp_path, root, "head_seconds = 1") as server,
+        connect(server.port, h2_context("h2")) as connection,
+    ):
+        connection.sendall(frames + body)
+        time.sleep(1.2)
+        connection.sendall(b"\0\0\x01\0\0\0\0\0\0x")
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(1 << 20):
+                pass
+        server.wait_for_line("cut off: HTTP/2")
+        server.stop()
+        assert not [line for line in server.log if "defect" in line]

@@ -38,7 +38,7 @@ from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
 from tests.in_process import in_a_thread
 from tests.protocols import HTTP_2, assert_alike, conversation
-from tests.serving import Answer, connect, eventually, parse, read_to_end
+from tests.serving import Answer, connect, connect_plain, eventually, parse, read_to_end, serving
 
 LONG_AGO = time.time_ns() - 3600 * 1_000_000_000
 DATE = re.compile(rb"\r\nDate: [^\r]*")
@@ -706,6 +706,29 @@ def test_names_that_the_root_lacks_share_a_response_until_they_appear(
         (root / "none").write_bytes(b"new")
         assert ask(connection, get("/none")).endswith(b"new")
         assert ask(connection, get("/none?query")).endswith(b"new")
+
+
+def test_a_site_that_the_target_names_shares_nothing_with_one_that_host_names(tmp_path: Path) -> None:
+    """An absolute form names the site (RFC 9112 section 3.2.2), and Host is not read."""
+    configuration = tmp_path / "ktlsd.toml"
+    text: list[str] = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        text += ["[[site]]", f'names = ["{name}"]', f'root = "{tmp_path / name}"']
+    (tmp_path / "two/only").write_bytes(b"two's")
+    configuration.write_text("\n".join(text))
+    with (
+        serving(
+            *(None, "--config", str(configuration)), state=tmp_path / "state", backend_listen=["127.0.0.1:0"]
+        ) as server,
+        connect_plain(int(server.backends[0].rpartition(":")[2])) as connection,
+    ):
+        deadline = time.monotonic() + 2.5
+        # Until the times of the folders are old enough for the names to be known.
+        while time.monotonic() < deadline:
+            assert ask(connection, get("http://one/none", host="two")).startswith(b"HTTP/1.1 404 ")
+            assert ask(connection, get("/only", host="two")).endswith(b"two's")
+            time.sleep(0.01)
 
 
 def test_a_response_that_depends_on_the_missing_path_is_decided_each_time(sites: dict[str, InProcess]) -> None:
