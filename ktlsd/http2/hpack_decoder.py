@@ -25,7 +25,7 @@ from ktlsd.http2.huffman import decode as decode_huffman
 BOMB_FACTOR: Final = 4
 """A header list of more than this many times the limit is a connection error."""
 
-_MOST_STRINGS: Final = 8192
+MOST_STRINGS: Final = 8192
 _LONGEST_KEPT: Final = 256
 """Bytes of a coded string that is kept."""
 _LARGEST_SHIFT: Final = 21
@@ -49,7 +49,7 @@ class HuffmanCache:
         if found is None:
             found = decode_huffman(coded)
             if len(coded) <= _LONGEST_KEPT:
-                if len(self._strings) >= _MOST_STRINGS:
+                if len(self._strings) >= MOST_STRINGS:
                     self._strings.clear()
                 self._strings[coded] = found
         return found
