@@ -120,8 +120,9 @@ def test_bodies_are_bounded(file: Path) -> None:
     cache, opened = ResponseCache(), opened_of(file, part)
     opened.identity = (*opened.identity[:3], 0, 0)
     most = MOST_BODY_BYTES // LONGEST_BODY
+    entries = []
     for number in range(most + 3):
-        remembered(cache, opened, part, number)
+        entries.append(remembered(cache, opened, part, number))
         # One that is decided again takes the place of its former one.
         remembered(cache, opened, part, number)
     assert len(cache) <= most
@@ -131,5 +132,7 @@ def test_bodies_are_bounded(file: Path) -> None:
     # All that have expired leave.
     remembered(cache, opened, part, 0)
     assert len(cache) == 1
+    # Request heads remember entries (RequestHead.memo), and must not keep the bodies of those that left.
+    assert not any(entry.body for entry in entries if entry is not None)
     opened.close()
     opened.root.close()
