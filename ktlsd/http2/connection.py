@@ -60,6 +60,8 @@ from ktlsd.http2.streams import TABLE, Action, ClosedStreams, State, Stream
 
 # Members as plain numbers, for the loop.
 _HEADERS: Final = int(FrameType.HEADERS)
+_TYPE: Final = 3
+"""The place of the type in a frame."""
 _WHOLE_REQUEST: Final = END_HEADERS | END_STREAM
 _EXTRAS: Final = PADDED | PRIORITY
 
@@ -144,6 +146,12 @@ class Connection:
         return ConnectionFailed(fault.code, fault.reason, fault.exceeded)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun and not ended: within its first frame, or between its frames."""
+        begun = self._buffer
+        return self._block is not None or (len(begun) > _TYPE and begun[_TYPE] == _HEADERS)
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes that the client sent; what they mean, in order. After ConnectionFailed they mean nothing."""

@@ -71,6 +71,7 @@ class Http2:
             "_ended",
             "_engine",
             "_failed",
+            "_head_since",
             "_idle_since",
             "_kept",
             "_large",
@@ -93,6 +94,8 @@ class Http2:
         self._responses = Http2Responses(self._responder, self._sender, self._wake)
         self._bodies_since: dict[int, tuple[RequestHead, float]] = {}
         """Requests with a body that is being skipped, and when they came, the oldest first."""
+        self._head_since: float | None = None
+        """When a head began that has not ended."""
         self._turns: list[tuple[Turn, Body]] = []
         """Those in the batch that is being sent."""
         self._unsent: bytes | memoryview = b""
@@ -170,6 +173,7 @@ class Http2:
             or self._sender.pending
             or self._unsent
             or self._responses.tasks
+            or self._head_since is not None
             or self._ended
             or self._failed
             or self._responder.requests_left <= 0
@@ -272,6 +276,8 @@ class Http2:
         if self._bodies_since:
             _, since = next(iter(self._bodies_since.values()))
             deadlines.append(since + self._limits.head_seconds)
+        if self._head_since is not None:
+            deadlines.append(self._head_since + self._limits.head_seconds)
         if self._responses.waiting:
             _, since = next(iter(self._responses.waiting.values()))
             deadlines.append(since + self._limits.file_seconds)
@@ -290,6 +296,10 @@ class Http2:
             self._engine.refuse_more()
             # Streams under way may last: that time is no reason to look again.
             self._refuse_at = float("inf")
+        if self._head_since is not None and now >= self._head_since + self._limits.head_seconds:
+            self._responder.reached(Limit.HEAD, "cut off: HTTP/2: a request head that did not end")
+            self._engine.close(ErrorCode.ENHANCE_YOUR_CALM, "a request head that did not end")
+            self._fail()
         while self._bodies_since:
             stream_id, (head, since) = next(iter(self._bodies_since.items()))
             if now < since + self._limits.head_seconds:
@@ -345,6 +355,10 @@ class Http2:
                     self._bodies_since[event.stream_id] = head, trio.current_time()
             else:
                 self._take_event(event, batch)
+        if not self._engine.in_head:
+            self._head_since = None
+        elif self._head_since is None:
+            self._head_since = trio.current_time()
         if self.transport.key_update_owed():
             self._engine.refuse_more()
 
@@ -365,13 +379,18 @@ class Http2:
             elif not event.by_peer:
                 log.debug("%s stream %d reset: %s", self._client.address, event.stream_id, event.reason)
         elif isinstance(event, ConnectionFailed):
-            self._failed = True
             if event.exceeded is not None:
                 self._responder.reached(Limit(event.exceeded.value), "cut off: HTTP/2: %s", event.reason)
             else:
                 log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
-            self._bodies_since.clear()
-            self._responses.close()
+            self._fail()
+
+    def _fail(self) -> None:
+        """Answer nothing more: the last GOAWAY is written."""
+        self._failed = True
+        self._head_since = None
+        self._bodies_since.clear()
+        self._responses.close()
 
     def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
         """Answer a request whose body is read, or is not to be read."""

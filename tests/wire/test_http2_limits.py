@@ -432,3 +432,13 @@ def test_no_request_is_answered_on_a_failed_connection(tmp_path: Path, root: Pat
         server.wait_for_line("cut off: HTTP/2")
         server.stop()
         assert not [line for line in server.log if "defect" in line]
+
+
+@pytest.mark.parametrize(
+    "begun", [headers(1, literals(GET), 0), LARGE[:-1]], ids=["no CONTINUATION", "a part of a frame"]
+)
+def test_a_head_ends_in_time(tmp_path: Path, root: Path, begun: bytes) -> None:
+    with limited(tmp_path, root, "head_seconds = 1") as server:
+        assert end_of(server.port, [begun]) == ErrorCode.ENHANCE_YOUR_CALM
+        server.wait_for_line("cut off: HTTP/2: a request head that did not end: limit head_seconds = 1$")
+        assert counts(server, "ktlsd_limited_total")["head_seconds"] == 1
