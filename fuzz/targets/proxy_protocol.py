@@ -53,7 +53,7 @@ def check(data: bytes) -> None:
         assert (found.alpn, found.authority, found.unique_id) == expected[4:]
         _check_complete(data, found)
     else:
-        assert type(found) is expected
+        assert isinstance(found, expected)
     for end in cuts(len(data), found.length if isinstance(found, Header) else 0):
         earlier = _parsed(data[:end])
         if isinstance(earlier, BadHeader):

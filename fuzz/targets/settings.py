@@ -101,7 +101,9 @@ def _check_complaint(text: str, path: Path, document: bytes) -> None:
     if text.startswith(f"{path}:"):
         place = re.match(r":([0-9]+): .", text[len(str(path)) :])
         if place is None:
-            assert re.match(": (is not TOML|is not UTF-8 text|cannot be read): .", text[len(str(path)) :])
+            assert re.match(
+                ": (is not TOML|is not UTF-8 text|cannot be read|root is missing): .", text[len(str(path)) :]
+            )
         else:
             assert 1 <= int(place[1]) <= document.count(b"\n") + 1
     else:
