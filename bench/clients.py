@@ -223,16 +223,10 @@ class Wrk:
     warms_up = True
 
     def prepare(self, site: Site) -> None:
-        self._targets(site)
-
-    def _targets(self, site: Site) -> list[str]:
-        if self.files:
-            return site.many(self.path, self.files)
-        site.file(self.path)
-        return [self.path]
+        site.targets(self.path, self.files)
 
     def _requests(self, server: Server, site: Site) -> list[Request]:
-        targets = self._targets(site)
+        targets = site.targets(self.path, self.files)
         if self.conditional:
             fields = wire.get(server.port, self.path).fields
             names = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}

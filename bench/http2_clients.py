@@ -106,16 +106,10 @@ class _Load:
 
     def prepare(self, site: Site) -> None:
         site.file(SMALL)
-        self._targets(site)
-
-    def _targets(self, site: Site) -> list[str]:
-        if self.files:
-            return site.many(self.path, self.files)
-        site.file(self.path)
-        return [self.path]
+        site.targets(self.path, self.files)
 
     def check(self, server: Server, site: Site) -> str:
-        path = self._targets(site)[0]
+        path = site.targets(self.path, self.files)[0]
         if self._size <= CHECKED_BYTES:
             return _trouble(server, path, self._size)
         # h2load would read all of it, for minutes in an emulated machine.
@@ -126,7 +120,7 @@ class _Load:
         return MANY_SIZE if self.files else SIZES[self.path]
 
     def _options(self, target: Target) -> list[str]:
-        urls = [target.server.url(path) for path in self._targets(target.site)]
+        urls = [target.server.url(path) for path in target.site.targets(self.path, self.files)]
         return [f"-c{self.connections}", f"-m{self.streams}", *urls]
 
     def _sample(self, target: Target, count: int) -> tuple[_Run, float]:

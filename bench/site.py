@@ -96,6 +96,13 @@ class Site:
             self.mounts.callback(unmount, folder, daemon)
         return folder
 
+    def targets(self, path: str, files: int) -> list[str]:
+        """The targets of `files` different files below `path`, or of the file `path` if there are none."""
+        if files:
+            return self.many(path, files)
+        self.file(path)
+        return [path]
+
     def many(self, directory: str, count: int) -> list[str]:
         """The targets of `count` different files in a folder."""
         targets = [f"{directory}{number:05}.html" for number in range(count)]
