@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from ktlsd.acme.folder import file_name, replace
 from ktlsd.acme.names import sni_name
+from ktlsd.tls.certificate import general_name, key_pem
 
 DNS_LABEL: Final = "_acme-challenge"
 HOOK_SECONDS: Final = 600.0
@@ -30,10 +31,11 @@ _DAY: Final = datetime.timedelta(days=1)
 
 
 class HookError(Exception):
-    """The text says what dns_hook did not do."""
+    """dns_hook failed; the text is for the operator."""
 
 
 def publish_http(folder: Path, token: str, text: str) -> Path:
+    """The file of http-01 (RFC 8555 section 8.3). Raises OSError."""
     path = folder / token
     # No secret: the folder may be the operator's (acme_challenges), and another server give the answer.
     replace(path, text.encode("ascii"), 0o644)
@@ -41,7 +43,7 @@ def publish_http(folder: Path, token: str, text: str) -> Path:
 
 
 def publish_tls(folder: Path, name: str, key_authorization: str) -> Path:
-    """The certificate of tls-alpn-01 with its key (RFC 8737 section 3)."""
+    """The certificate of tls-alpn-01 with its key (RFC 8737 section 3). Raises OSError."""
     path = folder / f"{file_name(sni_name(name))}.pem"
     replace(path, _challenge_certificate(name, key_authorization))
     return path
@@ -77,8 +79,6 @@ def call_hook(hook: Path, action: str, name: str, text: str) -> None:
 
 
 def _challenge_certificate(name: str, key_authorization: str) -> bytes:
-    from ktlsd.tls.certificate import general_name
-
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ACME challenge")])
     now = datetime.datetime.now(datetime.UTC)
@@ -95,6 +95,4 @@ def _challenge_certificate(name: str, key_authorization: str) -> bytes:
         .add_extension(x509.UnrecognizedExtension(_ACME_IDENTIFIER, _OCTET_STRING + digest), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    return key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)

@@ -43,6 +43,7 @@ from ktlsd.acme.names import Wanted, challenges, directory_url, is_address, suit
 from ktlsd.acme.plan import Record, Terms
 from ktlsd.config.refusal import cause
 from ktlsd.config.values import ChallengeKind
+from ktlsd.tls.certificate import key_pem
 
 _FIRST_POLL_SECONDS: Final = 0.25
 _LONGEST_POLL_SECONDS: Final = 60.0
@@ -149,7 +150,7 @@ class Orders:
             if isinstance(kept, ec.EllipticCurvePrivateKey):
                 return kept
         key = ec.generate_private_key(ec.SECP256R1())
-        replace(path, _pem(key))
+        replace(path, key_pem(key))
         return key
 
     def _account_file(self) -> Path:
@@ -251,7 +252,7 @@ class Orders:
         self._check_profile(client)
         key = _new_key(self._options.key_type)
         # Before there is an order: if the disk is full, none is made.
-        replace(self._folder.pending_key(wanted.name), _pem(key))
+        replace(self._folder.pending_key(wanted.name), key_pem(key))
         csr = self._csr(wanted, key)
         kinds = self._kinds()
         for number in range(len(kinds)):
@@ -306,7 +307,7 @@ class Orders:
     def _csr(self, wanted: Wanted, key: _Key) -> bytes:
         hosts = [name for name in wanted.names if not is_address(name)]
         addresses = [ipaddress.ip_address(name) for name in wanted.names if is_address(name)]
-        return crypto_util.make_csr(_pem(key), hosts, ipaddrs=addresses)
+        return crypto_util.make_csr(key_pem(key), hosts, ipaddrs=addresses)
 
     # --- proofs ------------------------------------------------------------------------------------------------------
 
@@ -415,7 +416,7 @@ class Orders:
             raise Problem("the authority sent a certificate for another key")
         if lacking := {name.lower() for name in wanted.names} - set(_names_of(leaf)):
             raise Problem(f"the authority sent a certificate without {', '.join(sorted(lacking))}")
-        return _pem(key) + chain.encode()
+        return key_pem(key) + chain.encode()
 
     def _preferred(self, chains: Sequence[str]) -> str:
         """The chain whose last certificate has the wanted issuer; the authority's own choice if there is none."""
@@ -433,12 +434,6 @@ def _new_key(kind: str) -> _Key:
     if kind.startswith("rsa"):
         return rsa.generate_private_key(_RSA_EXPONENT, int(kind.removeprefix("rsa")))
     return ec.generate_private_key(ec.SECP384R1() if kind == "p384" else ec.SECP256R1())
-
-
-def _pem(key: _Key) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def _times(leaf: x509.Certificate) -> tuple[float, float]:

@@ -106,7 +106,7 @@ class Orders:
         if time.monotonic() - run.began > _LONGEST_RUN_SECONDS:
             run.client.kill()
         ended = run.client.poll() is not None
-        for line in run.said.lines():
+        for line in run.output.lines():
             log.log(NOTICE, "%s", line)
         return ended and self._collect(run)
 
@@ -124,24 +124,24 @@ class Orders:
         names = tuple(certificate.names for certificate in self._wanted)
         job = encode(Job(self._folder.path, self._options, names, self._answers, self._forced))
         self._forced = False
-        said, erred = _Stream("said"), _Stream("erred")
+        output, errors = _Stream("output"), _Stream("errors")
         # Wherever this process has ktlsd from; -P keeps the current folder out.
         paths = [os.fspath(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         client = subprocess.Popen(
             [sys.executable, "-P", "-m", "ktlsd.acme.client"],
             stdin=subprocess.PIPE,
-            stdout=said.file,
-            stderr=erred.file,
+            stdout=output.file,
+            stderr=errors.file,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             cwd="/",
         )
-        self._run = _Run(client, said, erred, time.monotonic())
+        self._run = _Run(client, output, errors, time.monotonic())
         if client.stdin is not None:
             # Shorter than a pipe. It stays open: the client ends with this process.
             os.write(client.stdin.fileno(), job)
 
     def _collect(self, run: _Run) -> bool:
-        status, erred = run.client.returncode, run.erred.lines()
+        status, errors = run.client.returncode, run.errors.lines()
         run.close()
         self._run = None
         now = time.time()
@@ -151,7 +151,7 @@ class Orders:
             log.debug("another process orders certificates")
             self._not_before = now + _BUSY_SECONDS
         elif status != DONE:
-            self._fail(erred[-1] if erred else f"the client ended with status {status}")
+            self._fail(errors[-1] if errors else f"the client ended with status {status}")
             return False
         else:
             self._broken = 0
@@ -173,10 +173,7 @@ class Orders:
         """Log what a run has changed; True for a new certificate."""
         record, names = self._records[certificate.name], certificate.label
         if record.ends and (record.begins, record.ends) != (before.begins, before.ends):
-            log.log(
-                *(NOTICE, "certificate for %s: %s"),
-                *(names, state(record, now)),
-            )
+            log.log(NOTICE, "certificate for %s: %s", names, state(record, now))
             return True
         if record.failures > before.failures:
             log.error("certificate for %s: %s", names, trouble(record, now))
@@ -226,12 +223,12 @@ class _Run(Struct, frozen=True):
     """The client while it runs, with all that it prints."""
 
     client: subprocess.Popen[bytes]
-    said: _Stream
-    erred: _Stream
+    output: _Stream
+    errors: _Stream
     began: float
 
     def close(self) -> None:
         if self.client.stdin is not None:
             self.client.stdin.close()
-        os.close(self.said.file)
-        os.close(self.erred.file)
+        os.close(self.output.file)
+        os.close(self.errors.file)
