@@ -85,7 +85,7 @@ class Handshakes:
             try:
                 with driver.within(seconds, began):
                     asked = await self._read_hello(sock)
-                if asked.acme and shared.service.acme is not None:
+                if asked.acme:
                     # A thread reads its file, and the time limit of an inline task ends with it.
                     await driver.become_task()
                     with driver.within(seconds, began):
@@ -174,12 +174,10 @@ class Handshakes:
             self._tells_of_idle_nic = False
             if self._shared.kinds.is_first_beside_nic():
                 log.warning(
-                    *(
-                        "%s encrypts TLS 1.2 with AES-GCM, but clients negotiate TLS 1.3, which the kernel encrypts in"
-                        ' software: for clients over %s, tls_policy = "nic" prefers TLS 1.2',
-                        name,
-                        name,
-                    ),
+                    "%s encrypts TLS 1.2 with AES-GCM, but clients negotiate TLS 1.3, which the kernel encrypts in"
+                    ' software: for clients over %s, tls_policy = "nic" prefers TLS 1.2',
+                    name,
+                    name,
                 )
 
     async def _end_failed(

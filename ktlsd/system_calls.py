@@ -38,6 +38,11 @@ _STATX_IDENTITY = struct.Struct("=32xQ96xIIQ")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
+# Socket options that the socket module lacks (linux/socket.h, linux/tcp.h, linux/tls.h).
+SOL_TLS: Final = 282
+TCP_ULP: Final = 31
+TLS_TX_ZEROCOPY_RO: Final = 3
+
 # Bytes of an address on 64-bit machines.
 _WIDE = 8
 

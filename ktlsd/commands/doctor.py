@@ -305,7 +305,8 @@ def _zero_copy(library: Library, certificate: str, interfaces: tuple[Interface, 
 
 
 def _nics(interfaces: tuple[Interface, ...]) -> tuple[tuple[NicRow, ...], str]:
-    """What each NIC takes whose offload is on; why that could not be tried."""
+    """A row for each protocol and cipher of each NIC with its offload on; and the outcome in words, or why it was not
+    tried."""
     rows: list[Taken] = []
     for interface in interfaces:
         if "on" in (interface.tx, interface.rx):

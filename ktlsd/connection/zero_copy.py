@@ -1,7 +1,7 @@
 """Sending files from the page cache itself where a NIC encrypts, without the copy that the kernel makes otherwise.
 
 Strategy: a retransmission reads the page cache again. Bytes that changed meanwhile would break the record, pass for the
-old ones, or give two texts to whoever listens, encrypted alike. So only files that nobody can write are sent this way.
+old ones, or show a listener two texts under one keystream. So only files that nobody can write are sent this way.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import contextlib
 import socket
 from typing import Final
 
-from ktlsd.system_calls import file_system_type, is_verified
+from ktlsd.system_calls import SOL_TLS, TLS_TX_ZEROCOPY_RO, file_system_type, is_verified
 
-_SOL_TLS: Final = 282
-_TLS_TX_ZEROCOPY_RO: Final = 3
 # File systems that no kernel can write: squashfs, EROFS, ISO 9660, cramfs (linux/magic.h).
 _NEVER_WRITTEN: Final = frozenset({0x73717368, 0xE0F5E1E2, 0x9660, 0x28CD3D45})
 
@@ -37,7 +35,7 @@ class ZeroCopy:
             wanted = never_changes(descriptor)
         if wanted != self._on:
             try:
-                self._socket.setsockopt(_SOL_TLS, _TLS_TX_ZEROCOPY_RO, wanted)
+                self._socket.setsockopt(SOL_TLS, TLS_TX_ZEROCOPY_RO, wanted)
             except OSError:
                 if not wanted:
                     raise

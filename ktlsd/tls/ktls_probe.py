@@ -18,12 +18,10 @@ from typing import Final
 from ktlsd.config.values import Mode
 from ktlsd.openssl.results import Handshake, Wait
 from ktlsd.ssl_ffi import Connection, Context, Library
+from ktlsd.system_calls import SOL_TLS, TCP_ULP, TLS_TX_ZEROCOPY_RO
 from ktlsd.tls.ktls import Direction, Path, Support, explain
 from ktlsd.tls.tls_stat import Offloads
 
-_TCP_ULP: Final = 31
-_SOL_TLS: Final = 282
-_TLS_TX_ZEROCOPY_RO: Final = 3
 _HANDSHAKE_SECONDS: Final = 5.0
 _SAMPLE_SIZE: Final = 100_000
 
@@ -55,7 +53,7 @@ def has_ulp() -> bool:
     """Whether the kernel has the tls ULP, loading its module if this process may (CAP_NET_ADMIN). Raises OSError."""
     with loopback_pair() as (near, _):
         try:
-            near.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
+            near.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
         except OSError as error:
             # ENOENT: no such ULP. ENOPROTOOPT: no ULPs at all. EPERM: a sandbox forbids the option.
             if error.errno in (errno.ENOENT, errno.ENOPROTOOPT, errno.EPERM):
@@ -137,7 +135,7 @@ def zero_copy_refusal(server: Context, client: Context) -> str | None:
         if not accepted.facts().ktls_tx:
             return "sends are not offloaded"
         try:
-            sock.setsockopt(_SOL_TLS, _TLS_TX_ZEROCOPY_RO, 1)
+            sock.setsockopt(SOL_TLS, TLS_TX_ZEROCOPY_RO, 1)
         except OSError as error:
             return f"the kernel refuses TLS_TX_ZEROCOPY_RO ({error.strerror}), which came with Linux 5.19"
         return None

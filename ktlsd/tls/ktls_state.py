@@ -48,16 +48,13 @@ def describe(library: Library, context: Context, support: Support) -> str:
         raise Refusal(f"no handshake with this certificate on loopback: {'; '.join(failed)}")
     if support.mode is Mode.REQUIRE and not engaged:
         raise Refusal(f"--ktls require, but sends cannot be offloaded here: {tx}: `ktlsd doctor` tells what to do")
-    devices = nic.summary() if engaged else ""
-    hint = (
-        f"; {devices}"
-        if devices
-        else ""
-        if engaged or support.mode is Mode.OFF
-        else "; `ktlsd doctor` tells what to do"
-    )
+    hint = ""
+    if engaged:
+        hint = nic.summary()
+    elif support.mode is not Mode.OFF:
+        hint = "`ktlsd doctor` tells what to do"
     states = [*(f"{' and '.join(names)} {both}" for both, names in paths.items()), *failed]
-    return f"kTLS: {', '.join(states)}; {library.version_text} ({library.path}){hint}"
+    return f"kTLS: {', '.join(states)}; {library.version_text} ({library.path})" + (f"; {hint}" if hint else "")
 
 
 def describe_zero_copy(library: Library, context: Context, support: Support) -> str:

@@ -1,7 +1,7 @@
 """Network interfaces whose devices encrypt: what they offer, what they take, and which of them carries a connection.
 
 Strategy: features by the ethtool ioctl (linux/ethtool.h), the interface of a connection by its route (rtnetlink(7)).
-What a device takes is tried: a socket in repair mode is connected through it without a packet, and given keys.
+Protocols and ciphers are tried: a socket in repair mode is connected through it without a packet, and given keys.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from ktlsd.system_calls import SOL_TLS, TCP_ULP
 from ktlsd.tls.ktls import Direction, Offload
-from ktlsd.tls.tls_stat import HEADER, NLM_F_REQUEST, ask_kernel, attributes
+from ktlsd.tls.tls_stat import ask_kernel, attributes, query
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GSTRINGS: Final = 0x1B
@@ -37,8 +38,6 @@ _RTA_DST, _RTA_SRC, _RTA_OIF = 1, 2, 4
 _RTA: Final = struct.Struct("=HH")
 
 _TCP_REPAIR: Final = 19
-_TCP_ULP: Final = 31
-_SOL_TLS: Final = 282
 _SET_KEYS: Final = {Direction.TX: 1, Direction.RX: 2}  # TLS_TX, TLS_RX
 # Of TLS_CIPHER_*: number, bytes of iv, key and salt (linux/tls.h).
 _CIPHERS: Final = {"AES-128-GCM": (51, 8, 16, 4), "AES-256-GCM": (52, 8, 32, 4), "ChaCha20-Poly1305": (54, 12, 32, 0)}
@@ -61,7 +60,7 @@ class Interface(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a device makes of one protocol and cipher, by keys that it was given."""
+    """The treatment of one protocol and cipher by a device, found by giving it keys."""
 
     interface: str
     protocol: str
@@ -126,7 +125,7 @@ def _states(asking: socket.socket, name: str, places: dict[Direction, int]) -> t
 
 
 def taken_by(interface: str) -> list[Taken]:
-    """What the device of an interface that is up takes of each protocol and cipher; no packet is sent.
+    """The treatment of each protocol and cipher by the device of an interface that is up; no packet is sent.
 
     Raises OSError: EPERM without CAP_NET_ADMIN, for which repair mode asks.
     """
@@ -147,7 +146,7 @@ def in_words(rows: Iterable[Taken]) -> str:
 
 
 def summary() -> str:
-    """What each NIC whose offload is on encrypts, for the line at the start; empty without one."""
+    """The protocols and ciphers that each NIC encrypts, for the line at the start; empty without a NIC that does."""
     parts = []
     for interface in interfaces():
         if interface.tx == "on":
@@ -164,8 +163,8 @@ def _offload(interface: str, version: int, cipher: str, direction: Direction) ->
     material = os.urandom(iv + key + salt) + bytes(_SEQUENCE_BYTES)
     with _through(interface) as sock:
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
-            sock.setsockopt(_SOL_TLS, _SET_KEYS[direction], struct.pack("=HH", version, number) + material)
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+            sock.setsockopt(SOL_TLS, _SET_KEYS[direction], struct.pack("=HH", version, number) + material)
         except OSError:
             # The kernel has no such cipher, not even in software.
             return Offload.NONE
@@ -253,12 +252,10 @@ class Nics:
         if self._netlink is None:
             self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
             self._netlink.settimeout(1)
-        self._netlink.send(HEADER.pack(HEADER.size + len(body), _RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + body)
-        reply = self._netlink.recv(8192)
-        length, kind, *_ = HEADER.unpack_from(reply)
+        kind, reply = query(self._netlink, _RTM_GETROUTE, body)
         if kind != _RTM_NEWROUTE:
             return 0
-        found = dict(attributes(reply[HEADER.size + _RTMSG.size : length])).get(_RTA_OIF, b"")
+        found = dict(attributes(reply[_RTMSG.size :])).get(_RTA_OIF, b"")
         return int.from_bytes(found, sys.byteorder)
 
 

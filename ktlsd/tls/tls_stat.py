@@ -19,8 +19,8 @@ TLS_STAT: Final = "/proc/net/tls_stat"
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-NLM_F_REQUEST: Final = 1
-HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_NLM_F_REQUEST: Final = 1
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST: Final = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to its sockid: family, protocol, extensions, states
 _SOCKID: Final = struct.Struct(">HH16s16s4s8s")  # inet_diag_sockid: ports, addresses, interface, cookie
 _WITH_INFO: Final = 1 << 1  # INET_DIAG_INFO: the kernel tells of the ULP only together with it
@@ -92,21 +92,27 @@ def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
     ends = (address.ljust(16, b"\0") for address in addresses)
     sockid = _SOCKID.pack(local[1], remote[1], *ends, interface, _NO_COOKIE)
     request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, _WITH_INFO, 0xFFFFFFFF) + sockid
-    header = HEADER.pack(HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(1)
-        netlink.send(header + request)
-        reply = netlink.recv(8192)
-    length, kind, *_ = HEADER.unpack_from(reply)
+        kind, reply = query(netlink, _SOCK_DIAG_BY_FAMILY, request)
     if kind != _SOCK_DIAG_BY_FAMILY:
         return {}
-    ulp = dict(attributes(reply[HEADER.size + _DIAG_MSG_SIZE : length])).get(_INET_DIAG_ULP_INFO, b"")
+    ulp = dict(attributes(reply[_DIAG_MSG_SIZE:])).get(_INET_DIAG_ULP_INFO, b"")
     tls = dict(attributes(dict(attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
     return {
         direction: _OFFLOADS.get(int.from_bytes(tls[number][:2], sys.byteorder), Offload.KERNEL)
         for direction, number in _CONFIGURATION.items()
         if number in tls
     }
+
+
+def query(netlink: socket.socket, kind: int, body: bytes) -> tuple[int, bytes]:
+    """Ask the kernel over netlink (netlink(7)); the type of its first reply, and the bytes after the header. Raises
+    OSError."""
+    netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST, 1, 0) + body)
+    reply = netlink.recv(8192)
+    length, answered, *_ = _HEADER.unpack_from(reply)
+    return answered, reply[_HEADER.size : length]
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
