@@ -151,7 +151,7 @@ class Arrivals:
         ) as transport:
             client = make_client(peer, service.trusted, logged=logged, redirected=redirected)
             may_be_http2 = service.settings.http2 and not redirected
-            begun = await Http1(shared, transport, client, leaves_http2=may_be_http2).serve()
+            begun = await Http1(shared, transport, client, may_be_http2=may_be_http2).serve()
             if begun:
                 await Http2(shared, transport, client).serve(begun)
 

@@ -56,8 +56,8 @@ class KeepAliveConnection(Protocol):
         """Whether it is woken while the server drains, to end by itself; otherwise it ends at once."""
 
     def idle_since(self, now: float) -> float:
-        """The begin of a wait that begins or goes on now (time.monotonic()). What is no request, such as a PING of
-        HTTP/2, does not begin another one."""
+        """The start of a wait that starts or goes on now (time.monotonic()). Frames that are no request, such as PING
+        of HTTP/2, do not start another one."""
 
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer received requests, step by step without waiting; None if nothing is left to do.

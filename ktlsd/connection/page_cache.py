@@ -178,7 +178,7 @@ class PageCache:
         self._memory = self._spare.pop() if self._spare else memoryview(bytearray(PIECE))
 
     def give_back(self, memory: memoryview) -> None:
-        """What frames() gave, and was kept: the next load() uses it."""
+        """Take back the memory of frames() that was kept: the next load() uses it."""
         self._kept -= 1
         if len(self._spare) < _MOST_SPARE:
             self._spare.append(self._memory)

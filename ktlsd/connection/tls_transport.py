@@ -115,17 +115,20 @@ class Transport(PacedTransport):
     def send_view(self, data: memoryview) -> memoryview:
         if self._kernel_sends:
             return super().send_view(data)
+        if self._write_records(data) is not None:
+            return data
+        self._note_written(len(data))
+        return data[:0]
+
+    def _write_records(self, data: bytes | bytearray | memoryview) -> Wait | None:
+        """SSL_write; several records, each of which is a write(2) of OpenSSL's, share TCP segments."""
         several = len(data) > _RECORD
         if several:
-            # Each record is a write(2) of OpenSSL's.
             self._fill_segments(True)
         wait = self._tls.write(data)
         if several:
             self._fill_segments(False)
-        if wait is not None:
-            return data
-        self._note_written(len(data))
-        return data[:0]
+        return wait
 
     async def send_text(self, data: bytes | bytearray | memoryview) -> None:
         if self._kernel_sends:
@@ -162,15 +165,7 @@ class Transport(PacedTransport):
         return Rest(b"", offset + taken, count - taken) if count > taken else None
 
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
-        several = len(data) > _RECORD
-        while True:
-            if several:
-                self._fill_segments(True)
-            wait = self._tls.write(data)
-            if several:
-                self._fill_segments(False)
-            if wait is None:
-                break
+        while (wait := self._write_records(data)) is not None:
             await self._progress(wait)
         self._note_written(len(data))
 

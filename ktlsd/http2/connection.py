@@ -132,9 +132,9 @@ class Connection:
             self._ordinary = False
             self.sender.write(frames.goaway(self._last, ErrorCode.NO_ERROR))
 
-    def close(self, code: ErrorCode, reason: str) -> ConnectionFailed:
+    def close(self, code: ErrorCode, reason: str, exceeded: Exceeded | None = None) -> ConnectionFailed:
         """End the connection with an error of the caller's, such as a deadline; the event that receive() would give."""
-        return self._fail(ConnectionFault(code, reason))
+        return self._fail(ConnectionFault(code, reason, exceeded))
 
     def _fail(self, fault: ConnectionFault) -> ConnectionFailed:
         if not self._failed:

@@ -32,6 +32,7 @@ class Exceeded(enum.Enum):
     """The limit that a peer exceeded, for metrics and the log; the value is its key in [limits]."""
 
     CONCURRENT_STREAMS = "http2_concurrent_streams"
+    HEAD_TIME = "head_seconds"
     HEADER_LIST = "head_bytes"
     HEADER_BLOCK = "http2_header_block_bytes"
     CONTINUATIONS = "http2_continuations"

@@ -154,9 +154,9 @@ class Sender:
         if stream_id in self.streams:
             self.refuse(stream_id, code)
 
-    def refuse(self, stream_id: int, code: ErrorCode) -> None:
-        """Send RST_STREAM; frames that were under way are then no error."""
-        self.write(rst_stream(stream_id, code))
+    def refuse(self, stream_id: int, code: ErrorCode, *, apart: bool = False) -> None:
+        """Send RST_STREAM, `apart` in a write after the next one; frames that were under way are then no error."""
+        (self._later if apart else self._out).append(rst_stream(stream_id, code))
         self._closed.reset(stream_id)
         self.drop(stream_id)
 
@@ -309,9 +309,7 @@ class Sender:
         stream_id = stream.stream_id
         if stream.receiving:
             # In a write of its own: curl 7.88 loses a response that it reads together with RST_STREAM.
-            (self._later if self._out else self._out).append(rst_stream(stream_id, ErrorCode.NO_ERROR))
-            self._closed.reset(stream_id)
-            self.drop(stream_id)
+            self.refuse(stream_id, ErrorCode.NO_ERROR, apart=bool(self._out))
         elif stream.waiting:
             self.drop(stream_id)
         else:

@@ -41,17 +41,8 @@ class Turn(Struct, frozen=True, gc=False):
         final = len(self.sizes) - 1 if self.last and end else -1
         return [data_header(size, self.stream_id, end=index == final) for index, size in enumerate(self.sizes)]
 
-    def write_headers(self, memory: memoryview, start: int, *, end: bool = True) -> list[memoryview]:
-        """Write the headers into memory from `start` on, and give the places of the pieces, as preadv() takes them.
-
-        The next `frame_bytes` of the memory are used.
-        """
-        found = [memory[start + begin : start + stop] for begin, stop in places(self.sizes)]
-        self.put_headers(memory, start, end=end)
-        return found
-
-    def put_headers(self, memory: memoryview, start: int, *, end: bool = True) -> None:
-        """The same without the places, which places() has."""
+    def write_headers(self, memory: memoryview, start: int, *, end: bool = True) -> None:
+        """Write the headers into memory, whose next `frame_bytes` from `start` on are used; places() has the gaps."""
         # Most frames of a turn have one size.
         header, of_size = b"", -1
         for size in self.sizes:

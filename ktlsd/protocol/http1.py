@@ -49,15 +49,15 @@ class Http1:
     """One connection that speaks HTTP/1.1."""
 
     __slots__ = (
-        *("_client", "_exchange", "_inline", "_leaves_http2", "_limits", "_lines", "_log", "_reader", "_responder"),
+        *("_client", "_exchange", "_inline", "_limits", "_lines", "_log", "_may_be_http2", "_reader", "_responder"),
         *("_shared", "_transport"),
     )
 
     def __init__(
-        self, shared: Shared, transport: PacedTransport, client: Client, *, leaves_http2: bool = False
+        self, shared: Shared, transport: PacedTransport, client: Client, *, may_be_http2: bool = False
     ) -> None:
-        """`leaves_http2` is whether the client may speak HTTP/2 with prior knowledge instead (RFC 9113 section 3.3)."""
-        self._leaves_http2 = leaves_http2
+        """`may_be_http2` is whether the client may speak HTTP/2 with prior knowledge instead (RFC 9113 section 3.3)."""
+        self._may_be_http2 = may_be_http2
         self._shared = shared
         self._transport = transport
         self._client = client
@@ -90,7 +90,7 @@ class Http1:
                 await self._transport.finish()
                 return b""
             await driver.become_task()
-            if self._leaves_http2 and not self._transport.sent:
+            if self._may_be_http2 and not self._transport.sent:
                 received = await self._with_whole_preface(received)
                 if received.startswith(PREFACE):
                     return received

@@ -26,7 +26,7 @@ from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.connection import Connection
-from ktlsd.http2.errors import ErrorCode
+from ktlsd.http2.errors import ErrorCode, Exceeded
 from ktlsd.http2.events import (
     BodyTooLarge,
     ConnectionFailed,
@@ -64,20 +64,8 @@ class Http2:
     """One connection that speaks HTTP/2."""
 
     __slots__ = (
-        *(
-            "_bodies_since",
-            "_check_at",
-            "_client",
-            "_ended",
-            "_engine",
-            "_failed",
-            "_head_since",
-            "_idle_since",
-            "_kept",
-            "_large",
-            "_limits",
-            "_moved",
-        ),
+        *("_bodies_since", "_check_at", "_client", "_ended", "_engine", "_failed", "_head_since", "_idle_since"),
+        *("_kept", "_large", "_limits", "_moved"),
         *("_refuse_at", "_responder", "_responses", "_sender", "_shared", "_sleep", "_turns", "_unsent", "_used"),
         *("_woken", "transport"),
     )
@@ -272,7 +260,7 @@ class Http2:
 
     def _next_deadline(self, now: float) -> float:
         """When to look again; notes which bodies wait for the client's windows from now on."""
-        deadlines = [] if self._refuse_at is None or self._engine.drained else [max(self._refuse_at, now)]
+        deadlines = [] if self._refuse_at is None else [self._refuse_at]
         if self._bodies_since:
             _, since = next(iter(self._bodies_since.values()))
             deadlines.append(since + self._limits.head_seconds)
@@ -297,9 +285,8 @@ class Http2:
             # Streams under way may last: that time is no reason to look again.
             self._refuse_at = float("inf")
         if self._head_since is not None and now >= self._head_since + self._limits.head_seconds:
-            self._responder.reached(Limit.HEAD, "cut off: HTTP/2: a request head that did not end")
-            self._engine.close(ErrorCode.ENHANCE_YOUR_CALM, "a request head that did not end")
-            self._fail()
+            text = "a request head that did not end"
+            self._take_event(self._engine.close(ErrorCode.ENHANCE_YOUR_CALM, text, Exceeded.HEAD_TIME), {})
         while self._bodies_since:
             stream_id, (head, since) = next(iter(self._bodies_since.items()))
             if now < since + self._limits.head_seconds:
@@ -383,14 +370,10 @@ class Http2:
                 self._responder.reached(Limit(event.exceeded.value), "cut off: HTTP/2: %s", event.reason)
             else:
                 log.info("%s cut off: HTTP/2: %s", self._client.address, event.reason)
-            self._fail()
-
-    def _fail(self) -> None:
-        """Answer nothing more: the last GOAWAY is written."""
-        self._failed = True
-        self._head_since = None
-        self._bodies_since.clear()
-        self._responses.close()
+            self._failed = True
+            self._head_since = None
+            self._bodies_since.clear()
+            self._responses.close()
 
     def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
         """Answer a request whose body is read, or is not to be read."""
@@ -480,7 +463,7 @@ class Http2:
 
     def _fill(self, turn: Turn, body: Body, memory: memoryview) -> bool:
         """Write a turn's frames; False if it has to wait for a disk, or cannot be sent."""
-        turn.put_headers(memory, 0)
+        turn.write_headers(memory, 0)
         mark = body.mark()
         reads = body.fill(memory, turn.sizes)
         fill = self.transport.page_cache.fill

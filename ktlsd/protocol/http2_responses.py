@@ -91,7 +91,7 @@ class Http2Responses:
     def answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
         """Answer a request, or have a task do it."""
         if self.bodies and not self._shared.files.room:
-            # Their files are closed some day: a client that does not take them is too slow (http2.py).
+            # Their files close in a bounded time: a client that takes nothing is cut off (http2.py).
             self.waiting[stream_id] = head, trio.current_time()
             return
         responder = self._responder

@@ -64,7 +64,7 @@ _FS_CASEFOLD_FL: Final = 0x40000000
 
 
 class Verdict(Enum):
-    """Knowledge of a name."""
+    """The result of a look-up of a name."""
 
     ABSENT = "no such name"
     LISTED = "there was such a name"
@@ -99,7 +99,7 @@ class _Known(Struct, frozen=True, gc=False):
 
 
 class FolderNames:
-    """Knowledge of the folders below one root, on the root's own mount."""
+    """The known folders below one root, on the root's own mount."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -163,7 +163,7 @@ class FolderNames:
         return Verdict.UNKNOWN
 
     def _look_up(self, status: os.stat_result) -> tuple[_Known | None, bool]:
-        """The knowledge of the folder with this status, if any; and whether it is being read."""
+        """The known folder with this status, if any; and whether it is being read."""
         key = status.st_dev, status.st_ino
         with self._lock:
             known = self._folders.get(key)

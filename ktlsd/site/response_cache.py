@@ -283,11 +283,10 @@ class ResponseCache:
             until -= (time.time_ns() - asked_ns) / 1e9
         elif rules is not None:
             folders = self._folders_of(opened, rules, asked_ns, now)
+        content = response.body
         entry = CacheEntry(
             *(key, response, head, tuple(sources), folders, until, last),
-            part=response.body
-            if body is None and isinstance(response.body, ByteRange) and response.body.count
-            else None,
+            part=content if body is None and isinstance(content, ByteRange) and content.count else None,
             in_memory=body is not None,
             body=body or b"",
         )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.http2.turns import RECORD_BYTES, Turn, frame_sizes, largest_payload
+from ktlsd.http2.turns import RECORD_BYTES, Turn, frame_sizes, largest_payload, places
 from tests.http2.client import parsed
 
 PAYLOAD = 16375
@@ -66,11 +66,12 @@ def test_headers_go_between_the_pieces(last: bool, end: bool) -> None:
     turn = Turn(3, (5, 7, 1), last)
     assert (turn.count, turn.frame_bytes) == (13, 40)
     memory = memoryview(bytearray(50))
-    places = turn.write_headers(memory, 4, end=end)
-    for place, text in zip(places, (b"first", b"seconds", b"3"), strict=True):
+    turn.write_headers(memory, 4, end=end)
+    gaps = [memory[4 + begin : 4 + stop] for begin, stop in places(turn.sizes)]
+    for place, text in zip(gaps, (b"first", b"seconds", b"3"), strict=True):
         place[:] = text
     assert bytes(memory[:4]) + bytes(memory[44:]) == bytes(10)
     frames = parsed(bytes(memory[4:44]))
     assert [getattr(frame, "data", None) for frame in frames] == [b"first", b"seconds", b"3"]
     assert ["END_STREAM" in frame.flags for frame in frames] == [False, False, last and end]
-    assert b"".join(a + b for a, b in zip(turn.headers(end=end), places, strict=True)) == bytes(memory[4:44])
+    assert b"".join(a + b for a, b in zip(turn.headers(end=end), gaps, strict=True)) == bytes(memory[4:44])

@@ -6,6 +6,7 @@ of proxies and PROXY headers over both protocols, tests/system/test_proxies.py r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -134,11 +135,17 @@ def test_not_on_listeners_that_redirect(server: Running) -> None:
     assert server.wait_for_line(" 505 PRI .*: HTTP/2 on a connection that speaks HTTP/1.1 only$")
 
 
+@contextlib.contextmanager
+def limited(root: Path, folder: Path, *lines: str) -> Iterator[Running]:
+    """A server with these lines in its configuration, and a second for a head."""
+    path = folder / "ktlsd.toml"
+    path.write_text("\n".join((f"root = {json.dumps(str(root))}", *lines, "[limits]", "head_seconds = 1\n")))
+    with serving(None, "--config", str(path), state=folder, backend_listen=("127.0.0.1:0",)) as running:
+        yield running
+
+
 def test_off_with_http2(root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "ktlsd.toml"
-    path.write_text(f"root = {json.dumps(str(root))}\nhttp2 = false\n[limits]\nhead_seconds = 1\n")
-    words = ("--config", str(path))
-    with serving(None, *words, state=tmp_path, backend_listen=("127.0.0.1:0",)) as server:
+    with limited(root, tmp_path, "http2 = false") as server:
         with connected(port_of(server)) as connection:
             connection.sendall(ONE_REQUEST)
             answer, _ = parse(read_to_end(connection))
@@ -146,10 +153,7 @@ def test_off_with_http2(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_preface_that_does_not_end(root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "ktlsd.toml"
-    path.write_text(f"root = {json.dumps(str(root))}\n[limits]\nhead_seconds = 1\n")
-    words = ("--config", str(path))
-    with serving(None, *words, state=tmp_path, backend_listen=("127.0.0.1:0",)) as server:
+    with limited(root, tmp_path) as server:
         with connected(port_of(server)) as connection:
             connection.sendall(PREFACE[:20])
             answer, _ = parse(read_to_end(connection))
