@@ -224,8 +224,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     try_files: tuple[Text, ...] = ()
     """Paths to try, in order; {path} stands for the requested path. If none exists, the request counts as not found."""
     fallback: SitePath | None = None
-    """File to serve, with status 200, for paths that are not found (single-page application). A folder means its index
-    file."""
+    """File to serve, with status 200, for pages that are not found (single-page application); other requests get 404. A
+    folder means its index file."""
     precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
     """Codings of precompressed siblings (name.zst, name.br, name.gz), in order of preference."""
     encoded: dict[Suffix, Coding] = field(default_factory=lambda: dict(ENCODED))

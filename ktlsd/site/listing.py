@@ -97,30 +97,6 @@ def fields(*, as_json: bool) -> tuple[tuple[str, str], ...]:
     return _JSON_FIELDS if as_json else _HTML_FIELDS
 
 
-_MEDIA_RANGE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
-_QUALITY: Final = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
-
-
-def wants_json(accept: str | None) -> bool:
-    """True if an Accept field (RFC 9110 section 12.5.1) prefers JSON to HTML.
-
-    Of two that are equally welcome, the one that is named more exactly counts; a page is what all others get.
-    """
-    ranges: dict[str, float] = {}
-    for part in _MEDIA_RANGE.findall(accept or ""):
-        quality = _QUALITY.search(part)
-        ranges[part.partition(";")[0].strip().lower()] = float(quality[1]) if quality else 1.0
-    return _preference(ranges, "application/json") > max(_preference(ranges, "text/html"), (0.0, 3))
-
-
-def _preference(ranges: dict[str, float], media_type: str) -> tuple[float, int]:
-    kind = media_type.partition("/")[0]
-    for exactness, media_range in ((2, media_type), (1, kind + "/*"), (0, "*/*")):
-        if media_range in ranges:
-            return ranges[media_range], exactness
-    return 0.0, 0
-
-
 def parse_query(query: bytes) -> Sort:
     """Read "?sort=name|size|date&order=asc|desc"; other parameters have no effect."""
     values = dict(pair.split("=", 1) for pair in query.decode("latin-1").lstrip("?").split("&") if "=" in pair)

@@ -22,11 +22,13 @@ from msgspec.structs import replace
 
 from ktlsd.config.options import SiteOptions
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
+from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
-from ktlsd.http.fields import Fields, merge, without
+from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.header_rules import Origin
+from ktlsd.http.navigation import VARY, is_navigation
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
@@ -72,6 +74,8 @@ class _Outcome(Struct, frozen=True, gc=False):
     origin: Origin = Origin.OWN
     status: HTTPStatus = HTTPStatus.OK
     """Under which a file is sent."""
+    varies: bool = False
+    """Whether another kind of request (navigation.py) gets another response."""
 
 
 class _Draft(Struct, frozen=True, gc=False):
@@ -194,7 +198,14 @@ class Site:
     async def _respond(self, request: Request, target: Target) -> _Draft:
         if request.method == "OPTIONS":
             return _Draft(options())
-        outcome = await self._find(target)
+        outcome = await self._find(request, target)
+        draft = await self._draft(request, target, outcome)
+        if outcome.varies:
+            response = draft.response
+            draft = replace(draft, response=replace(response, fields=add_vary(response.fields, VARY)))
+        return draft
+
+    async def _draft(self, request: Request, target: Target, outcome: _Outcome) -> _Draft:
         found, status = outcome.found, outcome.status
         if isinstance(found, Folder):
             return _Draft(await self._list(request, target, found))
@@ -217,7 +228,7 @@ class Site:
 
     # --- which file ---------------------------------------------------------------------------------------------------
 
-    async def _find(self, target: Target) -> _Outcome:
+    async def _find(self, request: Request, target: Target) -> _Outcome:
         rules, redirects = self._rules, self._rules.redirects
         if not (rules.protecting or redirects or self.options.fallback is not None):
             return await self._look_up(target)
@@ -234,10 +245,13 @@ class Site:
         rule = redirects.find(path, query, exists=False)
         if rule is not None:
             return await self._follow(rule, target)
-        if self.options.fallback is not None and outcome.found is not Miss.PROTECTED:
-            found = await self._look_up_path(self.options.fallback)
-            return _Outcome(self._in_its_place(target, found), Origin.FALLBACK)
-        return outcome
+        if self.options.fallback is None or outcome.found is Miss.PROTECTED:
+            return outcome
+        name = target.names[-1] if target.names and not target.directory else b""
+        if not is_navigation(request.fields, name):
+            return replace(outcome, varies=True)
+        found = await self._look_up_path(self.options.fallback)
+        return _Outcome(self._in_its_place(target, found), Origin.FALLBACK, varies=True)
 
     async def _follow(self, rule: Redirected | Rewritten, target: Target) -> _Outcome:
         if isinstance(rule, Redirected):
@@ -400,7 +414,7 @@ class Site:
     async def _list(self, request: Request, target: Target, folder: Folder) -> Response:
         from ktlsd.site import listing
 
-        as_json = listing.wants_json(request.fields.get("accept"))
+        as_json = wants_json(request.fields.get("accept"))
         fields = listing.fields(as_json=as_json)
         if request.method == "HEAD":
             folder.close()
@@ -450,8 +464,8 @@ class Site:
             return answer
         if answer.opened is not None:
             answer.opened.close()
-        others = without(response.fields, _OF_A_FILE | {name.lower() for name, _ in page.fields})
-        return _Draft(replace(page, fields=page.fields + others, reason=response.reason), opened)
+        others = without(response.fields, _OF_A_FILE | ({name.lower() for name, _ in page.fields} - {"vary"}))
+        return _Draft(replace(page, fields=add_vary(page.fields + others), reason=response.reason), opened)
 
 
 def _real_path(descriptor: int) -> str:

@@ -23,7 +23,6 @@ from ktlsd.site.listing import (
     parse_query,
     render_html,
     render_json,
-    wants_json,
 )
 
 NOON = 1_700_000_000_000_000_000
@@ -179,35 +178,6 @@ def test_query(query: bytes, expected: Sort) -> None:
 @given(st.binary(max_size=50))
 def test_every_query_gives_an_order(query: bytes) -> None:
     assert isinstance(parse_query(query), Sort)
-
-
-@pytest.mark.parametrize(
-    ("accept", "expected"),
-    [
-        (None, False),
-        ("", False),
-        ("*/*", False),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
-        ("application/json", True),
-        ("APPLICATION/JSON", True),
-        ("application/json, text/plain, */*", True),
-        ("application/json;q=0.5, */*;q=0.5", True),
-        ("application/json;q=0.4, */*;q=0.5", False),
-        ("application/*", True),
-        ("application/*, text/html;q=0.9", True),
-        ("application/json, text/html", False),
-        ("application/json;q=0.9, text/html", False),
-        ("application/json, text/html ; q=0.9", True),
-        ("application/json;q=0", False),
-        ("application/json;q=0, text/html;q=0", False),
-        ("application/json;charset=utf-8;q=0.8, text/html;q=0.7", True),
-        ('text/html;x="a,application/json"', False),
-        ("image/png", False),
-        ('"', False),
-    ],
-)
-def test_accept(accept: str | None, expected: bool) -> None:
-    assert wants_json(accept) is expected
 
 
 @given(st.lists(NAMES, unique=True, max_size=8), st.booleans())

@@ -723,6 +723,21 @@ def test_the_file_that_answers(place: Place, site: str, target: str, status: int
         assert place.ask(site, target, "Range: bytes=0-2").body == body[:3]
 
 
+def test_the_fallback_is_for_pages_only(place: Place) -> None:
+    vary = "Sec-Fetch-Dest, Accept"
+    as_page, as_style = ("Sec-Fetch-Dest: document", "Accept: text/html"), ("Sec-Fetch-Dest: style", "Accept: text/css")
+    with place.conversation() as client:
+        # The last ones are remembered responses.
+        for _ in range(3):
+            page = client.get("/assets/missing.css", *as_page, host="fallback")
+            style = client.get("/assets/missing.css", *as_style, host="fallback")
+            program = client.get("/assets/missing.css", host="fallback")
+            assert (page.status, page.body, page.fields["vary"]) == (200, b"app.html", vary)
+            assert (style.status, style.body, style.fields["vary"]) == (404, b"404 Not Found\n", vary)
+            assert (program.status, program.fields["vary"]) == (404, vary)
+        assert "vary" not in client.get("/about.html", *as_style, host="fallback").fields
+
+
 @pytest.mark.parametrize("site", ["try", "clean", "fallback"])
 def test_a_folder_is_sent_to_its_slash_by_every_way_to_look_up(place: Place, site: str) -> None:
     answer = place.ask(site, "/second?x=y")

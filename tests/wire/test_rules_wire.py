@@ -496,6 +496,7 @@ def test_without_another_rule_a_role_means_403(place: Place, target: str) -> Non
 # --- caches ----------------------------------------------------------------------------------------------------------
 
 FOREVER = "public, max-age=31536000, immutable"
+PAGE = "Accept: text/html"
 
 
 @pytest.mark.parametrize(
@@ -526,11 +527,11 @@ def test_a_cache_rule_is_for_the_file_that_answers(
 ) -> None:
     # Remembered answers have the same fields.
     with place.conversation() as client:
-        answers = [client.get(target, host="spa") for _ in range(4)]
-    answers.append(place.ask("spa", target, method="HEAD"))
+        answers = [client.get(target, PAGE, host="spa") for _ in range(4)]
+    answers.append(place.ask("spa", target, PAGE, method="HEAD"))
     if status == 200:
-        answers.append(place.ask("spa", target, "Range: bytes=0-1"))
-        answers.append(place.ask("spa", target, f"If-None-Match: {answers[0].fields['etag']}"))
+        answers.append(place.ask("spa", target, PAGE, "Range: bytes=0-1"))
+        answers.append(place.ask("spa", target, PAGE, f"If-None-Match: {answers[0].fields['etag']}"))
     assert [answer.status for answer in answers] == [*[status] * 5, *([206, 304] if status == 200 else [])]
     for answer in answers:
         assert answer.fields.get("cache-control") == control
