@@ -83,6 +83,18 @@ class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Value of Cache-Control, such as "public, max-age=3600"."""
 
 
+class AccessOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[access]]: the networks whose clients may see matching paths; others get 403. Every matching table must
+    allow a client."""
+
+    path: Glob
+    """Pattern for paths; "**" for all."""
+    allow: tuple[Network, ...] = ()
+    """Networks with access; if empty, all that are not denied."""
+    deny: tuple[Network, ...] = ()
+    """Networks without access, also if they are in `allow`."""
+
+
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[cors]: origins with scripts that may read this site (the Fetch standard's CORS protocol)."""
 
@@ -244,6 +256,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Rules for response header fields; all matching rules apply, in order."""
     cache: tuple[CacheOptions, ...] = ()
     """Rules for Cache-Control; the first matching rule applies."""
+    access: tuple[AccessOptions, ...] = ()
+    """Networks that may see paths; every matching table must allow a client."""
     hashed_names: bool = False
     """Cache files with a content hash in their name (app.3f9c2b1a.js) forever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None

@@ -6,6 +6,7 @@ left may be the client's own invention. Only the fields that the operator's prox
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -72,6 +73,19 @@ def is_https(fields: Mapping[str, str], nearest: Origin, trusted: Networks, writ
     if written == "forwarded" or "," in scheme:
         return origin(fields, nearest, trusted, written).https
     return scheme == "https" if scheme else nearest.https
+
+
+@functools.lru_cache(1024)
+def _address(text: str) -> Address | None:
+    node = _read_node(text)
+    if node is None:
+        raise ValueError(f"no address: {text}")
+    return node[1]
+
+
+def address_of_origin(origin: Origin) -> Address | None:
+    """The client's address; None on a Unix socket. Raises ValueError for what neither the kernel nor a proxy writes."""
+    return _address(origin.address)
 
 
 def _from_forwarded(fields: Mapping[str, str]) -> list[Hop]:

@@ -24,18 +24,19 @@ _HOST_WILDCARDS: Final = re.compile(rf"(\*+|(?<=/):{NAME}(?=/|\Z))")
 _LOOSE_WILDCARDS: Final = re.compile(rf"(\*+|:{NAME})")
 
 
-def compile_glob(pattern: str) -> Matcher:
+def compile_glob(pattern: str, *, either_case: bool = False) -> Matcher:
     """A matcher for a Glob of values.py; the path has its leading slash, and a folder's a trailing one too.
 
     A pattern without a slash is matched against the last segment, which is empty for a folder. Any other is matched
     against the whole path, and may leave the leading slash out.
     """
+    flags = re.IGNORECASE if either_case else re.NOFLAG
     pieces = _GLOB_WILDCARDS.split(pattern)
     if "/" in pattern:
         if not pattern.startswith(("/", "**")):
             pieces[0] = "/" + pieces[0]
-        return _compile(pieces)
-    matches = _compile(pieces)
+        return _compile(pieces, flags)
+    matches = _compile(pieces, flags)
     return lambda path: matches(path[path.rfind("/") + 1 :])
 
 

@@ -1,7 +1,8 @@
-"""Paths that the files of a static host protect by what ktlsd does not do (Basic-Auth, Role=): pure.
+"""Paths that not everybody may see: pure. GuardedPaths are those of the site's options, ProtectedPaths those that the
+files of a static host protect by what ktlsd does not do (Basic-Auth, Role=).
 
-Strategy: a path is protected if any way to name the same file is: with and without its slash, its index file or its
-`.html`, the name that `try_files` makes it from, the original of a precompressed sibling. In doubt it is protected.
+Strategy: a path is covered if any way to name the same file is: with and without its slash, its index file or its
+`.html`, the name that `try_files` makes it from, the original of a precompressed sibling. In doubt it is covered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import islice
 from typing import Final
 
 from ktlsd.http.accept_encoding import SUFFIXES
-from ktlsd.http.path_glob import compile_protected, decoded
+from ktlsd.http.path_glob import Matcher, compile_glob, compile_protected, decoded
 
 MOST_PATTERNS: Final = 1000
 """More than these protect the whole site: a request must not have to try them all."""
@@ -26,17 +27,15 @@ _ENDINGS: Final = (".html", *(suffix.decode("ascii") for suffix in SUFFIXES.valu
 _AFTER_PATH: Final = re.compile(r"[\s?#]")
 
 
-class ProtectedPaths:
-    """The protected paths of one site."""
+class _Paths:
+    """Paths by patterns, and all other ways to name the same files."""
 
-    def __init__(self, patterns: Iterable[str], index: Sequence[str] = (), try_files: Sequence[str] = ()) -> None:
-        """`patterns` are paths as `_headers` writes them; the rest is the site's options."""
-        written = {pattern for path in patterns for pattern in _patterns(path)}
-        if len(written) > MOST_PATTERNS:
-            written = {_EVERYTHING}
-        wild = {pattern for pattern in written if "*" in pattern or ":" in pattern}
-        self._fixed = frozenset(decoded(pattern).casefold() for pattern in written - wild)
-        self._matchers = [compile_protected(pattern) for pattern in sorted(wild)]
+    def __init__(
+        self, fixed: frozenset[str], matchers: Sequence[Matcher], index: Sequence[str], try_files: Sequence[str]
+    ) -> None:
+        """`fixed` are case-folded paths; the last two are the site's options."""
+        self._fixed = fixed
+        self._matchers = matchers
         self._index = frozenset(name.casefold() for name in index)
         self._around = [
             (before, after)
@@ -50,7 +49,7 @@ class ProtectedPaths:
         return bool(self._matchers or self._fixed)
 
     def cover(self, path: str) -> bool:
-        """Whether a decoded path, of a request or of a file below the root, is protected."""
+        """Whether a decoded path, of a request or of a file below the root, is one of these."""
         if not self:
             return False
         names = list(islice(self._names(path), MOST_NAMES + 1))
@@ -78,6 +77,29 @@ class ProtectedPaths:
                 inner = path[len(before) : len(path) - len(after)]
                 if path == before + inner + after and inner[:1] in ("", "/"):
                     ahead.append(inner)
+
+
+class ProtectedPaths(_Paths):
+    """The protected paths of one site."""
+
+    def __init__(self, patterns: Iterable[str], index: Sequence[str] = (), try_files: Sequence[str] = ()) -> None:
+        """`patterns` are paths as `_headers` writes them; the rest is the site's options."""
+        written = {pattern for path in patterns for pattern in _patterns(path)}
+        if len(written) > MOST_PATTERNS:
+            written = {_EVERYTHING}
+        wild = {pattern for pattern in written if "*" in pattern or ":" in pattern}
+        fixed = frozenset(decoded(pattern).casefold() for pattern in written - wild)
+        super().__init__(fixed, [compile_protected(pattern) for pattern in sorted(wild)], index, try_files)
+
+
+class GuardedPaths(_Paths):
+    """The paths of one of the site's options."""
+
+    def __init__(self, patterns: Iterable[str], index: Sequence[str] = (), try_files: Sequence[str] = ()) -> None:
+        """`patterns` are globs (path_glob.compile_glob) in either case of letters, since there are file systems without
+        the difference. The rest is the site's options."""
+        matchers = [compile_glob(pattern, either_case=True) for pattern in patterns]
+        super().__init__(frozenset(), matchers, index, try_files)
 
 
 def _patterns(path: str) -> Iterator[str]:

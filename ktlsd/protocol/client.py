@@ -52,6 +52,8 @@ class Client(Struct, frozen=True, kw_only=True):
     """The proxies whose fields about the client are believed; None if this peer's are not."""
     clients: bytes = b""
     """Digest of the requirements on its certificate (Context.clients)."""
+    certificate: str | None = None
+    """The subject of its verified certificate."""
     redirected: bool = False
     """Whether it gets nothing but redirects to HTTPS."""
     channel: Channel | None = None
@@ -85,6 +87,7 @@ def make_client(
         via=peer.via,
         trusted=trusted if trusted and trusted.holds(peer.address) else None,
         clients=b"" if secured is None else secured.clients,
+        certificate=None if secured is None else secured.handshake.client or None,
         redirected=redirected,
         channel=_channel(peer, secured) if logged else None,
     )

@@ -90,7 +90,9 @@ class Exchange:
         if demanded and demanded != client.clients:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
-        return await hosted.site.answer(request, parsed, secure=self.origin.https)
+        site = hosted.site
+        visitor = None if site.access is None else responder.visitor(self.head, self.origin)
+        return await site.answer(request, parsed, secure=self.origin.https, visitor=visitor)
 
     def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
         return Answer(short(status, reason, head=self.request.method == "HEAD"))
@@ -118,7 +120,9 @@ class Exchange:
         key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
         cache, began_ns = self._service.response_cache, self._began_ns
         if opened is not None:
-            return cache.remember(key, response, head, opened, rules=answer.rules, asked_ns=began_ns)
+            return cache.remember(
+                key, response, head, opened, rules=answer.rules, asked_ns=began_ns, checks=answer.checks
+            )
         if b"host" not in names:
             # The target itself named the site (RFC 9112 section 3.2.2), and the entry is for other targets.
             return None

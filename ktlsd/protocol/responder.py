@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from ktlsd.config.limits import Limit
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
+from ktlsd.http.access import Visitor
 from ktlsd.http.decide import Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_fields import TrackedFields
@@ -80,7 +81,17 @@ class Responder:
         if client.trusted is not None:
             fields = TrackedFields(head.of_fields.values)
             https = forwarded.is_https(fields, client.origin, client.trusted, service.forwarded)
-        return service.response_cache.get(self._partitions[https], head)
+        entry = service.response_cache.get(self._partitions[https], head)
+        return entry if entry is None or not entry.checks or self._passes(entry, head) else None
+
+    def _passes(self, entry: CacheEntry, head: RequestHead) -> bool:
+        """Whether a request passes the checks of access of a remembered response, told without a wait."""
+        visitor = self.visitor(head, self.origin_of(head.of_fields.values, self.shared.service))
+        return all(check.admits(visitor) for check in entry.checks)
+
+    def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
+        """A request of this connection, for the checks of access."""
+        return Visitor(head.method, head.target, head.of_fields.values, origin, self.client.certificate)
 
     def recall(self, entry: CacheEntry) -> int | None:
         """A descriptor of a remembered response's file for the caller to close; -1 if its body is in memory.

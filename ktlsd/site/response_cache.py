@@ -19,6 +19,7 @@ from typing import Final
 from msgspec import Struct
 
 from ktlsd.file_identity import FileIdentity, identify
+from ktlsd.http.access import Check
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.request_head import RequestHead
@@ -97,6 +98,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     """The header block in HTTP/2, but for Date; empty before its first use."""
     lacking: Root | None = None
     """The root, if the response is for all names that it lacks."""
+    checks: tuple[Check, ...] = ()
+    """The checks of access that each request must pass."""
 
     @property
     def size(self) -> int:
@@ -257,12 +260,14 @@ class ResponseCache:
         *,
         rules: frozenset[bytes] | None = None,
         asked_ns: int | None = None,
+        checks: tuple[Check, ...] = (),
     ) -> CacheEntry | None:
         """Cache a response whose head in HTTP/1.1 is `head`, but for Date and what the request decides, if that is
         safe. The head may be empty if it is not known yet.
 
         `rules` has the paths of rule files below the root; None if other files influence the response. `asked_ns` is
-        the time at which the decision began, in ns since the epoch; by default the current time.
+        the time at which the decision began, in ns since the epoch; by default the current time. `checks` are
+        those of access that the request has passed.
         """
         if key.size > LONGEST_REMEMBERED:
             return None
@@ -289,6 +294,7 @@ class ResponseCache:
             part=content if body is None and isinstance(content, ByteRange) and content.count else None,
             in_memory=body is not None,
             body=body or b"",
+            checks=checks,
         )
         self._add(entry, now)
         return entry

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +24,7 @@ from ktlsd.config.options import SiteOptions
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
+from ktlsd.http.access import Access, Check, Visitor
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
 from ktlsd.http.fields import Fields, add_vary, merge, without
@@ -32,6 +33,7 @@ from ktlsd.http.navigation import VARY, is_navigation
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded
 from ktlsd.site.folder import Entry, read_folder
@@ -62,6 +64,8 @@ class Answer(Struct, frozen=True, gc=False):
     """True if the query of the target had no influence."""
     lacking: Root | None = None
     """The root, if the response is the same for all names that are absent at its top."""
+    checks: tuple[Check, ...] = ()
+    """The checks of access that the request has passed."""
 
 
 _Found = OpenFile | Folder | Moved | Miss
@@ -131,6 +135,9 @@ class Site:
         self._listings = JobLimiter(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._server: Fields = SERVER_FIELD if site.server_header else ()
+        checks = checks_of(site)
+        self.access = Access(checks) if checks else None
+        """None for a site without checks: everybody may see its files."""
 
     @property
     def root(self) -> Root:
@@ -140,15 +147,16 @@ class Site:
     def close(self) -> None:
         self.followed.close()
 
-    async def answer(self, request: Request, target: Target, *, secure: bool) -> Answer:
-        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS."""
+    async def answer(self, request: Request, target: Target, *, secure: bool, visitor: Visitor | None = None) -> Answer:
+        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS. A site with `access` needs
+        a visitor."""
         root = None
         try:
             # Rules and files are of the same root, even where another takes its place meanwhile.
             while root is not self.root:
                 root = self.root
                 await self._rules.refresh(root)
-                answer = await self._respond(request, target)
+                answer = await self._respond(request, target, visitor)
                 if root is not self.root and answer.opened is not None:
                     answer.opened.close()
         except OSError as error:
@@ -168,7 +176,8 @@ class Site:
             any_query = not self._rules.redirects.concern(path)
             lacking = root if response.reason == _NO_SUCH_FILE and self._are_alike_if_absent() else None
             response = replace(response, fields=fields, signed=True)
-            return Answer(response, answer.opened, answer.file, rules, any_query, lacking)
+            checks = () if visitor is None else tuple(visitor.passed)
+            return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()
@@ -186,7 +195,7 @@ class Site:
         options, rules = self.options, self._rules
         others = options.try_files or options.clean_urls or options.fallback is not None or self._index_elsewhere
         by_path = rules.redirects or rules.protecting or rules.headers.by_path or self._cors is not None
-        return not (others or by_path or options.error_pages)
+        return not (others or by_path or options.error_pages or self.access is not None)
 
     def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
         if request.method == "OPTIONS":
@@ -195,7 +204,9 @@ class Site:
                 return preflight
         return cors.fields(path, request.fields.get("origin"))
 
-    async def _respond(self, request: Request, target: Target) -> _Draft:
+    async def _respond(self, request: Request, target: Target, visitor: Visitor | None) -> _Draft:
+        if (refusal := await self._refusal(visitor, (target.path(),))) is not None:
+            return _Draft(refusal)
         if request.method == "OPTIONS":
             return _Draft(options())
         outcome = await self._find(request, target)
@@ -207,13 +218,17 @@ class Site:
 
     async def _draft(self, request: Request, target: Target, outcome: _Outcome) -> _Draft:
         found, status = outcome.found, outcome.status
+        if self.access is not None and isinstance(found, OpenFile | Folder):
+            refusal = await self._refusal_of(visitor, found)
+            if refusal is not None:
+                return _Draft(refusal)
         if isinstance(found, Folder):
             return _Draft(await self._list(request, target, found))
         now = time.time()
         if not isinstance(found, OpenFile):
             return _Draft(decide(request, found, now, ""))
         file = "/" + os.fsdecode(found.path).removeprefix("./")
-        opened, representation, rejected = await self._negotiate(request, found)
+        opened, representation, rejected = await self._negotiate(request, found, visitor)
         try:
             if status is not HTTPStatus.OK:
                 response = whole(request, representation, status, now)
@@ -225,6 +240,27 @@ class Site:
             raise
         await read_first(opened, response)
         return _Draft(response, opened, file, outcome.origin, rejected)
+
+    # --- which visitors -----------------------------------------------------------------------------------------------
+
+    async def _refusal(self, visitor: Visitor | None, paths: Iterable[str]) -> Response | None:
+        """The response to a visitor that may not see one of these paths."""
+        if self.access is None:
+            return None
+        if visitor is None:
+            raise ValueError("a site with checks of access needs a visitor")
+        return await self.access.refusal(visitor, paths)
+
+    async def _refusal_of(self, visitor: Visitor | None, found: OpenFile | Folder) -> Response | None:
+        """The response to a visitor that may not see what was found under another path, which is closed then."""
+        try:
+            refusal = await self._refusal(visitor, _paths_of(found))
+        except BaseException:
+            found.close()
+            raise
+        if refusal is not None:
+            found.close()
+        return refusal
 
     # --- which file ---------------------------------------------------------------------------------------------------
 
@@ -325,20 +361,16 @@ class Site:
 
     def _is_protected(self, found: OpenFile | Folder) -> bool:
         """True if the open file must not be sent, by the name that it was found under or by the place links led to."""
-        path = os.fsdecode(found.path)
-        if self._rules.protect("/" + ("" if path == "." else path)):
-            return True
         try:
-            with found.root as root:
-                below = _real_path(root).rstrip("/") + "/"
-            real = _real_path(found.descriptor)
+            return any(map(self._rules.protect, _paths_of(found)))
         except OSError:
             return True
-        return real.startswith(below) and self._rules.protect("/" + real.removeprefix(below))
 
     # --- which representation of it -----------------------------------------------------------------------------------
 
-    async def _negotiate(self, request: Request, opened: OpenFile) -> tuple[OpenFile, Representation, frozenset[bytes]]:
+    async def _negotiate(
+        self, request: Request, opened: OpenFile, visitor: Visitor | None
+    ) -> tuple[OpenFile, Representation, frozenset[bytes]]:
         """Take `opened` over, or a precompressed sibling in its place (RFC 9110 section 12.5.3).
 
         The last of the three has the paths of the siblings that are there and not sent: a change in place makes another
@@ -366,7 +398,11 @@ class Site:
                         continue
                     try:
                         # It may be a link to what is protected.
-                        protected = self._rules.protecting and self._is_protected(sibling)
+                        protected = (self._rules.protecting and self._is_protected(sibling)) or (
+                            self.access is not None
+                            and visitor is not None
+                            and self.access.hides(visitor, _paths_of(sibling))
+                        )
                         belongs = not protected and await self._siblings.belong(opened, sibling, candidate)
                     except BaseException:
                         sibling.close()
@@ -456,7 +492,7 @@ class Site:
                 log.error("error page %s for %d not found in %s", path, response.status, self.options.root)
             return answer
         try:
-            opened, representation, _ = await self._negotiate(request, found)
+            opened, representation, _ = await self._negotiate(request, found, None)
             page = whole(request, representation, response.status, time.time())
             await read_first(opened, page)
         except OSError as error:
@@ -466,6 +502,17 @@ class Site:
             answer.opened.close()
         others = without(response.fields, _OF_A_FILE | ({name.lower() for name, _ in page.fields} - {"vary"}))
         return _Draft(replace(page, fields=add_vary(page.fields + others), reason=response.reason), opened)
+
+
+def _paths_of(found: OpenFile | Folder) -> Iterator[str]:
+    """The paths below the root of what was found: its name, and the place where links led to. Raises OSError."""
+    path = os.fsdecode(found.path)
+    yield "/" + ("" if path == "." else path)
+    with found.root as root:
+        below = _real_path(root).rstrip("/") + "/"
+    real = _real_path(found.descriptor)
+    if real.startswith(below):
+        yield "/" + real.removeprefix(below)
 
 
 def _real_path(descriptor: int) -> str:

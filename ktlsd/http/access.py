@@ -1,0 +1,77 @@
+"""Access to paths of a site: the checks that a request must pass before a file is looked up, and again for the file.
+
+Strategy: each check has its paths and its own idea of a visitor (an address, a password, a signature). All checks of a
+path must be passed. A remembered response names the checks that its first request passed; a later request passes them
+without a wait, or takes the way of a new decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct, field
+
+from ktlsd.http.decide import Response
+from ktlsd.http.forwarded import Origin
+from ktlsd.http.protected_paths import GuardedPaths
+
+
+class Visitor(Struct, eq=False):
+    """A request as the checks see it."""
+
+    method: bytes
+    target: bytes
+    """As it was sent."""
+    fields: Mapping[bytes, bytes]
+    """As request_fields.joined() gives them. Reads of these leave no trace in cache keys: the checks are made again for
+    each use of a remembered response."""
+    origin: Origin
+    """The client's address and scheme, by what trusted proxies report."""
+    certificate: str | None = None
+    """The subject of the client's verified certificate."""
+    passed: list[Check] = field(default_factory=list)
+    """The checks that the request has passed."""
+
+
+class Check(Protocol):
+    """One rule about visitors of some paths. Its identity counts: a check is passed once in a request."""
+
+    @property
+    def paths(self) -> GuardedPaths:
+        """The paths that it guards."""
+
+    def admits(self, visitor: Visitor) -> bool:
+        """Whether a visitor passes, as far as that can be told without a wait; False in doubt."""
+
+    async def refusal(self, visitor: Visitor) -> Response | None:
+        """The response to a visitor that does not pass, else None. It may wait (attempt.needs_task())."""
+
+
+class Access:
+    """The checks of one site."""
+
+    def __init__(self, checks: Sequence[Check]) -> None:
+        """They are made in this order."""
+        self._checks = tuple(checks)
+
+    def _left(self, visitor: Visitor, path: str) -> Iterator[Check]:
+        """The checks of a decoded path that a visitor has not passed."""
+        return (check for check in self._checks if check not in visitor.passed and check.paths.cover(path))
+
+    async def refusal(self, visitor: Visitor, paths: Iterable[str]) -> Response | None:
+        """The response to a visitor that may not see one of these decoded paths; else None, and the checks are passed.
+
+        `paths` are a request's, or those of an open file below the root: its name, and the place where links led to.
+        """
+        for path in paths:
+            for check in self._left(visitor, path):
+                refused = await check.refusal(visitor)
+                if refused is not None:
+                    return refused
+                visitor.passed.append(check)
+        return None
+
+    def hides(self, visitor: Visitor, paths: Iterable[str]) -> bool:
+        """Whether a visitor has not passed all checks of one of these paths."""
+        return any(True for path in paths for _ in self._left(visitor, path))
