@@ -210,13 +210,13 @@ class Site:
         if request.method == "OPTIONS":
             return _Draft(options())
         outcome = await self._find(request, target)
-        draft = await self._draft(request, target, outcome)
+        draft = await self._draft(request, target, outcome, visitor)
         if outcome.varies:
             response = draft.response
             draft = replace(draft, response=replace(response, fields=add_vary(response.fields, VARY)))
         return draft
 
-    async def _draft(self, request: Request, target: Target, outcome: _Outcome) -> _Draft:
+    async def _draft(self, request: Request, target: Target, outcome: _Outcome, visitor: Visitor | None) -> _Draft:
         found, status = outcome.found, outcome.status
         if self.access is not None and isinstance(found, OpenFile | Folder):
             refusal = await self._refusal_of(visitor, found)
