@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -283,6 +283,8 @@ def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
 
 def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
     """The checks of a site's rules, by key."""
+    if site.try_files:
+        yield ("try_files",), partial(_check_try_files, site.try_files)
     if site.redirect:
         from ktlsd.http import redirects
 
@@ -299,6 +301,12 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
         from ktlsd.http import cors
 
         yield ("cors",), partial(cors.check, site.cors)
+
+
+def _check_try_files(entries: Sequence[str]) -> None:
+    for entry in entries[:-1]:
+        if entry.startswith("="):
+            raise ValueError(f"nothing after {entry} is tried: put it at the end")
 
 
 def _check_names(settings: Settings, document: Document) -> None:

@@ -30,7 +30,7 @@ PRELOAD_SECONDS: Final = 31536000
 """The least max-age, in seconds, that browsers' preload list takes (hstspreload.org, since 2017)."""
 
 _PATH: Final = "{path}"
-# Of nginx's try_files ($uri, =404, @name), and of Caddy's ({http.request.uri.path}).
+# Of nginx's try_files ($uri, @name), and of Caddy's ({http.request.uri.path}).
 _FOREIGN: Final = re.compile(r"\$\w*|\{(?!path\})[^}]*\}")
 _EVERYTHING: Final = frozenset({"*", "**", "/**"})
 """Patterns that match every path."""
@@ -97,8 +97,10 @@ def _index(place: Place, names: Sequence[str]) -> Iterator[Finding]:
 def _try_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
     for number, path in enumerate(site.try_files):
         here = (*place, number)
-        if path.startswith(("=", "@")):
-            what = f"{path} is a file's name here, not a status or a location as in nginx"
+        if path.startswith("="):
+            continue
+        if path.startswith("@"):
+            what = f"{path} is a file's name here, not a location as in nginx"
             yield Finding(here, what, "leave it out: the answer is 404 if no entry is found")
         elif foreign := _FOREIGN.search(path):
             what = f"{foreign[0]} stands for itself here"
@@ -110,6 +112,7 @@ def _try_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
 def _answering(place: Place, site: SiteOptions) -> Iterator[Finding]:
     """The files that answer for what is not found, and for errors."""
     named: list[tuple[Place, str]] = [((*place, "error_pages", name), path) for name, path in site.error_pages.items()]
+    named += (((*place, "error_page", number), rule.file) for number, rule in enumerate(site.error_page))
     if site.fallback is not None:
         named.append(((*place, "fallback"), site.fallback))
     for here, path in named:

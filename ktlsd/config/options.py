@@ -24,6 +24,7 @@ from ktlsd.config.values import (
     Count,
     CountOrNone,
     EntityTagRecipe,
+    ErrorNumber,
     ErrorStatus,
     FieldName,
     FieldValue,
@@ -46,6 +47,7 @@ from ktlsd.config.values import (
     Suffix,
     Text,
     TlsPolicy,
+    TryFile,
     Workers,
 )
 
@@ -93,6 +95,18 @@ class AccessOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Networks with access; if empty, all that are not denied."""
     deny: tuple[Network, ...] = ()
     """Networks without access, also if they are in `allow`."""
+
+
+class ErrorPageOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[error_page]]: the body of an error for matching paths. The first matching rule applies, before
+    [error_pages]."""
+
+    path: Glob
+    """Pattern for requested paths; "**" for all."""
+    status: ErrorNumber
+    """Status of the error."""
+    file: SitePath
+    """File to send."""
 
 
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,8 +247,9 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     clean_urls: bool = False
     """Serve about.html for /about."""
-    try_files: tuple[Text, ...] = ()
-    """Paths to try, in order; {path} stands for the requested path. If none exists, the request counts as not found."""
+    try_files: tuple[TryFile, ...] = ()
+    """Paths to try, in order; {path} stands for the requested path. If none exists, the request counts as not found; a
+    last entry "=404", "=403", "=410", "=451" or "=503" answers with that status instead."""
     fallback: SitePath | None = None
     """File to serve, with status 200, for pages that are not found (single-page application); other requests get 404. A
     folder means its index file."""
@@ -250,6 +265,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Charset of text/*; empty for none."""
     error_pages: dict[ErrorStatus, SitePath] = {}
     """Files to send as the body of an error, by status."""
+    error_page: tuple[ErrorPageOptions, ...] = ()
+    """Files to send as the body of an error, by path and status; the first matching rule applies."""
     redirect: tuple[RedirectOptions, ...] = ()
     """Redirects and rewrites; the first matching rule applies."""
     header: tuple[HeaderOptions, ...] = ()

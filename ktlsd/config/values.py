@@ -86,13 +86,20 @@ Charset = Annotated[
     str,
     Meta(pattern=rf"^[A-Za-z0-9!#$%&+^_`{{}}~-]*{_END}", description="the name of a character encoding, or empty"),
 ]
-ErrorStatus = Annotated[
+_ERRORS: Final = (401, 403, 404, 410, 412, 416, 429, 451, 500, 503)
+_OF_ERRORS: Final = f"a status that a site refuses with: {', '.join(map(str, _ERRORS[:-1]))} or {_ERRORS[-1]}"
+ErrorStatus = Annotated[str, Meta(pattern=rf"^({'|'.join(map(str, _ERRORS))}){_END}", description=_OF_ERRORS)]
+"""A status of [error_pages], whose keys are texts."""
+ErrorNumber = Annotated[Literal[401, 403, 404, 410, 412, 416, 429, 451, 500, 503], Meta(description=_OF_ERRORS)]
+"""The same, of [[error_page]]."""
+TryFile = Annotated[
     str,
     Meta(
-        pattern=rf"^(403|404|412|416|500|503){_END}",
-        description="a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
+        pattern=rf"^(=(403|404|410|451|503)|[^=\x00-\x1f\x7f][^\x00-\x1f\x7f]*){_END}",
+        description='a path, or "=404" (or 403, 410, 451, 503) at the end of the list',
     ),
 ]
+"""An entry of `try_files`."""
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds")]
 MoreSeconds = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
 _LARGEST_COUNT: Final = (1 << 31) - 1

@@ -49,6 +49,14 @@ class Miss(enum.Enum):
         self.reason = reason
 
 
+class Refused(Struct, frozen=True):
+    """A rule of the operator answers with an error instead of a file."""
+
+    status: HTTPStatus
+    reason: str
+    """For the log."""
+
+
 class Representation(Struct, frozen=True, gc=False):
     """The metadata of the representation in an open file."""
 
@@ -122,9 +130,9 @@ def refuse_method(method: str) -> Response | None:
     return short(HTTPStatus.NOT_IMPLEMENTED, f"the unknown method {method}")
 
 
-def decide(request: Request, found: Representation | Moved | Miss, now: float, boundary: str) -> Response:
+def decide(request: Request, found: Representation | Moved | Miss | Refused, now: float, boundary: str) -> Response:
     """The response to a GET or HEAD; `now` is in seconds since the epoch, `boundary` for multipart/byteranges."""
-    if isinstance(found, Miss):
+    if isinstance(found, (Miss, Refused)):
         return short(found.status, found.reason, head=request.method == "HEAD")
     if isinstance(found, Moved):
         return short(found.status, head=request.method == "HEAD", extra=(("Location", found.location),))

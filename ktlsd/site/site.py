@@ -26,7 +26,8 @@ from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.access import Access, Check, Visitor
 from ktlsd.http.cors import Cors
-from ktlsd.http.decide import Miss, Moved, Representation, Request, Response, decide, options, whole
+from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, whole
+from ktlsd.http.error_pages import ErrorPages
 from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.header_rules import Origin
 from ktlsd.http.navigation import VARY, is_navigation
@@ -68,7 +69,7 @@ class Answer(Struct, frozen=True, gc=False):
     """The checks of access that the request has passed."""
 
 
-_Found = OpenFile | Folder | Moved | Miss
+_Found = OpenFile | Folder | Moved | Miss | Refused
 
 
 class _Outcome(Struct, frozen=True, gc=False):
@@ -134,6 +135,7 @@ class Site:
         # Each holds the interpreter up for a while.
         self._listings = JobLimiter(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
+        self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
         checks = checks_of(site)
         self.access = Access(checks) if checks else None
@@ -164,7 +166,7 @@ class Site:
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
             if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
-                answer = await self._with_error_page(request, answer)
+                answer = await self._with_error_page(request, target.path(), answer)
             response = answer.response
             path = target.path()
             fields = self._server + response.fields
@@ -195,7 +197,7 @@ class Site:
         options, rules = self.options, self._rules
         others = options.try_files or options.clean_urls or options.fallback is not None or self._index_elsewhere
         by_path = rules.redirects or rules.protecting or rules.headers.by_path or self._cors is not None
-        return not (others or by_path or options.error_pages or self.access is not None)
+        return not (others or by_path or self._error_pages or self.access is not None)
 
     def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
         if request.method == "OPTIONS":
@@ -313,6 +315,8 @@ class Site:
         wanted = target.path()
         outcome = _Outcome(Miss.ABSENT)
         for entry in self.options.try_files:
+            if entry.startswith("="):
+                return _Outcome(Refused(HTTPStatus(int(entry[1:])), f"no file of try_files: {entry}"))
             path = entry.replace("{path}", wanted)
             # A folder keeps its own target, for the redirect to its slash.
             found = await (self._look_up_name(target) if path == wanted else self._look_up_path(path))
@@ -475,10 +479,10 @@ class Site:
     def _type_of(self, name: bytes) -> str:
         return self._types.described(name)[0]
 
-    async def _with_error_page(self, request: Request, answer: _Draft) -> _Draft:
-        """The operator's page for this status in place of the short text, where there is one."""
+    async def _with_error_page(self, request: Request, requested: str, answer: _Draft) -> _Draft:
+        """The operator's page for this status and path (decoded) in place of the short text, where there is one."""
         response = answer.response
-        path = self.options.error_pages.get(str(response.status.value))
+        path = self._error_pages.find(requested, response.status)
         if path is None:
             return answer
         try:

@@ -96,13 +96,13 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
             "error_pages = { 404 = '/404.html', 500 = '/5.html' }",
             "error_pages.500: /5.html: no such file .*",
         ),
+        (
+            "[[error_page]]\npath = '**'\nstatus = 410\nfile = '/410.html'",
+            r"error_page\[0\]: /410.html: no such file in {root}: create .*",
+        ),
         ("try_files = ['$uri', '/index.html']", r"try_files\[0\]: \$uri stands for itself here: write \{path\} for .*"),
         ("try_files = ['{path}', '$uri/']", r"try_files\[1\]: \$uri stands for itself here: write \{path\} for .*"),
         ("try_files = ['{http.request.uri.path}']", r"try_files\[0\]: \{http.request.uri.path\} stands for itself .*"),
-        (
-            "try_files = ['{path}', '=404']",
-            r"try_files\[1\]: =404 is a file's name here, .*: leave it out.*",
-        ),
         (
             "try_files = ['{path}', '@app']",
             r"try_files\[1\]: @app is a file's name here, .*: leave it out.*",
@@ -170,6 +170,7 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ("dotfiles = true\nfallback = '/.hidden'", None),
         ("error_pages = { 404 = '/404.html' }", None),
         ("try_files = ['{path}', '{path}.html', '{path}/', '/index.html']", None),
+        ("try_files = ['{path}', '=404']", None),
         ("index = ['index.html', 'index.htm']", None),
         ("[[cache]]\npath='*.js'\ncontrol='no-cache'\n[[cache]]\npath='**'\ncontrol='no-store'", None),
         ("[[redirect]]\nfrom = '/a/*'\nto = '/b/:splat'\n[[redirect]]\nfrom = '/b/*'\nto = '/c/:splat'", None),
@@ -197,7 +198,7 @@ def test_each_warning_has_its_key_cause_and_remedy(folder: Path, line: str, told
 
 
 def test_a_warning_names_the_line_of_its_value(folder: Path) -> None:
-    text = "root = 'www'\n\ntry_files = [\n  '{path}',\n  '=404',\n]\n[error_pages]\n404 = '/404.html'\n403 = '/no'\n"
+    text = "root = 'www'\n\ntry_files = [\n  '{path}',\n  '@app',\n]\n[error_pages]\n404 = '/404.html'\n403 = '/no'\n"
     assert [line.partition(": ")[0] for line in warnings(folder, text)] == ["ktlsd.toml:5", "ktlsd.toml:9"]
 
 

@@ -22,6 +22,7 @@ from ktlsd.config.options import (
     AcmeOptions,
     CacheOptions,
     CorsOptions,
+    ErrorPageOptions,
     HeaderOptions,
     HstsOptions,
     LimitOptions,
@@ -336,7 +337,24 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
         (
             "[error_pages]\n404 = '/x'\n200 = '/x'",
             3,
-            "error_pages: '200' is not a status that a site refuses with: 403, 404, 412, 416, 500 or 503",
+            "error_pages: '200' is not a status that a site refuses with: 401, 403, 404, 410, 412, 416, 429, 451, 500 "
+            "or 503",
+        ),
+        (
+            "[[error_page]]\npath = '**'\nstatus = 405\nfile = '/x'",
+            3,
+            "error_page[0].status: 405 is not a status that a site refuses with: 401, 403, 404, 410, 412, 416, 429, "
+            "451, 500 or 503",
+        ),
+        (
+            "try_files = ['{path}', '=405']",
+            1,
+            "try_files[1]: '=405' is not a path, or \"=404\" (or 403, 410, 451, 503) at the end of the list",
+        ),
+        (
+            "try_files = ['{path}', '=404', '/x']",
+            1,
+            "try_files: nothing after =404 is tried: put it at the end",
         ),
         ("[error_pages]\n404 = 'x'", 2, "error_pages.404: 'x' is not a path below the root, with its leading slash"),
         *(
@@ -735,11 +753,18 @@ def test_the_example_is_valid_with_every_line_commented_out_or_in(tmp_path: Path
 def test_the_example_has_every_key() -> None:
     document = tomllib.loads(uncommented())
     assert document.keys() == set(KEYS)
-    inner = [document[name][0] for name in ("redirect", "header", "cache")]
-    inner += [document[name] for name in ("cors", "hsts", "limits", "acme")]
-    kinds = (RedirectOptions, HeaderOptions, CacheOptions, CorsOptions, HstsOptions, LimitOptions, AcmeOptions)
-    for table, kind in zip(inner, kinds, strict=True):
-        assert table.keys() == set(kind.__struct_encode_fields__)
+    # A rule has one of several keys for its paths, so that one example cannot have all.
+    lists = {
+        "redirect": RedirectOptions,
+        "header": HeaderOptions,
+        "cache": CacheOptions,
+        "error_page": ErrorPageOptions,
+    }
+    for name, kind in lists.items():
+        assert set().union(*document[name]) == set(kind.__struct_encode_fields__)
+    tables = {"cors": CorsOptions, "hsts": HstsOptions, "limits": LimitOptions, "acme": AcmeOptions}
+    for name, kind in tables.items():
+        assert document[name].keys() == set(kind.__struct_encode_fields__)
     assert document["types"]
     assert document["error_pages"]
     assert set(SITE_KEYS) - set(KEYS) <= document["site"][0].keys()

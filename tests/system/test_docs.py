@@ -90,6 +90,7 @@ IN_PROSE = {
     "AccessOptions": ACCESS,
     "HeaderOptions": CONFIGURATION,
     "CacheOptions": CONFIGURATION,
+    "ErrorPageOptions": CONFIGURATION,
     "NamedSiteOptions": CONFIGURATION,
 }
 """Tables whose keys are described in the prose of a document."""

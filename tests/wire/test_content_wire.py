@@ -70,6 +70,32 @@ cache = [{ path = "**", control = "public, max-age=60" }]
 404 = "/pages/404.html"
 412 = "/missing.html"
 416 = "/416.txt"
+[[site.error_page]]
+path = "/folder/**"
+status = 404
+file = "/folder/404.html"
+[[site.error_page]]
+path = "*.txt"
+status = 404
+file = "/missing.html"
+[[site.error_page]]
+path = "**"
+status = 412
+file = "/416.txt"
+
+[[site]]
+names = ["try-status"]
+root = "pages"
+listing = false
+fallback = "/app.html"
+try_files = ["{path}", "{path}.html", "=404"]
+error_page = [{ path = "/deep/**", status = 404, file = "/about.html" }]
+
+[[site]]
+names = ["try-gone"]
+root = "pages"
+try_files = ["/old{path}", "=410"]
+error_pages = { 410 = "/about.html" }
 
 [[site]]
 names = ["try"]
@@ -298,6 +324,7 @@ def make_errors(root: Path) -> None:
     write(root / "pages/404.html", "<h1>lost</h1>", 2 * DAY_NS)
     write(root / "pages/404.html.gz", gzip.compress(b"<h1>lost</h1>"))
     write(root / "416.txt", "no such part")
+    write(root / "folder/404.html", "<h1>not in this folder</h1>")
     write(root / "403.html", "<h1>locked</h1>")
     write(root / "file.txt", "content")
     write(root / "locked.txt", "locked")
@@ -639,7 +666,8 @@ def test_types_are_the_tables_or_the_sites_own(place: Place, name: str) -> None:
         ("/locked.txt", (), 403, b"<h1>locked</h1>"),
         ("/file.txt", ("Range: bytes=100-",), 416, b"no such part"),
         # There is no such page: the short text.
-        ("/file.txt", ('If-Match: "x"',), 412, b"412 Precondition Failed\n"),
+        ("/nothing.txt", (), 404, b"404 Not Found\n"),
+        ("/file.txt", ('If-Match: "x"',), 412, b"no such part"),
         ("/pages/404.html", (), 200, b"<h1>lost</h1>"),
     ],
 )
@@ -654,7 +682,7 @@ def test_an_error_has_the_page_that_was_made_for_it(
     assert answer.fields.get("cache-control") == ("public, max-age=60" if status == 200 else None)
     if body.startswith(b"<h1>"):
         assert answer.fields["content-type"] == "text/html; charset=utf-8"
-    if status in (403, 404, 416):
+    if status in (403, 404, 416) and not body.startswith(b"404"):
         assert not {"etag", "accept-ranges"} & answer.fields.keys()
     if fields and fields[0].startswith("Range") and status == 416:
         # Range has a meaning only for GET.
@@ -673,8 +701,35 @@ def test_an_error_page_has_siblings_too(place: Place) -> None:
 
 def test_a_missing_error_page_is_logged(place: Place) -> None:
     lines = len(place.server.log)
-    place.ask("errors", "/file.txt", 'If-Match: "x"')
-    place.server.wait_for_line(r"error page /missing\.html for 412 not found", since=lines)
+    place.ask("errors", "/nothing.txt")
+    place.server.wait_for_line(r"error page /missing\.html for 404 not found", since=lines)
+
+
+def test_an_error_page_is_that_of_its_path_and_status(place: Place) -> None:
+    answers = [place.ask("errors", target) for target in ("/folder/a/b", "/folder", "/folder/", "/folder/none.txt")]
+    of_folder, of_site = b"<h1>not in this folder</h1>", b"<h1>lost</h1>"
+    assert [(answer.status, answer.body) for answer in answers[:1]] == [(404, of_folder)]
+    assert (answers[1].status, answers[1].fields["location"]) == (301, "/folder/")
+    assert answers[2].status == 200
+    # The first rule that matches counts.
+    assert (answers[3].status, answers[3].body) == (404, of_folder)
+    assert place.ask("errors", "/folder-beside").body == of_site
+
+
+@pytest.mark.parametrize(
+    ("site", "target", "status", "body"),
+    [
+        ("try-status", "/about", 200, b"about.html"),
+        # Neither a fallback nor the 403 of a folder without index file follows.
+        ("try-status", "/nothing", 404, b"404 Not Found\n"),
+        ("try-status", "/empty/", 404, b"404 Not Found\n"),
+        ("try-status", "/deep/nothing", 404, b"about.html"),
+        ("try-gone", "/about.html", 410, b"about.html"),
+    ],
+)
+def test_a_status_ends_try_files(place: Place, site: str, target: str, status: int, body: bytes) -> None:
+    answer = place.ask(site, target)
+    assert (answer.status, answer.body) == (status, body)
 
 
 # --- which file ------------------------------------------------------------------------------------------------------
