@@ -92,29 +92,37 @@ class Server:
 
     async def serve(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until drain() is called and the last response is sent; `ready` is called once clients are accepted."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._shared.idle.watch)
-            nursery.start_soon(self._follow_roots)
-            if self._metrics is not None:
-                nursery.start_soon(
-                    self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
-                )
-            async with trio.open_nursery() as connections:
-                self._connections = connections
-                self._inline_tasks = InlineTasks(self._shared.idle.sockets, connections)
-                nursery.start_soon(self._inline_tasks.enforce_time_limits)
-                with self._accepting:
-                    async with trio.open_nursery() as acceptors:
-                        for listener in listeners:
-                            acceptors.start_soon(self._accept, listener)
-                        ready()
-                # From here on new clients are refused instead of waiting in a queue that no process serves.
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._shared.idle.watch)
+                nursery.start_soon(self._follow_roots)
+                if self._metrics is not None:
+                    nursery.start_soon(
+                        self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
+                    )
+                async with trio.open_nursery() as connections:
+                    self._connections = connections
+                    self._inline_tasks = InlineTasks(self._shared.idle.sockets, connections)
+                    nursery.start_soon(self._inline_tasks.enforce_time_limits)
+                    try:
+                        await self._serve_connections(listeners, ready)
+                    finally:
+                        self._inline_tasks.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._arrivals.close()
+            self._shared.idle.close()
+
+    async def _serve_connections(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
+        with self._accepting:
+            async with trio.open_nursery() as acceptors:
                 for listener in listeners:
-                    listener.socket.close()
-                await self._inline_tasks.wait_until_all_end()
-            nursery.cancel_scope.cancel()
-        self._arrivals.close()
-        self._shared.idle.close()
+                    acceptors.start_soon(self._accept, listener)
+                ready()
+        # From here on new clients are refused instead of waiting in a queue that no process serves.
+        for listener in listeners:
+            listener.socket.close()
+        await self._inline_tasks.wait_until_all_end()
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""

@@ -53,6 +53,11 @@ class Document(NamedTuple):
     text: str = ""
     table: Mapping[str, Any] = {}
 
+    @property
+    def written(self) -> bool:
+        """Whether it has lines: the table that a program gives has none."""
+        return self.path != Path()
+
     def locate(self, place: Steps) -> tuple[int, Steps]:
         """The line, from 1 on, of the value at `place`, or of the nearest that is written around it; and the place of
         that one: a single text that stands for a list has no positions, and a default is not written."""
@@ -66,6 +71,9 @@ class Document(NamedTuple):
 
     def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
         """FILE:LINE: PLACE: the error there, or of `key` of the table there."""
+        if not self.written:
+            label = label_of(place)
+            return SettingsError(f"{label}{': ' if label else ''}{complaint}")
         line, nearest = self.locate(place if key is None else (*place, key))
         label = label_of(place[: len(nearest)])
         return SettingsError(f"{self.path}:{line}: {label}{': ' if label else ''}{complaint}")
@@ -91,6 +99,8 @@ class Loaded(NamedTuple):
             return f"--{str(place[0]).replace('_', '-')}: "
         if not own and (not place or place[0] not in self.document.table):
             return ""
+        if not self.document.written:
+            return f"{label_of(place)}: "
         line, written = self.document.locate(place)
         return f"{self.document.path}:{line}: {label_of(written)}: "
 
@@ -121,6 +131,20 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
         given |= named
     if settings.acme is not None or by_acme(settings):
         settings = _for_acme(settings, document, given)
+    return _completed(settings, document, given)
+
+
+def from_table(table: Mapping[str, Any]) -> Loaded:
+    """Settings from a table with the keys of a file, whose paths are relative to the current folder; no environment.
+
+    Raises SettingsError.
+    """
+    document = Document(table=table)
+    return _completed(_from_file(document), document, {})
+
+
+def _completed(settings: Settings, document: Document, given: Mapping[str, Any]) -> Loaded:
+    """Settings with sites that have the keys of the top level, checked as a whole."""
     tables = document.table.get("site", ())
     sites = tuple(_inherit(site, set(table), settings) for site, table in zip(settings.site, tables, strict=True))
     settings = msgspec.structs.replace(settings, site=sites)
@@ -346,9 +370,10 @@ def _check_clients(settings: Settings, document: Document) -> None:
 
 def _check_roots(settings: Settings, document: Document) -> None:
     if settings.root is None and not settings.site:
-        if document.path != Path():
+        if document.written:
             raise SettingsError(f'{document.path}: root is missing: add root = "DIR"')
-        raise SettingsError("no folder to serve: name one with --root DIR")
+        option = "root" if document.table else "--root DIR"
+        raise SettingsError(f"no folder to serve: name one with {option}")
     for number, site in enumerate(settings.site):
         if site.root is None:
             raise document.error(("site", number), "'root' is missing, here and at the top level")

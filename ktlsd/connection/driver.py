@@ -71,14 +71,15 @@ class InlineTasks:
         inline_task.resume(coroutine.send, None)
 
     async def wait_until_all_end(self) -> None:
-        """Wait until all have ended; cancelling this wait closes the remaining ones."""
-        try:
-            while self._all:
-                self._ended = trio.Event()
-                await self._ended.wait()
-        finally:
-            for inline_task in list(self._all):
-                inline_task.close()
+        """Wait until all have ended."""
+        while self._all:
+            self._ended = trio.Event()
+            await self._ended.wait()
+
+    def close(self) -> None:
+        """Close the remaining ones."""
+        for inline_task in list(self._all):
+            inline_task.close()
 
     async def enforce_time_limits(self) -> None:
         """Enforce the deadlines, until cancelled."""

@@ -60,6 +60,8 @@ class Build(Protocol):
     def __call__(self, loaded: Loaded, former: Service | None = None, *, renewing: bool = False) -> Service: ...
 
 
+Apply = Callable[[Settings], None]
+"""Puts into force the settings of a process that are not its service's."""
 OpenTickets = Callable[[Settings], TicketFile | None]
 _Version = tuple[int, int, int, int, int, bool] | None
 _Versions = dict[Path, _Version]
@@ -68,13 +70,16 @@ _Versions = dict[Path, _Version]
 class Configuration:
     """The service in force. The creator closes it."""
 
-    def __init__(self, read: Callable[[], Loaded], loaded: Loaded, build: Build, open_tickets: OpenTickets) -> None:
+    def __init__(
+        self, read: Callable[[], Loaded], loaded: Loaded, build: Build, open_tickets: OpenTickets, apply: Apply
+    ) -> None:
         """`read` gives the settings as they are now, `loaded` are what it gave first.
 
         Raises what `build` and `open_tickets` raise.
         """
         self._read = read
         self._build = build
+        self._apply = apply
         self._tried = self._seen = _versions(loaded.settings)
         self._https_port = 443
         self._loaded = loaded
@@ -197,7 +202,7 @@ class Configuration:
     def take(self, service: Service) -> None:
         """Put a service into force; the server retires the old one."""
         self.service = service
-        logging.getLogger().setLevel(service.settings.log_level.upper())
+        self._apply(service.settings)
 
     def certificates_changed(self) -> bool:
         """Whether certificates or keys are others than those that were loaded, or tried, last.

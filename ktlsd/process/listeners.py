@@ -83,6 +83,12 @@ def close_all(listeners: Iterable[Listener]) -> None:
             listener.file.remove()
 
 
+def https_port(listeners: Iterable[Listener]) -> int:
+    """The port of the first listener for HTTPS over TCP; 443 if systemd passed none."""
+    bound = [listener.socket.getsockname() for listener in listeners if listener.kind is Kind.HTTPS]
+    return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
+
+
 def warn_short_backlog() -> None:
     """Log a queue of new connections that the kernel makes shorter than it was asked to be (listen(2))."""
     try:

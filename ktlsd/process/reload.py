@@ -36,13 +36,10 @@ _TICKETS_SECONDS: Final = 60.0
 class Reloader:
     """Keeps one process up to date."""
 
-    def __init__(
-        self, server: Server, configuration: Configuration, terminal: Terminal, notifier: Notifier, *, alone: bool
-    ) -> None:
+    def __init__(self, server: Server, configuration: Configuration, notifier: Notifier, *, alone: bool) -> None:
         """A process that is not `alone` has a parent, which finds changed certificates and writes the log lines."""
         self._server = server
         self._configuration = configuration
-        self._terminal = terminal
         self._notifier = notifier
         self._alone = alone
         configuration.quiet = not alone
@@ -51,21 +48,26 @@ class Reloader:
         # A new service is made from the one in force, so it takes force before the next is made.
         self._reloading = trio.Lock()
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, terminal: Terminal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do what signals, files and the clock ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_tickets)
-            if self._alone:
-                nursery.start_soon(self._watch_certificates)
+            nursery.start_soon(self.follow_files)
             for reload_signal in RELOAD_SIGNALS:
                 # The receiver gives back these handlers when it closes; the default action would end the process.
                 signal.signal(reload_signal, lambda number, frame: None)
             with trio.open_signal_receiver(*RELOAD_SIGNALS) as signals:
                 unblock_reload_signals()
                 task_status.started()
-                await self._handle_signals(signals)
+                await self._handle_signals(signals, terminal)
 
-    async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
+    async def follow_files(self) -> None:
+        """Do what files and the clock ask for, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_tickets)
+            if self._alone:
+                nursery.start_soon(self._watch_certificates)
+
+    async def _handle_signals(self, signals: AsyncIterator[int], terminal: Terminal) -> None:
         """Reload on signals; in a worker, repeat a failed reload after a growing pause."""
         owed: bool | None = None
         pauses = Backoff()
@@ -73,7 +75,7 @@ class Reloader:
             number = None
             with trio.move_on_after(math.inf if owed is None else pauses.pause(0.0)):
                 number = await anext(signals)
-            if number == RELOAD and self._alone and self._terminal.hung_up():
+            if number == RELOAD and self._alone and terminal.hung_up():
                 os.kill(os.getpid(), signal.SIGTERM)
                 continue
             if number is not None:

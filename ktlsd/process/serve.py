@@ -23,9 +23,7 @@ from ktlsd import __version__
 from ktlsd.admission import warn_lowered_limit
 from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.options import Settings, by_acme
-from ktlsd.config.refusal import Refusal, cause
-from ktlsd.config.state import state_folder
+from ktlsd.config.refusal import Refusal
 from ktlsd.connection import open_files
 from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
@@ -34,10 +32,11 @@ from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges
-from ktlsd.process.configuration import Configuration, certificate_files, validate_service
+from ktlsd.process.configuration import Configuration, certificate_files
 from ktlsd.process.cores import usable_cores
 from ktlsd.process.file_probe import may_wait
-from ktlsd.process.listeners import bind_all, bind_metrics, close_all, warn_short_backlog
+from ktlsd.process.listeners import bind_all, bind_metrics, close_all, https_port, warn_short_backlog
+from ktlsd.process.new_service import make_service, open_tickets
 from ktlsd.process.notify import Notifier
 from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
@@ -48,8 +47,6 @@ from ktlsd.settings import Loaded
 from ktlsd.ssl_ffi import Library
 from ktlsd.system_calls import end_with_parent
 from ktlsd.tls import ktls_state
-from ktlsd.tls.ktls import Support
-from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
 
 log = logging.getLogger("ktlsd")
 
@@ -71,8 +68,8 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     with privileges.acting_as(identity):
         logs = Logs(settings)
     logs.begin()
-    build = partial(_build, library, ktls_state.support(library, settings.ktls), identity)
-    configuration = Configuration(read, loaded, build, _tickets)
+    build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity)
+    configuration = Configuration(read, loaded, build, open_tickets, logs.apply)
     service = configuration.service
     backend_mode = int(settings.backend_mode, base=8)
     listeners = bind_all(
@@ -93,7 +90,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         if identity is not None:
             configuration.settle()
         logs.follow_rotation()
-        configuration.serve_https_on(_https_port(listeners))
+        configuration.serve_https_on(https_port(listeners))
         configuration.may_order(http=any(listener.kind is Kind.REDIRECT for listener in listeners))
         _announce_start(service, listeners)
         _tell_of_listing(loaded, service)
@@ -108,7 +105,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
 
         def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
             async def event_loop() -> None:
-                async with logs.access_log() as access_log:
+                async with logs.access_log.opened() as access_log:
                     row = store.take(number)
                     server = Server(
                         *(configuration.service, access_log, row, metrics, kinds),
@@ -116,8 +113,8 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                         tells_of_roots=number == 0,
                     )
                     async with trio.open_nursery() as nursery:
-                        reloader = Reloader(server, configuration, terminal, watchdog.notifier, alone=alone)
-                        await nursery.start(reloader.run)
+                        reloader = Reloader(server, configuration, watchdog.notifier, alone=alone)
+                        await nursery.start(reloader.run, terminal)
                         nursery.start_soon(partial(watchdog.beat, row, alone=alone))
                         if alone:
                             nursery.start_soon(watchdog.tell_end, server.draining)
@@ -149,52 +146,6 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     configuration.close()
     logs.close()
     return 0
-
-
-def _build(
-    library: Library,
-    support: Support,
-    identity: privileges.Identity | None,
-    loaded: Loaded,
-    former: Service | None = None,
-    *,
-    renewing: bool = False,
-) -> Service:
-    settings = loaded.settings
-    if by_acme(settings) and not renewing:
-        from ktlsd.process import acme_folder
-
-        acme_folder.make(loaded, identity)
-    service = Service(library, settings, support, former, renewing=renewing)
-    try:
-        if not renewing:
-            validate_service(service, loaded, former)
-            if service.tried is not None:
-                service.ktls_state = ktls_state.describe(library, service.tried, support)
-                policy = ktls_state.describe_policy(support) if settings.tls_policy == "nic" else ""
-                zero_copy = ""
-                if settings.zerocopy_sendfile:
-                    zero_copy = ktls_state.describe_zero_copy(library, service.tried, support)
-                service.nic_states = tuple(filter(None, (policy, zero_copy)))
-    except BaseException:
-        service.close()
-        raise
-    return service
-
-
-def _tickets(settings: Settings) -> TicketFile | None:
-    """The session ticket keys; in memory if the state folder cannot be used."""
-    if not settings.session_tickets:
-        return None
-    if settings.ticket_keys is not None:
-        return TicketFile(settings.ticket_keys)
-    try:
-        folder = state_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return TicketFile(folder / FILE)
-    except (TicketFileError, OSError, RuntimeError) as error:
-        log.info("TLS sessions will not be resumed after a restart: %s", cause(error))
-        return TicketFile(None)
 
 
 def _drop_privileges(identity: privileges.Identity | None, service: Service) -> None:
@@ -244,12 +195,6 @@ def _tell_waiting(service: Service) -> bool:
             told = ", ".join(map(str, found[:_MOUNTS_TOLD]))
             log.info("%s: files on %s%s are read in threads and sent from memory", followed.path, told, more)
     return waits
-
-
-def _https_port(listeners: Sequence[Listener]) -> int:
-    """The port of the first listener for HTTPS over TCP; 443 if systemd passed none."""
-    bound = [listener.socket.getsockname() for listener in listeners if listener.kind is Kind.HTTPS]
-    return next((int(name[1]) for name in bound if isinstance(name, tuple)), 443)
 
 
 def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:

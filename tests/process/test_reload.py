@@ -25,7 +25,6 @@ from ktlsd.config.values import Mode
 from ktlsd.process.configuration import RESTART_ONLY
 from ktlsd.process.notify import Notifier
 from ktlsd.process.reload import Reloader
-from ktlsd.process.terminal import Terminal
 from ktlsd.service import Service
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
@@ -247,7 +246,7 @@ async def test_what_was_loaded_is_in_force_before_anything_else_is_loaded() -> N
     configuration.load = load
     # Time enough for another thread to begin.
     server = Mock(replace=lambda _: time.sleep(0.01))
-    reloader = Reloader(server, configuration, Terminal(), Notifier({}), alone=True)
+    reloader = Reloader(server, configuration, Notifier({}), alone=True)
     async with trio.open_nursery() as nursery:
         for number in range(20):
             nursery.start_soon(partial(reloader._reload, anew=bool(number % 2)))

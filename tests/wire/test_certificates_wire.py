@@ -19,7 +19,7 @@ import pytest
 
 from ktlsd.config.values import Mode
 from ktlsd.process.configuration import Configuration
-from ktlsd.process.serve import _build
+from ktlsd.process.new_service import make_service
 from ktlsd.settings import load
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
@@ -409,10 +409,12 @@ def test_a_bad_certificate_is_told_and_tried_again_once_an_hour(
     later = 0.0
     monotonic = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
-    build = partial(_build, library, support(library, Mode.OFF), None)
+    build = partial(make_service, library, support(library, Mode.OFF), None)
     options = {"config": str(place.config)}
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    configuration = Configuration(lambda: load(options), load(options), build, lambda settings: None)
+    configuration = Configuration(
+        lambda: load(options), load(options), build, lambda settings: None, lambda settings: None
+    )
     with contextlib.closing(configuration):
 
         def told() -> int:

@@ -1,0 +1,66 @@
+"""The service of a process from its settings, with the kTLS of this machine tried; and its session ticket keys."""
+
+from __future__ import annotations
+
+import logging
+
+from ktlsd.config.options import Settings, by_acme
+from ktlsd.config.refusal import cause
+from ktlsd.config.state import state_folder
+from ktlsd.process.configuration import validate_service
+from ktlsd.process.privileges import Identity
+from ktlsd.service import Service
+from ktlsd.settings import Loaded
+from ktlsd.ssl_ffi import Library
+from ktlsd.tls import ktls_state
+from ktlsd.tls.ktls import Support
+from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
+
+log = logging.getLogger("ktlsd")
+
+
+def make_service(
+    library: Library,
+    support: Support,
+    identity: Identity | None,
+    loaded: Loaded,
+    former: Service | None = None,
+    *,
+    renewing: bool = False,
+) -> Service:
+    """What Configuration has built (configuration.Build)."""
+    settings = loaded.settings
+    if by_acme(settings) and not renewing:
+        from ktlsd.process import acme_folder
+
+        acme_folder.make(loaded, identity)
+    service = Service(library, settings, support, former, renewing=renewing)
+    try:
+        if not renewing:
+            validate_service(service, loaded, former)
+            if service.tried is not None:
+                service.ktls_state = ktls_state.describe(library, service.tried, support)
+                policy = ktls_state.describe_policy(support) if settings.tls_policy == "nic" else ""
+                zero_copy = ""
+                if settings.zerocopy_sendfile:
+                    zero_copy = ktls_state.describe_zero_copy(library, service.tried, support)
+                service.nic_states = tuple(filter(None, (policy, zero_copy)))
+    except BaseException:
+        service.close()
+        raise
+    return service
+
+
+def open_tickets(settings: Settings) -> TicketFile | None:
+    """The session ticket keys; in memory if the state folder cannot be used. None for no tickets."""
+    if not settings.session_tickets:
+        return None
+    if settings.ticket_keys is not None:
+        return TicketFile(settings.ticket_keys)
+    try:
+        folder = state_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return TicketFile(folder / FILE)
+    except (TicketFileError, OSError, RuntimeError) as error:
+        log.info("TLS sessions will not be resumed after a restart: %s", cause(error))
+        return TicketFile(None)
