@@ -37,8 +37,11 @@ async def inline() -> AsyncIterator[tuple[InlineTasks, trio.Nursery]]:
         async with trio.open_nursery() as nursery:
             inline_tasks = InlineTasks(poller, nursery)
             around.start_soon(inline_tasks.enforce_time_limits)
-            yield inline_tasks, nursery
-            await inline_tasks.wait_until_all_end()
+            try:
+                yield inline_tasks, nursery
+                await inline_tasks.wait_until_all_end()
+            finally:
+                inline_tasks.close()
         around.cancel_scope.cancel()
     poller.close()
 
@@ -247,7 +250,7 @@ async def test_what_only_tasks_can_await_is_a_defect(ends: tuple[socket.socket, 
     assert str(found[0]) == "an inline task awaited a function of trio before become_task()"
 
 
-async def test_those_that_are_left_end_with_the_wait_for_them(ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_close_ends_those_that_are_left(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
     with trio.move_on_after(0.05) as scope:
         async with inline() as (inline_tasks, _):
