@@ -15,6 +15,7 @@ from typing import Final
 from ktlsd.config.findings import Finding, Place, sites_of
 from ktlsd.config.options import HstsOptions, Settings, SiteOptions
 from ktlsd.config.refusal import cause
+from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.request_target import target_of_path
 from ktlsd.site.rule_files import (
     HEADERS_FILE,
@@ -58,6 +59,8 @@ def absence(site: SiteOptions, path: str) -> str:
         return "there is no root"
     if target.hidden() and not site.dotfiles:
         return "a name that begins with a dot is not served"
+    if site.hide and HiddenPaths(site.hide).cover(target.file_path(), folder=target.directory):
+        return "a pattern of hide matches it"
     root = os.path.realpath(os.fsencode(site.root))
     named = os.path.join(root, *target.names)
     if site.clean_urls and target.names and not target.directory and os.path.isfile(named + b".html"):

@@ -245,6 +245,9 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """List folders that have no index file."""
     dotfiles: bool = False
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
+    hide: tuple[Glob, ...] = ()
+    """Patterns for files and folders that count as absent, by every name and in listings. Letters match in either
+    case."""
     clean_urls: bool = False
     """Serve about.html for /about."""
     try_files: tuple[TryFile, ...] = ()

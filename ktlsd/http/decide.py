@@ -33,6 +33,7 @@ class Miss(enum.Enum):
     ABSENT = (HTTPStatus.NOT_FOUND, "no such file")
     DANGLING = (HTTPStatus.NOT_FOUND, "a link that leads nowhere")
     HIDDEN = (HTTPStatus.NOT_FOUND, "a name that begins with a dot")
+    CONCEALED = (HTTPStatus.NOT_FOUND, "hidden by a pattern of hide")
     OUTSIDE = (HTTPStatus.NOT_FOUND, "a link out of the root")
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "not readable by the server")
     SPECIAL = (HTTPStatus.FORBIDDEN, "not a regular file")

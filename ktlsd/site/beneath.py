@@ -42,6 +42,21 @@ def _open(folder: int, path: bytes, flags: int) -> int:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
+def paths_below(folder: int, path: bytes, opened: int) -> tuple[bytes, ...]:
+    """The paths below a folder of what was opened there by `path` ("." for the folder itself): that name, and the place
+    where links led to, if that is below the folder (proc_pid_fd(5)). Raises OSError."""
+    below = _real_path(folder).rstrip(b"/") + b"/"
+    real = _real_path(opened)
+    if real + b"/" == below:
+        return (path, b".")
+    return (path, real.removeprefix(below)) if real.startswith(below) else (path,)
+
+
+def _real_path(descriptor: int) -> bytes:
+    """The path of a file, links resolved; one removed meanwhile has " (deleted)" at its end."""
+    return os.readlink(b"/proc/self/fd/%d" % descriptor).removesuffix(b" (deleted)")
+
+
 def _resolved(folder: int, path: bytes) -> bytes | None:
     """The path without links, relative to the folder; None where it leads outside."""
     with contextlib.suppress(OSError):

@@ -11,7 +11,8 @@ import stat
 
 from msgspec import Struct
 
-from ktlsd.site.beneath import open_beneath
+from ktlsd.http.hidden_paths import HiddenPaths
+from ktlsd.site.beneath import open_beneath, paths_below
 
 
 # Without gc=False, a hundred thousand of them make the collector hold everything up for 20 ms and more.
@@ -26,15 +27,23 @@ class Entry(Struct, frozen=True, order=True, gc=False):
 
 
 def read_folder(
-    root: int, path: bytes, folder: int, *, dotfiles: bool, hidden: frozenset[bytes] = frozenset()
+    root: int,
+    path: bytes,
+    folder: int,
+    *,
+    dotfiles: bool,
+    hidden: frozenset[bytes] = frozenset(),
+    hide: HiddenPaths | None = None,
 ) -> list[Entry]:
     """The entries of an open folder, in no order; blocks, so it belongs in a thread.
 
     `root` is the descriptor below which links may lead, `path` the folder's path from there, `folder` a descriptor that
-    was opened for reading. Names in `hidden` are left out. So is what cannot be looked at, but a file that the server
-    may not read is listed, as nginx does. Raises OSError where the folder itself cannot be read.
+    was opened for reading. Names in `hidden` are left out, as are paths that `hide` covers and what cannot be looked
+    at, but a file that the server may not read is listed, as nginx does. Raises OSError where the folder itself cannot
+    be read.
     """
     entries = []
+    folders = () if hide is None else paths_below(root, path, folder)
     with os.scandir(folder) as scan:
         for found in scan:
             name = os.fsencode(found.name)
@@ -42,21 +51,27 @@ def read_folder(
                 continue
             try:
                 if found.is_symlink():
-                    status = _status_of_link(root, path + b"/" + name)
+                    status, paths = _look_at_link(root, path + b"/" + name)
                 else:
+                    paths = ()
                     status = found.stat(follow_symlinks=False)
             except OSError:
                 # Gone by now, or a link that leads outside or nowhere.
                 continue
             directory = stat.S_ISDIR(status.st_mode)
+            if hide is not None:
+                paths = (*paths, *(name if above == b"." else above + b"/" + name for above in folders))
+                if any(hide.cover(path, folder=directory) for path in paths):
+                    continue
             if directory or stat.S_ISREG(status.st_mode):
                 entries.append(Entry(name, directory, status.st_size, status.st_mtime_ns))
     return entries
 
 
-def _status_of_link(root: int, path: bytes) -> os.stat_result:
+def _look_at_link(root: int, path: bytes) -> tuple[os.stat_result, tuple[bytes, ...]]:
+    """The status of what a link leads to, and the paths of that."""
     descriptor = open_beneath(root, path, os.O_PATH)
     try:
-        return os.fstat(descriptor)
+        return os.fstat(descriptor), paths_below(root, path, descriptor)
     finally:
         os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Final
 
 from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Patience, Stalled
 from ktlsd.http.decide import Miss
+from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.site.lookup import NO_NAMES, Root
 from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity
 
@@ -39,19 +40,20 @@ class FollowedRoot:
         *,
         dotfiles: bool = False,
         hidden: frozenset[bytes] = NO_NAMES,
+        hide: HiddenPaths | None = None,
         seconds: float = DEFAULT_SECONDS,
         may_be_missing: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """`hidden` has paths below the folder that are not served; `seconds` is the time that one call on a file may
-        take. A folder that `may_be_missing`, or whose file system does not answer within START_SECONDS, or within the
-        `patience` for several of them, may come later.
+        """`hidden` has paths below the folder that are not served, `hide` patterns for such; `seconds` is the time
+        that one call on a file may take. A folder that `may_be_missing`, or whose file system does not answer within
+        START_SECONDS, or within the `patience` for several of them, may come later.
 
         Raises OSError if there is no such folder that can be served.
         """
         # Relative to the folder that the process was started in, even if a link there is swapped.
         self.path = absolute(path)
-        self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, seconds=seconds)
+        self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, hide=hide, seconds=seconds)
         self._threads = FileThreads(str(self.path), seconds, 1)
         self._looking = self._closed = False
         self._failures = 0

@@ -22,10 +22,11 @@ from ktlsd.file_identity import FileIdentity, identify, identity_of
 from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Moved
+from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
 from ktlsd.site import mounts
-from ktlsd.site.beneath import open_beneath
+from ktlsd.site.beneath import open_beneath, paths_below
 from ktlsd.site.folder_names import FolderNames, Unread, Verdict
 from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
 
@@ -167,17 +168,19 @@ class Root:
         *,
         dotfiles: bool = False,
         hidden: frozenset[bytes] = NO_NAMES,
+        hide: HiddenPaths | None = None,
         seconds: float = DEFAULT_SECONDS,
         why: Miss = Miss.ABSENT,
     ) -> None:
-        """`hidden` has paths below the root that are not served; `seconds` is the time that one call on a file may
-        take. Without a path there is no folder, and every request gets `why`.
+        """`hidden` has paths below the root that are not served, `hide` patterns for such; `seconds` is the time that
+        one call on a file may take. Without a path there is no folder, and every request gets `why`.
 
         Waits for the file system. Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux
         5.6).
         """
         self.dotfiles = dotfiles
         self.hidden = hidden
+        self.hide = hide
         self.why = why
         """The answer once the root is closed."""
         self.threads = FileThreads(path or "", seconds)
@@ -253,7 +256,7 @@ class Root:
         with self:
             if target.directory:
                 return await self._find_index(path, index)
-            found = Miss.HIDDEN if path in self.hidden else await self._open(path, _FLAGS)
+            found = await self._open_shown(path)
             if not isinstance(found, Folder):
                 return found
             found.close()
@@ -265,7 +268,7 @@ class Root:
         Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
         the look at a name.
         """
-        return Miss.HIDDEN if path in self.hidden else await self.open_hidden(path, others)
+        return self._file_of(await self._open_shown(path, others))
 
     def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
@@ -274,22 +277,48 @@ class Root:
 
     async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
-        opened = await self._open(path, _FLAGS, others)
+        return self._file_of(await self._open(path, _FLAGS, others))
+
+    def _file_of(self, opened: OpenFile | Folder | Miss) -> OpenFile | Miss | None:
         if not isinstance(opened, Folder):
             return opened
         opened.close()
         return None
 
+    async def _open_shown(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Folder | Miss:
+        """Open what may be served: neither its name nor the place where links led to is hidden."""
+        if path in self.hidden:
+            return Miss.HIDDEN
+        if self.hide is not None and self.hide.cover(path):
+            return Miss.CONCEALED
+        return self._shown(await self._open(path, _FLAGS, others))
+
+    def _shown(self, opened: OpenFile | Folder | Miss) -> OpenFile | Folder | Miss:
+        """What was opened, unless a pattern hides it by its name or by the place where links led to."""
+        if self.hide is None or isinstance(opened, Miss):
+            return opened
+        try:
+            with self as root:
+                paths = paths_below(root, opened.path, opened.descriptor)
+        except OSError:
+            paths = ()
+        if paths and not any(self.hide.cover(path, folder=isinstance(opened, Folder)) for path in paths):
+            return opened
+        opened.close()
+        return Miss.CONCEALED
+
     async def _find_index(self, folder: bytes, index: Sequence[bytes]) -> OpenFile | Folder | Miss:
+        if self.hide is not None and self.hide.cover(folder, folder=True):
+            return Miss.CONCEALED
         passes_link = False
         for name in index:
             found = await self.open_file(name if folder == b"." else folder + b"/" + name)
             if isinstance(found, OpenFile):
                 found.passes_link = passes_link
-            if found is not None and found not in (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN):
+            if found is not None and found not in (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN, Miss.CONCEALED):
                 return found
             passes_link = passes_link or found is Miss.DANGLING
-        opened = await self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        opened = self._shown(await self._open(folder, os.O_RDONLY | os.O_DIRECTORY))
         return Miss.SPECIAL if isinstance(opened, OpenFile) else opened
 
     def lacks(self, name: bytes) -> bool:

@@ -30,10 +30,12 @@ from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Res
 from ktlsd.http.error_pages import ErrorPages
 from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.header_rules import Origin
+from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.navigation import VARY, is_navigation
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.site.beneath import paths_below
 from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded
@@ -47,7 +49,7 @@ log = logging.getLogger("ktlsd")
 
 SERVER_FIELD: Final = (("Server", "ktlsd"),)
 _NO_SUCH_FILE: Final = Miss.ABSENT.reason
-_ABSENT: Final = (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN, Miss.NO_INDEX)
+_ABSENT: Final = (Miss.ABSENT, Miss.DANGLING, Miss.HIDDEN, Miss.CONCEALED, Miss.NO_INDEX)
 """What another file may answer for."""
 
 
@@ -117,10 +119,12 @@ class Site:
         # Settings without a root are refused when they are read.
         path = cast(Path, site.root)
         self._rules = SiteRules(site)
+        hide = HiddenPaths(site.hide, clean_urls=site.clean_urls) if site.hide else None
         self.followed = FollowedRoot(
             path,
             dotfiles=site.dotfiles,
             hidden=self._rules.files,
+            hide=hide,
             seconds=file_seconds,
             may_be_missing=may_be_missing,
             patience=patience,
@@ -474,7 +478,8 @@ class Site:
 
     def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
         hidden = self._rules.files if path == b"." else frozenset[bytes]()
-        return read_folder(root, path, descriptor, dotfiles=self.options.dotfiles, hidden=hidden)
+        dotfiles, hide = self.options.dotfiles, self.root.hide
+        return read_folder(root, path, descriptor, dotfiles=dotfiles, hidden=hidden, hide=hide)
 
     def _type_of(self, name: bytes) -> str:
         return self._types.described(name)[0]
@@ -510,18 +515,9 @@ class Site:
 
 def _paths_of(found: OpenFile | Folder) -> Iterator[str]:
     """The paths below the root of what was found: its name, and the place where links led to. Raises OSError."""
-    path = os.fsdecode(found.path)
-    yield "/" + ("" if path == "." else path)
     with found.root as root:
-        below = _real_path(root).rstrip("/") + "/"
-    real = _real_path(found.descriptor)
-    if real.startswith(below):
-        yield "/" + real.removeprefix(below)
-
-
-def _real_path(descriptor: int) -> str:
-    """The path of a file, links resolved (proc_pid_fd(5)); one removed meanwhile has " (deleted)" at its end."""
-    return os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
+        paths = paths_below(root, found.path, found.descriptor)
+    return ("/" + ("" if path == b"." else os.fsdecode(path)) for path in paths)
 
 
 async def read_first(opened: OpenFile, response: Response) -> None:

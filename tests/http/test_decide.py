@@ -360,6 +360,7 @@ STATUS_OF_A_MISS = {
     Miss.ABSENT: 404,
     Miss.DANGLING: 404,
     Miss.HIDDEN: 404,
+    Miss.CONCEALED: 404,
     Miss.OUTSIDE: 404,
     Miss.FORBIDDEN: 403,
     Miss.SPECIAL: 403,
@@ -382,7 +383,7 @@ def test_a_miss_has_its_status_and_its_reason_is_for_the_log_alone(miss: Miss) -
 
 def test_hidden_and_outside_look_like_absent() -> None:
     absent = get(found=Miss.ABSENT)
-    for miss in (Miss.DANGLING, Miss.HIDDEN, Miss.OUTSIDE):
+    for miss in (Miss.DANGLING, Miss.HIDDEN, Miss.CONCEALED, Miss.OUTSIDE):
         response = get(found=miss)
         assert (response.status, response.fields, response.body) == (absent.status, absent.fields, absent.body)
 

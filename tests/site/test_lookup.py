@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from ktlsd.http.decide import Miss, Moved
+from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.request_target import parse_target
 from ktlsd.site.lookup import Folder, OpenFile, Root
 
@@ -236,6 +237,22 @@ async def test_a_hidden_path_is_no_index_file(folder: Path) -> None:
     assert await look_up(root, "/", b"_headers", b"index.html") == (FILE, b"index.html")
     assert await look_up(root, "/sub/", b"_headers") == (FILE, b"sub/_headers")
     root.close()
+
+
+async def test_what_a_pattern_hides_is_hidden_by_every_way_to_it(folder: Path) -> None:
+    root = Root(str(folder), hide=HiddenPaths(("/sub", "a.txt", "/two/index.htm")))
+    with contextlib.closing(root):
+        for target in ("/sub", "/sub/", "/sub/index.html", "/to-sub/", "/to-absolute/index.html", "/inside.txt"):
+            assert await root.find(parse_target(target.encode())) is Miss.CONCEALED, target
+        assert await root.open_file(b"absolute.txt") is Miss.CONCEALED
+        found = await root.find(parse_target(b"/two/"), (b"index.htm", b"default.html"))
+        assert isinstance(found, OpenFile)
+        assert found.path == b"two/default.html"
+        found.close()
+        # For the server itself.
+        opened = await root.open_hidden(b"a.txt")
+        assert isinstance(opened, OpenFile)
+        opened.close()
 
 
 async def test_a_hidden_path_can_be_opened_by_who_asks_for_it(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -146,6 +147,44 @@ root = "folders"
 try_files = ["{path}", "/alias{path}", "/app"]
 
 [[site]]
+names = ["hidden"]
+root = "hidden"
+listing = true
+headers_file = false
+redirects_file = false
+clean_urls = false
+index = ["start.bak", "index.html"]
+hide = ["*.bak", "/private/**", "*.br"]
+error_pages = { 404 = "/private/404.html" }
+[[site.redirect]]
+from = "/rewritten"
+to = "/private/page.html"
+status = 200
+[[site.redirect]]
+from = "/page.bak"
+to = "/index.html"
+status = 200
+force = false
+
+[[site]]
+names = ["hidden-clean"]
+root = "hidden"
+headers_file = false
+redirects_file = false
+hide = ["/about", "/private"]
+clean_urls = true
+fallback = "/private/page.html"
+
+[[site]]
+names = ["hidden-try"]
+root = "hidden"
+headers_file = false
+redirects_file = false
+clean_urls = false
+hide = ["/private/"]
+try_files = ["{path}", "/private{path}", "/private/page.html"]
+
+[[site]]
 names = ["no-clean"]
 root = "folders"
 clean_urls = false
@@ -193,6 +232,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write(folder / "spa/_redirects", "/assets/lines/* /index.html 200\n/assets/moved /elsewhere\n")
     pages = ("app/index.html", "about.html", "both.html", "both/index.html", "errors/index.html", "files/sub/a.txt")
     make_pages(folder / "folders", *pages, "alias/x/index.html")
+    make_hidden(folder / "hidden")
     config = folder / "ktlsd.toml"
     config.write_text(CONFIGURATION)
     with serving(None, "--config", str(config), state=folder / "state") as server:
@@ -282,6 +322,28 @@ https://example.org/*.pdf
     write(root / "other.html", "open")
     (root / "other.html.gz").symlink_to("secret/page.html.gz")
     for file in (root / "other.html", root / "secret/page.html.gz"):
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+
+
+def make_hidden(root: Path) -> None:
+    secret = ("private/page.html", "private/index.html", "private/404.html", "deep/x.bak", "start.bak", "about.html")
+    for name in secret:
+        write(root / name, SECRET)
+        write(root / f"{name}.gz", gzip.compress(SECRET))
+    write(root / "old.bak/file.txt", SECRET)
+    write(root / "page.bak", SECRET)
+    make_pages(root, "index.html", "privately.txt", "deep/index.html")
+    write(root / "index.html.br", "hidden by its own name")
+    make_pages(root, "deep/list/shown.txt", "deep/list/x.bak", "deep/list/x.bak.gz", "deep/list/old.bak/file")
+    (root / "deep/list/link.txt").symlink_to("../../private/page.html")
+    (root / "deep/list/link").symlink_to("../../private")
+    (root / "deep/list/good").symlink_to("..")
+    (root / "link.html").symlink_to("private/page.html")
+    (root / "chain.html").symlink_to("link.html")
+    (root / "link-folder").symlink_to("private")
+    write(root / "other.html", "shown")
+    (root / "other.html.gz").symlink_to("private/page.html.gz")
+    for file in (root / "other.html", root / "private/page.html.gz"):
         os.utime(file, (1_700_000_000, 1_700_000_000))
 
 
@@ -420,6 +482,44 @@ def test_what_is_not_protected_is_served(place: Place, target: str) -> None:
     assert answer.fields["x-all"] == "yes"
     packed = place.ask("secrets", target, "Accept-Encoding: gzip")
     assert SECRET not in (gzip.decompress(packed.body) if "content-encoding" in packed.fields else packed.body)
+
+
+def without_date(answer: Answer) -> tuple[int, bytes, dict[str, str]]:
+    return answer.status, answer.body, {name: value for name, value in answer.fields.items() if name != "date"}
+
+
+@pytest.mark.parametrize(
+    ("site", "targets"),
+    [
+        ("hidden", ("/private", "/private/", "/private/page.html", "/private/page.html.gz", "/PRIVATE/page.html")),
+        ("hidden", ("/private/nothing", "/private/../private/page.html", "/%70rivate/page.html", "/rewritten")),
+        ("hidden", ("/old.bak", "/old.bak/", "/old.bak/file.txt", "/deep/x.bak", "/deep/x.bak.gz", "/index.html.br")),
+        ("hidden", ("/link.html", "/chain.html", "/link-folder", "/link-folder/", "/link-folder/page.html")),
+        ("hidden-clean", ("/about", "/about/", "/about.html", "/about.html.gz", "/private", "/private/", "/nothing")),
+        ("hidden-try", ("/private/", "/private/page.html", "/page.html", "/nothing", "/link.html")),
+    ],
+)
+def test_what_is_hidden_counts_as_absent(place: Place, site: str, targets: tuple[str, ...]) -> None:
+    with place.conversation() as connection:
+        for method, *fields in (("GET",), ("GET", "Accept-Encoding: gzip"), ("GET", "Range: bytes=0-3"), ("HEAD",)):
+            absent = without_date(connection.get("/none/such.txt", *fields, method=method, host=site))
+            assert absent[0] == 404
+            for target in targets:
+                assert without_date(connection.get(target, *fields, method=method, host=site)) == absent, target
+
+
+def test_what_is_not_hidden_is_served_without_what_is(place: Place) -> None:
+    for target, body in (("/", b"index.html"), ("/privately.txt", b"privately.txt"), ("/page.bak", b"index.html")):
+        assert (place.ask("hidden", target).status, place.ask("hidden", target).body) == (200, body)
+    for target, coding in (("/", "br"), ("/other.html", "gzip")):
+        answer = place.ask("hidden", target, f"Accept-Encoding: {coding}")
+        assert (answer.status, answer.fields.get("content-encoding")) == (200, None)
+        assert "vary" not in answer.fields
+    for target in ("/deep/list/", "/deep/list/good/list/"):
+        listing = json.loads(place.ask("hidden", target, "Accept: application/json").body)
+        assert {entry["name"] for entry in listing} == {"shown.txt", "good"}
+    place.ask("hidden", "/link.html")
+    place.server.wait_for_line(r"404 GET /link\.html: hidden by a pattern of hide")
 
 
 def test_the_log_says_why_and_no_password(place: Place) -> None:
