@@ -308,7 +308,8 @@ class Connection:
         elif shared.too_large and not wrong:
             self._credit.spend(price.LARGE_HEAD, "heads beyond the limit")
             self.sender.open(stream_id, shared.priority, receiving=not ended, content_length=None)
-            events.append(HeadTooLarge(stream_id, shared.method, shared.list_bytes, ended))
+            accept = shared.of_fields.values.get(b"accept")
+            events.append(HeadTooLarge(stream_id, shared.method, shared.list_bytes, ended, accept))
         elif reason is not None:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, reason, events)
         else:

@@ -36,6 +36,8 @@ class HeadTooLarge(Struct, frozen=True, gc=False):
     """Empty if it is not known."""
     list_bytes: int
     ended: bool
+    accept: bytes | None = None
+    """The value of the field, if it is known."""
 
 
 class BodyReceived(Struct, frozen=True, gc=False):

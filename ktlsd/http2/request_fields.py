@@ -74,10 +74,12 @@ NO_REQUEST: Final = SharedHead(b"", None, _NO_FIELDS, None, NO_SIGNAL, 0).head(b
 
 
 def oversized_head(fields: Sequence[Field], list_bytes: int) -> SharedHead:
-    """The head of a request that is beyond the limit: its method, if that is among the fields that were kept."""
+    """The head of a request that is beyond the limit: its method and Accept, if they are among the fields that were
+    kept."""
     method = next((value for name, value in fields if name == b":method" and _METHOD.fullmatch(value)), b"")
     reason = f"a header list of {list_bytes} bytes"
-    return SharedHead(method, None, _NO_FIELDS, None, NO_SIGNAL, list_bytes, reason, too_large=True)
+    kept = [(name, value) for name, value in fields if name == b"accept" and not _WRONG_IN_VALUE.search(value)]
+    return SharedHead(method, None, HeadFields(kept, joined(kept)), None, NO_SIGNAL, list_bytes, reason, too_large=True)
 
 
 def is_path(value: bytes) -> bool:

@@ -31,7 +31,7 @@ _IDS_AT_ONCE: Final = 256
 
 Told = tuple[Fragment, Fragment, int | None, float, float, int, bool, str | None]
 """A connection; a request on it; the status of its response, if any; when it began and ended by the monotonic clock;
-bytes sent; true if that is all; the request's id from a proxy, if any."""
+bytes sent; true if that is all; the request's id, if it has one already."""
 
 
 class Sending(Protocol):
@@ -61,6 +61,10 @@ class AccessLog:
             channel, noted, status, began, ended, sent, complete, given = told
             outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
             yield self._form.line(channel, noted, outcome)
+
+    def new_id(self) -> str:
+        """The id of a request whose response shows it."""
+        return next(self._ids)
 
     def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
         return RequestLog(self, self._form, channel, transport)
@@ -122,6 +126,12 @@ class RequestLog:
         here = str(Listen(channel.address, channel.port)) if channel.port is not None else channel.address
         if origin.address != here:
             self._fragment = self._form.of_channel(channel._replace(address=origin.address, port=None, via=here))
+
+    def request_id(self) -> str:
+        """The id that the line of this request will have."""
+        if self._id is None:
+            self._id = self._log.new_id()
+        return self._id
 
     def received(self, head: bytes) -> None:
         """The received bytes are no request."""

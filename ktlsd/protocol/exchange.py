@@ -21,6 +21,7 @@ from ktlsd.http.uri_host import host_of
 from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
+from ktlsd.site.error_page import for_client
 from ktlsd.site.lookup import OpenFile, Root
 from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
@@ -63,7 +64,7 @@ class Exchange:
         client, limits, row, target = responder.client, responder.limits, responder.shared.row, self.head.target
         refused = refuse_method(request.method)
         if refused is not None:
-            return Answer(refused)
+            return self.refused(refused)
         if (count := len(self.head.headers)) > limits.header_fields:
             row[LIMITED[Limit.HEADER_FIELDS]] += 1
             reason = f"{count} header fields, more than header_fields = {limits.header_fields}"
@@ -80,7 +81,8 @@ class Exchange:
             return self._refusal(HTTPStatus.BAD_REQUEST, str(error))
         host = parsed.host or host_of(request.fields.get("host", "")) or None
         if client.redirected:
-            return await service.https_redirect.answer(request, parsed, host)
+            answer = await service.https_redirect.answer(request, parsed, host)
+            return self.refused(answer.response) if answer.response.reason else answer
         # HTTP/1.0 may leave the host out: then only the handshake names the site.
         hosted = service.sites.of_request(host or client.server_name, client.server_name)
         if hosted is None:
@@ -90,12 +92,22 @@ class Exchange:
         if demanded and demanded != client.clients:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
-        site = hosted.site
+        site, given = hosted.site, self._request_id
         visitor = None if site.access is None else responder.visitor(self.head, self.origin)
-        return await site.answer(request, parsed, secure=self.origin.https, visitor=visitor)
+        return await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
 
     def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
-        return Answer(short(status, reason, head=self.request.method == "HEAD"))
+        return self.refused(short(status, reason))
+
+    def refused(self, response: Response) -> Answer:
+        """A refusal that is no site's, in the form that the client asks for."""
+        request = self.request
+        is_head = request.method == "HEAD"
+        return Answer(for_client(response, request.fields.get("accept"), self._request_id, is_head=is_head))
+
+    def _request_id(self) -> str | None:
+        """The request's id in the access log, or that of a trusted proxy."""
+        return self.origin.request_id if self._log is None else self._log.request_id()
 
     def described(self) -> str:
         """The client for the log."""

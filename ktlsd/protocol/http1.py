@@ -37,6 +37,7 @@ from ktlsd.protocol.request_body import TooLarge
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
 from ktlsd.protocol.shared import Shared
+from ktlsd.site.error_page import accept_in, for_client
 from ktlsd.site.lookup import OpenFile
 from ktlsd.site.site import Answer
 
@@ -165,7 +166,8 @@ class Http1:
             response, closes = self._reader.refusal(error, head), True
         except trio.TooSlowError:
             reason = f"no whole request head within {self._limits.head_seconds:g} s"
-            response, closes = short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True), True
+            response = for_client(short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True), accept_in(self._reader.head))
+            closes = True
         opened = None if answer is None else answer.opened
         try:
             self._responder.count(response)
@@ -203,7 +205,7 @@ class Http1:
             body.look()
         self._exchange = exchange = Exchange(self._responder, head, self._log)
         refused = None if head.alone else refuse_head(head.http_version, exchange.request)
-        return Answer(refused) if refused is not None else await exchange.decide()
+        return exchange.refused(refused) if refused is not None else await exchange.decide()
 
     def _closes(self, head: RequestHead, response: Response) -> bool:
         """Whether the response to a request is the last on the connection."""

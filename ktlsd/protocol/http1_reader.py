@@ -19,6 +19,7 @@ from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.request_head import RequestHead, head_of
 from ktlsd.protocol.request_body import RequestBody
+from ktlsd.site.error_page import accept_in, for_client
 
 BLANK_LINE: Final = b"\r\n\r\n"
 
@@ -122,4 +123,5 @@ class HeadReader:
         too_large = status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and request is None
         if too_large and b"\n" not in self.received:
             status = HTTPStatus.REQUEST_URI_TOO_LONG
-        return short(status, str(error), head=request is not None and request.method == b"HEAD", close=True)
+        is_head = request is not None and request.method == b"HEAD"
+        return for_client(short(status, str(error), close=True), accept_in(self.head), is_head=is_head)

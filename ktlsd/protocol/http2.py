@@ -356,7 +356,7 @@ class Http2:
                 self._answer(event.stream_id, waiting[0], batch)
         elif isinstance(event, HeadTooLarge):
             self._used = True
-            self._responses.refuse_head(event.stream_id, event.method, event.list_bytes)
+            self._responses.refuse_head(event.stream_id, event.method, event.accept, event.list_bytes)
         elif isinstance(event, StreamReset):
             self._bodies_since.pop(event.stream_id, None)
             self._responses.waiting.pop(event.stream_id, None)

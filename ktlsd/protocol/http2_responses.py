@@ -37,6 +37,7 @@ from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
 from ktlsd.protocol.response_body import is_made_while_sent, pieces
+from ktlsd.site.error_page import for_client
 from ktlsd.site.response_cache import CacheEntry
 from ktlsd.site.site import Answer
 
@@ -124,17 +125,22 @@ class Http2Responses:
                 del self.waiting[stream_id]
                 self._responder.reached(Limit.DESCRIPTORS, "stream %d waited for a descriptor", stream_id)
                 missed = Miss.EXHAUSTED
-                self._refuse(stream_id, head, short(missed.status, missed.reason, head=head.method == b"HEAD"))
+                accept = head.of_fields.values.get(b"accept")
+                self._refuse(stream_id, head, short(missed.status, missed.reason), head.method, accept)
             else:
                 return
 
-    def refuse_head(self, stream_id: int, method: bytes, list_bytes: int) -> None:
+    def refuse_head(self, stream_id: int, method: bytes, accept: bytes | None, list_bytes: int) -> None:
         """Answer a request whose header fields are beyond the limit."""
         self._row[LIMITED[Limit.HEAD_BYTES]] += 1
         reason = f"header fields of {list_bytes} bytes, more than head_bytes = {self._responder.limits.head_bytes}"
-        self._refuse(stream_id, None, short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason, head=method == b"HEAD"))
+        self._refuse(stream_id, None, short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason), method, accept)
 
-    def _refuse(self, stream_id: int, head: RequestHead | None, response: Response) -> None:
+    def _refuse(
+        self, stream_id: int, head: RequestHead | None, response: Response, method: bytes, accept: bytes | None
+    ) -> None:
+        wanted = None if accept is None else accept.decode("latin-1")
+        response = for_client(response, wanted, is_head=method == b"HEAD")
         body = Body()
         log = body.log = self._responder.new_log(body)
         if log is not None:
@@ -431,5 +437,5 @@ async def _decide(exchange: Exchange) -> Answer:
     request = exchange.request
     if any(member.lower() != "100-continue" for member in members(request.fields.get("expect", ""))):
         reason = f"the expectation {request.fields['expect']}"
-        return Answer(short(HTTPStatus.EXPECTATION_FAILED, reason, head=request.method == "HEAD"))
+        return exchange.refused(short(HTTPStatus.EXPECTATION_FAILED, reason))
     return await exchange.decide()

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from ktlsd.site.folder import Entry
-from ktlsd.site.page_assets import asset, source
+from ktlsd.site.page_assets import asset, head, policy, source
 
 LARGEST_THUMBNAIL: Final = 2 * 1024 * 1024
 """Bytes of a picture that is shown in the list itself."""
@@ -67,20 +67,9 @@ _THUMBNAIL_TYPES: Final = frozenset(
     "image/" + name for name in ("apng", "avif", "bmp", "gif", "jpeg", "png", "svg+xml", "webp")
 )
 
-_STYLE, _SCRIPT, _SPRITE = map(asset, ("listing.css", "listing.js", "icons.svg"))
-
-
-_POLICY: Final = "; ".join(
-    (
-        "default-src 'none'",
-        f"style-src {source(_STYLE)}",
-        f"script-src {source(_SCRIPT)}",
-        "img-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
+_STYLE: Final = asset("theme.css") + asset("listing.css")
+_SCRIPT, _SPRITE = map(asset, ("listing.js", "icons.svg"))
+_POLICY: Final = policy(f"style-src {source(_STYLE)}", f"script-src {source(_SCRIPT)}", "img-src 'self' data:")
 # A listing has no validator: it is made for each request.
 _FIELDS: Final = (("Cache-Control", "no-cache"), ("Vary", "Accept"))
 _HTML_FIELDS: Final = (
@@ -159,11 +148,8 @@ def _head(names: Sequence[bytes], summary: str) -> str:
         if depth < len(names)
     )
     navigation = f'<nav aria-label="Breadcrumb"><ol>{crumbs}</ol></nav>\n' if crumbs else ""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Index of /{"".join(name + "/" for name in shown)}</title>
-<style>{_STYLE}</style></head>
-<body>{_SPRITE}<header>
+    title = f"Index of /{''.join(name + '/' for name in shown)}"
+    return f"""{head(title, _STYLE)}<body>{_SPRITE}<header>
 {navigation}<h1>{path}</h1>
 <p id="status" role="status">{summary}</p></header>
 <main>"""

@@ -39,6 +39,7 @@ from ktlsd.site.beneath import paths_below
 from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded
+from ktlsd.site.error_page import RequestId, for_client
 from ktlsd.site.folder import Entry, read_folder
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
@@ -153,9 +154,17 @@ class Site:
     def close(self) -> None:
         self.followed.close()
 
-    async def answer(self, request: Request, target: Target, *, secure: bool, visitor: Visitor | None = None) -> Answer:
-        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS. A site with `access` needs
-        a visitor."""
+    async def answer(
+        self,
+        request: Request,
+        target: Target,
+        *,
+        secure: bool,
+        request_id: RequestId | None = None,
+        visitor: Visitor | None = None,
+    ) -> Answer:
+        """The response to GET, HEAD or OPTIONS; `secure` says whether it goes out over TLS, `request_id` gives the id
+        for an error page. A site with `access` needs a visitor."""
         root = None
         try:
             # Rules and files are of the same root, even where another takes its place meanwhile.
@@ -169,8 +178,11 @@ class Site:
             answer = _Draft(decide(request, miss_of(error), time.time(), ""))
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
+            lacking = None
             if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
-                answer = await self._with_error_page(request, target.path(), answer)
+                if answer.response.reason == _NO_SUCH_FILE and self._are_alike_if_absent():
+                    lacking = root
+                answer = await self._with_error_page(request, target.path(), answer, request_id)
             response = answer.response
             path = target.path()
             fields = self._server + response.fields
@@ -180,7 +192,6 @@ class Site:
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
             rules = self._rules.present | answer.rejected if own else None
             any_query = not self._rules.redirects.concern(path)
-            lacking = root if response.reason == _NO_SUCH_FILE and self._are_alike_if_absent() else None
             response = replace(response, fields=fields, signed=True)
             checks = () if visitor is None else tuple(visitor.passed)
             return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks)
@@ -484,12 +495,23 @@ class Site:
     def _type_of(self, name: bytes) -> str:
         return self._types.described(name)[0]
 
-    async def _with_error_page(self, request: Request, requested: str, answer: _Draft) -> _Draft:
-        """The operator's page for this status and path (decoded) in place of the short text, where there is one."""
+    async def _with_error_page(
+        self, request: Request, requested: str, answer: _Draft, request_id: RequestId | None
+    ) -> _Draft:
+        """The operator's page for this status and path (decoded) in place of the short text, where there is one; else
+        the built-in one."""
+        found = await self._with_own_error_page(request, requested, answer)
+        if found is not None:
+            return found
+        is_head = request.method == "HEAD"
+        response = for_client(answer.response, request.fields.get("accept"), request_id, is_head=is_head)
+        return replace(answer, response=response)
+
+    async def _with_own_error_page(self, request: Request, requested: str, answer: _Draft) -> _Draft | None:
         response = answer.response
         path = self._error_pages.find(requested, response.status)
         if path is None:
-            return answer
+            return None
         try:
             found = await self._look_up_path(path)
         except OSError as error:
@@ -499,14 +521,14 @@ class Site:
                 found.close()
             if found is not Miss.PROTECTED:
                 log.error("error page %s for %d not found in %s", path, response.status, self.options.root)
-            return answer
+            return None
         try:
             opened, representation, _ = await self._negotiate(request, found, None)
             page = whole(request, representation, response.status, time.time())
             await read_first(opened, page)
         except OSError as error:
             log.error("error page %s for %d in %s: %s", path, response.status, self.options.root, error.strerror)
-            return answer
+            return None
         if answer.opened is not None:
             answer.opened.close()
         others = without(response.fields, _OF_A_FILE | ({name.lower() for name, _ in page.fields} - {"vary"}))

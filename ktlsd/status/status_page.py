@@ -29,14 +29,15 @@ from ktlsd.metrics.metrics import (
     total,
 )
 from ktlsd.site.listing import human_size
-from ktlsd.site.page_assets import asset, source
+from ktlsd.site.page_assets import asset, head, policy, source
 from ktlsd.tls.ktls import Offload, Reason
 from ktlsd.tls.pairs import Fault, Validity
 
 if TYPE_CHECKING:
     from ktlsd.acme.plan import Record
 
-_PAGE, _STYLE, _SCRIPT = map(asset, ("status.html", "status.css", "status.js"))
+_BODY, _SCRIPT = map(asset, ("status.html", "status.js"))
+_STYLE: Final = asset("theme.css") + asset("status.css")
 _DAY: Final = 86400
 _REASONS: Final = {reason.name.lower(): reason.value for reason in Reason}
 _PATHS: Final = (
@@ -79,17 +80,8 @@ class Snapshot(NamedTuple):
     """The plotted numbers: totals since the start, and gauges."""
 
 
-POLICY: Final = "; ".join(
-    (
-        "default-src 'none'",
-        f"style-src {source(_STYLE)}",
-        f"script-src {source(_SCRIPT)}",
-        "connect-src 'self'",
-        "img-src data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
+POLICY: Final = policy(
+    f"style-src {source(_STYLE)}", f"script-src {source(_SCRIPT)}", "connect-src 'self'", "img-src data:"
 )
 """The page's Content-Security-Policy."""
 
@@ -212,10 +204,10 @@ def render_html(view: View) -> bytes:
     shown = snapshot(view)
     figures = "".join(f'<div><dt>{title}</dt><dd id="{name}">{text}</dd></div>' for name, title, text in shown.figures)
     tables = "".join(map(_table, shown.tables))
-    page = Template(_PAGE).substitute(
-        style=_STYLE, script=_SCRIPT, version=__version__, state=_state(shown), figures=figures, tables=tables
+    body = Template(_BODY).substitute(
+        script=_SCRIPT, version=__version__, state=_state(shown), figures=figures, tables=tables
     )
-    return page.encode()
+    return (head("ktlsd status", _STYLE) + body).encode()
 
 
 def _state(shown: Snapshot) -> str:
@@ -224,7 +216,7 @@ def _state(shown: Snapshot) -> str:
 
 def _table(table: Table) -> str:
     kinds = _kinds(table)
-    head = "".join(f'<th scope="col"{kind}>{column}</th>' for column, kind in zip(table.columns, kinds, strict=True))
+    heads = "".join(f'<th scope="col"{kind}>{column}</th>' for column, kind in zip(table.columns, kinds, strict=True))
     rows = "".join(
         "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in table.rows
@@ -232,7 +224,7 @@ def _table(table: Table) -> str:
     return (
         f'<section><h2 id="{table.name}-title">{table.title}</h2>'
         f'<div class="wide" role="region" tabindex="0" aria-labelledby="{table.name}-title">'
-        f'<table aria-labelledby="{table.name}-title"><thead><tr>{head}</tr></thead>'
+        f'<table aria-labelledby="{table.name}-title"><thead><tr>{heads}</tr></thead>'
         f'<tbody id="{table.name}">{rows}</tbody></table></div></section>\n'
     )
 

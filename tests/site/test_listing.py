@@ -359,7 +359,7 @@ def test_the_policy_allows_the_page_and_nothing_else() -> None:
         "default-src": "'none'",
         "style-src": hashes["style"],
         "script-src": hashes["script"],
-        "img-src": "'self'",
+        "img-src": "'self' data:",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",

@@ -992,7 +992,7 @@ def cors_fields(answer: Answer) -> dict[str, str]:
             "/assets/nothing",
             ORIGIN,
             {"allow-origin": ORIGIN, "allow-credentials": "true", "expose-headers": "ETag"},
-            "Origin",
+            "Accept, Origin",
         ),
         ("cors-any", "/plain.txt", STRANGER, {"allow-origin": "*"}, None),
         ("cors-any", "/plain.txt", None, {"allow-origin": "*"}, None),

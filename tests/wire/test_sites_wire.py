@@ -273,8 +273,10 @@ def test_a_host_of_another_site_than_the_handshakes_is_misdirected(
 ) -> None:
     with conversation(place.port, protocol, name=name) as connection:
         misdirected, right = connection.get("/", host=host), connection.get("/", host=name)
-    assert (misdirected.status, right.status) == (421, 200)
+        page = connection.get("/", "Accept: text/html", host=host)
+    assert (misdirected.status, right.status, page.status) == (421, 200, 421)
     assert misdirected.body == b"421 Misdirected Request\n"
+    assert b"</span> Misdirected Request</h1>" in page.body
 
 
 @pytest.mark.parametrize(
