@@ -39,6 +39,10 @@ class PendingWork(NamedTuple):
     """The file of that rest, to be closed afterwards; negative for none."""
     ends: bool = False
     """True if that response, or the one just sent, is the last on the connection."""
+    size: int = 0
+    """Bytes of the body of that response."""
+    arrived: float = 0.0
+    """When its request came (time.monotonic())."""
 
 
 def _noop() -> None:

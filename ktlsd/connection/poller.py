@@ -12,7 +12,7 @@ import contextlib
 import logging
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import trio
@@ -61,6 +61,8 @@ class Poller:
         """The handler and the events of each socket."""
         self._paused: list[int] = []
         self._pause_begins = trio.Event()
+        self.on_batch_end: list[Callable[[float], None]] = []
+        """Called after each batch with the time at which it began."""
 
     def close(self) -> None:
         self._epoll.close()
@@ -127,7 +129,7 @@ class Poller:
         if not ready:
             return 0
         self._scheduler.asked()
-        self.now = time.monotonic()
+        self.now = began = time.monotonic()
         batch: Batch = {}
         high_priority: list[int] = []
         low_priority: list[int] = []
@@ -138,6 +140,8 @@ class Poller:
             self._run_batch(high_priority, batch)
         if low_priority:
             self._run_batch(low_priority, batch)
+        for call in self.on_batch_end:
+            call(began)
         return len(ready)
 
     def _run_batch(self, numbers: list[int], batch: Batch) -> None:

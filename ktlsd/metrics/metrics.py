@@ -28,6 +28,13 @@ OTHER: Final = "other"
 """The value of a label for unexpected values."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histogram of handshakes, in seconds."""
+DURATION_BUCKETS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    *(30.0, 60.0, 300.0, 900.0, 3600.0),
+)
+"""Upper bounds of the histogram of requests, in seconds: from a response out of memory to a long download."""
+SIZE_BUCKETS: Final = tuple(4**power for power in range(4, 18))
+"""Upper bounds of the histogram of bodies: 256 bytes to 16 GiB."""
 
 _NS: Final = 1_000_000_000
 _BYTES_IN_A_SLOT: Final = 8
@@ -40,7 +47,8 @@ class Kind(enum.Enum):
     GAUGE = "gauge"
     """Reset with each worker."""
     HISTOGRAM = "histogram"
-    """A number for each bucket (not cumulative), followed by the sum in nanoseconds."""
+    """The last label is `le`. A number for each bucket (not cumulative), followed by a sum for each group of buckets:
+    the values of the other labels."""
 
 
 class Failure(enum.Enum):
@@ -74,11 +82,18 @@ class Metric(NamedTuple):
     series: tuple[tuple[str, ...], ...] = ((),)
     sparse: bool = False
     """Leave out series that are 0, if most never occur."""
+    scale: int = 1
+    """One unit of a histogram, as its sums count it."""
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The values of all labels but `le` of a histogram."""
+        return tuple(dict.fromkeys(values[:-1] for values in self.series)) if self.kind is Kind.HISTOGRAM else ()
 
     @property
     def size(self) -> int:
         """Numbers in a row."""
-        return len(self.series) + (self.kind is Kind.HISTOGRAM)
+        return len(self.series) + len(self.groups)
 
 
 def _each(*values: str) -> tuple[tuple[str, ...], ...]:
@@ -94,6 +109,14 @@ CIPHERS: Final = (
 )
 
 _STATUSES: Final = (*(str(status.value) for status in HTTPStatus), OTHER)
+_INFINITE: Final = "+Inf"
+
+
+def _by_protocol(buckets: Sequence[float]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (version.value, bound) for version in HttpVersion for bound in (*map(str, map(float, buckets)), _INFINITE)
+    )
+
 
 METRICS: Final = (
     Metric(
@@ -132,7 +155,8 @@ METRICS: Final = (
         Kind.HISTOGRAM,
         "Time from accepting a connection to its completed TLS handshake.",
         ("le",),
-        _each(*map(str, BUCKETS), "+Inf"),
+        _each(*map(str, BUCKETS), _INFINITE),
+        scale=_NS,
     ),
     Metric(
         "ktlsd_handshake_failures_total",
@@ -157,6 +181,21 @@ METRICS: Final = (
         sparse=True,
     ),
     Metric("ktlsd_requests_in_flight", Kind.GAUGE, "Requests being read or answered."),
+    Metric(
+        "ktlsd_request_duration_seconds",
+        Kind.HISTOGRAM,
+        "Time from the arrival of a request head to the last byte of its response given to the kernel, by protocol.",
+        ("protocol", "le"),
+        _by_protocol(DURATION_BUCKETS),
+        scale=_NS,
+    ),
+    Metric(
+        "ktlsd_response_size_bytes",
+        Kind.HISTOGRAM,
+        "Bytes of the body of a response that were given to the kernel, by protocol.",
+        ("protocol", "le"),
+        _by_protocol(SIZE_BUCKETS),
+    ),
     Metric(
         "ktlsd_sent_bytes_total",
         Kind.COUNTER,
@@ -234,8 +273,26 @@ SEND: Final = slot("ktlsd_sent_bytes_total", "send")
 USER_SPACE: Final = slot("ktlsd_sent_bytes_total", "user_space")
 COLD_READS: Final = slot("ktlsd_cold_reads_total")
 _RESTARTS: Final = slot("ktlsd_worker_restarts_total")
-_HANDSHAKES: Final = _FIRST["ktlsd_handshake_seconds"]
-_HANDSHAKE_SUM: Final = _HANDSHAKES + len(BUCKETS) + 1
+
+
+class Slots(NamedTuple):
+    """A group of a histogram in a row."""
+
+    first: int
+    """The first of its buckets; the others follow."""
+    sum: int
+
+
+def slots_of(name: str, *group: str) -> Slots:
+    """The places in a row of a histogram's group. Raises KeyError, StopIteration."""
+    metric = BY_NAME[name]
+    lowest = next(values for values in metric.series if values[:-1] == group)
+    return Slots(slot(name, *lowest), _FIRST[name] + len(metric.series) + metric.groups.index(group))
+
+
+_HANDSHAKES: Final = slots_of("ktlsd_handshake_seconds")
+DURATIONS: Final = {version: slots_of("ktlsd_request_duration_seconds", version.value) for version in HttpVersion}
+SIZES: Final = {version: slots_of("ktlsd_response_size_bytes", version.value) for version in HttpVersion}
 _FALLBACKS: Final = {
     (direction, reason): slot("ktlsd_ktls_fallbacks_total", direction.value, reason.name.lower())
     for direction in Direction
@@ -250,8 +307,8 @@ def count_handshake(row: Row, seconds: float, handshake: Handshake, tx: Path, rx
     """Count a completed handshake that took `seconds`."""
     for place in _places(handshake.protocol, handshake.cipher, tx, rx):
         row[place] += 1
-    row[_HANDSHAKES + bisect_left(BUCKETS, seconds)] += 1
-    row[_HANDSHAKE_SUM] += round(seconds * _NS)
+    row[_HANDSHAKES.first + bisect_left(BUCKETS, seconds)] += 1
+    row[_HANDSHAKES.sum] += round(seconds * _NS)
 
 
 @functools.lru_cache(256)
@@ -287,6 +344,10 @@ class MetricsStore:
     """The rows of all workers, in memory that processes forked later share."""
 
     def __init__(self, workers: int) -> None:
+        self.first_process: Final = os.getpid()
+        """The process that starts the workers, or the only one."""
+        self.started: Final = time.time()
+        """When it started, in seconds since the epoch."""
         memory = memoryview(mmap.mmap(-1, workers * SLOTS * _BYTES_IN_A_SLOT)).cast("q")
         self.rows: Final = tuple(memory[number * SLOTS : (number + 1) * SLOTS] for number in range(workers))
 
@@ -325,6 +386,21 @@ def total(name: str, numbers: Sequence[int]) -> int:
     return sum(numbers[first : first + BY_NAME[name].size])
 
 
-def total_seconds(metric: Metric, totals: list[int]) -> float:
-    """The sum of a histogram."""
-    return totals[_FIRST[metric.name] + len(metric.series)] / _NS
+class Histogram(NamedTuple):
+    """The numbers of a group of a histogram."""
+
+    labels: tuple[str, ...]
+    """Without `le`."""
+    buckets: tuple[Series, ...]
+    """Not cumulative."""
+    sum: float
+
+
+def histograms(metric: Metric, totals: Sequence[int]) -> list[Histogram]:
+    """A histogram's groups in a row, or in the sum of rows."""
+    numbers = series(metric, totals)
+    size, first_sum = len(metric.series) // len(metric.groups), _FIRST[metric.name] + len(metric.series)
+    return [
+        Histogram(labels, tuple(numbers[index * size : (index + 1) * size]), totals[first_sum + index] / metric.scale)
+        for index, labels in enumerate(metric.groups)
+    ]

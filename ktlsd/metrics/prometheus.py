@@ -6,6 +6,7 @@ Strategy: prometheus_client writes the text, from families that a collector make
 from __future__ import annotations
 
 import itertools
+import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from ktlsd.metrics.metrics import METRICS, Kind, Metric, MetricsStore, series, total_seconds
+from ktlsd import __version__
+from ktlsd.metrics.metrics import METRICS, PID, Kind, Metric, MetricsStore, histograms, series
+from ktlsd.metrics.processes import figures_of_all
 from ktlsd.tls.pairs import Fault, Validity
 
 if TYPE_CHECKING:
@@ -34,10 +37,14 @@ def render(
     accept: str,
     faults: Sequence[Fault] = (),
     orders: Sequence[tuple[str, Record]] = (),
+    openssl: str = "",
 ) -> tuple[str, bytes]:
-    """Media type and text, in the format that an Accept field prefers. `orders` are the certificates by ACME."""
+    """Media type and text, in the format that an Accept field prefers.
+
+    `orders` are the certificates by ACME, `openssl` is the version of OpenSSL.
+    """
     registry = CollectorRegistry()
-    registry.register(_Counts(store, validities, faults, orders))
+    registry.register(_Counts(store, validities, faults, orders, openssl))
     encode, media_type = choose_encoder(accept)
     return media_type, encode(registry)
 
@@ -49,11 +56,13 @@ class _Counts(Collector):
         validities: Sequence[Validity],
         faults: Sequence[Fault],
         orders: Sequence[tuple[str, Record]],
+        openssl: str,
     ) -> None:
         self._store = store
         self._validities = validities
         self._faults = faults
         self._orders = orders
+        self._openssl = openssl
 
     def describe(self) -> list[Family]:
         return []
@@ -84,6 +93,14 @@ class _Counts(Collector):
         yield unusable
         if self._orders:
             yield from _of_orders(self._orders)
+        build = GaugeMetricFamily(
+            "ktlsd_build_info",
+            "Always 1; the labels are the versions of ktlsd, of OpenSSL and of Python.",
+            labels=("version", "openssl", "python"),
+        )
+        build.add_metric((__version__, self._openssl, platform.python_version()), 1)
+        yield build
+        yield from _of_processes(self._store)
 
 
 def _of_orders(orders: Sequence[tuple[str, Record]]) -> Iterator[Family]:
@@ -104,15 +121,38 @@ def _of_orders(orders: Sequence[tuple[str, Record]]) -> Iterator[Family]:
     yield renewals
 
 
+def _of_processes(store: MetricsStore) -> Iterator[Family]:
+    figures = figures_of_all(store.first_process, (row[PID] for row in store.rows if row[PID]))
+    yield CounterMetricFamily(
+        "process_cpu_seconds_total",
+        "Processor time of all processes of the service, in user space and in the kernel, in seconds.",
+        value=figures.cpu_seconds,
+    )
+    gauges = (
+        (
+            "process_resident_memory_bytes",
+            "Resident memory of all processes, in bytes; shared pages count once for each of them.",
+            figures.resident_bytes,
+        ),
+        ("process_virtual_memory_bytes", "Virtual memory of all processes, in bytes.", figures.virtual_bytes),
+        ("process_open_fds", "Open file descriptors of all processes.", figures.open_files),
+        ("process_max_fds", "Sum of the limits of open file descriptors of all processes.", figures.most_files),
+        ("process_start_time_seconds", "Start of the service, in seconds since the epoch.", store.started),
+    )
+    for name, text, value in gauges:
+        if value is not None:
+            yield GaugeMetricFamily(name, text, value=value)
+
+
 def _family(metric: Metric, totals: list[int]) -> Family:
-    numbers = series(metric, totals)
     if metric.kind is Kind.HISTOGRAM:
-        histogram = HistogramMetricFamily(metric.name, metric.help)
-        sums = itertools.accumulate(number.value for number in numbers)
-        buckets = [(number.labels[0], float(value)) for number, value in zip(numbers, sums, strict=True)]
-        histogram.add_metric((), buckets, total_seconds(metric, totals))
-        return histogram
-    family = _SIMPLE[metric.kind](metric.name, metric.help, labels=metric.labels)
-    for number in numbers:
-        family.add_metric(number.labels, number.value)
-    return family
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels[:-1])
+        for labels, buckets, total in histograms(metric, totals):
+            sums = itertools.accumulate(bucket.value for bucket in buckets)
+            bounds = [(bucket.labels[-1], float(value)) for bucket, value in zip(buckets, sums, strict=True)]
+            family.add_metric(labels, bounds, total)
+        return family
+    simple = _SIMPLE[metric.kind](metric.name, metric.help, labels=metric.labels)
+    for number in series(metric, totals):
+        simple.add_metric(number.labels, number.value)
+    return simple

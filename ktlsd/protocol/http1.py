@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -18,6 +19,7 @@ import trio
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection import driver
+from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
@@ -50,7 +52,8 @@ class Http1:
     """One connection that speaks HTTP/1.1."""
 
     __slots__ = (
-        *("_client", "_exchange", "_inline", "_limits", "_lines", "_log", "_may_be_http2", "_reader", "_responder"),
+        *("_arrived", "_client", "_exchange", "_inline", "_limits", "_lines", "_log", "_may_be_http2", "_reader"),
+        "_responder",
         *("_shared", "_transport"),
     )
 
@@ -70,6 +73,8 @@ class Http1:
         self._reader = HeadReader(self._limits.head_bytes, self._lines, shared.scanner)
         self._exchange: Exchange | None = None
         """The request that is being answered, once its head is read."""
+        self._arrived = 0.0
+        """When that head came, or the first bytes of what is no request (time.monotonic())."""
 
     async def serve(self) -> bytes:
         """Answer requests until the client is done or idle for too long, the connection must close, or the server ends.
@@ -80,13 +85,15 @@ class Http1:
         while True:
             left = await self._shared.idle.wait(self._inline)
             if left.unsent is not None:
-                await self._finish(left.unsent, left.descriptor)
+                await self._finish(left.unsent, left)
             if left.ends:
                 await self._transport.finish(unread=True)
                 return b""
             if left.unsent is not None and left.received == b"":
                 continue
             received = self._lines.joined(await self._read_idle()) if left.received is None else left.received
+            at_once = left.received is not None and left.unsent is None
+            self._arrived = self._shared.idle.sockets.now if at_once else time.monotonic()
             if not received:
                 await self._transport.finish()
                 return b""
@@ -99,9 +106,10 @@ class Http1:
             if not await self._answer_received():
                 return b""
 
-    async def _finish(self, rest: Rest, descriptor: int) -> None:
+    async def _finish(self, rest: Rest, left: PendingWork) -> None:
         """Send the rest of a response that has begun, and close its file, if any."""
-        complete = False
+        descriptor, complete = left.descriptor, False
+        unsent, sent = len(rest.data) + rest.size, self._transport.sent
         try:
             with counted(self._shared.row, IN_FLIGHT):
                 await driver.become_task()
@@ -113,6 +121,8 @@ class Http1:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+            size = left.size - unsent + self._transport.sent - sent
+            self._responder.responses.count(left.arrived, (max(0, size),))
             if self._log is not None:
                 self._log.end(complete=complete)
 
@@ -146,6 +156,7 @@ class Http1:
                 return False
             if self._reader.received:
                 await trio.lowlevel.checkpoint()
+                self._arrived = time.monotonic()
         return True
 
     async def _answer_next(self) -> bool:
@@ -192,6 +203,7 @@ class Http1:
                 while head is h11.NEED_DATA:
                     reader.receive(await self._transport.read())
                     head = reader.next_request()
+                    self._arrived = time.monotonic()
         return cast("RequestHead | None", head)
 
     async def _decide(self, head: RequestHead) -> Answer:
@@ -251,7 +263,12 @@ class Http1:
             self._log.answered(response.status.value, len(data))
         if head is not None and head.alone and self._exchange is not None:
             self._exchange.remember(opened, beginning)
-        await self._send_body(data, response, opened, chunked=chunked and head is not None and head.method != b"HEAD")
+        sent = self._transport.sent + len(data)
+        chunked = chunked and head is not None and head.method != b"HEAD"
+        try:
+            await self._send_body(data, response, opened, chunked=chunked)
+        finally:
+            self._responder.responses.count(self._arrived, (max(0, self._transport.sent - sent),))
         if self._log is not None:
             self._log.end(complete=True)
 

@@ -44,6 +44,8 @@ class _Made(Struct, frozen=True, gc=False):
     data: bytes | bytearray
     """Its head, and its body if that is small."""
     head_size: int
+    size: int
+    """Bytes of its body."""
     descriptor: int = -1
     """The file of a larger body, to be closed."""
     part: ByteRange = ByteRange(0, 0)
@@ -55,12 +57,13 @@ class _Made(Struct, frozen=True, gc=False):
 class InlineResponses:
     """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
 
-    __slots__ = ("_lines", "_log", "_responder", "_shared", "transport")
+    __slots__ = ("_at_once", "_lines", "_log", "_responder", "_shared", "transport")
     says_goodbye = False
 
     def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
         self._responder = responder
         self._shared = responder.shared
+        self._at_once = responder.responses.at_once
         self._lines = lines
         self._log = log
         self.transport: PacedTransport = responder.transport
@@ -103,7 +106,9 @@ class InlineResponses:
                 transport.hold_back()
             rest = self._send(made)
             if rest is not None:
-                return PendingWork(received, rest, made.descriptor, ends=closes)
+                arrived = self._shared.idle.sockets.now
+                return PendingWork(received, rest, made.descriptor, ends=closes, size=made.size, arrived=arrived)
+            self._at_once.append(made.size)
             if self._log is not None:
                 self._log.end(complete=True)
             if closes:
@@ -216,14 +221,14 @@ class InlineResponses:
         if part is None:
             if descriptor >= 0:
                 os.close(descriptor)
-            return _Made(head + body, len(head))
+            return _Made(head + body, len(head), len(body))
         if part.count > SMALL:
-            return _Made(head, len(head), descriptor, part, identity)
+            return _Made(head, len(head), part.count, descriptor, part, identity)
         try:
             data = self.transport.gathered(head, descriptor, part.offset, part.count, identity)
         finally:
             os.close(descriptor)
-        return None if data is None else _Made(data, len(head))
+        return None if data is None else _Made(data, len(head), part.count)
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -239,6 +244,7 @@ class InlineResponses:
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
+            self._at_once.append(0)
             if self._log is not None:
                 self._log.end(complete=False)
             raise

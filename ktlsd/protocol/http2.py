@@ -80,8 +80,9 @@ class Http2:
         self._engine = Connection(http2_limits(limits), shared.head_cache(limits.head_bytes), time.monotonic())
         self._sender = self._engine.sender
         self._responses = Http2Responses(self._responder, self._sender, self._wake)
-        self._bodies_since: dict[int, tuple[RequestHead, float]] = {}
-        """Requests with a body that is being skipped, and when they came, the oldest first."""
+        self._bodies_since: dict[int, tuple[RequestHead, float, float]] = {}
+        """Requests with a body that is being skipped, and when they came by trio's clock and by time.monotonic(); the
+        oldest first."""
         self._head_since: float | None = None
         """When a head began that has not ended."""
         self._turns: list[tuple[Turn, Body]] = []
@@ -151,7 +152,7 @@ class Http2:
         yield
         self._receive(received, batch)
         yield
-        self._send_at_once()
+        self._send_at_once(in_batch=True)
         return None if self._is_idle() and not transport.holds() else PendingWork(None)
 
     def _is_idle(self) -> bool:
@@ -262,12 +263,12 @@ class Http2:
         """When to look again; notes which bodies wait for the client's windows from now on."""
         deadlines = [] if self._refuse_at is None else [self._refuse_at]
         if self._bodies_since:
-            _, since = next(iter(self._bodies_since.values()))
+            _, since, _ = next(iter(self._bodies_since.values()))
             deadlines.append(since + self._limits.head_seconds)
         if self._head_since is not None:
             deadlines.append(self._head_since + self._limits.head_seconds)
         if self._responses.waiting:
-            _, since = next(iter(self._responses.waiting.values()))
+            _, since, _ = next(iter(self._responses.waiting.values()))
             deadlines.append(since + self._limits.file_seconds)
         for body in self._responses.bodies.values():
             if body.waits:
@@ -286,14 +287,15 @@ class Http2:
             self._refuse_at = float("inf")
         if self._head_since is not None and now >= self._head_since + self._limits.head_seconds:
             text = "a request head that did not end"
-            self._take_event(self._engine.close(ErrorCode.ENHANCE_YOUR_CALM, text, Exceeded.HEAD_TIME), {})
+            failed = self._engine.close(ErrorCode.ENHANCE_YOUR_CALM, text, Exceeded.HEAD_TIME)
+            self._take_event(failed, {}, time.monotonic())
         while self._bodies_since:
-            stream_id, (head, since) = next(iter(self._bodies_since.items()))
+            stream_id, (_, since, _) = next(iter(self._bodies_since.items()))
             if now < since + self._limits.head_seconds:
                 break
             # As over HTTP/1.1, the response does not depend on the body; the stream is reset after it.
             self._responder.reached(Limit.HEAD, "stream %d answered without waiting for its request body", stream_id)
-            self._answer(stream_id, head, {})
+            self._answer(stream_id, {})
         for stream_id, body in list(self._responses.bodies.items()):
             if body.noted_at is not None and now >= body.noted_at + self._limits.send_seconds:
                 self._judge(stream_id, body, now)
@@ -321,7 +323,8 @@ class Http2:
         if not received:
             self._ended = True
             return
-        events = self._engine.receive(received, time.monotonic())
+        now = time.monotonic()
+        events = self._engine.receive(received, now)
         if events and isinstance(events[-1], ConnectionFailed):
             # GOAWAY is the last frame.
             events = events[-1:]
@@ -337,11 +340,11 @@ class Http2:
                 head = event.head
                 # After CONNECT there is a tunnel, not a body (RFC 9113 section 8.5).
                 if event.ended or b"expect" in head.of_fields.values or head.method == b"CONNECT":
-                    self._responses.answer(event.stream_id, head, batch)
+                    self._responses.answer(event.stream_id, head, batch, now)
                 else:
-                    self._bodies_since[event.stream_id] = head, trio.current_time()
+                    self._bodies_since[event.stream_id] = head, trio.current_time(), now
             else:
-                self._take_event(event, batch)
+                self._take_event(event, batch, now)
         if not self._engine.in_head:
             self._head_since = None
         elif self._head_since is None:
@@ -349,14 +352,14 @@ class Http2:
         if self.transport.key_update_owed():
             self._engine.refuse_more()
 
-    def _take_event(self, event: Event, batch: Batch) -> None:
+    def _take_event(self, event: Event, batch: Batch, now: float) -> None:
+        """Act upon an event of this time (time.monotonic())."""
         if isinstance(event, RequestEnded | BodyTooLarge):
-            waiting = self._bodies_since.get(event.stream_id)
-            if waiting is not None:
-                self._answer(event.stream_id, waiting[0], batch)
+            if event.stream_id in self._bodies_since:
+                self._answer(event.stream_id, batch)
         elif isinstance(event, HeadTooLarge):
             self._used = True
-            self._responses.refuse_head(event.stream_id, event.method, event.accept, event.list_bytes)
+            self._responses.refuse_head(event.stream_id, event.method, event.accept, event.list_bytes, now)
         elif isinstance(event, StreamReset):
             self._bodies_since.pop(event.stream_id, None)
             self._responses.waiting.pop(event.stream_id, None)
@@ -375,20 +378,20 @@ class Http2:
             self._bodies_since.clear()
             self._responses.close()
 
-    def _answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
+    def _answer(self, stream_id: int, batch: Batch) -> None:
         """Answer a request whose body is read, or is not to be read."""
-        del self._bodies_since[stream_id]
-        self._responses.answer(stream_id, head, batch)
+        head, _, arrived = self._bodies_since.pop(stream_id)
+        self._responses.answer(stream_id, head, batch, arrived)
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _send_at_once(self) -> None:
-        """Send one batch as far as that goes without waiting."""
+    def _send_at_once(self, *, in_batch: bool = False) -> None:
+        """Send one batch as far as that goes without waiting; `in_batch` if the poller's goes on."""
         data = self._next_batch()
         if data:
             self._send_view(data)
             if not self._unsent:
-                self._batch_sent()
+                self._batch_sent(at_once=in_batch)
 
     def _send_view(self, data: memoryview) -> None:
         """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
@@ -422,14 +425,14 @@ class Http2:
             self.transport.page_cache.give_back(self._kept)
             self._kept = None
 
-    def _batch_sent(self) -> None:
-        """The socket has all of the batch."""
+    def _batch_sent(self, *, at_once: bool = False) -> None:
+        """The socket has all of the batch; `at_once` as for Http2Responses.written()."""
         if self._turns:
             turns, self._turns = self._turns, []
             for turn, body in turns:
                 self._turn_sent(turn, body)
-        if self._responses.whole:
-            self._responses.written()
+        if self._responses.whole_sizes or self._responses.whole:
+            self._responses.written(at_once=at_once)
 
     def _turn_sent(self, turn: Turn, body: Body) -> None:
         self._sender.sent(turn)

@@ -18,6 +18,7 @@ from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http2.frames import HEADER_BYTES
 from ktlsd.http2.turns import places
+from ktlsd.metrics.response_counts import ResponseCounts
 from ktlsd.site.lookup import OpenFile
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Body:
         "_close",
         "_drained",
         "_pieces",
+        "arrived",
         "cold_at",
+        "counts",
         "descriptor",
         "identity",
         "log",
@@ -53,7 +56,11 @@ class Body:
         "sent",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, arrived: float) -> None:
+        """`arrived` is when the request came (time.monotonic())."""
+        self.arrived = arrived
+        self.counts: ResponseCounts | None = None
+        """Counts the response when it ends."""
         self.sent = 0
         """Bytes that were sent."""
         self.log: RequestLog | None = None
@@ -176,6 +183,9 @@ class Body:
         close, self._close = self._close, None
         if close is not None:
             close()
+        counts, self.counts = self.counts, None
+        if counts is not None:
+            counts.count(self.arrived, (self.sent,))
         log, self.log = self.log, None
         if log is not None:
             log.end(complete=complete)

@@ -54,6 +54,7 @@ class Http2Responses:
     """Those of one connection."""
 
     __slots__ = (
+        "_counts",
         "_date",
         "_logged",
         "_page_cache",
@@ -62,10 +63,12 @@ class Http2Responses:
         "_sender",
         "_shared",
         "_wake",
+        "_whole_since",
         "bodies",
         "tasks",
         "waiting",
         "whole",
+        "whole_sizes",
     )
 
     def __init__(self, responder: Responder, sender: Sender, wake: Callable[[], None]) -> None:
@@ -76,31 +79,37 @@ class Http2Responses:
         self._page_cache = responder.transport.page_cache
         self._sender = sender
         self._wake = wake
+        self._counts = responder.responses
         self._logged = responder.shared.access_log is not None and responder.client.channel is not None
         self._date = writer.DateField(responder.shared.clock)
         self.bodies: dict[int, Body] = {}
         """Responses that are not sent to their end, by stream."""
         self.tasks: list[Task] = []
         """Work that waits, for the connection to start."""
-        self.waiting: dict[int, tuple[RequestHead, float]] = {}
-        """Requests without a descriptor for their file, and when they came, the oldest first."""
+        self.waiting: dict[int, tuple[RequestHead, float, float]] = {}
+        """Requests without a descriptor for their file, since when they wait, and when they arrived (answer()); the
+        oldest first."""
         self.whole: list[tuple[Body, int]] = []
         """Logged responses that the sender has as a whole, and the bytes of their bodies."""
+        self.whole_sizes: list[int] = []
+        """Bytes of the bodies of all responses that the sender has as a whole."""
+        self._whole_since = 0.0
+        """When the request of the first of them arrived."""
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def answer(self, stream_id: int, head: RequestHead, batch: Batch) -> None:
-        """Answer a request, or have a task do it."""
+    def answer(self, stream_id: int, head: RequestHead, batch: Batch, arrived: float) -> None:
+        """Answer a request that arrived at this time (time.monotonic()), or have a task do it."""
         if self.bodies and not self._shared.files.room:
             # Their files close in a bounded time: a client that takes nothing is cut off (http2.py).
-            self.waiting[stream_id] = head, trio.current_time()
+            self.waiting[stream_id] = head, trio.current_time(), arrived
             return
         responder = self._responder
         expects = not head.alone and _EXPECT in head.of_fields.values
         entry = None if expects else responder.find(head)
-        if entry is not None and self._send_remembered(stream_id, head, entry, batch):
+        if entry is not None and self._send_remembered(stream_id, head, entry, batch, arrived):
             return
-        body = Body()
+        body = Body(arrived)
         log = body.log = responder.new_log(body)
         if log is not None:
             log.begin()
@@ -117,37 +126,37 @@ class Http2Responses:
     def answer_waiting(self, before: float) -> None:
         """Answer requests for which there are descriptors by now; those that wait since before a time get 503."""
         while self.waiting:
-            stream_id, (head, since) = next(iter(self.waiting.items()))
+            stream_id, (head, since, arrived) = next(iter(self.waiting.items()))
             if not self.bodies or self._shared.files.room:
                 del self.waiting[stream_id]
-                self.answer(stream_id, head, {})
+                self.answer(stream_id, head, {}, arrived)
             elif since <= before:
                 del self.waiting[stream_id]
                 self._responder.reached(Limit.DESCRIPTORS, "stream %d waited for a descriptor", stream_id)
                 missed = Miss.EXHAUSTED
-                accept = head.of_fields.values.get(b"accept")
-                self._refuse(stream_id, head, short(missed.status, missed.reason), head.method, accept)
+                response = _for_client(
+                    short(missed.status, missed.reason), head.method, head.of_fields.values.get(b"accept")
+                )
+                self._refuse(stream_id, head, response, arrived)
             else:
                 return
 
-    def refuse_head(self, stream_id: int, method: bytes, accept: bytes | None, list_bytes: int) -> None:
-        """Answer a request whose header fields are beyond the limit."""
+    def refuse_head(self, stream_id: int, method: bytes, accept: bytes | None, list_bytes: int, arrived: float) -> None:
+        """Answer a request whose header fields are beyond the limit, and that arrived at this time."""
         self._row[LIMITED[Limit.HEAD_BYTES]] += 1
         reason = f"header fields of {list_bytes} bytes, more than head_bytes = {self._responder.limits.head_bytes}"
-        self._refuse(stream_id, None, short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason), method, accept)
+        response = _for_client(short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason), method, accept)
+        self._refuse(stream_id, None, response, arrived)
 
-    def _refuse(
-        self, stream_id: int, head: RequestHead | None, response: Response, method: bytes, accept: bytes | None
-    ) -> None:
-        wanted = None if accept is None else accept.decode("latin-1")
-        response = for_client(response, wanted, is_head=method == b"HEAD")
-        body = Body()
+    def _refuse(self, stream_id: int, head: RequestHead | None, response: Response, arrived: float) -> None:
+        body = Body(arrived)
         log = body.log = self._responder.new_log(body)
         if log is not None:
             log.begin()
             if head is not None:
                 log.asked(head)
         self._responder.count(response)
+        body.counts = self._counts
         client = self._responder.client
         log_refusal(lambda: client.described(client.origin), head, response)
         if log is not None:
@@ -175,7 +184,9 @@ class Http2Responses:
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
-    def _send_remembered(self, stream_id: int, head: RequestHead, entry: CacheEntry, batch: Batch) -> bool:
+    def _send_remembered(
+        self, stream_id: int, head: RequestHead, entry: CacheEntry, batch: Batch, arrived: float
+    ) -> bool:
         """Answer with a remembered response; False if it does not hold any more."""
         responder = self._responder
         key = Http2Responses, entry
@@ -185,7 +196,7 @@ class Http2Responses:
             recalled = responder.recall(entry)
             if recalled is None:
                 return False
-            file = Body()
+            file = Body(arrived)
             if recalled >= 0:
                 file.use_descriptor(recalled, entry.identity)
             kept = False
@@ -208,10 +219,12 @@ class Http2Responses:
             if not self._logged and self._sender.respond(stream_id, block, data):
                 # As most are in a batch: nothing to be logged, nothing to be closed.
                 responder.begin_remembered(entry, head, 0, None)
+                self._note_whole(arrived, len(data))
                 return True
-            file = Body()
+            file = Body(arrived)
         file.log = responder.new_log(file)
         responder.begin_remembered(entry, head, 0, file.log)
+        file.counts = self._counts
         if data is not None:
             self._give(stream_id, block, data, file)
         else:
@@ -226,6 +239,7 @@ class Http2Responses:
             if opened is not None:
                 stack.callback(opened.close)
             self._responder.count(response)
+            body.counts = self._counts
             log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
@@ -272,6 +286,8 @@ class Http2Responses:
         if stream_id not in self._sender.streams:
             self._release(stream_id, body)
         elif self._sender.respond(stream_id, block, data):
+            self._note_whole(body.arrived, len(data))
+            body.counts = None
             if body.log is not None or stream_id in self.bodies:
                 self._release(stream_id, None)
                 self.whole.append((body, len(data)))
@@ -280,6 +296,11 @@ class Http2Responses:
         elif self._begin(stream_id, block, body):
             body.push(data)
             self._sender.offer(stream_id, len(data), last=True)
+
+    def _note_whole(self, arrived: float, size: int) -> None:
+        if not self.whole_sizes:
+            self._whole_since = arrived
+        self.whole_sizes.append(size)
 
     def _begin(self, stream_id: int, block: bytes, body: Body) -> bool:
         """Have the head sent, and the body known; False if the stream is gone, and so the body."""
@@ -388,8 +409,13 @@ class Http2Responses:
             self._release(stream_id, None)
             body.end(complete=complete)
 
-    def written(self) -> None:
-        """All that the sender gave was sent."""
+    def written(self, *, at_once: bool) -> None:
+        """All that the sender gave was sent; `at_once` if in the batch of the poller in which the requests arrived."""
+        if at_once:
+            self._counts.at_once += self.whole_sizes
+        elif self.whole_sizes:
+            self._counts.count(self._whole_since, self.whole_sizes)
+        self.whole_sizes.clear()
         for body, count in self.whole:
             body.note_sent(count)
             body.end(complete=True)
@@ -425,6 +451,9 @@ class Http2Responses:
     def close(self) -> None:
         """The connection has ended."""
         self.waiting.clear()
+        if self.whole_sizes:
+            self._counts.count(self._whole_since, [0] * len(self.whole_sizes))
+            self.whole_sizes.clear()
         for body, _ in self.whole:
             body.end(complete=False)
         self.whole.clear()
@@ -439,3 +468,9 @@ async def _decide(exchange: Exchange) -> Answer:
         reason = f"the expectation {request.fields['expect']}"
         return exchange.refused(short(HTTPStatus.EXPECTATION_FAILED, reason))
     return await exchange.decide()
+
+
+def _for_client(response: Response, method: bytes, accept: bytes | None) -> Response:
+    """A refusal in the form that a request with this Accept field wants."""
+    wanted = None if accept is None else accept.decode("latin-1")
+    return for_client(response, wanted, is_head=method == b"HEAD")

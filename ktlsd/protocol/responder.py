@@ -6,7 +6,7 @@ A protocol turns bytes into request heads, and responses into bytes. It needs fi
 - decisions: Exchange.decide() and Responder.count(), one Exchange for each request that has no remembered response
   (exchange.py). Most return without a wait: try that first, outside of a task (attempt.py);
 - the access log: Responder.new_log(), for each sequence of requests that come one after the other (exchange_log.py):
-  a connection of HTTP/1.1, or a stream of HTTP/2; the metrics and limits: `shared.row` and `limits`;
+  a connection of HTTP/1.1, or a stream of HTTP/2; the metrics and limits: `shared.row`, `responses` and `limits`;
 - the body of a response: pieces() and send_part() (response_body.py), which keep calls that may wait for a file system
   off the event loop;
 - the transport: PacedTransport (connection/transport.py), which encrypts, sends files, and ends slow clients.
@@ -50,11 +50,13 @@ _STALLED: Final = Miss.STALLED.reason
 class Responder:
     """The requests of one connection, independent of the protocol."""
 
-    __slots__ = ("_partitions", "_requests", "client", "limits", "requests_left", "shared", "transport")
+    __slots__ = ("_partitions", "_requests", "client", "limits", "requests_left", "responses", "shared", "transport")
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client, version: HttpVersion) -> None:
         self.shared = shared
         self._requests = REQUESTS[version]
+        self.responses = shared.responses[version]
+        """Counts each response that ends, whole or not."""
         self.transport = transport
         self.client = client
         self.limits = limits = shared.service.settings.limits

@@ -13,7 +13,8 @@ from ktlsd.http.head_scanner import HeadScanner
 from ktlsd.http.validators import http_date
 from ktlsd.http2.head_cache import HeadCache
 from ktlsd.metrics.connection_kinds import ConnectionKinds
-from ktlsd.metrics.metrics import Row
+from ktlsd.metrics.metrics import HttpVersion, Row
+from ktlsd.metrics.response_counts import ResponseCounts
 from ktlsd.service import Service
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ class Shared(Struct):
     files: FileLimiter = field(default_factory=FileLimiter)
     throttle: LogThrottle = field(default_factory=LogThrottle)
     """Of log lines about the limits of connections."""
+    responses: dict[HttpVersion, ResponseCounts] = {}
+    """Their durations and sizes, by protocol."""
+
+    def __post_init__(self) -> None:
+        for version in HttpVersion:
+            self.responses[version] = counts = ResponseCounts(self.row, version)
+            self.idle.sockets.on_batch_end.append(counts.end_batch)
 
     def head_cache(self, list_bytes: int) -> HeadCache:
         """The memory of header blocks for this limit of header lists."""

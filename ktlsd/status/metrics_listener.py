@@ -66,7 +66,8 @@ class MetricsListener:
                 # A page without them is better than none.
                 with contextlib.suppress(OSError):
                     orders = folder.records()
-            return View(self._store, service().validities, ready(), service().faults, orders)
+            openssl = ".".join(map(str, service().library.version))
+            return View(self._store, service().validities, ready(), service().faults, orders, openssl)
 
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:

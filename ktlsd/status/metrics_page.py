@@ -84,7 +84,8 @@ def is_own(host: str, own_name: str) -> bool:
 
 
 def _metrics(asked: Asked, view: View) -> Reply:
-    return Reply(HTTPStatus.OK, *prometheus.render(view.store, view.validities, asked.accept, view.faults, view.orders))
+    shown = prometheus.render(view.store, view.validities, asked.accept, view.faults, view.orders, view.openssl)
+    return Reply(HTTPStatus.OK, *shown)
 
 
 def _health(asked: Asked, view: View) -> Reply:

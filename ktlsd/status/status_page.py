@@ -57,6 +57,8 @@ class View:
     faults: tuple[Fault, ...] = ()
     orders: Sequence[tuple[str, Record]] = ()
     """The certificates by ACME, by their first names."""
+    openssl: str = ""
+    """The version of OpenSSL."""
 
 
 class Table(NamedTuple):

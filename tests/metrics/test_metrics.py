@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from html import unescape
@@ -33,16 +35,21 @@ from ktlsd.metrics.metrics import (
     OPEN_TLS,
     OTHER,
     PID,
+    SIZE_BUCKETS,
     SLOTS,
     STARTED,
     USER_SPACE,
+    HttpVersion,
     Kind,
     MetricsStore,
     count_handshake,
     counted,
     slot,
+    slots_of,
 )
+from ktlsd.metrics.processes import figures_of_all
 from ktlsd.metrics.prometheus import render
+from ktlsd.metrics.response_counts import ResponseCounts
 from ktlsd.openssl.results import Handshake
 from ktlsd.status.metrics_page import Asked, answer, is_own
 from ktlsd.status.status_page import View, render_html, render_json, snapshot
@@ -52,10 +59,12 @@ from ktlsd.tls.pairs import Fault, Validity
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((REPOSITORY / "docs/grafana-dashboard.json").read_text(encoding="utf-8"))
+ALERTS = REPOSITORY / "docs/alerts.yml"
 DOCUMENT = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
 VALIDITY = Validity('a"b\\c', "/etc/x\n.pem", 1_800_000_000, 1_900_000_000)
 FAULT = Fault("b.example", ("site", 1, "cert", 0), "/b.pem", ("/b.pem", "/b.key"), "wrong", former=False, served=False)
 
+HTTP_2 = HttpVersion.HTTP_2
 NO_KTLS = KtlsPath(Offload.NONE, Reason.NO_ULP)
 SOFTWARE = KtlsPath(Offload.SOFTWARE, None)
 
@@ -89,9 +98,10 @@ def value(store: MetricsStore, name: str, **labels: str) -> float:
 
 def test_every_series_has_a_slot_of_its_own() -> None:
     slots = [slot(metric.name, *values) for metric in METRICS for values in metric.series]
-    sums = [metric for metric in METRICS if metric.kind is Kind.HISTOGRAM]
-    assert len({*slots, PID, STARTED, BEAT}) == len(slots) + 3
-    assert max(slots) < SLOTS == len(slots) + len(sums) + 3
+    sums = [slots_of(metric.name, *group).sum for metric in METRICS for group in metric.groups]
+    assert len(sums) == 1 + 2 * len(HttpVersion)
+    assert len({*slots, *sums, PID, STARTED, BEAT}) == len(slots) + len(sums) + 3
+    assert max(*slots, *sums) + 1 == SLOTS == len(slots) + len(sums) + 3
 
 
 def test_names_follow_the_conventions() -> None:
@@ -206,6 +216,77 @@ def test_the_histogram_is_cumulative(seconds: list[float]) -> None:
     assert found["ktlsd_handshake_seconds_sum", frozenset()] == pytest.approx(sum(seconds), abs=1e-6)
 
 
+# --- responses
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(SIZE_BUCKETS) | st.integers(0, 1 << 36), max_size=30))
+def test_sizes_by_protocol(sizes: list[int]) -> None:
+    store = MetricsStore(2)
+    for number, size in enumerate(sizes):
+        for version in HttpVersion:
+            ResponseCounts(store.rows[number % 2], version).count(time.monotonic(), (size,) * (1 + (version is HTTP_2)))
+    found = samples(store)
+    for version, times in ((HttpVersion.HTTP_1, 1), (HTTP_2, 2)):
+        for bound in (*map(float, SIZE_BUCKETS), float("inf")):
+            labels = {"protocol": version.value, "le": "+Inf" if bound == float("inf") else str(bound)}
+            expected = times * sum(one <= bound for one in sizes)
+            assert found["ktlsd_response_size_bytes_bucket", frozenset(labels.items())] == expected
+        of = frozenset({("protocol", version.value)})
+        assert found["ktlsd_response_size_bytes_sum", of] == times * sum(sizes)
+        assert found["ktlsd_response_size_bytes_count", of] == times * len(sizes)
+        assert found["ktlsd_request_duration_seconds_count", of] == times * len(sizes)
+
+
+def test_durations_of_a_batch_and_of_single_responses() -> None:
+    store = MetricsStore(1)
+    counts = ResponseCounts(store.take(0), HTTP_2)
+    counts.end_batch(time.monotonic() - 500)
+    counts.at_once += [10, 20, 30]
+    counts.end_batch(time.monotonic() - 7)
+    counts.end_batch(time.monotonic() - 500)
+    counts.count(time.monotonic() - 100, [5])
+    found = samples(store)
+    protocol = ("protocol", "HTTP/2")
+
+    def up_to(bound: str) -> float:
+        return found["ktlsd_request_duration_seconds_bucket", frozenset({protocol, ("le", bound)})]
+
+    assert [up_to(bound) for bound in ("5.0", "10.0", "60.0", "300.0", "+Inf")] == [0, 3, 3, 4, 4]
+    assert 121 <= found["ktlsd_request_duration_seconds_sum", frozenset({protocol})] < 125
+    assert found["ktlsd_response_size_bytes_sum", frozenset({protocol})] == 65
+
+
+# --- processes
+
+
+def test_figures_of_processes() -> None:
+    """Descriptors, memory and processor time of this process and of a child, which is counted on once it has ended."""
+    quiet = figures_of_all(os.getpid(), ())
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+    memory = bytearray(os.urandom(1 << 24))
+    code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alone, both = (figures_of_all(os.getpid(), pids) for pids in ((), (child.pid, os.getpid())))
+        assert alone.open_files is not None
+        assert quiet.open_files is not None
+        assert both.open_files is not None
+        assert both.most_files is not None
+        assert quiet.open_files + 10 <= alone.open_files < both.open_files
+        assert alone.resident_bytes - quiet.resident_bytes > len(memory) // 2
+        assert both.resident_bytes > alone.resident_bytes
+        assert both.virtual_bytes > both.resident_bytes
+        assert both.cpu_seconds >= alone.cpu_seconds + 0.28
+        assert both.most_files == 2 * (alone.most_files or 0)
+    for number in held:
+        os.close(number)
+    after = figures_of_all(os.getpid(), (child.pid,))
+    assert after.cpu_seconds >= both.cpu_seconds - 0.02
+    assert after.virtual_bytes < both.virtual_bytes
+
+
 # --- the text
 
 
@@ -213,6 +294,7 @@ def test_both_formats_say_the_same() -> None:
     store = MetricsStore(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
         store.rows[number][place] = place * (number + 1)
+    store.rows[0][PID] = store.rows[1][PID] = os.getpid()
     media_type, text = render(store, (VALIDITY,), "")
     assert media_type.startswith("text/plain; version=0.0.4")
     open_type, open_text = render(store, (VALIDITY,), "application/openmetrics-text; version=1.0.0")
@@ -221,8 +303,11 @@ def test_both_formats_say_the_same() -> None:
         {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
         for families in (parse_text(text.decode()), read_openmetrics(open_text.decode()))
     )
-    assert plain == modern
-    assert len(plain) == SLOTS - 3 + 1 + 1 + 2  # the count of the histogram, the workers, two of certificates
+    assert plain.keys() == modern.keys()
+    changing = ("process_cpu", "process_resident", "process_virtual", "process_open")
+    assert all(plain[key] == modern[key] or key[0].startswith(changing) for key in plain)
+    # The counts of five histograms, the workers, two of certificates, the versions, six of processes.
+    assert len(plain) == SLOTS - 3 + 5 + 1 + 2 + 1 + 6
 
 
 def test_every_family_has_help_and_a_type_and_stands_together() -> None:
@@ -230,7 +315,7 @@ def test_every_family_has_help_and_a_type_and_stands_together() -> None:
     helped = re.findall(r"^# HELP (\S+) \S.*\.$", text.decode(), re.MULTILINE)
     typed = re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text.decode(), re.MULTILINE)
     assert helped == typed
-    assert len(set(helped)) == len(helped) == len(METRICS) + 3
+    assert len(set(helped)) == len(helped) == len(METRICS) + 4 + len(PROCESS_METRICS)
 
 
 def test_series_that_never_occurred_are_left_out_where_most_never_occur() -> None:
@@ -413,6 +498,16 @@ def test_the_page_of_a_new_server() -> None:
 # --- the documents
 
 
+PROCESS_METRICS = {
+    "process_cpu_seconds_total": "counter",
+    "process_resident_memory_bytes": "gauge",
+    "process_virtual_memory_bytes": "gauge",
+    "process_open_fds": "gauge",
+    "process_max_fds": "gauge",
+    "process_start_time_seconds": "gauge",
+}
+
+
 def exposed() -> dict[str, set[str]]:
     """Every name in the output, those of a histogram's parts too, and the labels of each."""
     store = MetricsStore(1)
@@ -425,12 +520,14 @@ def exposed() -> dict[str, set[str]]:
 
 
 def test_every_metric_is_described() -> None:
-    rows = re.findall(r"^\| `(ktlsd_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:ktlsd|process)_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT, re.MULTILINE)
     described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     families = {metric.name: (metric.kind.value, set(metric.labels)) for metric in METRICS}
     families["ktlsd_workers"] = ("gauge", set())
     families["ktlsd_certificate_expiry_timestamp_seconds"] = ("gauge", {"site", "file"})
     families["ktlsd_unusable_certificates"] = ("gauge", {"site", "served"})
+    families["ktlsd_build_info"] = ("gauge", {"version", "openssl", "python"})
+    families.update((name, (kind, set())) for name, kind in PROCESS_METRICS.items())
     families["ktlsd_acme_failures"] = families["ktlsd_acme_renewal_timestamp_seconds"] = ("gauge", {"certificate"})
     assert described == families
 
@@ -443,14 +540,17 @@ def test_every_value_of_a_label_is_described() -> None:
 
 
 def queries() -> list[str]:
-    alerts = re.findall(r"^ +expr: (.+)$", DOCUMENT, re.MULTILINE)
+    alerts = re.findall(
+        r"^ +expr: (?:>-\n)?((?:.+\n)+?)(?= +(?:for|labels):)", ALERTS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(alerts) == ALERTS.read_text(encoding="utf-8").count("- alert: ")
     return alerts + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 @pytest.mark.parametrize("query", queries())
 def test_queries_name_what_there_is(query: str) -> None:
     there = exposed()
-    names = set(re.findall(r"\bktlsd_\w+", query))
+    names = set(re.findall(r"\b(?:ktlsd|process)_\w+", query))
     assert names <= there.keys()
     if "up{" not in query:
         assert names
@@ -463,10 +563,27 @@ def test_queries_name_what_there_is(query: str) -> None:
         assert set(re.split(r",\s*", grouping)) <= allowed
 
 
+def test_every_alert_is_described() -> None:
+    described = re.findall(r"^\| (`Ktlsd\w+`(?:, `Ktlsd\w+`)*) \| (\w+(?:, \w+)*) \|", DOCUMENT, re.MULTILINE)
+    pairs = [pair for names, kinds in described for pair in zip(names.split(", "), kinds.split(", "), strict=True)]
+    found = re.findall(r"- alert: (\w+)\n(?:.*\n)*?          severity: (\w+)", ALERTS.read_text(encoding="utf-8"))
+    assert pairs == [(f"`{name}`", severity) for name, severity in found]
+
+
+def test_promtool_accepts_the_alerts_and_each_fires_when_it_should() -> None:
+    subprocess.run(["promtool", "check", "rules", ALERTS], check=True)
+    subprocess.run(["promtool", "test", "rules", Path(__file__).with_name("alerts_test.yml")], check=True)
+
+
 def test_the_dashboard_has_every_metric_and_fits_together() -> None:
     text = json.dumps([panel["targets"] for panel in DASHBOARD["panels"]])
     for metric in METRICS:
         assert metric.name in text
+    for name in (
+        "ktlsd_build_info",
+        *PROCESS_METRICS.keys() - {"process_virtual_memory_bytes", "process_start_time_seconds"},
+    ):
+        assert name in text
     assert "ktlsd_workers" in text
     assert "ktlsd_certificate_expiry_timestamp_seconds" in text
     assert "ktlsd_unusable_certificates" in text

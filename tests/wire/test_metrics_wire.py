@@ -126,9 +126,10 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
     options = (*ON_LOOPBACK, "--workers", workers)
     with serving(root, *options, state=tmp_path / "state", http_listen=["127.0.0.1:0"]) as running:
         port = metrics_port(running)
-        assert {name for (name, _), number in numbers(port).items() if number} == {
+        assert {name for (name, _), number in numbers(port).items() if number and name.startswith("ktlsd_")} == {
             "ktlsd_workers",
             "ktlsd_certificate_expiry_timestamp_seconds",
+            "ktlsd_build_info",
         }
         for _ in range(3):
             data += exchange(running.port, MIXED)
@@ -156,6 +157,13 @@ def test_exact_counts_after_known_requests(root: Path, tmp_path: Path, workers: 
         assert value(found, "ktlsd_requests_in_flight") == 0
         assert value(found, "ktlsd_worker_restarts_total") == 0
         assert value(found, "ktlsd_workers") == int(workers)
+        assert value(found, "process_open_fds") > 10 * int(workers)
+        assert value(found, "process_cpu_seconds_total") > 0.05
+        assert time.time() - WAIT_SECONDS < value(found, "process_start_time_seconds") < time.time()
+        promtool = subprocess.run(
+            ["promtool", "check", "metrics"], input=ask(port, "/metrics").body, check=True, capture_output=True
+        )
+        assert (promtool.stdout, promtool.stderr) == (b"", b"")
         assert all(not number for (name, _), number in found.items() if name == FAILURES)
         settled = Counter[tuple[str, str]]()
         for (name, labels), number in found.items():
@@ -174,6 +182,7 @@ def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: st
     """Bytes are those of all frames, by either protocol."""
     with serving(root, *ON_LOOPBACK, "--listing", state=tmp_path / "state") as running:
         port = metrics_port(running)
+        bodies, began = 0, time.monotonic()
         with conversation(running.port, protocol) as client:
             for _ in range(3):
                 answers = [
@@ -189,7 +198,9 @@ def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: st
                     client.get("/small.txt", *(f"X-{number}: a" for number in range(101))),
                     client.get("/" + "a" * 9000),
                 ]
+                bodies += sum(len(answer.body) for answer in answers)
             assert eventually(lambda: sent(numbers(port)) == client.received_bytes)
+            client_seconds = time.monotonic() - began
         assert eventually(lambda: value(numbers(port), "ktlsd_open_connections", listener="https") == 0)
         found = numbers(port)
         versions = {HTTP_1: "HTTP/1.1", HTTP_2: "HTTP/2"}
@@ -199,6 +210,14 @@ def test_exact_counts_of_a_conversation(root: Path, tmp_path: Path, protocol: st
         }
         assert value(found, "ktlsd_accepted_connections_total", listener="https") == 1
         assert value(found, "ktlsd_requests_in_flight") == 0
+        mine = {"protocol": versions[protocol]}
+        assert value(found, "ktlsd_request_duration_seconds_count", **mine) == 3 * len(answers)
+        assert 0 < value(found, "ktlsd_request_duration_seconds_sum", **mine) < client_seconds
+        assert value(found, "ktlsd_response_size_bytes_count", **mine) == 3 * len(answers)
+        # The chunks of a listing have frames in HTTP/1.1.
+        assert 0 <= value(found, "ktlsd_response_size_bytes_sum", **mine) - bodies < (200 if protocol == HTTP_1 else 1)
+        small = {**mine, "le": "256.0"}
+        assert 12 <= value(found, "ktlsd_response_size_bytes_bucket", **small) <= 3 * len(answers) - 6
         assert value(found, "ktlsd_limited_total", limit="header_fields") == 3
         assert value(found, "ktlsd_limited_total", limit="target_bytes") == 3
 
@@ -246,10 +265,16 @@ def test_gauges_while_a_download_is_stuck(root: Path, tmp_path: Path, protocol: 
             assert eventually(lambda: gauges() == (1, 2, 2))
             some = sent(numbers(port))
             assert 16384 <= some < LARGE
+            time.sleep(0.3)
             assert len(download.answer().body) == LARGE
             assert eventually(lambda: gauges() == (0, 2, 2))
         assert eventually(lambda: gauges() == (0, 0, 0))
-        assert sent(numbers(port)) > LARGE
+        found = numbers(port)
+        assert sent(found) > LARGE
+        mine = {"protocol": {HTTP_1: "HTTP/1.1", HTTP_2: "HTTP/2"}[protocol]}
+        assert value(found, "ktlsd_response_size_bytes_sum", **mine) == LARGE + len(b"small")
+        assert value(found, "ktlsd_request_duration_seconds_count", **mine) == 2
+        assert value(found, "ktlsd_request_duration_seconds_bucket", le="0.25", **mine) == 1
 
 
 def test_the_counts_of_a_killed_worker_are_not_lost(root: Path, tmp_path: Path) -> None:
