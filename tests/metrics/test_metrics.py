@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -264,7 +265,8 @@ def test_figures_of_processes() -> None:
     """Descriptors, memory and processor time of this process and of a child, which is counted on once it has ended."""
     quiet = figures_of_all(os.getpid(), ())
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
-    memory = bytearray(os.urandom(1 << 24))
+    memory = mmap.mmap(-1, 1 << 24)
+    memory.write(bytes(len(memory)))
     code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -275,11 +277,12 @@ def test_figures_of_processes() -> None:
         assert both.open_files is not None
         assert both.most_files is not None
         assert quiet.open_files + 10 <= alone.open_files < both.open_files
-        assert alone.resident_bytes - quiet.resident_bytes > len(memory) // 2
+        assert alone.resident_bytes - quiet.resident_bytes > (1 << 23)
         assert both.resident_bytes > alone.resident_bytes
         assert both.virtual_bytes > both.resident_bytes
         assert both.cpu_seconds >= alone.cpu_seconds + 0.28
         assert both.most_files == 2 * (alone.most_files or 0)
+    memory.close()
     for number in held:
         os.close(number)
     after = figures_of_all(os.getpid(), (child.pid,))
