@@ -32,6 +32,7 @@ from ktlsd.config.values import (
     ForwardedFields,
     Glob,
     HostName,
+    LifetimeText,
     Listen,
     LogLevel,
     LogPlace,
@@ -77,12 +78,16 @@ class HeaderOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[cache]]: the Cache-Control of files with a matching path. The first matching rule applies."""
+    """One [[cache]]: how long caches keep files with a matching path: `control`, `expires` or both. The first matching
+    rule applies."""
 
     path: Glob
     """Pattern for paths; "**" for all."""
-    control: FieldValue
+    control: FieldValue | None = None
     """Value of Cache-Control, such as "public, max-age=3600"."""
+    expires: LifetimeText | None = None
+    """Lifetime from the response on, such as "7d" (Cache-Control: max-age), or from the file's last change on, such as
+    "modified+7d" (Expires)."""
 
 
 class AccessOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -63,6 +63,14 @@ FieldName = Annotated[
 FieldValue = Annotated[
     str, Meta(pattern=rf"^[^\x00-\x08\x0a-\x1f\x7f]*{_END}", description="a header field's value, on one line")
 ]
+LifetimeText = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(modified\+)?([0-9]{{1,9}}[smhdwy])+{_END}",
+        description='a time such as "7d" or "1h30m" (s, m, h, d, w, y), or "modified+7d"',
+    ),
+]
+"""How long caches may keep a file, from the response or from the file's last change on."""
 HostName = Annotated[
     str,
     Meta(

@@ -17,9 +17,11 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from ktlsd.config.file_names import fsencode
-from ktlsd.config.options import HstsOptions, SiteOptions
+from ktlsd.config.options import CacheOptions, HstsOptions, SiteOptions
 from ktlsd.http.fields import Fields, add_vary, merge, without
+from ktlsd.http.lifetimes import parse_lifetime
 from ktlsd.http.path_glob import Matcher, compile_glob
+from ktlsd.http.validators import http_date, parse_http_date
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _MOST_EDITS: Final = 512
@@ -98,6 +100,9 @@ _OF_CACHES: Final = frozenset(
         "x-accel-expires",
     }
 )
+# Stands for a date until Last-Modified is known; no operator's value has a control character.
+_AFTER_CHANGE: Final = "\0"
+_LIFETIME: Final = re.compile("(?:s-maxage|max-age|no-store|no-cache)[^,]*", re.IGNORECASE)
 _NO_DATES: Final = frozenset({"0", "-1"})
 _LIFETIMES: Final = frozenset({"max-age", "s-maxage"})
 _OF_FILES: Final = (_Kind.CONTENT, _Kind.UNCHANGED)
@@ -140,6 +145,8 @@ class _Edit(Struct, frozen=True):
     """Lower-case names, of what is put there too."""
     put: Fields
     vary: str | None
+    kept_seconds: int | None
+    """Expires is so long after Last-Modified; None for no such Expires."""
 
 
 def is_field_value(text: str) -> bool:
@@ -175,8 +182,26 @@ def check(site: SiteOptions) -> None:
         if refusal := next(filter(None, refusals), None):
             raise ValueError(f"header for {rule.path}: {refusal}")
     for cache in site.cache:
-        if refusal := refuse_set("Cache-Control", cache.control):
-            raise ValueError(f"cache for {cache.path}: {refusal}")
+        _of_cache(cache)
+
+
+def _of_cache(rule: CacheOptions) -> Fields:
+    """The fields of a [[cache]]. Raises ValueError, with a text for the operator."""
+    if rule.control is None and rule.expires is None:
+        raise ValueError(f"cache for {rule.path}: 'control' is missing, or 'expires'")
+    if rule.control is not None and (refusal := refuse_set("Cache-Control", rule.control)):
+        raise ValueError(f"cache for {rule.path}: {refusal}")
+    controls = [rule.control] if rule.control else []
+    fields: Fields = ()
+    if rule.expires is not None:
+        if (lifetime := _LIFETIME.search(rule.control or "")) is not None:
+            raise ValueError(f"cache for {rule.path}: control has {lifetime[0]}, and there is expires: leave one out")
+        seconds, after_change = parse_lifetime(rule.expires)
+        if after_change:
+            fields = (("Expires", f"{_AFTER_CHANGE}{seconds}"),)
+        else:
+            controls.append(f"max-age={seconds}")
+    return ((("Cache-Control", ", ".join(controls)),) if controls else ()) + fields
 
 
 class HeaderRules:
@@ -188,7 +213,7 @@ class HeaderRules:
         nosniff = (("X-Content-Type-Options", "nosniff"),) if site.nosniff else ()
         hsts = (("Strict-Transport-Security", _hsts(site.hsts)),) if site.hsts else ()
         self._always: Fields = nosniff + hsts
-        self._cache = [(compile_glob(rule.path), rule.control) for rule in site.cache]
+        self._cache = [(compile_glob(rule.path), _of_cache(rule)) for rule in site.cache]
         self._hashed_names = site.hashed_names
         self._downloads = [compile_glob(pattern) for pattern in site.downloads]
         own = (HeaderRule(compile_glob(rule.path), tuple(rule.set.items()), rule.remove) for rule in site.header)
@@ -222,7 +247,10 @@ class HeaderRules:
             return fields + self._constants[secure]
         kind = _KINDS.get(status) or (_Kind.ERROR if status >= _FIRST_ERROR else _Kind.OTHER)
         edit = self._edit(path, file or path, kind, origin, secure)
+        changed = None if edit.kept_seconds is None else dict(fields).get("Last-Modified")
         fields = without(fields, edit.drop) + edit.put
+        if edit.kept_seconds is not None and (second := parse_http_date(changed or "")) is not None:
+            fields += (("Expires", http_date(second + edit.kept_seconds)),)
         return fields if edit.vary is None else add_vary(fields, edit.vary)
 
     def _make_edit(self, path: str, file: str, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
@@ -266,20 +294,23 @@ class HeaderRules:
             removed -= kept
             put = merge(without(put, removed), without(news, kept))
             drop |= removed
-        vary = dict(put).get("Vary")
+        vary, expires = dict(put).get("Vary"), dict(put).get("Expires", "")
+        kept_seconds = None
         put = without(put, {"vary"})
-        return _Edit(frozenset(drop.union(name.lower() for name, _ in put)), put, vary)
+        if expires.startswith(_AFTER_CHANGE):
+            kept_seconds = int(expires.removeprefix(_AFTER_CHANGE))
+            put = without(put, {"expires"})
+        return _Edit(frozenset(drop.union(name.lower() for name, _ in put)), put, vary, kept_seconds)
 
     def _by_kind(self, path: str, kind: _Kind) -> Fields:
         """Fields that depend on the existence of the file."""
         fields: Fields = ()
         name = path.rpartition("/")[2]
         if kind in (_Kind.CONTENT, _Kind.UNCHANGED):
-            control = next((control for matches, control in self._cache if matches(path)), None)
-            if control is None and self._hashed_names and has_content_hash(name):
-                control = IMMUTABLE
-            if control is not None:
-                fields += (("Cache-Control", control),)
+            of_rule = next((fields for matches, fields in self._cache if matches(path)), None)
+            if of_rule is None and self._hashed_names and has_content_hash(name):
+                of_rule = (("Cache-Control", IMMUTABLE),)
+            fields += of_rule or ()
         if kind is _Kind.CONTENT and any(matches(path) for matches in self._downloads):
             fields += (("Content-Disposition", attachment(name)),)
         return fields

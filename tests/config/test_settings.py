@@ -394,6 +394,12 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
             3,
             "cache[0].control: 'a\\n' is not a header field's value, on one line",
         ),
+        ("[[cache]]\npath = '*'", 1, "cache[0]: cache for *: 'control' is missing, or 'expires'"),
+        (
+            "[[cache]]\npath = '*'\nexpires = '7 days'",
+            3,
+            'cache[0].expires: \'7 days\' is not a time such as "7d" or "1h30m" (s, m, h, d, w, y), or "modified+7d"',
+        ),
         (
             "[[site]]\nnames = 'a'\n[[site]]\nnames = 'b'\netag = 'md5'",
             5,

@@ -140,6 +140,52 @@ def test_cache_control(path: str, control: str | None, status: int, cached: bool
     assert fields.get("Cache-Control") == (control if cached else None)
 
 
+MODIFIED = ("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")
+
+
+@pytest.mark.parametrize(
+    ("rule", "control", "expires"),
+    [
+        ({"expires": "7d"}, "max-age=604800", None),
+        ({"expires": "0s"}, "max-age=0", None),
+        ({"expires": "1h30m", "control": "public, immutable"}, "public, immutable, max-age=5400", None),
+        ({"expires": "modified+7d"}, None, "Sun, 13 Nov 1994 08:49:37 GMT"),
+        ({"expires": "modified+0s", "control": "public"}, "public", MODIFIED[1]),
+    ],
+)
+@pytest.mark.parametrize(("status", "cached"), [(200, True), (206, True), (304, True), (301, False), (404, False)])
+def test_a_lifetime(rule: dict[str, str], control: str | None, expires: str | None, status: int, cached: bool) -> None:
+    rules = HeaderRules(site(cache=(CacheOptions(path="/a/*", **rule), CacheOptions(path="**", control="no-store"))))
+    fields = dict(rules.apply("/a/b", status, (*BASE, MODIFIED), True))
+    assert (fields.get("Cache-Control"), fields.get("Expires")) == ((control, expires) if cached else (None, None))
+    # A file without a date, and a file that answers for a path that it does not have.
+    assert "Expires" not in dict(rules.apply("/a/b", status, BASE, True))
+    elsewhere = dict(rules.apply("/a/b", status, (*BASE, MODIFIED), True, "/index.html", Origin.FALLBACK))
+    assert elsewhere.get("Cache-Control") == ("no-store" if cached else None)
+    assert "Expires" not in elsewhere
+
+
+@pytest.mark.parametrize("rule", [header("**", Expires="0"), header("**", expires="0"), header("**", "Expires")])
+def test_a_header_rule_wins_over_a_lifetime(rule: HeaderOptions) -> None:
+    options = site(cache=(CacheOptions(path="**", expires="modified+7d"),), header=(rule,))
+    fields = {name.lower(): value for name, value in HeaderRules(options).apply("/a", 200, (*BASE, MODIFIED), True)}
+    assert fields.get("expires") == ("0" if rule.set else None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ({}, "cache for /b: 'control' is missing, or 'expires'"),
+        ({"control": "no-store", "expires": "1d"}, "cache for /b: control has no-store, and there is expires: .*"),
+        ({"control": "a, Max-Age=60, b", "expires": "modified+1d"}, "cache for /b: control has Max-Age=60, and .*"),
+        ({"expires": "100y"}, "100y is more than 2147483647 seconds"),
+    ],
+)
+def test_a_cache_rule_that_contradicts_itself(rule: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"{complaint}\\Z"):
+        check(site(cache=(CacheOptions(path="/b", **rule),)))
+
+
 FOREVER = ("Cache-Control", "public, max-age=31536000, immutable")
 OF_CACHES = (
     "Cache-Control",

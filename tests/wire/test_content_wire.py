@@ -19,6 +19,8 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import brotli
@@ -175,6 +177,13 @@ control = "public, max-age=3600"
 [[site.cache]]
 path = "*.html"
 control = "no-cache"
+[[site.cache]]
+path = "*.zip"
+control = "public"
+expires = "modified+7d"
+[[site.cache]]
+path = "/reports/**"
+expires = "1h30m"
 [[site.header]]
 path = "**"
 set = { X-Frame-Options = "DENY", X-All = "yes" }
@@ -951,6 +960,26 @@ def test_rules_for_header_fields_hold_for_get_head_and_parts(
     assert [answer.status for answer in asked] == [200, 200, 206]
     for answer in asked:
         assert {name: answer.fields.get(name) for name in expected} == expected
+
+
+def test_a_lifetime_counts_from_the_change_or_from_the_response(place: Place) -> None:
+    with place.conversation() as connection:
+        # The second is from memory.
+        for method, *fields in (
+            ("GET",),
+            ("GET",),
+            ("HEAD",),
+            ("GET", "Range: bytes=0-1"),
+            ("GET", "If-None-Match: *"),
+        ):
+            answer = connection.get("/archive.zip", *fields, method=method, host="rules")
+            modified, expires = (parsedate_to_datetime(answer.fields[name]) for name in ("last-modified", "expires"))
+            assert expires - modified == timedelta(days=7)
+            assert answer.fields["cache-control"] == "public"
+        report = connection.get("/reports/a%20%22quoted%22%20100%25.txt", host="rules")
+        assert (report.fields["cache-control"], report.fields.get("expires")) == ("max-age=5400", None)
+        missing = connection.get("/none.zip", host="rules")
+        assert not {"expires", "cache-control"} & missing.fields.keys()
 
 
 def test_304_has_what_caches_need_and_404_no_promise_for_ever(place: Place) -> None:
