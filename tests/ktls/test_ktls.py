@@ -36,8 +36,14 @@ CIPHERS = {
     ("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384"),
     ("TLSv1.2", "ECDHE-ECDSA-CHACHA20-POLY1305"),
 }
-# A GiB takes some minutes in an emulated machine: one cipher of each protocol has all of it, with one OpenSSL.
-WHOLE_IN = {"debian12": "ECDHE-ECDSA-AES256-GCM-SHA384", "debian13": "TLS_AES_128_GCM_SHA256"}
+# A GiB takes some minutes in an emulated machine: one cipher has all of it, in one machine.
+WHOLE = ("debian13", "TLS_AES_128_GCM_SHA256")
+
+
+def size_for(cipher: str) -> int:
+    """Bytes of a long download."""
+    machine = os.environ.get("KTLSD_VM", "")
+    return GIBIBYTE if EVERY_MACHINE or not machine or (machine, cipher) == WHOLE else PART
 
 
 def curl_options(protocol: str, cipher: str) -> list[str]:
@@ -76,11 +82,11 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 @pytest.fixture(scope="module")
 def gibibyte(root: Path) -> Iterator[Path]:
-    """A file of 1 GiB in which every MiB differs, so that a part in the wrong place shows."""
+    """A file of up to 1 GiB in which every MiB differs, so that a part in the wrong place shows."""
     block = os.urandom(MIB)
     path = root / "gibibyte.bin"
     with open(path, "wb") as file:
-        for index in range(GIBIBYTE // MIB):
+        for index in range(max(size_for(cipher) for _, cipher in CIPHERS) // MIB):
             file.write(index.to_bytes(8) + block[8:])
     yield path
     path.unlink()
@@ -96,8 +102,7 @@ def test_each_connection_is_one_more_in_the_kernels_count(server: Running) -> No
 
 @pytest.mark.parametrize(("protocol", "cipher"), sorted(CIPHERS))
 def test_a_gibibyte_arrives_whole(server: Running, gibibyte: Path, protocol: str, cipher: str) -> None:
-    shortened = not EVERY_MACHINE and cipher != WHOLE_IN.get(os.environ.get("KTLSD_VM", ""), cipher)
-    size = PART if shortened else GIBIBYTE
+    size = size_for(cipher)
     before, lines = counter("TlsTxSw"), len(server.log)
     started = time.monotonic()
     part = [] if size == GIBIBYTE else ["-r", f"0-{size - 1}"]
@@ -412,6 +417,8 @@ def test_without_the_module_each_part_says_so(root: Path, tmp_path: Path) -> Non
         server.wait_for_line("ktls tx=software")
 
 
+# With OpenSSL 3.2 and later a leak was suspected (rust-openssl pull request 2203).
+@pytest.mark.ktls(machine="debian13")
 def test_handshakes_leave_nothing_behind(server: Running) -> None:
     context = client_context()
 

@@ -11,4 +11,4 @@ from tests.wire.test_clients import (  # noqa: F401
     test_curl_several_ranges,
 )
 
-pytestmark = pytest.mark.ktls
+pytestmark = pytest.mark.ktls(machine="debian12")

@@ -17,4 +17,4 @@ from tests.wire.test_hostile import (  # noqa: F401
     test_slow_requests_hold_up_nobody,
 )
 
-pytestmark = pytest.mark.ktls
+pytestmark = pytest.mark.ktls(machine="debian13")

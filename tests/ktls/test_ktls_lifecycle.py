@@ -4,4 +4,4 @@ import pytest
 
 from tests.wire.test_lifecycle import *  # noqa: F403
 
-pytestmark = pytest.mark.ktls
+pytestmark = pytest.mark.ktls(machine="debian12")

@@ -263,8 +263,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     (folder / "static-host").mkdir()
     (folder / "static-host/index.html").write_text("static")
     (folder / "many").mkdir()
-    for number in range(MANY):
-        os.mknod(folder / f"many/file-{number:05}.txt", 0o644 | stat.S_IFREG)
     config = folder / "ktlsd.toml"
     config.write_text(CONFIGURATION)
     # Siblings of another time than their files are compared once neither changes.
@@ -1325,6 +1323,13 @@ def test_a_listing_keeps_the_connection(place: Place) -> None:
     assert len({answer.body for answer in answers}) == 1
 
 
+@pytest.fixture(scope="module")
+def many(started: Place) -> None:
+    for number in range(MANY):
+        os.mknod(started.folder / f"many/file-{number:05}.txt", 0o644 | stat.S_IFREG)
+
+
+@pytest.mark.usefixtures("many")
 def test_a_client_that_leaves_in_the_middle_of_a_listing_leaves_nothing_behind(place: Place) -> None:
     place.ask("files", "/empty.txt")
     before = place.server.open_files()
