@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -75,3 +76,19 @@ def _look_at_link(root: int, path: bytes) -> tuple[os.stat_result, tuple[bytes, 
         return os.fstat(descriptor), paths_below(root, path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def without_siblings(entries: list[Entry], suffixes: Sequence[bytes]) -> list[Entry]:
+    """The entries but for precompressed siblings: files with one of these suffixes beside a file of the rest of their
+    name and of the same mtime, which `ktlsd compress` and gzip(1) give them."""
+    if not suffixes:
+        return entries
+    mtimes = {entry.name: entry.mtime_ns for entry in entries if not entry.directory}
+    endings = tuple(suffixes)
+
+    def is_sibling(entry: Entry) -> bool:
+        if entry.directory or not entry.name.endswith(endings):
+            return False
+        return mtimes.get(entry.name[: entry.name.rindex(b".")]) == entry.mtime_ns
+
+    return [entry for entry in entries if not is_sibling(entry)]

@@ -63,13 +63,18 @@ _ICONS: Final = tuple(
         ("archive", r"application/(zip|gzip|zstd|vnd\.rar|java-archive|x-(tar|7z|bzip2|xz|rar|gzip))"),
     )
 )
-_THUMBNAIL_TYPES: Final = frozenset(
+_PLAYED: Final = ("audio/", "video/")
+_LONG_NAME: Final = 60
+"""Characters. A longer name may be cut off in the page, and is shown in full under the pointer."""
+_PICTURE_TYPES: Final = frozenset(
     "image/" + name for name in ("apng", "avif", "bmp", "gif", "jpeg", "png", "svg+xml", "webp")
 )
 
 _STYLE: Final = asset("theme.css") + asset("listing.css")
 _SCRIPT, _SPRITE = map(asset, ("listing.js", "icons.svg"))
-_POLICY: Final = policy(f"style-src {source(_STYLE)}", f"script-src {source(_SCRIPT)}", "img-src 'self' data:")
+_POLICY: Final = policy(
+    f"style-src {source(_STYLE)}", f"script-src {source(_SCRIPT)}", "img-src 'self' data:", "media-src 'self'"
+)
 # A listing has no validator: it is made for each request.
 _FIELDS: Final = (("Cache-Control", "no-cache"), ("Vary", "Accept"))
 _HTML_FIELDS: Final = (
@@ -131,9 +136,11 @@ def render_html(
     ordered = yield from _ordered(entries, sort)
     yield _head(names, _summary(folders, len(entries) - folders, size)).encode()
     if not entries:
-        yield b'<p class="empty">This folder is empty.</p></main></html>\n'
+        yield (_table("", _UP) if names else "").encode() + b'<p class="empty">This folder is empty.</p>'
+        yield b"</main></body></html>\n"
         return
-    yield _table_head(bool(names), pictures, sort).encode()
+    yield _tools(pictures).encode()
+    yield _table_begin(_columns(sort), _UP if names else "").encode()
     for piece in _pieces(ordered):
         yield ("<tbody>" + "".join(_html_row(entry, media_type) for entry in piece) + "</tbody>\n").encode()
     yield _END.encode()
@@ -141,30 +148,44 @@ def render_html(
 
 def _head(names: Sequence[bytes], summary: str) -> str:
     shown = [escape(_visible(name), quote=False) for name in names]
-    path = "".join(f"<bdi>{name}</bdi>/" for name in shown[-1:]) or "Home"
+    title = shown[-1] + "/" if shown else "Home"
+    heading = f"<bdi>{shown[-1]}</bdi>/" if shown else "Home"
     crumbs = "".join(
         f'<li><a href="{"../" * (len(names) - depth)}"><bdi>{name}</bdi></a></li>'
         for depth, name in enumerate(("Home", *shown[:-1]))
         if depth < len(names)
     )
     navigation = f'<nav aria-label="Breadcrumb"><ol>{crumbs}</ol></nav>\n' if crumbs else ""
-    title = f"Index of /{''.join(name + '/' for name in shown)}"
     return f"""{head(title, _STYLE)}<body>{_SPRITE}<header>
-{navigation}<h1>{path}</h1>
+{navigation}<h1>{heading}</h1>
 <p id="status" role="status">{summary}</p></header>
 <main>"""
 
 
-def _table_head(parent: bool, pictures: bool, sort: Sort) -> str:
-    gallery = '<label class="gallery"><input type="checkbox" id="gallery" autocomplete="off">Large pictures</label>'
-    columns = "".join(_column_head(column, sort) for column in _COLUMNS)
-    up = '<tbody id="up"><tr><td><a href="../"><svg aria-hidden="true"><use href="#i-up"/></svg>Parent folder</a></tr>'
+_UP: Final = (
+    '<tbody id="up"><tr><td><a href="../"><svg aria-hidden="true"><use href="#i-up"/></svg>'
+    "Parent folder</a></tr></tbody>\n"
+)
+
+
+def _tools(pictures: bool) -> str:
+    grid = '<label class="gallery"><input type="checkbox" id="gallery" autocomplete="off">Grid</label>'
     return f"""
 <div class="tools"><div class="script search"><input type="search" id="search" aria-label="Search in this folder"
- placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{gallery if pictures else ""}</div>
-<table><caption class="name-only">Files and folders</caption><thead><tr>{columns}</tr></thead>
-{up + "</tbody>" if parent else ""}
+ placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{grid if pictures else ""}</div>
 """
+
+
+def _table_begin(heads: str, up: str) -> str:
+    return f'<table><caption class="name-only">Files and folders</caption>{heads}\n{up}'
+
+
+def _table(heads: str, rows: str) -> str:
+    return f"{_table_begin(heads, rows)}</table>"
+
+
+def _columns(sort: Sort) -> str:
+    return "<thead><tr>" + "".join(_column_head(column, sort) for column in _COLUMNS) + "</tr></thead>"
 
 
 def _column_head(column: Column, sort: Sort) -> str:
@@ -178,30 +199,36 @@ def _column_head(column: Column, sort: Sort) -> str:
     return f'<th scope="col" data-key="{column}" data-first="{first}"{now}><a href="{link}">{_TITLES[column]}</a></th>'
 
 
-_END: Final = f"""</table></main>
-<dialog aria-label="Picture"><img alt=""><div><a href="./"></a>
-<button type="button" data-action="-1">Previous</button>
-<button type="button" data-action="1" autofocus>Next</button>
-<button type="button" data-action="close">Close</button></div></dialog>
+_END: Final = f"""</table><p id="none" class="empty" hidden>No matches</p></main>
+<dialog aria-label="Viewer" tabindex="-1"><div id="stage"></div><div id="bar"><a href="./"></a>
+<span id="counter" role="status"></span>
+<button type="button" data-action="-1" aria-label="Previous" title="Previous (\u2190)">\u2190</button>
+<button type="button" data-action="1" aria-label="Next" title="Next (\u2192)">\u2192</button>
+<button type="button" data-action="close" title="Close (Esc)">Close</button></div></dialog>
 <script>{_SCRIPT}</script></body></html>
 """
 
 
 def _html_row(entry: Entry, media_type: _MediaType) -> str:
     href = _href(entry)
-    name = escape(_visible(entry.name), quote=False)
+    visible = _visible(entry.name)
+    name = escape(visible, quote=False)
     moment = _moment(entry.mtime_ns)
+    title = f' title="{escape(visible)}"' if len(visible) > _LONG_NAME else ""
+    shown = ""
     if entry.directory:
         icon, slash, size = _icon("folder"), "/", ""
     else:
         kind = media_type(entry.name)
         slash, size = "", _size_cell(entry.size)
+        if kind.startswith(_PLAYED) or kind in _PICTURE_TYPES:
+            shown = f' data-type="{escape(kind)}"'
         if _is_thumbnail(entry, kind):
             icon = f'<img src="{href}" alt="" width="36" height="36" loading="lazy" decoding="async">'
         else:
             icon = _icon(next((icon for icon, types in _ICONS if types.match(kind)), "file"))
     return (
-        f'<tr><td><a href="{href}">{icon}<bdi>{name}{slash}</bdi></a><td>{size}'
+        f'<tr><td><a href="{href}"{shown}{title}>{icon}<bdi>{name}{slash}</bdi></a><td>{size}'
         f'<td><time datetime="{moment}">{moment[:10]} {moment[11:16]}</time></tr>\n'
     )
 
@@ -211,7 +238,7 @@ def _icon(name: str) -> str:
 
 
 def _is_thumbnail(entry: Entry, media_type: str) -> bool:
-    return media_type in _THUMBNAIL_TYPES and 0 < entry.size <= LARGEST_THUMBNAIL and not entry.directory
+    return media_type in _PICTURE_TYPES and 0 < entry.size <= LARGEST_THUMBNAIL and not entry.directory
 
 
 def _size_cell(size: int) -> str:
@@ -229,7 +256,7 @@ def _summary(folders: int, files: int, size: int) -> str:
 def human_size(size: int) -> str:
     """Bytes in the unit that needs the fewest digits."""
     if size < 1024:
-        return f"{size} B"
+        return f"{size:,} B"
     # The unit in which fewer than 1000 are shown, so that no number needs more than three digits.
     power, amount = 0, size / 1024
     while amount >= 999.5:

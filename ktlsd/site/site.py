@@ -40,7 +40,7 @@ from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded
 from ktlsd.site.error_page import RequestId, for_client
-from ktlsd.site.folder import Entry, read_folder
+from ktlsd.site.folder import Entry, read_folder, without_siblings
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.rules import SiteRules
@@ -137,6 +137,7 @@ class Site:
         """True if an index file may be in another folder than the one that it is for."""
         self._hashes = ContentHashes()
         self._siblings = Siblings()
+        self._sibling_suffixes = tuple(SUFFIXES[coding] for coding in site.precompressed)
         # Each holds the interpreter up for a while.
         self._listings = JobLimiter(2)
         self._cors = Cors(site.cors) if site.cors is not None else None
@@ -490,7 +491,8 @@ class Site:
     def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
         hidden = self._rules.files if path == b"." else frozenset[bytes]()
         dotfiles, hide = self.options.dotfiles, self.root.hide
-        return read_folder(root, path, descriptor, dotfiles=dotfiles, hidden=hidden, hide=hide)
+        entries = read_folder(root, path, descriptor, dotfiles=dotfiles, hidden=hidden, hide=hide)
+        return without_siblings(entries, self._sibling_suffixes)
 
     def _type_of(self, name: bytes) -> str:
         return self._types.described(name)[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import wave
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -62,8 +64,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.utime(path, (1_700_000_000 + (size or 0),) * 2)
     for number in range(MANY):
         (base / f"root/many/file {number}.txt").touch()
-    # Chromium asks every site for one.
-    (base / "root/favicon.ico").write_bytes(png(16, 16))
     with serving(base / "root", "--listing", state=base / "state") as server:
         yield server.url()
 
@@ -107,11 +107,12 @@ def test_every_name_leads_to_its_file(browser: Browser, site: str) -> None:
             assert page.request.get(link).status == 200
         follow(page, "text=sub/")
         assert page.url == site + "a%20folder/sub/"
-        assert page.inner_text("main") == "This folder is empty."
+        assert page.inner_text("main").split("\n")[-1] == "This folder is empty."
+        assert page.get_by_role("link", name="Parent folder").count() == 1
         follow(page, "nav a:has-text('a folder')")
         follow(page, "text=Parent folder")
         assert page.url == site
-        assert names(page) == ["a folder/", "many/", "favicon.ico"]
+        assert names(page) == ["a folder/", "many/"]
 
 
 def test_search_as_you_type(browser: Browser, site: str) -> None:
@@ -120,6 +121,9 @@ def test_search_as_you_type(browser: Browser, site: str) -> None:
         page.keyboard.type("TRACK 1")
         assert names(page) == ["track 10.mp3"]
         assert page.inner_text("#status") == "1 of 13 match"
+        assert page.locator("#none").is_hidden()
+        page.keyboard.type("0000")
+        assert (names(page), page.inner_text("#none")) == ([], "No matches")
         page.keyboard.press("Escape")
         assert names(page) == IN_ORDER
         assert page.inner_text("#status").startswith("2 folders, 11 files, ")
@@ -146,15 +150,56 @@ def test_pictures_are_shown_and_looked_through(browser: Browser, site: str) -> N
         assert page.locator("td img").first.bounding_box()["height"] > 100  # type: ignore[index]
         page.locator("td img").first.click()
         preview = page.locator("dialog img")
-        assert page.inner_text("dialog a") == "a.png"
+        assert (page.inner_text("dialog a"), page.inner_text("#counter")) == ("a.png", "1 of 4")
         page.keyboard.press("ArrowRight")
         assert preview.get_attribute("src") == site + "a%20folder/b.png"
-        page.click("text=Next")
+        assert page.inner_text("#counter") == "2 of 4"
+        page.get_by_role("button", name="Previous").click()
         assert page.inner_text("dialog a") == "a.png"
         wait_until(page, "document.querySelector('dialog img').naturalWidth == 64")
         page.keyboard.press("Escape")
         assert preview.is_hidden()
         assert page.url == site + "a%20folder/"
+
+
+def test_video_and_audio_are_played(browser: Browser, tmp_path: Path) -> None:
+    ffmpeg = ("ffmpeg", "-v", "error", "-f", "lavfi")
+    source = ("-i", "testsrc=size=64x64:rate=5", "-t", "1", "-pix_fmt", "yuv420p")
+    subprocess.run([*ffmpeg, *source, "-c:v", "libvpx", "-y", str(tmp_path / "b.webm")], check=True)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 1, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    (tmp_path / "c.png").write_bytes(png(64, 64))
+    (tmp_path / "d.mkv3").write_bytes(b"")
+    with serving(tmp_path, "--listing", state=tmp_path / ".state") as server, opened(browser, server.url()) as page:
+        page.locator("td a[data-type] > svg").first.click()
+        wait_until(page, "document.querySelector('dialog audio').currentTime > 0")
+        assert page.inner_text("#counter") == "1 of 3"
+        page.keyboard.press(" ")
+        wait_until(page, "document.querySelector('dialog audio').paused")
+        page.keyboard.press("ArrowRight")
+        wait_until(page, "document.querySelector('dialog video').videoWidth == 64")
+        assert page.locator("dialog audio").count() == 0
+        page.keyboard.press("End")
+        wait_until(page, "document.querySelector('dialog img').naturalWidth == 64")
+        page.keyboard.press("Home")
+        assert page.inner_text("dialog a") == "a.wav"
+        page.keyboard.press("Escape")
+        assert page.locator("dialog audio").count() == 0
+
+
+def test_local_time_beside_utc(browser: Browser, site: str) -> None:
+    with opened(browser, site + "a%20folder/", timezone_id="Asia/Kolkata") as page:
+        row = page.get_by_role("row", name="track 9.mp3").get_by_role("cell")
+        assert row.all_inner_texts()[2].split() == ["2023-11-14", "22:46", "2023-11-15", "04:16", "local"]
+    with opened(browser, site + "many/", timezone_id="Asia/Kolkata") as page:
+        wait_until(page, "document.querySelectorAll('tbody:not(#up) small').length > 0")
+
+
+def test_a_long_name_has_two_lines(browser: Browser, site: str) -> None:
+    with opened(browser, site + "a%20folder/", **PHONE) as page:
+        heights = "all => all.map(one => one.getBoundingClientRect().height)"
+        assert max(page.eval_on_selector_all("tbody bdi", heights)) < 50
 
 
 @pytest.mark.parametrize("gallery", [False, True])
@@ -163,6 +208,10 @@ def test_nothing_sticks_out_on_a_phone(browser: Browser, site: str, options: dic
     with opened(browser, site + "a%20folder/", **options) as page:
         page.set_checked("#gallery", gallery)
         assert page.evaluate("document.documentElement.scrollWidth") == options["viewport"]["width"]
+        page.locator("td img").first.click()
+        bottoms = "all => new Set(all.map(one => one.getBoundingClientRect().bottom)).size"
+        assert page.eval_on_selector_all("dialog button", bottoms) == 1
+        page.keyboard.press("Escape")
         small = """all => all.map(one => one.getBoundingClientRect())
             .filter(box => box.width && (box.width < 24 || box.height < 24)).length"""
         assert page.eval_on_selector_all("main a, nav a, label, input[type=search]", small) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.site.folder import Entry, read_folder
+from ktlsd.site.folder import Entry, read_folder, without_siblings
 
 
 @contextmanager
@@ -114,3 +114,14 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     assert len(read(tmp_path)) == 21
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_precompressed_siblings_are_left_out() -> None:
+    def entry(name: bytes, mtime_ns: int = 5, *, directory: bool = False) -> Entry:
+        return Entry(name, directory, 1, mtime_ns)
+
+    kept = [entry(b"a"), entry(b"b.gz"), entry(b"c"), entry(b"c.gz", 6), entry(b"d.gz", directory=True), entry(b"d")]
+    kept += [entry(b"e.br"), entry(b"f", directory=True), entry(b"f.gz"), entry(b"a.xz")]
+    siblings = [entry(b"a.gz"), entry(b"a.zst")]
+    assert without_siblings([*kept, *siblings], (b".zst", b".gz")) == kept
+    assert without_siblings([*kept, *siblings], ()) == [*kept, *siblings]

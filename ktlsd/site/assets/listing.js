@@ -6,9 +6,13 @@
   const table = document.querySelector("table");
   const search = document.getElementById("search");
   const status = document.getElementById("status");
-  const preview = document.querySelector("dialog");
+  const none = document.getElementById("none");
+  const viewer = document.querySelector("dialog");
+  const stage = document.getElementById("stage");
+  const counter = document.getElementById("counter");
   const heads = [...table.querySelectorAll("th")];
   const summary = status.textContent;
+  const number = new Intl.NumberFormat("en");
   const order = new Intl.Collator(undefined, { numeric: true });
   const comparisons = {
     name: (a, b) => order.compare(a.name, b.name),
@@ -16,6 +20,10 @@
     date: (a, b) => (a.date < b.date ? -1 : a.date > b.date ? 1 : 0),
   };
   const link = (element) => element.querySelector("a");
+  // A browser that runs in UTC needs no second time.
+  const local = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "short" });
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const inUtc = zone === "UTC" || zone === "Etc/UTC";
   const rowsOf = new WeakMap();
   let groups = [...table.querySelectorAll("tbody:not(#up)")];
   const rowsInGroup = groups[0].rows.length;
@@ -36,10 +44,24 @@
 
   const observer = new IntersectionObserver(
     (changes) => {
-      for (const { target, isIntersecting } of changes) target.replaceChildren(...(isIntersecting ? rowsOf.get(target) : []));
+      for (const { target, isIntersecting } of changes) {
+        target.replaceChildren(...(isIntersecting ? rowsOf.get(target) : []));
+        if (isIntersecting) addLocalTimes(target);
+      }
     },
     { rootMargin: NEAR_THE_WINDOW },
   );
+
+  function addLocalTimes(group) {
+    if (inUtc) return;
+    for (const row of group.rows) {
+      const cell = row.cells[2];
+      if (cell.lastElementChild.localName === "small") continue;
+      const small = document.createElement("small");
+      small.textContent = `${local.format(new Date(cell.firstElementChild.dateTime))} local`;
+      cell.append(small);
+    }
+  }
 
   function draw() {
     observer.disconnect();
@@ -51,16 +73,20 @@
       group.style.setProperty("--rows", rows.length);
       rowsOf.set(group, rows);
       groups.push(group);
-      if (shown.length <= LONG_LIST) group.append(...rows);
+      if (shown.length <= LONG_LIST) {
+        group.append(...rows);
+        addLocalTimes(group);
+      }
     }
     table.append(...groups);
+    none.hidden = shown.length > 0;
     if (shown.length > LONG_LIST) for (const group of groups) observer.observe(group);
   }
 
   function filter() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     shown = items.filter((item) => words.every((word) => item.words.includes(word)));
-    status.textContent = words.length ? `${shown.length} of ${items.length} match` : summary;
+    status.textContent = words.length ? `${number.format(shown.length)} of ${number.format(items.length)} match` : summary;
     draw();
   }
 
@@ -86,19 +112,61 @@
     filter();
   }
 
-  let previewed;
+  // What the browser can show in the page; other files open by their links.
+  const players = { image: null, audio: document.createElement("audio"), video: document.createElement("video") };
+  const kindOf = (item) => link(item.row).dataset.type?.split("/")[0];
+  const shows = (item) => {
+    const player = players[kindOf(item)];
+    return player === null || Boolean(player?.canPlayType(link(item.row).dataset.type));
+  };
+
+  let viewed;
+  function empty() {
+    // Without a source, a player stops its download too.
+    for (const player of stage.querySelectorAll("audio, video")) {
+      player.removeAttribute("src");
+      player.load();
+    }
+    stage.replaceChildren();
+  }
+
   function show(item) {
-    const target = link(preview);
-    previewed = item;
+    const kind = kindOf(item);
+    const all = shown.filter(shows);
+    const target = link(viewer);
+    viewed = item;
     target.href = link(item.row).href;
     target.textContent = item.name;
-    preview.querySelector("img").src = target.href;
-    if (!preview.open) preview.showModal();
+    counter.textContent = `${number.format(all.indexOf(item) + 1)} of ${number.format(all.length)}`;
+    empty();
+    const element = document.createElement(kind === "image" ? "img" : kind);
+    if (kind === "image") element.alt = "";
+    else {
+      element.controls = element.autoplay = true;
+      element.setAttribute("aria-label", item.name);
+    }
+    element.src = target.href;
+    const opens = !viewer.open;
+    if (opens) viewer.showModal();
+    stage.append(element);
+    // A link or a player with the focus would take the keys.
+    if (opens || !viewer.contains(document.activeElement)) viewer.focus();
   }
 
   function step(distance) {
-    const pictures = shown.filter((item) => item.row.querySelector("img"));
-    show(pictures[(pictures.indexOf(previewed) + distance + pictures.length) % pictures.length]);
+    const all = shown.filter(shows);
+    show(all[(all.indexOf(viewed) + distance + all.length) % all.length]);
+  }
+
+  function press(key) {
+    const player = stage.querySelector("audio, video");
+    if (key === "ArrowLeft") step(-1);
+    else if (key === "ArrowRight") step(1);
+    else if (key === "Home") show(shown.find(shows));
+    else if (key === "End") show(shown.findLast(shows));
+    else if (key === " " && player) player.paused ? player.play() : player.pause();
+    else return false;
+    return true;
   }
 
   const plain = (event) => !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
@@ -106,18 +174,24 @@
     const { target } = event;
     if (!plain(event)) return;
     if (target.matches("th a")) sort(target.parentElement);
-    else if (target.matches("td img")) show(items.find((item) => item.row.contains(target)));
-    else return;
+    else {
+      const icon = target.closest("td a[data-type] > :first-child");
+      const item = icon && items.find(({ row }) => row.contains(icon));
+      if (!item || !shows(item)) return;
+      show(item);
+    }
     event.preventDefault();
   });
-  preview.addEventListener("click", ({ target }) => {
+  viewer.addEventListener("click", ({ target }) => {
     const { action } = target.dataset;
-    if (action === "close") preview.close();
+    if (action === "close") viewer.close();
     else if (action) step(Number(action));
   });
-  preview.addEventListener("keydown", ({ key }) => {
-    if (key === "ArrowLeft") step(-1);
-    else if (key === "ArrowRight") step(1);
+  viewer.addEventListener("close", empty);
+  viewer.addEventListener("keydown", (event) => {
+    // A player that has the focus takes keys itself, and a button the space.
+    if (event.target.matches("audio, video") || (event.key === " " && event.target.matches("button, a"))) return;
+    if (plain(event) && press(event.key)) event.preventDefault();
   });
   search.addEventListener("input", filter);
   search.addEventListener("keydown", ({ key }) => {
@@ -126,11 +200,12 @@
     filter();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || !plain(event) || preview.open || event.target.matches("input")) return;
+    if (event.key !== "/" || !plain(event) || viewer.open || event.target.matches("input")) return;
     event.preventDefault();
     search.focus();
   });
   document.body.classList.add("ready");
   if (search.value) filter();
   else if (items.length > LONG_LIST) draw();
+  else for (const group of groups) addLocalTimes(group);
 })();
