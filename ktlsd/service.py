@@ -28,6 +28,7 @@ from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.config.values import Mode, TlsPolicy
 from ktlsd.file_threads import Patience
+from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.host_names import Sites
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError
@@ -96,6 +97,7 @@ class _ServedFolders:
 
         # Hundreds of roots may be on the same file system that hangs.
         patience = Patience(START_SECONDS)
+        networks = ClientNetworks(settings.limits, settings.trusted_proxies)
         self.sites: dict[Place, Site] = {}
         self.followed: tuple[FollowedRoot, ...] = ()
         """As their paths lead to them."""
@@ -109,6 +111,7 @@ class _ServedFolders:
                         settings.limits.file_seconds,
                         may_be_missing=may_be_missing(options.root),
                         patience=patience,
+                        networks=networks,
                     )
                     stack.callback(site.close)
             try:
@@ -409,9 +412,16 @@ def _name_of(options: SiteOptions) -> str:
     return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
 
 
-def _site(options: SiteOptions, file_seconds: float, *, may_be_missing: bool, patience: Patience) -> Site:
+def _site(
+    options: SiteOptions,
+    file_seconds: float,
+    *,
+    may_be_missing: bool,
+    patience: Patience,
+    networks: ClientNetworks,
+) -> Site:
     try:
-        return Site(options, file_seconds, may_be_missing=may_be_missing, patience=patience)
+        return Site(options, file_seconds, may_be_missing=may_be_missing, patience=patience, networks=networks)
     except OSError as error:
         raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 

@@ -321,6 +321,11 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
             yield ("header", number), partial(header_rules.check, SiteOptions(header=(header,)))
         for number, cache in enumerate(site.cache):
             yield ("cache", number), partial(header_rules.check, SiteOptions(cache=(cache,)))
+    if site.rate:
+        from ktlsd.http import rate_check
+
+        for number, rate in enumerate(site.rate):
+            yield ("rate", number), partial(rate_check.check, rate)
     if site.cors is not None:
         from ktlsd.http import cors
 

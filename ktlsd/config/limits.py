@@ -1,7 +1,8 @@
 """Limits of connections and handshakes, the minimum send rate, and the throttle of log lines about limits: pure.
 
-Strategy: connections are counted by client network; the handshakes of a network have a token bucket, stored as one
-number (GCRA, ITU-T I.371), and the oldest buckets are evicted. Callers pass times, in seconds of any clock.
+Strategy: connections are counted by client network; the handshakes and the requests of a network have token buckets,
+stored as one number each (GCRA, ITU-T I.371), and the oldest buckets are evicted. Callers pass times, in seconds of any
+clock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ QUIET_SECONDS: Final = 10.0
 # need a second one for a file.
 _RESERVED_DESCRIPTORS: Final = 128
 _CROWDED_PART: Final = 16
+_TICK_SECONDS: Final = 1e-6
 
 
 class Limit(enum.Enum):
@@ -49,6 +51,10 @@ class Limit(enum.Enum):
     CONNECTIONS = "connections"
     CLIENT_CONNECTIONS = "client_connections"
     CLIENT_HANDSHAKES = "client_handshakes_per_second"
+    CLIENT_REQUESTS = "requests_per_second"
+    """Of a [[rate]]."""
+    CLIENT_RESPONSES = "concurrent"
+    """Of a [[rate]]."""
     CROWDED = "crowded"
     """An idle connection was closed to make room."""
     DESCRIPTORS = "open_files"
@@ -73,6 +79,45 @@ def network_of(address: Address, limits: LimitOptions) -> int:
     return int(address) >> (address.max_prefixlen - limits.client_ipv4_prefix)
 
 
+class TokenBuckets:
+    """The token buckets of client networks.
+
+    They are bounded: first those that are full again are forgotten, then the oldest. A client that wants to have its
+    own forgotten needs tokens of MOST_NETWORKS other networks, each of which has a bucket of its own to spend.
+    """
+
+    def __init__(self, rate: float = 1, most: float = 1) -> None:
+        self.rate = rate
+        """Tokens a second that a bucket gets."""
+        self.most = most
+        """Tokens in a full bucket."""
+        # The time at which the bucket of a network is full again, ordered by the network's last token.
+        self._full_at: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def wait(self, network: int, now: float) -> float:
+        """Seconds until a network's bucket has a token; 0 if it has one."""
+        full_at = self._full_at.get(network)
+        if full_at is None or full_at <= now:
+            return 0.0
+        missing = full_at - now - (self.most - 1) / self.rate
+        # Times of a clock have fewer digits.
+        return missing if missing > _TICK_SECONDS else 0.0
+
+    def take(self, network: int, now: float) -> None:
+        """Take a token of a network's bucket; an empty one is filled later for it."""
+        full_at = max(self._full_at.pop(network, now), now) + 1 / self.rate
+        self._full_at[network] = full_at
+        # Two for each that is added: full buckets are removed faster than new ones are added.
+        for _ in range(2):
+            oldest = next(iter(self._full_at))
+            if self._full_at[oldest] > now and len(self._full_at) <= MOST_NETWORKS:
+                break
+            del self._full_at[oldest]
+
+
 class ConnectionLimiter:
     """Counts the open connections of one process, in total and by client network."""
 
@@ -80,14 +125,15 @@ class ConnectionLimiter:
         """`most` is the maximum of connections in total."""
         self.open = 0
         self._by_network: dict[int, int] = {}
-        # The time at which the bucket of a network is full again, ordered by the network's last handshake.
-        self._full_at: dict[int, float] = {}
+        self._handshakes = TokenBuckets()
         self.use(limits, most)
 
     def use(self, limits: LimitOptions, most: int) -> None:
         """Apply other limits from here on; open connections stay."""
         self.limits = limits
         self.most = most
+        self._handshakes.rate = limits.client_handshakes_per_second
+        self._handshakes.most = limits.client_handshakes_per_second * BURST_SECONDS
 
     @property
     def crowded(self) -> bool:
@@ -97,7 +143,7 @@ class ConnectionLimiter:
     @property
     def remembered(self) -> int:
         """The number of stored entries."""
-        return len(self._by_network) + len(self._full_at)
+        return len(self._by_network) + len(self._handshakes)
 
     def permit(self) -> ConnectionPermit:
         """Count one more connection for the lifetime of the result; a refused one does not count."""
@@ -110,25 +156,12 @@ class ConnectionLimiter:
         here = self._by_network.get(network, 0)
         if limits.client_connections and here >= limits.client_connections:
             return Limit.CLIENT_CONNECTIONS
-        if with_handshake and limits.client_handshakes_per_second and not self._take_token(network, now):
-            return Limit.CLIENT_HANDSHAKES
+        if with_handshake and limits.client_handshakes_per_second:
+            if self._handshakes.wait(network, now):
+                return Limit.CLIENT_HANDSHAKES
+            self._handshakes.take(network, now)
         self._by_network[network] = here + 1
         return None
-
-    def _take_token(self, network: int, now: float) -> bool:
-        rate = self.limits.client_handshakes_per_second
-        full_at = max(self._full_at.get(network, now), now) + 1 / rate
-        if full_at - now > BURST_SECONDS:
-            return False
-        self._full_at.pop(network, None)
-        self._full_at[network] = full_at
-        # Two for each that is added: full buckets are removed faster than new ones are added.
-        for _ in range(2):
-            oldest = next(iter(self._full_at))
-            if self._full_at[oldest] > now and len(self._full_at) <= MOST_NETWORKS:
-                break
-            del self._full_at[oldest]
-        return True
 
     def leave(self, network: int) -> None:
         left = self._by_network[network] - 1

@@ -41,6 +41,7 @@ from ktlsd.config.values import (
     MoreSeconds,
     Network,
     Port,
+    PositiveNumber,
     RedirectStatus,
     RedirectTarget,
     Seconds,
@@ -112,6 +113,20 @@ class ErrorPageOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Status of the error."""
     file: SitePath
     """File to send."""
+
+
+class RateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[rate]]: limits for the requests of each client network for matching paths: 429. Each worker counts
+    separately; all matching tables apply."""
+
+    path: Glob
+    """Pattern for paths; "**" for all."""
+    requests_per_second: PositiveNumber | None = None
+    """Maximum requests a second from one client network; by default no limit."""
+    burst: Count | None = None
+    """Requests that may come at once; by default ten seconds' worth."""
+    concurrent: Count | None = None
+    """Maximum responses in progress for one client network; by default no limit."""
 
 
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -283,6 +298,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Rules for Cache-Control; the first matching rule applies."""
     access: tuple[AccessOptions, ...] = ()
     """Networks that may see paths; every matching table must allow a client."""
+    rate: tuple[RateOptions, ...] = ()
+    """Limits for the requests of client networks by path; all matching tables apply."""
     hashed_names: bool = False
     """Cache files with a content hash in their name (app.3f9c2b1a.js) forever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None

@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from ktlsd.config.limits import Limit
 from ktlsd.config.values import Coding
 from ktlsd.http.byte_range import ByteRange, Unsatisfiable, parse_range
 from ktlsd.http.fields import Fields
@@ -96,6 +97,8 @@ class Response(Struct, frozen=True, gc=False):
     """Whether the connection must not be used again."""
     signed: bool = False
     """True if `fields` have passed a site's rules, which also decide on Server."""
+    limit: Limit | None = None
+    """The limit that the client is at, if that is the reason."""
 
 
 def refuse_head(version: bytes, request: Request) -> Response | None:
@@ -158,11 +161,12 @@ def short(
     head: bool = False,
     extra: Fields = (),
     close: bool = False,
+    limit: Limit | None = None,
 ) -> Response:
     """A response whose body is one line of text that says the status; for HEAD the header fields of the same."""
     text = f"{status.value} {status.phrase}\n".encode("ascii")
     fields = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text))), *extra)
-    return Response(status, fields, b"" if head else text, reason, close)
+    return Response(status, fields, b"" if head else text, reason, close, limit=limit)
 
 
 def _decide_representation(request: Request, found: Representation, now: float, boundary: str) -> Response:

@@ -14,6 +14,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Request, Response, options, refuse_method, short
 from ktlsd.http.fields import Fields
+from ktlsd.http.rate_check import InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
@@ -95,6 +96,14 @@ class Exchange:
         site, given = hosted.site, self._request_id
         visitor = None if site.access is None else responder.visitor(self.head, self.origin)
         return await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
+
+    def begin(self) -> InProgress | None:
+        """Count the request in the rates of its path, once, when its decided response begins; the end of what is
+        returned follows."""
+        answer = self._answer
+        if answer is None or not answer.checks or answer.response.limit is not None:
+            return None
+        return begin(answer.checks, self.origin)
 
     def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
         return self.refused(short(status, reason))

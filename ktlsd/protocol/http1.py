@@ -34,7 +34,7 @@ from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_inline import InlineResponses
 from ktlsd.protocol.http1_reader import LIMIT_OF, HeadReader
-from ktlsd.protocol.refusals import log_closed, log_refusal
+from ktlsd.protocol.refusals import log_closed
 from ktlsd.protocol.request_body import TooLarge
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
@@ -121,6 +121,7 @@ class Http1:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+            self._inline.end_in_progress()
             size = left.size - unsent + self._transport.sent - sent
             self._responder.responses.count(left.arrived, (max(0, size),))
             if self._log is not None:
@@ -180,15 +181,20 @@ class Http1:
             response = for_client(short(HTTPStatus.REQUEST_TIMEOUT, reason, close=True), accept_in(self._reader.head))
             closes = True
         opened = None if answer is None else answer.opened
+        in_progress = None
         try:
             self._responder.count(response)
+            if answer is not None and self._exchange is not None:
+                in_progress = self._exchange.begin()
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
-            log_refusal(self._client_described, head, response)
+            self._responder.log_refusal(self._client_described, head, response)
             await self._send(head, response, opened, closes=closes)
         finally:
             if opened is not None:
                 opened.close()
+            if in_progress is not None:
+                in_progress.end()
         return await self._reusable(closes=closes)
 
     async def _read_head(self) -> RequestHead | None:

@@ -22,12 +22,12 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.fields import Fields
+from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_head import RequestHead
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_reader import BLANK_LINE
-from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _Made(Struct, frozen=True, gc=False):
 class InlineResponses:
     """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
 
-    __slots__ = ("_at_once", "_lines", "_log", "_responder", "_shared", "transport")
+    __slots__ = ("_at_once", "_in_progress", "_lines", "_log", "_responder", "_shared", "transport")
     says_goodbye = False
 
     def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
@@ -66,6 +66,8 @@ class InlineResponses:
         self._at_once = responder.responses.at_once
         self._lines = lines
         self._log = log
+        self._in_progress: InProgress | None = None
+        """The response that is being sent, if rates count it."""
         self.transport: PacedTransport = responder.transport
 
     def idle_since(self, now: float) -> float:
@@ -109,6 +111,8 @@ class InlineResponses:
                 arrived = self._shared.idle.sockets.now
                 return PendingWork(received, rest, made.descriptor, ends=closes, size=made.size, arrived=arrived)
             self._at_once.append(made.size)
+            if self._in_progress is not None:
+                self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=True)
             if closes:
@@ -119,6 +123,12 @@ class InlineResponses:
                 # A client that asks for many at once lets others have their turn between them.
                 break
         return PendingWork(received)
+
+    def end_in_progress(self) -> None:
+        """The response has ended, also if only its rest was sent elsewhere."""
+        if self._in_progress is not None:
+            self._in_progress.end()
+            self._in_progress = None
 
     def _scan(self, received: bytes, size: int) -> RequestHead | None:
         """The request whose head is the first `size` bytes received, if a task is not needed to tell what it is.
@@ -158,7 +168,7 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
-        responder.begin_remembered(entry, head, made.head_size, self._log)
+        self._in_progress = responder.begin_remembered(entry, head, made.head_size, self._log)
         return made
 
     def _decide(self, head: RequestHead) -> _Made | None:
@@ -202,9 +212,10 @@ class InlineResponses:
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
         self._responder.count(response)
+        self._in_progress = exchange.begin()
         if self._log is not None:
             self._log.answered(response.status.value, made.head_size)
-        log_refusal(exchange.described, exchange.head, response)
+        self._responder.log_refusal(exchange.described, exchange.head, response)
 
     def _join(
         self,
@@ -245,6 +256,7 @@ class InlineResponses:
             if descriptor >= 0:
                 os.close(descriptor)
             self._at_once.append(0)
+            self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=False)
             raise

@@ -16,6 +16,7 @@ import trio
 
 from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.rate_check import InProgress
 from ktlsd.http2.frames import HEADER_BYTES
 from ktlsd.http2.turns import places
 from ktlsd.metrics.response_counts import ResponseCounts
@@ -49,6 +50,7 @@ class Body:
         "counts",
         "descriptor",
         "identity",
+        "in_progress",
         "log",
         "noted",
         "noted_at",
@@ -64,6 +66,8 @@ class Body:
         self.sent = 0
         """Bytes that were sent."""
         self.log: RequestLog | None = None
+        self.in_progress: InProgress | None = None
+        """The response, if rates count it."""
         self.descriptor = -1
         self.identity: FileIdentity | None = None
         """Of the file, if known."""
@@ -183,6 +187,8 @@ class Body:
         close, self._close = self._close, None
         if close is not None:
             close()
+        if self.in_progress is not None:
+            self.in_progress.end()
         counts, self.counts = self.counts, None
         if counts is not None:
             counts.count(self.arrived, (self.sent,))

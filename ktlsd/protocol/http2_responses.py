@@ -33,7 +33,6 @@ from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
-from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
 from ktlsd.protocol.response_body import is_made_while_sent, pieces
@@ -158,7 +157,7 @@ class Http2Responses:
         self._responder.count(response)
         body.counts = self._counts
         client = self._responder.client
-        log_refusal(lambda: client.described(client.origin), head, response)
+        self._responder.log_refusal(lambda: client.described(client.origin), head, response)
         if log is not None:
             log.answered(response.status.value, 0)
         block = self._beginning(response) + self._date.block()
@@ -218,12 +217,14 @@ class Http2Responses:
             block, data = known
             if not self._logged and self._sender.respond(stream_id, block, data):
                 # As most are in a batch: nothing to be logged, nothing to be closed.
-                responder.begin_remembered(entry, head, 0, None)
+                in_progress = responder.begin_remembered(entry, head, 0, None)
+                if in_progress is not None:
+                    in_progress.end()
                 self._note_whole(arrived, len(data))
                 return True
             file = Body(arrived)
         file.log = responder.new_log(file)
-        responder.begin_remembered(entry, head, 0, file.log)
+        file.in_progress = responder.begin_remembered(entry, head, 0, file.log)
         file.counts = self._counts
         if data is not None:
             self._give(stream_id, block, data, file)
@@ -240,7 +241,7 @@ class Http2Responses:
                 stack.callback(opened.close)
             self._responder.count(response)
             body.counts = self._counts
-            log_refusal(exchange.described, exchange.head, response)
+            self._responder.log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
             beginning = self._beginning(response)
@@ -259,6 +260,7 @@ class Http2Responses:
                 body.use_file(opened)
                 if isinstance(content, ByteRange) and not opened.waits:
                     data = self._small(body, content)
+            body.in_progress = exchange.begin()
             if data is not None:
                 self._give(stream_id, block, data, body)
             elif not self._begin(stream_id, block, body):

@@ -24,12 +24,12 @@ _LONGEST_LOGGED: Final = 1024
 _escaped: Final = codecs.getencoder("unicode_escape")
 
 
-def log_refusal(client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
-    """Log a response if it refuses a request, or bytes that are no request; `client` describes their sender."""
-    if response.reason and log.isEnabledFor(logging.INFO):
+def log_refusal(client: Callable[[], str], head: RequestHead | None, response: Response, ending: str = "") -> None:
+    """Log a response that refuses a request, or bytes that are no request; `client` describes their sender."""
+    if log.isEnabledFor(logging.INFO):
         what = _line_of(head) if head else "a request"
         reason = response.reason[:_LONGEST_LOGGED]
-        _log_escaped(f"{client()} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}")
+        _log_escaped(f"{client()} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}{ending}")
 
 
 def log_closed(client: str, head: RequestHead, problem: str) -> None:

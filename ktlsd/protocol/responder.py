@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ktlsd.config.limits import Limit
@@ -28,6 +28,7 @@ from ktlsd.http import forwarded
 from ktlsd.http.access import Visitor
 from ktlsd.http.decide import Miss, Response
 from ktlsd.http.forwarded import Origin
+from ktlsd.http.rate_check import InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import LIMITED, REQUESTS, HttpVersion
@@ -102,8 +103,11 @@ class Responder:
         """
         return self.shared.service.response_cache.open(entry)
 
-    def begin_remembered(self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None) -> None:
-        """Count and log a request that gets a remembered response; `log.end()` follows."""
+    def begin_remembered(
+        self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None
+    ) -> InProgress | None:
+        """Count and log a request that gets a remembered response; `log.end()` follows, and the end of what is
+        returned."""
         response = entry.response
         self.count(response)
         if log is not None:
@@ -114,16 +118,33 @@ class Responder:
             log.answered(response.status.value, head_size)
         if response.reason:
             values, service = head.of_fields.values, self.shared.service
-            log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
+            self.log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
+        if not entry.checks:
+            return None
+        return begin(entry.checks, self.origin_of(head.of_fields.values, self.shared.service))
 
     def count(self, response: Response) -> None:
         """Count a request that gets this response."""
         row = self.shared.row
         requests = self._requests
         row[requests.get(response.status) or requests[0]] += 1
-        if response.reason == _STALLED:
-            row[LIMITED[Limit.FILE]] += 1
+        if response.reason:
+            limit = Limit.FILE if response.reason == _STALLED else response.limit
+            if limit is not None:
+                row[LIMITED[limit]] += 1
         self.requests_left -= 1
+
+    def log_refusal(self, client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
+        """Log a response if it refuses a request, unless the client is at a limit about which the log has had a line
+        recently; `client` describes it."""
+        if response.reason:
+            ending = ""
+            if response.limit is not None:
+                due = self.shared.throttle.ending(response.limit, None, time.monotonic())
+                if due is None:
+                    return
+                ending = due
+            log_refusal(client, head, response, ending)
 
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:
         """Count a limit that the client reached, and log it unless the log has had a line about it recently."""

@@ -20,11 +20,12 @@ from typing import Any, Final, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ktlsd.config.options import SiteOptions
+from ktlsd.config.options import LimitOptions, SiteOptions
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.access import Access, Check, Visitor
+from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, whole
 from ktlsd.http.error_pages import ErrorPages
@@ -32,6 +33,7 @@ from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.header_rules import Origin
 from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.navigation import VARY, is_navigation
+from ktlsd.http.rate_check import refused_by_now
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
@@ -108,9 +110,10 @@ class Site:
         *,
         may_be_missing: bool = False,
         patience: Patience | None = None,
+        networks: ClientNetworks | None = None,
     ) -> None:
         """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later,
-        as may one that stalls beyond the `patience`.
+        as may one that stalls beyond the `patience`. Rates count by `networks`.
 
         Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
         self.options = site
@@ -143,7 +146,7 @@ class Site:
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
-        checks = checks_of(site)
+        checks = checks_of(site, networks or ClientNetworks(LimitOptions()))
         self.access = Access(checks) if checks else None
         """None for a site without checks: everybody may see its files."""
 
@@ -175,6 +178,10 @@ class Site:
                 answer = await self._respond(request, target, visitor)
                 if root is not self.root and answer.opened is not None:
                     answer.opened.close()
+            if visitor is not None and (refusal := refused_by_now(visitor)) is not None:
+                if answer.opened is not None:
+                    answer.opened.close()
+                answer = _Draft(refusal)
         except OSError as error:
             answer = _Draft(decide(request, miss_of(error), time.time(), ""))
         try:
@@ -534,7 +541,9 @@ class Site:
         if answer.opened is not None:
             answer.opened.close()
         others = without(response.fields, _OF_A_FILE | ({name.lower() for name, _ in page.fields} - {"vary"}))
-        return _Draft(replace(page, fields=add_vary(page.fields + others), reason=response.reason), opened)
+        return _Draft(
+            replace(page, fields=add_vary(page.fields + others), reason=response.reason, limit=response.limit), opened
+        )
 
 
 def _paths_of(found: OpenFile | Folder) -> Iterator[str]:

@@ -19,11 +19,12 @@ from ktlsd.config.limits import (
     Limit,
     LogThrottle,
     SendRateCheck,
+    TokenBuckets,
     descriptors_for,
     most_connections,
 )
 from ktlsd.config.networks import Address, address_of
-from ktlsd.config.options import LimitOptions
+from ktlsd.config.options import LimitOptions, RateOptions
 
 HERE, THERE = address_of("192.0.2.1"), address_of("192.0.2.2")
 UNLIMITED = LimitOptions(client_connections=0, client_handshakes_per_second=0)
@@ -309,4 +310,27 @@ def test_no_more_descriptors_are_asked_for_than_connections_need(connections: in
 def test_limits_are_named_as_their_keys() -> None:
     keys = set(LimitOptions.__struct_fields__)
     without_key = {Limit.CROWDED, Limit.DESCRIPTORS, Limit.MEMORY}
-    assert {limit for limit in Limit if limit.value not in keys} == without_key
+    of_rates = {limit for limit in Limit if limit.value in RateOptions.__struct_fields__}
+    assert {limit for limit in Limit if limit.value not in keys} == without_key | of_rates
+
+
+# --- token buckets
+
+
+def test_a_hundred_thousand_networks_stay_bounded_and_a_few_reset_nobodys_bucket() -> None:
+    buckets = TokenBuckets(rate=0.001, most=2)
+    for _ in range(2):
+        assert buckets.wait(-1, 0.0) == 0
+        buckets.take(-1, 0.0)
+    for network in range(100_000):
+        if network in (0, limits.MOST_NETWORKS - 2):
+            assert buckets.wait(-1, 0.0) == pytest.approx(1000)
+        buckets.take(network, 0.0)
+    assert len(buckets) == limits.MOST_NETWORKS
+    # Full buckets are forgotten by the way.
+    for network in range(limits.MOST_NETWORKS):
+        buckets.take(network, 1e6)
+        assert buckets.wait(network, 1e6) == 0
+    for network in range(limits.MOST_NETWORKS):
+        buckets.take(network, 2e6 + 2000 * network)
+    assert len(buckets) <= 2

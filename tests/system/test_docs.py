@@ -88,6 +88,7 @@ DESCRIBED = {
 # The keys of these are told in a sentence.
 IN_PROSE = {
     "AccessOptions": ACCESS,
+    "RateOptions": ACCESS,
     "HeaderOptions": CONFIGURATION,
     "CacheOptions": CONFIGURATION,
     "ErrorPageOptions": CONFIGURATION,

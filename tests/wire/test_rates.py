@@ -1,0 +1,123 @@
+"""Rates of client networks over the wire, over both protocols: who gets 429, also from memory, and what is counted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.protocols import PROTOCOLS, plain_conversation
+from tests.serving import Running, serving
+from tests.wire.test_metrics_wire import metrics_port, numbers, value
+
+CONFIGURATION = """
+root = "www"
+trusted_proxies = "unix"
+metrics_listen = "127.0.0.1:0"
+error_pages = { 429 = "/slow-down.html" }
+
+[[rate]]
+path = "/few/**"
+requests_per_second = 0.001
+burst = 5
+
+[[rate]]
+path = "/large/**"
+concurrent = 2
+"""
+LARGE = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("rates")
+    for name, size in (
+        ("few/a.txt", 1),
+        ("few/b.txt", 1),
+        ("other.txt", 1),
+        ("large/file", LARGE),
+        ("slow-down.html", 5),
+    ):
+        path = folder / "www" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    (folder / "ktlsd.toml").write_text(CONFIGURATION)
+    backend = f"unix:{folder / 'socket'}"
+    with serving(
+        None, "--config", str(folder / "ktlsd.toml"), state=folder / "state", backend_listen=(backend,)
+    ) as running:
+        yield running
+
+
+def place(server: Running) -> str:
+    """The Unix socket."""
+    return server.backends[0].removeprefix("unix:")
+
+
+def address(protocol: str, number: int) -> str:
+    """The field that names a client of one test."""
+    return f"X-Forwarded-For: 192.0.2.{2 * number + PROTOCOLS.index(protocol)}"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_requests_a_second(server: Running, protocol: str) -> None:
+    client, other = address(protocol, 1), address(protocol, 2)
+    with plain_conversation(place(server), protocol) as connection:
+        # The first is decided, the next is remembered; 304, HEAD and 404 count, too.
+        assert connection.get("/few/a.txt", client).status == 200
+        answer = connection.get("/few/a.txt", client)
+        assert answer.status == 200
+        assert connection.get("/few/a.txt", client, f"If-None-Match: {answer.fields['etag']}").status == 304
+        assert connection.get("/few/b.txt", client, method="HEAD").status == 200
+        assert connection.get("/few/absent", client).status == 404
+        for target in ("/few/a.txt", "/few/absent"):
+            refused = connection.get(target, client)
+            assert (refused.status, refused.body) == (429, b"xxxxx")
+            assert 990 <= int(refused.fields["retry-after"]) <= 1000
+        assert connection.get("/few/a.txt", client, method="HEAD").status == 429
+        assert connection.get("/other.txt", client).status == 200
+        assert connection.get("/few/a.txt", other).status == 200
+    with plain_conversation(place(server), protocol) as connection:
+        assert connection.get("/few/a.txt", client).status == 429
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_responses_in_progress(server: Running, protocol: str) -> None:
+    client, other = address(protocol, 3), address(protocol, 4)
+    with plain_conversation(place(server), protocol) as third:
+        with (
+            plain_conversation(place(server), protocol) as first,
+            plain_conversation(place(server), protocol) as second,
+        ):
+            first.begin("/large/file", client).read(1)
+            download = second.begin("/large/file", client)
+            download.read(1)
+            assert third.get("/large/file", client, method="HEAD").status == 429
+            assert third.get("/large/absent", client).status == 429
+            assert third.get("/large/file", other, method="HEAD").status == 200
+            assert len(download.answer().body) == LARGE
+            assert third.get("/large/file", client).status == 200
+            second.begin("/large/file", client).read(1)
+            assert third.get("/large/file", client).status == 429
+        # Both were cut off by their clients.
+        deadline = time.monotonic() + 10
+        while third.get("/large/file", client, "Range: bytes=0-0").status != 206:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for _ in range(4):
+            assert third.get("/large/file", client, "Range: bytes=0-0").status == 206
+
+
+def test_refusals_are_counted_and_logged_now_and_then(server: Running) -> None:
+    client = address(PROTOCOLS[0], 5)
+    with plain_conversation(place(server), PROTOCOLS[0]) as connection:
+        assert [connection.get("/few/a.txt", client).status for _ in range(9)] == [200] * 5 + [429] * 4
+    line = server.wait_for_line(
+        " 429 .*: more than 0.001 requests a second from the client's network: limit requests_per"
+    )
+    assert "/few/a.txt" in line
+    assert sum(" 429 " in line and "a second" in line for line in server.log) == 1
+    assert value(numbers(metrics_port(server)), "ktlsd_limited_total", limit="requests_per_second") >= 4
