@@ -21,7 +21,6 @@ from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
-from ktlsd.http.fields import Fields
 from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_head import RequestHead
 from ktlsd.openssl.results import Wait
@@ -158,9 +157,6 @@ class InlineResponses:
             descriptor = responder.recall(entry)
             if descriptor is None:
                 return self._decide(head)
-            if not entry.head:
-                # It was remembered over HTTP/2.
-                entry.head = writer.beginning(entry.response.status, self._fields(entry.response))
             made = self._join(entry.head, closes, descriptor, entry.part, entry.body, entry.identity)
             if made is None:
                 return None
@@ -193,7 +189,7 @@ class InlineResponses:
         try:
             if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
                 return None
-            data = writer.beginning(response.status, self._fields(response))
+            data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
             exchange.remember(opened, data)
             if isinstance(body, bytes):
                 made = self._join(data, head.closes, -1, None, body)
@@ -206,9 +202,6 @@ class InlineResponses:
         if made is not None:
             self._count(exchange, response, made)
         return made
-
-    def _fields(self, response: Response) -> Fields:
-        return fields_of(response, self._shared.service.server_field)
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
         self._responder.count(response)

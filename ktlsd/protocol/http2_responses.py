@@ -30,6 +30,7 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import ErrorCode
 from ktlsd.http2.sender import Sender
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED
+from ktlsd.protocol import http1_writer
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
@@ -160,7 +161,8 @@ class Http2Responses:
         self._responder.log_refusal(lambda: client.described(client.origin), head, response)
         if log is not None:
             log.answered(response.status.value, 0)
-        block = self._beginning(response) + self._date.block()
+        fields = fields_of(response, self._shared.service.server_field)
+        block = writer.beginning(response.status, fields) + self._date.block()
         self._give(stream_id, block, cast(bytes, response.body), body)
 
     async def _answer_in_task(self, stream_id: int, head: RequestHead, body: Body) -> None:
@@ -202,7 +204,7 @@ class Http2Responses:
             try:
                 if not entry.block:
                     # It was remembered over HTTP/1.1.
-                    entry.block = self._beginning(entry.response)
+                    entry.block = writer.beginning(entry.response.status, entry.fields)
                 block = entry.block + self._date.block()
                 data = entry.body if part is None else self._small(file, part)
                 if data is None:
@@ -244,10 +246,12 @@ class Http2Responses:
             self._responder.log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
-            beginning = self._beginning(response)
+            fields = fields_of(response, self._shared.service.server_field)
+            beginning = writer.beginning(response.status, fields)
             if exchange.head.alone:
-                entry = exchange.remember(opened, b"")
-                if entry is not None and entry.response is response:
+                head = http1_writer.beginning(response.status, fields)
+                entry = exchange.remember(opened, head)
+                if entry is not None and entry.head == head:
                     entry.block = beginning
             block = beginning + self._date.block()
             content, data = response.body, None
@@ -269,10 +273,6 @@ class Http2Responses:
                 self.tasks.append(partial(self._produce, stream_id, body, content, answer))
             else:
                 self._offer(stream_id, body, cast("ByteRange | Multipart", content))
-
-    def _beginning(self, response: Response) -> bytes:
-        """The header block but for Date."""
-        return writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
 
     def _small(self, body: Body, part: ByteRange) -> bytes | None:
         """A small part of the body's file; None if it is larger, or a disk has to be waited for."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final, cast
 
 from msgspec import Struct
 
@@ -22,6 +24,7 @@ from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.http.access import Check
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
+from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import top_name
 from ktlsd.site.lookup import OpenFile, Root
@@ -39,7 +42,10 @@ LONGEST_BODY: Final = 131_072
 MOST_BODY_BYTES: Final = 16_777_216
 """Maximum size of all cached bodies, in bytes."""
 
-_ENTRY_BYTES: Final = 2304
+MOST_FOLDERS: Final = 4096
+"""Folders whose looks are shared by new entries."""
+
+_ENTRY_BYTES: Final = 1280
 # A recently changed file can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
@@ -47,6 +53,16 @@ _RULES_SETTLED_NS: Final = 10_000_000_000
 
 Look = tuple[Root, bytes, FileIdentity]
 """A file or folder by its root and path, and its identity."""
+
+
+class Looks(Struct, eq=False, gc=False):
+    """The folders and rules that influenced the responses from one folder, which share the comparison."""
+
+    all: tuple[Look, ...]
+    settled_ns: int
+    """The time from which on they count as settled, in ns since the epoch."""
+    until: float
+    """The time (time.monotonic()) until which the last comparison holds."""
 
 
 class CacheKey(Struct, frozen=True, gc=False):
@@ -79,12 +95,13 @@ class CacheEntry(Struct, eq=False, gc=False):
 
     key: CacheKey
     response: Response
+    """Without fields and body, which `head` and the file have."""
     head: bytes
-    """The head in HTTP/1.1, but for Date and what the request decides; empty before its first use."""
+    """The head in HTTP/1.1, but for Date and what the request decides."""
     sources: tuple[Look, ...]
     """The file that is sent, and the one that it was made from."""
-    folders: tuple[Look, ...]
-    """The folders and rules that influenced the response; empty if they are not all known."""
+    folders: Looks | None
+    """None if what influenced the response is not all known."""
     until: float
     last: float
     """The latest expiry."""
@@ -107,6 +124,12 @@ class CacheEntry(Struct, eq=False, gc=False):
         return _ENTRY_BYTES + 2 * self.key.size
 
     @property
+    def fields(self) -> Fields:
+        """All fields of the response but Date and those of its connection."""
+        lines = self.head.decode("ascii").split("\r\n")[1:-1]
+        return tuple((name, value) for name, _, value in (line.partition(": ") for line in lines))
+
+    @property
     def identity(self) -> FileIdentity | None:
         """That of the file."""
         return self.sources[0][2] if self.sources else None
@@ -117,9 +140,10 @@ class CacheEntry(Struct, eq=False, gc=False):
         return name is not None and self.lacking is not None and self.lacking.lacks(name)
 
 
-_ByValues = dict[tuple[str | bytes | None, ...], CacheEntry]
-_Asked = dict[bytes, dict[tuple[bytes, ...], _ByValues]]
-"""Entries by CacheKey.asked, names and values."""
+_ByNames = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], CacheEntry]]
+"""Entries by CacheKey.names and values."""
+_Asked = dict[bytes, CacheEntry | _ByNames]
+"""Entries by CacheKey.asked: most have one."""
 
 
 class ResponseCache:
@@ -137,8 +161,8 @@ class ResponseCache:
         self._with_query: _Asked = {}
         self._looks: dict[tuple[Root, bytes], FileIdentity] = {}
         """The identities of folders and rules at the last comparison, for all entries."""
-        self._folders: dict[tuple[Root, bytes, frozenset[bytes]], tuple[tuple[Look, ...], int]] = {}
-        """The folders and rules of files in one folder, as _looks_at() gives them, for as long as `_looks`."""
+        self._folders: dict[tuple[Root, bytes, frozenset[bytes]], Looks] = {}
+        """The latest of files in one folder under the same rules."""
         self._looks_until = 0.0
         self.uses = 0
         """Number of cache hits."""
@@ -158,20 +182,16 @@ class ResponseCache:
         bare = asked.partition(b"?")[0] if b"#" not in asked else asked
         kinds = self._without_query
         for known in (kinds.get(bare), self._with_query.get(asked), kinds.get(head.method)):
-            if known is not None:
-                for names, by_values in known.items():
-                    found = by_values.get((partition, *map(values.get, names)))
-                    if found is None:
-                        continue
-                    if found.lacking is None:
-                        head.memo = found
-                    elif not found.is_for(head.target):
-                        return None
-                    return self._holding(found)
+            if known is not None and (found := _search(known, partition, values)) is not None:
+                if found.lacking is None:
+                    head.memo = found
+                elif not found.is_for(head.target):
+                    return None
+                return self._holding(found)
         return None
 
     def _holding(self, found: CacheEntry) -> CacheEntry | None:
-        if found.until < (now := time.monotonic()) and (not found.folders or found.last < now):
+        if found.until < (now := time.monotonic()) and (found.folders is None or found.last < now):
             self._forget(found)
             return None
         return found
@@ -200,13 +220,13 @@ class ResponseCache:
                 return None
         now = time.monotonic()
         if entry.until < now:
-            self._begin_looks(now)
+            folders = entry.folders
             # The kernel has the names on the way to an open file in memory: no disk access.
-            if not (entry.folders and self._are_as_they_were(entry.folders)):
+            if folders is None or not self._are_as_they_were(folders, now):
                 os.close(descriptor)
                 self._forget(entry)
                 return None
-            entry.until = self._looks_until
+            entry.until = folders.until
             self._entries.move_to_end(entry)
         self.uses += 1
         return descriptor
@@ -214,7 +234,6 @@ class ResponseCache:
     def _begin_looks(self, now: float) -> None:
         if now > self._looks_until:
             self._looks.clear()
-            self._folders.clear()
             self._looks_until = now + LASTING_SECONDS
 
     def _look(self, root: Root, path: bytes) -> FileIdentity:
@@ -224,11 +243,17 @@ class ResponseCache:
             seen = self._looks[root, path] = root.identity_now(path)
         return seen
 
-    def _are_as_they_were(self, folders: Iterable[Look]) -> bool:
+    def _are_as_they_were(self, folders: Looks, now: float) -> bool:
+        if folders.until >= now:
+            return True
+        self._begin_looks(now)
         try:
-            return all(self._look(root, path) == identity for root, path, identity in folders)
+            if any(self._look(root, path) != identity for root, path, identity in folders.all):
+                return False
         except OSError:
             return False
+        folders.until = self._looks_until
+        return True
 
     def _forget(self, entry: CacheEntry) -> None:
         if entry not in self._entries:
@@ -244,6 +269,10 @@ class ResponseCache:
         key = entry.key
         asked = self._without_query if key.any_query else self._with_query
         by_names = asked[key.asked]
+        if by_names is entry:
+            del asked[key.asked]
+            return
+        by_names = cast(_ByNames, by_names)
         by_values = by_names[key.names]
         del by_values[key.values]
         if not by_values:
@@ -263,7 +292,7 @@ class ResponseCache:
         checks: tuple[Check, ...] = (),
     ) -> CacheEntry | None:
         """Cache a response whose head in HTTP/1.1 is `head`, but for Date and what the request decides, if that is
-        safe. The head may be empty if it is not known yet.
+        safe.
 
         `rules` has the paths of rule files below the root; None if other files influence the response. `asked_ns` is
         the time at which the decision began, in ns since the epoch; by default the current time. `checks` are
@@ -282,7 +311,7 @@ class ResponseCache:
                 sources.append((file.root, file.path, file.identity))
         now = time.monotonic()
         until, last = now + LASTING_SECONDS, now + RENEWED_SECONDS
-        folders: tuple[Look, ...] = ()
+        folders: Looks | None = None
         if body is not None:
             # It is as old as the decision.
             until -= (time.time_ns() - asked_ns) / 1e9
@@ -290,7 +319,7 @@ class ResponseCache:
             folders = self._folders_of(opened, rules, asked_ns, now)
         content = response.body
         entry = CacheEntry(
-            *(key, response, head, tuple(sources), folders, until, last),
+            *(key, _bare(response.status, response.reason), head, tuple(sources), folders, until, last),
             part=content if body is None and isinstance(content, ByteRange) and content.count else None,
             in_memory=body is not None,
             body=body or b"",
@@ -305,26 +334,40 @@ class ResponseCache:
         """Cache the response to requests for names that are absent at the top of a root; the key is one request's."""
         key = CacheKey(key.asked.partition(b" ")[0], True, key.names, key.values)
         now, body = time.monotonic(), response.body
-        former = self._without_query.get(key.asked, {}).get(key.names, {}).get(key.values)
+        former = self._kept(key)
         if former is not None and former.until >= now:
             # It is for other names: the root has this one.
             return former
         if key.size > LONGEST_REMEMBERED or not isinstance(body, bytes):
             return None
         until = now + LASTING_SECONDS - (time.time_ns() - asked_ns) / 1e9
-        entry = CacheEntry(key, response, head, (), (), until, until, in_memory=True, body=body, lacking=root)
+        entry = CacheEntry(
+            *(key, _bare(response.status, response.reason), head, (), None, until, until),
+            in_memory=True,
+            body=body,
+            lacking=root,
+        )
         self._add(entry, now)
         return entry
+
+    def _kept(self, key: CacheKey) -> CacheEntry | None:
+        """The entry with this key."""
+        known = (self._without_query if key.any_query else self._with_query).get(key.asked)
+        if isinstance(known, CacheEntry):
+            return known if (known.key.names, known.key.values) == (key.names, key.values) else None
+        return None if known is None else known.get(key.names, {}).get(key.values)
 
     def _add(self, entry: CacheEntry, now: float) -> None:
         """Add an entry in place of a former one, and bound the cache."""
         key = entry.key
-        asked = self._without_query if key.any_query else self._with_query
-        by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
-        if (former := by_values.get(key.values)) is not None:
+        if (former := self._kept(key)) is not None:
             self._forget(former)
-            by_values = asked.setdefault(key.asked, {}).setdefault(key.names, {})
-        by_values[key.values] = entry
+        asked = self._without_query if key.any_query else self._with_query
+        others = asked.setdefault(key.asked, entry)
+        if others is not entry:
+            if isinstance(others, CacheEntry):
+                others = asked[key.asked] = {others.key.names: {others.key.values: others}}
+            others.setdefault(key.names, {})[key.values] = entry
         self._entries[entry] = None
         self._bytes += entry.size
         if entry.in_memory:
@@ -342,8 +385,8 @@ class ResponseCache:
                 return
             self._forget(oldest)
 
-    def _folders_of(self, opened: OpenFile, rules: frozenset[bytes], asked_ns: int, now: float) -> tuple[Look, ...]:
-        """The folders on the way to a file, and files of rules; none if one of them has changed recently, or the kernel
+    def _folders_of(self, opened: OpenFile, rules: frozenset[bytes], asked_ns: int, now: float) -> Looks | None:
+        """The folders on the way to a file, and files of rules; None if one of them has changed recently, or the kernel
         would have to ask another file system: a sibling that is not sent may be a link to any.
 
         A look may be up to a second old: one that is older than the last change differs from the next, and ends the
@@ -352,18 +395,21 @@ class ResponseCache:
         if opened.crosses or opened.passes_link:
             # A folder on the way may be on a file system that holds up stat(2), and the appearance of a link's target
             # changes no folder on the way.
-            return ()
-        self._begin_looks(now)
+            return None
         key = opened.root, opened.path.rpartition(b"/")[0], rules
         known = self._folders.get(key)
-        if known is None:
-            known = self._folders[key] = self._looks_at(*key)
-        looks, settled_ns = known
-        return looks if asked_ns >= settled_ns else ()
+        if known is None or not self._are_as_they_were(known, now):
+            self._begin_looks(now)
+            known = self._looks_at(*key)
+            if known is None:
+                return None
+            if len(self._folders) >= MOST_FOLDERS:
+                self._folders.clear()
+            self._folders[key] = known
+        return known if asked_ns >= known.settled_ns else None
 
-    def _looks_at(self, root: Root, folder: bytes, rules: Iterable[bytes]) -> tuple[tuple[Look, ...], int]:
-        """A folder, those above it, and rules; and the time from which on they count as settled, in ns since the
-        epoch."""
+    def _looks_at(self, root: Root, folder: bytes, rules: Iterable[bytes]) -> Looks | None:
+        """A folder, those above it, and rules; None if the kernel would have to ask a disk."""
         places = [(b".", _SETTLED_NS), *((rule, _RULES_SETTLED_NS) for rule in rules)]
         names = folder.split(b"/") if folder not in (b"", b".") else []
         places += [(b"/".join(names[:count]), _SETTLED_NS) for count in range(1, len(names) + 1)]
@@ -375,11 +421,29 @@ class ResponseCache:
                 # Its appearance would change its folder.
                 continue
             except OSError:
-                return (), 0
+                return None
             *_, mtime_ns, ctime_ns = identity
             settled_ns = max(settled_ns, mtime_ns + delay_ns, ctime_ns + delay_ns)
             looks.append((root, path, identity))
-        return tuple(looks), settled_ns
+        return Looks(tuple(looks), settled_ns, self._looks_until)
+
+
+def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping[bytes, bytes]) -> CacheEntry | None:
+    """The entry for a request with these field values."""
+    if isinstance(known, CacheEntry):
+        key = known.key
+        return known if key.values == (partition, *map(values.get, key.names)) else None
+    for names, by_values in known.items():
+        if (found := by_values.get((partition, *map(values.get, names)))) is not None:
+            return found
+    return None
+
+
+# Nearly all have the same status and no reason.
+@lru_cache(maxsize=64)
+def _bare(status: HTTPStatus, reason: str) -> Response:
+    """A response of a site without fields and body."""
+    return Response(status, (), reason=reason, signed=True)
 
 
 def _is(descriptor: int, identity: FileIdentity) -> bool:
