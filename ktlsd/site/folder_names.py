@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from ktlsd.http.accept_encoding import SUFFIXES
 from ktlsd.system_calls import file_system_type, folder_identity, openat2
 
 MOST_BYTES: Final = 8_388_608
@@ -36,6 +37,7 @@ MOST_NAMES: Final = 100_000
 LATELY_SECONDS: Final = 0.2
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
+_SUFFIXES: Final = tuple(os.fsdecode(suffix) for suffix in SUFFIXES.values())
 # A folder that has changed lately can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # A folder that changes again and again is read for at most a fiftieth of the time.
@@ -90,6 +92,8 @@ class _Known(Struct, frozen=True, gc=False):
     """None if they say nothing, or are too many."""
     large: bool
     """True if they are too many for MOST_AT_ONCE, and were not read to their end."""
+    packed: bool
+    """True if any name has the suffix of a precompressed sibling."""
     again: float
     """Before this time of the monotonic clock, another version is not read."""
 
@@ -112,8 +116,9 @@ class FolderNames:
         self._lately: dict[bytes, _Known] = {}
         self._lately_until = 0.0
 
-    def possible(self, root: int, paths: Sequence[bytes]) -> Sequence[bytes]:
-        """Relative paths in one folder without those whose names are surely absent; up to LATELY_SECONDS old."""
+    def possible_siblings(self, root: int, paths: Sequence[bytes]) -> Sequence[bytes]:
+        """Relative paths of precompressed siblings in one folder without those that are surely absent; up to
+        LATELY_SECONDS old."""
         folder = paths[0].rpartition(b"/")[0] or b"."
         if (now := time.monotonic()) >= self._lately_until:
             self._lately.clear()
@@ -127,6 +132,8 @@ class FolderNames:
             if known is None or known.names is None or known.version != (status.st_mtime_ns, status.st_ctime_ns):
                 return paths
             self._lately[folder] = known
+        if not known.packed:
+            return ()
         return [path for path in paths if _find(known, path.rpartition(b"/")[2]) is not Verdict.ABSENT]
 
     def judge(self, root: int, path: bytes) -> Verdict | Unread:
@@ -270,7 +277,7 @@ def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
     """Up to `most` names of a folder that was opened with O_PATH. Raises OSError."""
     began = time.monotonic()
     names: Names | None = None
-    too_many = False
+    too_many = packed = False
     try:
         # "." asks for the right to search the folder, too: without it there is another error than ENOENT.
         descriptor = openat2(folder, b".", os.O_RDONLY | os.O_DIRECTORY, cached=False)
@@ -283,6 +290,7 @@ def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
                 while len(hashes) <= most and (piece := [found.name for found in islice(scan, _BUCKET)]):
                     hashes.extend(map(hash, piece))
                     sample = sample or next(filter(_swapped, piece), None)
+                    packed = packed or any(name.endswith(_SUFFIXES) for name in piece)
             too_many = len(hashes) > most
             if not too_many and _matches_bytes(descriptor, sample, hashes):
                 names = pack(hashes)
@@ -293,7 +301,7 @@ def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
         finally:
             os.close(descriptor)
     ended = time.monotonic()
-    return _Known(version, names, too_many and not large, ended + _PAUSES * (ended - began))
+    return _Known(version, names, too_many and not large, packed, ended + _PAUSES * (ended - began))
 
 
 def _swapped(name: str) -> str | None:

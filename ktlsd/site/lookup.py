@@ -273,7 +273,7 @@ class Root:
     def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
         with self as root:
-            return self._names.possible(root, paths) if self._opens_now else paths
+            return self._names.possible_siblings(root, paths) if self._opens_now else paths
 
     async def open_hidden(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Miss | None:
         """Open a file that may be one of those that are not served."""
