@@ -305,10 +305,18 @@ def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
     return [((), settings), *((("site", number), site) for number, site in enumerate(settings.site))]
 
 
-def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], None]]]:
+def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], object]]]:
     """The checks of a site's rules, by key."""
     if site.try_files:
         yield ("try_files",), partial(_check_try_files, site.try_files)
+    for key in ("redirect", "header", "cache"):
+        expressions = {number: rule.regex for number, rule in enumerate(getattr(site, key)) if rule.regex is not None}
+        if expressions:
+            from ktlsd.http import regexes
+
+            yield (key,), partial(regexes.check_count, len(expressions))
+            for number, expression in expressions.items():
+                yield (key, number, "regex"), partial(regexes.Regex, expression)
     if site.redirect:
         from ktlsd.http import redirects
 

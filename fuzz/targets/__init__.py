@@ -1,8 +1,8 @@
 """The targets by name. Each is a module with check(), which raises for an input whose outcome is wrong.
 
 Strategy: a second, naive implementation says what should come out, and where there can be none, what holds for every
-outcome does. A corpus can be replayed without atheris: the targets need nothing but ktlsd, and
-those of HTTP/2 hpack and hyperframe.
+outcome does. A corpus can be replayed without atheris: the targets need nothing but ktlsd, that of regular expressions
+google-re2, and those of HTTP/2 hpack and hyperframe.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ _ALL: Final = (
     Target("accept_encoding", ("ktlsd.http.accept_encoding",), 512),
     Target("path_glob", ("ktlsd.http.path_glob",), 256),
     Target("header_rules", ("ktlsd.http.header_rules", "ktlsd.site.rule_files", "ktlsd.http.fields")),
+    Target("regexes", ("ktlsd.http.regexes",), 256),
     Target("redirects", ("ktlsd.http.redirects", "ktlsd.site.rule_files")),
     Target(
         "settings", ("ktlsd.settings", "ktlsd.config.errors", "ktlsd.config.options", "ktlsd.config.toml_lines"), 2048

@@ -52,11 +52,17 @@ def findings(settings: Settings) -> Iterator[Finding]:
     for routed in all_sites:
         for number, rule in enumerate(routed.site.redirect):
             here = (*routed.place, "redirect", number)
-            before = [earlier.from_ for earlier in routed.site.redirect[:number]]
-            first = next((index for index, other in enumerate(before) if other in (rule.from_, "/*")), None)
+            before = [
+                (other.from_, other.regex) == (rule.from_, rule.regex) or other.from_ == "/*"
+                for other in routed.site.redirect[:number]
+            ]
+            first = next((index for index, same in enumerate(before) if same), None)
             if first is not None:
                 what = f"never counts: redirect[{first}] is for the same paths, and the first rule that matches counts"
                 yield Finding(here, what, "leave it out, or put it before that one")
+                continue
+            if rule.from_ is None:
+                # There is no telling a path that an expression is for.
                 continue
             loop = _loop(_At(routed, _PLACEHOLDER.sub("x", decoded(rule.from_))), by_name)
             if loop and frozenset(at.key() for at in loop) not in told:

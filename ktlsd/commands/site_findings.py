@@ -124,10 +124,12 @@ def _answering(place: Place, site: SiteOptions) -> Iterator[Finding]:
 
 
 def _caches(place: Place, site: SiteOptions) -> Iterator[Finding]:
-    paths = [cache.path for cache in site.cache]
-    for number, path in enumerate(paths):
-        before = paths[:number]
-        first = next((index for index, other in enumerate(before) if other == path or other in _EVERYTHING), None)
+    for number, rule in enumerate(site.cache):
+        before = [
+            (other.path, other.regex) == (rule.path, rule.regex) or other.path in _EVERYTHING
+            for other in site.cache[:number]
+        ]
+        first = next((index for index, same in enumerate(before) if same), None)
         if first is not None:
             what = f"never counts: cache[{first}] matches the same paths, and the first rule that matches counts"
             yield Finding((*place, number), what, "put this rule before it")

@@ -44,6 +44,7 @@ from ktlsd.config.values import (
     PositiveNumber,
     RedirectStatus,
     RedirectTarget,
+    RegexText,
     Seconds,
     SitePath,
     Suffix,
@@ -57,10 +58,13 @@ from ktlsd.config.values import (
 class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
     """One [[redirect]]: source, target and status. Rules are tried in order; the first match applies."""
 
-    from_: SitePath
+    from_: SitePath | None = None
     """A path with `:name` segments and a `*` at its end."""
+    regex: RegexText | None = None
+    """Regular expression (RE2) for paths, instead of `from`; it is found anywhere in a path without `^` and `$`."""
     to: RedirectTarget
-    """A path or an http(s) URL; `:name` and `:splat` stand for the parts that `from` matched."""
+    """A path or an http(s) URL; `:name` and `:splat` stand for the parts that `from` matched, `$1` to `$9` for the
+    groups of `regex`."""
     status: RedirectStatus = 301
     """Status code; 200 serves another file under the requested path, 404 serves a custom page."""
     force: bool = True
@@ -70,8 +74,10 @@ class RedirectOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class HeaderOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[header]]: response header fields for matching paths."""
 
-    path: Glob
+    path: Glob | None = None
     """Pattern for paths; "**" for all."""
+    regex: RegexText | None = None
+    """Regular expression (RE2) for paths, instead of `path`."""
     set: dict[FieldName, FieldValue] = {}
     """Fields to set; they replace fields of the same name."""
     remove: tuple[FieldName, ...] = ()
@@ -82,8 +88,10 @@ class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One [[cache]]: how long caches keep files with a matching path: `control`, `expires` or both. The first matching
     rule applies."""
 
-    path: Glob
+    path: Glob | None = None
     """Pattern for paths; "**" for all."""
+    regex: RegexText | None = None
+    """Regular expression (RE2) for paths, instead of `path`."""
     control: FieldValue | None = None
     """Value of Cache-Control, such as "public, max-age=3600"."""
     expires: LifetimeText | None = None

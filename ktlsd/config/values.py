@@ -50,6 +50,15 @@ Glob = Annotated[
 ]
 """A pattern for the decoded path of a target: `*` stands for anything but a slash, `**` for anything, `?` for one
 character that is no slash. One without a slash is matched only against the last segment ("*.html")."""
+RegexText = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^\x00-\x1f\x7f]+{_END}",
+        max_length=1024,
+        description=r'a regular expression of at most 1024 characters, such as "^/old/(\d+)$"',
+    ),
+]
+"""An expression of RE2 for the decoded path of a target."""
 SitePath = Annotated[
     str, Meta(pattern=rf"^/[^\x00-\x1f\x7f]*{_END}", description="a path below the root, with its leading slash")
 ]

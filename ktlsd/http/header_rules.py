@@ -17,10 +17,11 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from ktlsd.config.file_names import fsencode
-from ktlsd.config.options import CacheOptions, HstsOptions, SiteOptions
+from ktlsd.config.options import CacheOptions, HeaderOptions, HstsOptions, SiteOptions
 from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.lifetimes import parse_lifetime
 from ktlsd.http.path_glob import Matcher, compile_glob
+from ktlsd.http.regexes import Regex
 from ktlsd.http.validators import http_date, parse_http_date
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
@@ -180,22 +181,37 @@ def check(site: SiteOptions) -> None:
         refusals = [refuse_set(name, value) for name, value in rule.set.items()]
         refusals += map(refuse_remove, rule.remove)
         if refusal := next(filter(None, refusals), None):
-            raise ValueError(f"header for {rule.path}: {refusal}")
+            raise ValueError(f"header for {rule.path or rule.regex}: {refusal}")
+        matcher_of(rule)
     for cache in site.cache:
         _of_cache(cache)
+        matcher_of(cache)
+
+
+def matcher_of(rule: HeaderOptions | CacheOptions) -> Matcher:
+    """The matcher of a rule's paths. Raises ValueError, with a text for the operator."""
+    if rule.path is not None and rule.regex is not None:
+        raise ValueError("there are 'path' and 'regex': leave one out")
+    if rule.path is not None:
+        return compile_glob(rule.path)
+    if rule.regex is None:
+        raise ValueError("'path' is missing, or 'regex'")
+    return Regex(rule.regex).matches
 
 
 def _of_cache(rule: CacheOptions) -> Fields:
     """The fields of a [[cache]]. Raises ValueError, with a text for the operator."""
     if rule.control is None and rule.expires is None:
-        raise ValueError(f"cache for {rule.path}: 'control' is missing, or 'expires'")
+        raise ValueError(f"cache for {rule.path or rule.regex}: 'control' is missing, or 'expires'")
     if rule.control is not None and (refusal := refuse_set("Cache-Control", rule.control)):
-        raise ValueError(f"cache for {rule.path}: {refusal}")
+        raise ValueError(f"cache for {rule.path or rule.regex}: {refusal}")
     controls = [rule.control] if rule.control else []
     fields: Fields = ()
     if rule.expires is not None:
         if (lifetime := _LIFETIME.search(rule.control or "")) is not None:
-            raise ValueError(f"cache for {rule.path}: control has {lifetime[0]}, and there is expires: leave one out")
+            raise ValueError(
+                f"cache for {rule.path or rule.regex}: control has {lifetime[0]}, and there is expires: leave one out"
+            )
         seconds, after_change = parse_lifetime(rule.expires)
         if after_change:
             fields = (("Expires", f"{_AFTER_CHANGE}{seconds}"),)
@@ -213,10 +229,10 @@ class HeaderRules:
         nosniff = (("X-Content-Type-Options", "nosniff"),) if site.nosniff else ()
         hsts = (("Strict-Transport-Security", _hsts(site.hsts)),) if site.hsts else ()
         self._always: Fields = nosniff + hsts
-        self._cache = [(compile_glob(rule.path), _of_cache(rule)) for rule in site.cache]
+        self._cache = [(matcher_of(rule), _of_cache(rule)) for rule in site.cache]
         self._hashed_names = site.hashed_names
         self._downloads = [compile_glob(pattern) for pattern in site.downloads]
-        own = (HeaderRule(compile_glob(rule.path), tuple(rule.set.items()), rule.remove) for rule in site.header)
+        own = (HeaderRule(matcher_of(rule), tuple(rule.set.items()), rule.remove) for rule in site.header)
         self._rules = (*extra, *own)
         by_path = self._cache or self._hashed_names or self._downloads or self._rules
         self._constants = None if by_path else (nosniff, nosniff + hsts)

@@ -1,4 +1,4 @@
-"""Redirects and rewrites by rules, as Netlify's `_redirects` means them: pure.
+"""Redirects and rewrites by rules, as Netlify's `_redirects` means them, and by regular expressions: pure.
 
 Strategy: the first rule that matches a path counts; rules are found by their path or its first segment where those are
 fixed. What came from the request is percent-encoded for the part of a Location that it goes to, so that it can end
@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -20,7 +20,8 @@ from msgspec import Struct
 from ktlsd.config.file_names import fsencode
 from ktlsd.config.options import RedirectOptions
 from ktlsd.http.path_glob import decoded
-from ktlsd.http.placeholders import NAME, PLACEHOLDER, SPLAT, Template
+from ktlsd.http.placeholders import GROUP, NAME, PLACEHOLDER, SPLAT, Template
+from ktlsd.http.regexes import Regex
 
 _REWRITES: Final = (200, 404)
 # Where a colon can hardly be meant as itself.
@@ -37,6 +38,9 @@ _SEGMENT_SAFE: Final = "!$&'()*+,;=:@~"
 _PATH_SAFE: Final = _SEGMENT_SAFE + "/"
 _DOTS: Final = frozenset({".", ".."})
 _SLASHES: Final = re.compile("/+")
+# Values that may have more than one segment: of a `*`, and of the groups of an expression.
+_WITH_SLASHES: Final = frozenset({SPLAT, *"123456789"})
+_ONE_SOURCE: Final = "there are 'from' and 'regex': leave one out"
 _QUERY_SAFE: Final = string.punctuation.replace("#", "")
 
 
@@ -50,6 +54,8 @@ class RedirectRule(Struct, frozen=True):
     force: bool = False
     parameters: tuple[tuple[str, str], ...] = ()
     """Query parameters that must be there: a value, or `:name` for any."""
+    regex: str | None = None
+    """A regular expression instead of `source`."""
 
 
 class Redirected(NamedTuple):
@@ -121,45 +127,72 @@ class _Compiled:
 
     def __init__(self, index: int, rule: RedirectOptions | RedirectRule) -> None:
         if isinstance(rule, RedirectOptions):
-            rule = RedirectRule(rule.from_, rule.to, rule.status, rule.force)
+            if (rule.from_ is None) is (rule.regex is None):
+                raise ValueError("'from' is missing, or 'regex'" if rule.regex is None else _ONE_SOURCE)
+            rule = RedirectRule(rule.from_ or "", rule.to, rule.status, rule.force, regex=rule.regex)
         self.index = index
         self.force = rule.force
         self._status = rule.status
         self._parameters = rule.parameters
-        # As in the paths of targets, several slashes are one.
-        source = _SLASHES.sub("/", rule.source)
-        self._names, pattern = _source(source)
-        # Compiling thousands of expressions would hold up the start.
-        self._pattern = re.compile(pattern, re.DOTALL) if self._names else None
-        self.fixed = None if self._names else source.rstrip("/")
-        """The only path that matches, without a slash at its end; None when there are placeholders."""
-        first, slash, _ = source[1:].partition("/")
-        self.first_segment = first if slash and not PLACEHOLDER.fullmatch(first) else None
+        self.fixed: str | None = None
+        """The only path that matches, without a slash at its end; None if there may be others."""
+        self.first_segment: str | None = None
         """The common beginning of all matching paths, if it is a whole segment."""
+        self._match: Callable[[str], Sequence[str] | None] | None = None
+        """The values of `_names` for a path that matches; None if the path alone decides."""
+        if rule.regex is None:
+            self._take_source(rule.source)
+        else:
+            self._take_regex(rule.regex)
         names = [*self._names, *(value[1:] for _, value in rule.parameters if PLACEHOLDER.fullmatch(value))]
         target = _TARGET.fullmatch(rule.target)
+        of = f"redirect from {rule.source}" if rule.regex is None else f"redirect for {rule.regex}"
         if target is None:
-            raise ValueError(f"redirect from {rule.source}: {rule.target} is no path after one slash, and no URL")
+            raise ValueError(f"{of}: {rule.target} is no path after one slash, and no URL")
         if len(set(names)) < len(names):
-            raise ValueError(f"redirect from {rule.source}: two placeholders of one name")
-        for name in _PLAIN_PLACEHOLDER.findall(target["path"] + (target["query"] or "") + (target["fragment"] or "")):
-            if name not in names:
-                raise ValueError(f"redirect from {rule.source}: there is no :{name} for {rule.target}")
+            raise ValueError(f"{of}: two placeholders of one name")
+        wanted, placeholder = (_PLAIN_PLACEHOLDER, PLACEHOLDER) if rule.regex is None else (GROUP, GROUP)
+        for found in wanted.finditer(target["path"] + (target["query"] or "") + (target["fragment"] or "")):
+            if found[1] not in names:
+                raise ValueError(f"{of}: there is no {found[0]} for {rule.target}")
         if rule.status in _REWRITES and (target["origin"] or target["query"] is not None):
-            raise ValueError(f"redirect from {rule.source}: {rule.status} is for a path of this site without query")
+            raise ValueError(f"{of}: {rule.status} is for a path of this site without query")
         self._origin = target["origin"]
-        self._path = Template(target["path"], names)
-        self._query = None if target["query"] is None else Template(target["query"], names)
-        self._fragment = None if target["fragment"] is None else Template(target["fragment"], names)
+        self._path = Template(target["path"], names, placeholder)
+        self._query = None if target["query"] is None else Template(target["query"], names, placeholder)
+        self._fragment = None if target["fragment"] is None else Template(target["fragment"], names, placeholder)
+
+    def _take_source(self, source: str) -> None:
+        # As in the paths of targets, several slashes are one.
+        source = _SLASHES.sub("/", source)
+        self._names, pattern = _source(source)
+        first, slash, _ = source[1:].partition("/")
+        self.first_segment = first if slash and not PLACEHOLDER.fullmatch(first) else None
+        if not self._names:
+            # Compiling thousands of expressions would hold up the start.
+            self.fixed = source.rstrip("/")
+            return
+        matches = re.compile(pattern, re.DOTALL).fullmatch
+
+        def match(path: str) -> Sequence[str] | None:
+            found = matches(path)
+            return None if found is None else found.groups("")
+
+        self._match = match
+
+    def _take_regex(self, expression: str) -> None:
+        regex = Regex(expression)
+        self._names = [str(number) for number in range(1, regex.groups + 1)]
+        self._match = regex.find
 
     def follow(self, path: str, query: str) -> Redirected | Rewritten | None:
         """The rule's destination; None if it does not match, or leads to the same place."""
         values: dict[str, str] = {}
-        if self._pattern is not None:
-            match = self._pattern.fullmatch(path)
-            if match is None:
+        if self._match is not None:
+            found = self._match(path)
+            if found is None:
                 return None
-            values.update(zip(self._names, match.groups(""), strict=True))
+            values.update(zip(self._names, found, strict=True))
         if self._parameters:
             given = dict(reversed(parse_qsl(query, keep_blank_values=True, errors="surrogateescape")))
             for key, wanted in self._parameters:
@@ -182,7 +215,7 @@ class _Compiled:
 
     def _redirected(self, path: str, query: str, values: Mapping[str, str]) -> Redirected | None:
         def in_path(name: str) -> str:
-            return quote(fsencode(values[name]), safe=_PATH_SAFE if name == SPLAT else _SEGMENT_SAFE)
+            return quote(fsencode(values[name]), safe=_PATH_SAFE if name in _WITH_SLASHES else _SEGMENT_SAFE)
 
         def in_query(name: str) -> str:
             return quote(fsencode(values[name]), safe="")

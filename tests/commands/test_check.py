@@ -129,6 +129,14 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
             r"redirect.1.: never counts: redirect.0. is for the same paths, .*: leave it out, .*",
         ),
         (
+            "[[redirect]]\nregex = '^/b/(.*)$'\nto = '/a'\n[[redirect]]\nfrom = '/a'\nto = '/b/x'",
+            r"redirect.1.: a redirect loop: /a to /b/x to /a: .*",
+        ),
+        (
+            "[[redirect]]\nregex = '^/a$'\nto = '/b'\n[[redirect]]\nregex = '^/a$'\nto = '/c'",
+            r"redirect.1.: never counts: redirect.0. is for the same paths, .*: leave it out, .*",
+        ),
+        (
             "hsts = { preload = true, max_age = 5, include_subdomains = true }",
             f"hsts.max_age: preload with {HSTS_SHORT}",
         ),
@@ -174,6 +182,8 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ("index = ['index.html', 'index.htm']", None),
         ("[[cache]]\npath='*.js'\ncontrol='no-cache'\n[[cache]]\npath='**'\ncontrol='no-store'", None),
         ("[[redirect]]\nfrom = '/a/*'\nto = '/b/:splat'\n[[redirect]]\nfrom = '/b/*'\nto = '/c/:splat'", None),
+        ("[[redirect]]\nregex = '^/b/(.*)$'\nto = '/c/$1'\n[[redirect]]\nfrom = '/a'\nto = '/b/x'", None),
+        ("[[cache]]\nregex='a'\ncontrol='no-cache'\n[[cache]]\nregex='b'\ncontrol='no-store'", None),
         ("[[redirect]]\nfrom = '/*'\nto = '/index.html'", None),
         ("[[redirect]]\nfrom = '/*'\nto = 'https://elsewhere.example/:splat'", None),
         ("[[redirect]]\nfrom='/404.html'\nto='/b'\nforce=false\n[[redirect]]\nfrom='/b'\nto='/404.html'", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import subprocess
 import tempfile
 import tomllib
@@ -371,7 +372,24 @@ def test_a_bad_choice_lists_the_good_ones(name: str, known: str) -> None:
         ("[cors]", 1, "cors: 'origins' is missing"),
         ("[cors]\norigins = '*'", 2, "cors.origins: '*' is not a list"),
         ("[redirect]\nfrom = '/'", 1, "redirect: {from = '/'} is not a list of tables: write [[redirect]]"),
-        ("[[redirect]]\nto = '/'", 1, "redirect[0]: 'from' is missing"),
+        ("[[redirect]]\nto = '/'", 1, "redirect[0]: 'from' is missing, or 'regex'"),
+        (
+            "[[redirect]]\nto = '/'\n\nregex = '/a**'",
+            4,
+            "redirect[0].regex: /a** is no regular expression of RE2: column 3: bad repetition operator: **",
+        ),
+        (
+            f"[[header]]\nregex = '{'a' * 1025}'",
+            2,
+            f"header[0].regex: {reprlib.repr('a' * 1025)} is not a regular expression of at most 1024 characters, "
+            r'such as "^/old/(\d+)$"',
+        ),
+        ("[[cache]]\ncontrol = 'a'", 1, "cache[0]: 'path' is missing, or 'regex'"),
+        (
+            "root = '/srv'\n" + "[[cache]]\ncontrol = 'a'\nregex = 'a'\n" * 101,
+            2,
+            "cache: 101 rules have a regex, more than 100",
+        ),
         ("[[redirect]]\nfrom = '/'\nto = 'x'", 3, "redirect[0].to: 'x' is not a path, or an http:// or https:// URL"),
         (
             "[[redirect]]\nfrom = '/'\nto = '/'\nstatus = 418",

@@ -156,6 +156,14 @@ from = "/app.html"
 to = "/not-forced"
 force = false
 [[site.redirect]]
+regex = '^/archive/([0-9]{4})-([0-9]+)(/.*)?$'
+to = "/archive/$1/$2$3"
+status = 302
+[[site.redirect]]
+regex = '^/(about|app)[.]php$'
+to = "/$1.html"
+status = 200
+[[site.redirect]]
 from = "/blog/:year/*"
 to = "/archive/:year/:splat"
 [[site.redirect]]
@@ -187,6 +195,9 @@ expires = "1h30m"
 [[site.header]]
 path = "**"
 set = { X-Frame-Options = "DENY", X-All = "yes" }
+[[site.header]]
+regex = '^/assets/.*[.][0-9a-f]{8}[.]js$'
+set = { X-Hashed = "yes" }
 [[site.header]]
 path = "/assets/**"
 set = { X-Frame-Options = "SAMEORIGIN" }
@@ -821,6 +832,7 @@ def test_a_folder_is_sent_to_its_slash_by_every_way_to_look_up(place: Place, sit
         ("/about.html", 301, "/forced"),
         ("/blog/2024/a/b?q", 301, "/archive/2024/a/b?q"),
         ("/blog/2024/", 301, "/archive/2024/"),
+        ("/archive/2024-12/a%20b?q", 302, "/archive/2024/12/a%20b?q"),
         ("/blog/20%2024/%C3%BC", 301, "/archive/20%2024/%C3%BC"),
         ("/blog/%0d%0aX:y/z", 301, "/archive/%0D%0AX:y/z"),
         ("/blog//evil.example/z", 301, "/archive/evil.example/z"),
@@ -840,6 +852,7 @@ def test_redirects_lead_where_their_rules_say(place: Place, target: str, status:
     ("target", "status", "body"),
     [
         ("/s200", 200, b"about.html"),
+        ("/about.php", 200, b"about.html"),
         # The rule's own page, not the one for every 404.
         ("/s404", 404, b"about.html"),
         ("/nothing", 404, b"app.html"),
