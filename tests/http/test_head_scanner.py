@@ -17,6 +17,7 @@ from ktlsd.http.head_scanner import (
     MOST_HOSTS,
     MOST_LINES,
     MOST_SECTIONS,
+    MOST_SEEN,
     HeadScanner,
 )
 from ktlsd.http.request_fields import TrackedFields, joined
@@ -32,6 +33,7 @@ NAMES = st.sampled_from(
         b"Connection",
         b"Expect",
         b"Upgrade",
+        *(b"Cookie", b"cookie", b"COOKIE", b"Range", b"If-None-Match", b"X-Forwarded-For", b"x-id", b"X-"),
         b"",
         b"\xe9",
     ]
@@ -104,6 +106,13 @@ def is_nothing_more(head: bytes, request: h11.Request) -> bool:
 @example([(b"GET / HTTP/1.0", [b"X: a"]), (b"GET / HTTP/1.1", [b"X: a"])])
 @example([(b"GET / HTTP/1.1", [b"Host: a", b" folded"])])
 @example([(b"GET / HTTP/1.1", [b"Host: a", b"Connection: close", b"Connection: close"])])
+@example([(b"GET / HTTP/1.1", [b"Cookie: a", b"Host: a", b"X-A: b", b"Connection: close", b"Range: c"])])
+@example([(b"GET / HTTP/1.1", [b"Host: a", b"Cookie: a", b"Host: a"])])
+@example([(b"GET / HTTP/1.1", [b"Connection: close", b"Cookie: a", b"Host: a", b"Connection: keep-alive"])])
+@example([(b"GET / HTTP/1.1", [b"Host: a", b"Cookie: a", b"Cookie: b", b"Cookie:", b" folded"])])
+@example([(b"GET / HTTP/1.1", [b"Host: a", b"Cookie: a\0", b"X-B: \n"])])
+@example([(b"GET / HTTP/1.1", [b"Host: a", b"Cookie: a", b"Expect: b"])])
+@example([(b"GET / HTTP/1.1", [b"Cookie: a"])])
 def test_what_is_scanned_is_what_h11_reads(heads: list[tuple[bytes, list[bytes]]]) -> None:
     scanner = HeadScanner()
     for request_line, lines in heads:
@@ -141,6 +150,23 @@ def test_requests_with_the_same_fields_share_them() -> None:
     assert (first.key, second.key) == (b"GET /1", b"GET /2")
 
 
+def test_a_head_that_came_again_is_kept() -> None:
+    scanner = HeadScanner()
+    for fields in (b"", b"Cookie: a\r\n"):
+        head = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % fields
+        scanner.scan(head)
+        assert scanner.scan(head) is scanner.scan(head)
+
+
+def test_what_comes_once_is_not_kept() -> None:
+    scanner = HeadScanner()
+    for number in range(MOST_SEEN + 1):
+        scanner.scan(b"GET / HTTP/1.1\r\nHost: a\r\nCookie: %d\r\nReferer: %d\r\n\r\n" % (number, number))
+        assert len(scanner._seen) <= MOST_SEEN
+    assert len(scanner._heads) == 0
+    assert len(scanner._lines) == len(scanner._sections) == 1
+
+
 @pytest.mark.parametrize("long", [b"x", b"x" * LONGEST_LINE, b"x" * LONGEST_SECTION])
 def test_memory_is_bounded(long: bytes) -> None:
     scanner = HeadScanner()
@@ -155,8 +181,8 @@ def test_memory_is_bounded(long: bytes) -> None:
 @pytest.mark.parametrize("long", [0, LONGEST_HEAD])
 def test_heads_with_long_targets_are_not_kept(long: int) -> None:
     scanner = HeadScanner()
-    for number in range(2 * MOST_HEADS):
-        target = b"/%b%d" % (b"x" * long, number)
+    for number in range(4 * MOST_HEADS):
+        target = b"/%b%d" % (b"x" * long, number // 2)
         found = scanner.scan(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
         assert found is not None
         assert found.target == target
