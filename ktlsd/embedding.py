@@ -78,7 +78,8 @@ async def serving(settings: Mapping[str, Any]) -> AsyncIterator[RunningServer]:
     failed: BaseException | None = None
     with contextlib.ExitStack() as stack:
         prepared = await trio.to_thread.run_sync(partial(_prepare, stack, settings))
-        async with prepared.access_log.opened() as access_log:
+        async with prepared.access_log.opened():
+            access_log = prepared.access_log.current()
             server = Server(prepared.configuration.service, access_log, prepared.store.take(0), prepared.metrics)
             reloader = Reloader(server, prepared.configuration, Notifier({}), alone=True)
             async with trio.open_nursery() as nursery:
@@ -175,7 +176,7 @@ def _open(stack: contextlib.ExitStack, loaded: Loaded, certificate: Path | None)
     stack.callback(access_log.close)
     library = _library()
     build = partial(make_service, library, ktls_state.support(library, settings.ktls), None)
-    configuration = Configuration(lambda: loaded, loaded, build, _open_tickets, lambda settings: None)
+    configuration = Configuration(lambda: loaded, loaded, build, _open_tickets)
     stack.callback(configuration.close)
     mode = int(settings.backend_mode, base=8)
     listeners = bind_all(settings.listen, settings.http_listen, settings.backend_listen, mode)

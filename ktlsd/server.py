@@ -68,6 +68,7 @@ class Server:
         self._row = row
         self._metrics = metrics
         self._accepting = trio.CancelScope()
+        self._listening: dict[Listener, trio.CancelScope] = {}
         self.draining = trio.Event()
         """Set once drain() is called."""
         self._shared = Shared(
@@ -116,13 +117,28 @@ class Server:
     async def _serve_connections(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         with self._accepting:
             async with trio.open_nursery() as acceptors:
-                for listener in listeners:
-                    acceptors.start_soon(self._accept, listener)
+                self._acceptors = acceptors
+                self.listen_on(listeners)
                 ready()
-        # From here on new clients are refused instead of waiting in a queue that no process serves.
-        for listener in listeners:
-            listener.socket.close()
+                # Without any listener it goes on.
+                await trio.sleep_forever()
         await self._inline_tasks.wait_until_all_end()
+
+    def listen_on(self, added: Sequence[Listener], removed: Sequence[Listener] = ()) -> None:
+        """Accept on more listeners, and close others; their connections go on. Once draining, all are closed."""
+        for listener in added:
+            if self.draining.is_set():
+                listener.socket.close()
+            else:
+                scope = self._listening[listener] = trio.CancelScope()
+                self._acceptors.start_soon(self._accept, listener, scope)
+        for listener in removed:
+            if listener in self._listening:
+                self._listening[listener].cancel()
+
+    def use_access_log(self, access_log: AccessLog | None) -> None:
+        """Log the requests of connections from now on there; None for no access log."""
+        self._shared.access_log = access_log
 
     def drain(self) -> None:
         """Accept no more, end idle connections, and let serve() return when the last response is sent."""
@@ -188,7 +204,16 @@ class Server:
     def _tell(self, text: str, *arguments: object) -> None:
         log.log(NOTICE if self._alone else logging.DEBUG, text, *arguments)
 
-    async def _accept(self, listener: Listener) -> None:
+    async def _accept(self, listener: Listener, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._accept_until_cancelled(listener)
+        finally:
+            # From here on new clients are refused instead of waiting in a queue that no process serves.
+            listener.socket.close()
+            del self._listening[listener]
+
+    async def _accept_until_cancelled(self, listener: Listener) -> None:
         while True:
             try:
                 await _Acceptor(self, listener, self._shared.idle.sockets).open()

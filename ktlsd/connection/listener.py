@@ -35,6 +35,8 @@ class Listener(NamedTuple):
     socket: socket.socket
     kind: Kind
     file: SocketFile | None = None
+    place: Listen | Path | None = None
+    """What it was bound for: an address of the settings may give several sockets. None if it was passed by systemd."""
 
     def url(self) -> str:
         """Its scheme, address and port, or the path of its file."""

@@ -7,12 +7,11 @@ too many wait, are dropped and counted; the error log says so once, and again wh
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -39,7 +38,9 @@ class LogBatch(Generic[T]):
         """`render` makes lines of ASCII, with their ends, from the added items. It runs in the thread."""
         self._file = file
         self._render = render
-        self._waiting: deque[tuple[T, int]] = deque()
+        self._waiting: deque[tuple[T, int] | Callable[[], None]] = deque()
+        """Items with their sizes, and calls between them."""
+        self._next_call: Callable[[], None] | None = None
         # Each number has one writing thread: for these the one that adds, for the others the one that writes lines.
         self._added = self._overflowed = 0
         self._taking = self._taken = self._unwritten = self._told = 0
@@ -63,21 +64,20 @@ class LogBatch(Generic[T]):
         if len(self._waiting) == 1:
             self._some.set()
 
-    @contextlib.asynccontextmanager
-    async def written(self) -> AsyncIterator[None]:
-        """Have lines written for as long as this is open; those of the last moment are written when it closes."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write_in_thread)
-            try:
-                yield
-            finally:
-                self._ending = True
-                self._some.set()
+    def call(self, function: Callable[[], None]) -> None:
+        """Have this called in the thread, once all lines before it are written."""
+        self._waiting.append(function)
+        self._some.set()
 
-    async def _write_in_thread(self) -> None:
-        # It ends without a cancellation, even if everything else is cancelled.
+    async def write_until_end(self) -> None:
+        """Have lines written until end() is called, however late: it is not cancelled."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._write_for_ever, limiter=trio.CapacityLimiter(1))
+
+    def end(self) -> None:
+        """Have the lines of the last moment written, and no more."""
+        self._ending = True
+        self._some.set()
 
     def _write_for_ever(self) -> None:
         ended = False
@@ -87,14 +87,28 @@ class LogBatch(Generic[T]):
             # Items added from here on are taken now, or set it again.
             self._some.clear()
             ended = self._ending
-            text = "".join(self._render(self._take()))
-            if text:
-                self._tell(self._file.write(text.encode("ascii"), LAST_SECONDS if ended else PATIENCE_SECONDS))
-            self._taken = self._taking
+            while self._write(LAST_SECONDS if ended else PATIENCE_SECONDS):
+                pass
+
+    def _write(self, patience: float) -> bool:
+        """Write what waits up to the next call, and make that; False if there is none."""
+        text = "".join(self._render(self._take()))
+        if text:
+            self._tell(self._file.write(text.encode("ascii"), patience))
+        self._taken = self._taking
+        function, self._next_call = self._next_call, None
+        if function is None:
+            return False
+        function()
+        return True
 
     def _take(self) -> Iterator[T]:
         while self._waiting:
-            told, size = self._waiting.popleft()
+            entry = self._waiting.popleft()
+            if not isinstance(entry, tuple):
+                self._next_call = entry
+                return
+            told, size = entry
             self._taking += size
             yield told
 

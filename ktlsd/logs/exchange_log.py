@@ -29,9 +29,9 @@ _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
 
 
-Told = tuple[Fragment, Fragment, int | None, float, float, int, bool, str | None]
-"""A connection; a request on it; the status of its response, if any; when it began and ended by the monotonic clock;
-bytes sent; true if that is all; the request's id, if it has one already."""
+Told = tuple[Format, Fragment, Fragment, int | None, float, float, int, bool, str | None]
+"""The format of the line; a connection; a request on it; the status of its response, if any; when it began and ended by
+the monotonic clock; bytes sent; true if that is all; the request's id, if it has one already."""
 
 
 class Sending(Protocol):
@@ -41,33 +41,39 @@ class Sending(Protocol):
     """Bytes so far."""
 
 
-class AccessLog:
-    """One process's access log."""
+def log_batch(file: LogFile) -> LogBatch[Told]:
+    """The lines of one process's access log. `file` stays the caller's to close."""
+    ids = _request_ids()
 
-    def __init__(self, form: Format, file: LogFile) -> None:
-        """`file` stays the caller's to close."""
-        self._form = form
+    def render(all_told: Iterator[Told]) -> Iterator[str]:
+        since = time.time() - time.monotonic()
+        for told, own in zip(all_told, ids, strict=False):
+            form, channel, noted, status, began, ended, sent, complete, given = told
+            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
+            yield form.line(channel, noted, outcome)
+
+    return LogBatch(file, render)
+
+
+class AccessLog:
+    """One process's access log, in one format. Logs of several formats may share their lines."""
+
+    def __init__(self, form: Format, lines: LogBatch[Told]) -> None:
+        self.form = form
+        self.lines = lines
         self._ids = _request_ids()
-        self.lines = LogBatch(file, self._render)
         self.nothing = self.note(Asked())
 
     def note(self, asked: Asked) -> Fragment:
         """The part of a line that is known before anything is sent."""
-        return self._form.of_request(asked)
-
-    def _render(self, all_told: Iterator[Told]) -> Iterator[str]:
-        since = time.time() - time.monotonic()
-        for told, own in zip(all_told, self._ids, strict=False):
-            channel, noted, status, began, ended, sent, complete, given = told
-            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
-            yield self._form.line(channel, noted, outcome)
+        return self.form.of_request(asked)
 
     def new_id(self) -> str:
         """The id of a request whose response shows it."""
         return next(self._ids)
 
     def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
-        return RequestLog(self, self._form, channel, transport)
+        return RequestLog(self, channel, transport)
 
 
 class RequestLog:
@@ -78,9 +84,9 @@ class RequestLog:
         *("_status", "_transport", "noted"),
     )
 
-    def __init__(self, log: AccessLog, form: Format, channel: Channel, transport: Sending) -> None:
+    def __init__(self, log: AccessLog, channel: Channel, transport: Sending) -> None:
         self._log = log
-        self._form = form
+        self._form = form = log.form
         self._channel = channel
         self._own = self._fragment = form.of_channel(channel)
         self._id: str | None = None
@@ -108,11 +114,11 @@ class RequestLog:
     def asked(self, request: RequestHead) -> None:
         """This is the request."""
         noted = request.noted
-        if noted is None:
+        if noted is None or request.noted_by is not self._form:
             get = request.of_fields.values.get
             told = get(b"host"), get(b"referer"), get(b"user-agent")
             noted = self._log.note(Asked(request.method, request.target, request.http_version, *told))
-            request.noted = noted
+            request.noted, request.noted_by = noted, self._form
         self.noted = noted
 
     def forget(self) -> None:
@@ -148,7 +154,16 @@ class RequestLog:
         noted = self.noted
         sent = self._transport.sent - self._sent - self._head_size
         told = (
-            *(self._fragment, noted, self._status, self._began, time.monotonic(), sent if sent > 0 else 0, complete),
+            *(
+                self._form,
+                self._fragment,
+                noted,
+                self._status,
+                self._began,
+                time.monotonic(),
+                sent if sent > 0 else 0,
+                complete,
+            ),
             self._id,
         )
         self._log.lines.add(told, _SIZE_OF_REST + len(noted[0]) + len(noted[1]))

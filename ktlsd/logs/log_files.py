@@ -52,10 +52,18 @@ class LogFile:
             return
         new = _open(self.place)
         try:
-            # A write in another thread goes to the one or to the other.
-            os.dup2(new, self._descriptor, inheritable=False)
+            self._go_on_in(new)
         finally:
             os.close(new)
+
+    def become(self, other: LogFile) -> None:
+        """Go on where another file, which stays the caller's to close, writes to."""
+        self.place = other.place
+        self._go_on_in(other._descriptor)
+
+    def _go_on_in(self, descriptor: int) -> None:
+        # A write in another thread goes to the one or to the other.
+        os.dup2(descriptor, self._descriptor, inheritable=False)
         self._look()
 
     def write(self, lines: bytes, patience: float) -> Lost | None:

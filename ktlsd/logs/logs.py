@@ -1,7 +1,8 @@
-"""All logs of ktlsd: opened before anything is served, opened again on SIGUSR1, closed at the end.
+"""All logs of ktlsd: opened before anything is served, opened again on SIGUSR1, changed by a reload, closed at the end.
 
 Strategy: files are opened before workers are forked, so that all append to the same ones; each process opens its own
-again. The signal's handler does only that, so that it holds to the end, whether an event loop runs or not.
+again. The signal's handler does only that, so that it holds to the end, whether an event loop runs or not. A reload
+opens what is new before it changes anything. Connections keep the format that they began with.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
 
 from ktlsd.config.options import Settings
 from ktlsd.config.refusal import SettingsError
@@ -21,35 +25,81 @@ from ktlsd.logs.log_files import LogFile
 from ktlsd.logs.reload_signals import REOPEN_SIGNAL, unblock_reopen_signal
 
 if TYPE_CHECKING:
-    from ktlsd.logs.exchange_log import AccessLog
+    from ktlsd.logs.batch import LogBatch
+    from ktlsd.logs.exchange_log import AccessLog, Told
 
 log = logging.getLogger("ktlsd")
 
 
 class AccessLogFile:
-    """The file of the access log where there is one."""
+    """The access log of a process, where there is one."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
         self._format = settings.access_log_format
+        self._written = settings.access_log is not None
         self.file = None if settings.access_log is None else _open("access_log", settings.access_log)
+        self._lines: LogBatch[Told] | None = None
+        self._nursery: trio.Nursery | None = None
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
 
-    @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[AccessLog | None]:
-        """This process's access log, written for as long as this is open; None where there is none."""
-        if self.file is None:
-            yield None
-            return
+    def current(self) -> AccessLog | None:
+        """The log of new connections, None where there is none; only while it is open()."""
+        if not self._written or self.file is None or self._nursery is None:
+            return None
         from ktlsd.logs.access_log import FORMATS
-        from ktlsd.logs.exchange_log import AccessLog
+        from ktlsd.logs.exchange_log import AccessLog, log_batch
 
-        access_log = AccessLog(FORMATS[self._format], self.file)
-        async with access_log.lines.written():
-            yield access_log
+        if self._lines is None:
+            self._lines = log_batch(self.file)
+            self._nursery.start_soon(self._lines.write_until_end)
+        return AccessLog(FORMATS[self._format], self._lines)
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Have lines written for as long as this is open."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                if self._lines is not None:
+                    self._lines.end()
+
+    def change(self, settings: Settings, opened: LogFile | None) -> None:
+        """Take the settings of another access log, with its file where that is another one."""
+        self._format = settings.access_log_format
+        # Connections that began with a log end with it.
+        self._written = settings.access_log is not None
+        if opened is None:
+            return
+        if self.file is None:
+            self.file = opened
+        elif self._lines is None:
+            _move(self.file, opened)
+        else:
+            self._lines.call(partial(_move, self.file, opened))
+
+
+def _move(file: LogFile, to: LogFile) -> None:
+    file.become(to)
+    to.close()
+
+
+class LogsChange(NamedTuple):
+    """Opened files for other settings."""
+
+    settings: Settings
+    errors: LogFile | None
+    accesses: LogFile | None
+
+    def discard(self) -> None:
+        for file in (self.errors, self.accesses):
+            if file is not None:
+                file.close()
 
 
 class Logs:
@@ -69,9 +119,27 @@ class Logs:
         """Take what the process has to say."""
         error_log.use(self._errors, self._level)
 
-    def apply(self, settings: Settings) -> None:
-        """Log from this level on."""
-        logging.getLogger().setLevel(settings.log_level.upper())
+    def prepare(self, settings: Settings) -> LogsChange:
+        """Open the files of other settings that are others. Raises SettingsError."""
+        errors = _open_other("error_log", self._errors, settings.error_log or LogPlace())
+        accesses = None
+        if settings.access_log is not None:
+            try:
+                accesses = _open_other("access_log", self.access_log.file, settings.access_log)
+            except SettingsError:
+                if errors is not None:
+                    errors.close()
+                raise
+        return LogsChange(settings, errors, accesses)
+
+    def take(self, change: LogsChange) -> None:
+        """Log as the settings say."""
+        self._level = change.settings.log_level
+        logging.getLogger().setLevel(self._level.upper())
+        if change.errors is not None:
+            _move(self._errors, change.errors)
+            self.begin()
+        self.access_log.change(change.settings, change.accesses)
 
     def follow_rotation(self) -> None:
         """Heed REOPEN_SIGNAL from now on; not before root is given up, or root would open files in others' folders."""
@@ -92,6 +160,11 @@ class Logs:
 
     def _handle_reopen(self, number: int, frame: FrameType | None) -> None:
         self.reopen()
+
+
+def _open_other(name: str, known: LogFile | None, place: LogPlace) -> LogFile | None:
+    """The file of a place, None if it is the known one. Raises SettingsError."""
+    return None if known is not None and known.place == place else _open(name, place)
 
 
 def _open(name: str, place: LogPlace) -> LogFile:

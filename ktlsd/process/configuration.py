@@ -7,6 +7,7 @@ workers, which builds first so that workers reload only what can be loaded.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -15,10 +16,13 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ktlsd.config.listener_kind import Kind
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal, SettingsError, cause
 from ktlsd.openssl.errors import ContextError
+from ktlsd.process.listeners import https_port
+from ktlsd.process.opened import Opened, Opening
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
 from ktlsd.tls.pairs import Fault, out_of_time, refused_for
@@ -39,9 +43,7 @@ REPEAT_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 30.0
 """Pause after a renewal that failed as a whole, for lack of memory or descriptors."""
 RESTART_ONLY: Final = (
-    *("listen", "http_listen", "backend_listen", "backend_mode", "workers", "user", "group"),
-    *("ktls", "libssl", "session_tickets", "ticket_keys"),
-    *("metrics_listen", "access_log", "access_log_format", "error_log"),
+    *("workers", "user", "group", "ktls", "libssl", "session_tickets", "ticket_keys", "metrics_listen"),
 )
 """Keys of which a running ktlsd takes no other values."""
 
@@ -60,8 +62,6 @@ class Build(Protocol):
     def __call__(self, loaded: Loaded, former: Service | None = None, *, renewing: bool = False) -> Service: ...
 
 
-Apply = Callable[[Settings], None]
-"""Puts into force the settings of a process that are not its service's."""
 OpenTickets = Callable[[Settings], TicketFile | None]
 _Version = tuple[int, int, int, int, int, bool] | None
 _Versions = dict[Path, _Version]
@@ -71,7 +71,11 @@ class Configuration:
     """The service in force. The creator closes it."""
 
     def __init__(
-        self, read: Callable[[], Loaded], loaded: Loaded, build: Build, open_tickets: OpenTickets, apply: Apply
+        self,
+        read: Callable[[], Loaded],
+        loaded: Loaded,
+        build: Build,
+        open_tickets: OpenTickets,
     ) -> None:
         """`read` gives the settings as they are now, `loaded` are what it gave first.
 
@@ -79,7 +83,9 @@ class Configuration:
         """
         self._read = read
         self._build = build
-        self._apply = apply
+        self._opened: Opened | None = None
+        self._opening: Opening | None = None
+        """What is opened for the service that take() gets next."""
         self._tried = self._seen = _versions(loaded.settings)
         self._https_port = 443
         self._loaded = loaded
@@ -99,6 +105,22 @@ class Configuration:
         """Whether http-01 is possible; None if another process orders certificates."""
         self.service.log_missing_folders()
         self._report(self.service, loaded)
+
+    def change_with(self, opened: Opened) -> None:
+        """Let a reload change this, too."""
+        self._opened = opened
+        self.listeners_changed()
+
+    def listeners_changed(self) -> None:
+        """Have redirects lead to the present port, and orders use the present way."""
+        if self._opened is None:
+            return
+        listeners = self._opened.listeners
+        self.serve_https_on(https_port(listeners))
+        http = any(listener.kind is Kind.REDIRECT for listener in listeners)
+        if self._orders_by_http not in (None, http):
+            self._end_orders()
+            self.may_order(http=http)
 
     def may_order(self, *, http: bool) -> None:
         """Let this process order certificates by ACME; `http` is whether plain HTTP is served."""
@@ -170,11 +192,13 @@ class Configuration:
             loaded = self._read() if anew else self._loaded
             settings = loaded.settings
             if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
-                told = ", ".join(_with_cause(name, loaded) for name in changed)
-                raise SettingsError(f"{told}: a change needs a restart")
+                raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
             versions = _versions(settings)
             ring = self.ring()
             service = self._build(loaded, self.service, renewing=not anew)
+            if anew and self._opened is not None:
+                with _closed_on_error(service):
+                    self._opening = self._opened.prepare(settings)
         except (Refusal, ContextError, OSError, ValueError) as error:
             if not anew:
                 self._not_before = time.monotonic() + RETRY_SECONDS
@@ -202,7 +226,10 @@ class Configuration:
     def take(self, service: Service) -> None:
         """Put a service into force; the server retires the old one."""
         self.service = service
-        self._apply(service.settings)
+        opening, self._opening = self._opening, None
+        if self._opened is not None and opening is not None:
+            self._opened.take(opening)
+            self.listeners_changed()
 
     def certificates_changed(self) -> bool:
         """Whether certificates or keys are others than those that were loaded, or tried, last.
@@ -250,6 +277,15 @@ class Configuration:
             self._tickets.close()
 
 
+@contextlib.contextmanager
+def _closed_on_error(service: Service) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        service.close()
+        raise
+
+
 def validate_service(service: Service, loaded: Loaded, former: Service | None) -> None:
     """Raise SettingsError where a start, or a reload of the configuration, is to be refused for a certificate."""
     served = any(not hosted.refused for hosted in service.all)
@@ -264,17 +300,6 @@ def certificate_files(settings: Settings) -> Iterator[Path]:
     sites = (settings, *settings.site)
     paths = (path for site in sites for path in (*site.cert, *site.key, site.client_ca, site.client_crl))
     return iter(dict.fromkeys(path for path in paths if path is not None))
-
-
-def _with_cause(name: str, loaded: Loaded) -> str:
-    """A key whose value has changed, with what changed it if it is not written."""
-    settings = loaded.settings
-    if name not in ("listen", "http_listen") or name in loaded.given or name in loaded.document.table:
-        return name
-    if not by_acme(settings):
-        return name
-    made = ", ".join(f'"{listen}"' for listen in getattr(settings, name))
-    return f"{'[acme]' if settings.acme is not None else 'acme = true'} makes {name} {made}"
 
 
 def _is_renewed(faults: tuple[Fault, ...], before: _Versions, after: _Versions) -> bool:

@@ -2,7 +2,7 @@
 
 Strategy: every address that a name has is bound; a name with several needs one that can be (localhost without IPv6).
 The file of a Unix socket is replaced only if no process answers on it, and removed only while it is still the same
-file.
+file. A reload binds what is new before anything that is no longer wanted is closed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -48,13 +48,15 @@ def bind_all(
     backend_mode: int = 0o660,
     passed: Iterable[Passed] = (),
     owner: Identity | None = None,
+    known: Sequence[Listener] = (),
 ) -> list[Listener]:
-    """Non-blocking listening sockets for all addresses, or none at all.
+    """Non-blocking listening sockets for all addresses, or none at all; `known` ones are used again.
 
     Unix sockets' files get the permissions and, where this is root, the owner given. Sockets that were passed stand for
     all addresses of their kind. Raises ListenError, PrivilegeError.
     """
     listeners = [Listener(sock, _PASSED.get(name, Kind.HTTPS)) for name, sock in passed]
+    listeners += [listener for listener in known if listener.place is None]
     present = {listener.kind for listener in listeners}
     wanted: tuple[tuple[Kind, Iterable[Listen | Path], str], ...] = (
         (Kind.HTTPS, https, "--listen"),
@@ -64,13 +66,16 @@ def bind_all(
     try:
         for kind, places, option in wanted:
             for place in places if kind not in present else ():
-                if isinstance(place, Path):
+                again = [listener for listener in known if (listener.kind, listener.place) == (kind, place)]
+                if again and again[0] not in listeners:
+                    listeners += again
+                elif isinstance(place, Path):
                     with acting_as(owner):
                         listeners.append(_bind_unix(place, backend_mode))
                 else:
-                    listeners += [Listener(sock, kind) for sock in _bind(place, option)]
+                    listeners += [Listener(sock, kind, place=place) for sock in _bind(place, option)]
     except BaseException:
-        close_all(listeners)
+        close_all(listener for listener in listeners if listener not in known)
         raise
     return listeners
 
@@ -123,7 +128,7 @@ def _bind_unix(path: Path, mode: int) -> Listener:
         sock.close()
         text = os.strerror(error.errno) if error.errno else str(error)
         raise ListenError(f"--backend-listen unix:{path}: {text}{_UNIX_ADVICE.get(error.errno or 0, '')}") from error
-    return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino))
+    return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino), path)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,9 +36,11 @@ from ktlsd.process import activation, privileges
 from ktlsd.process.configuration import Configuration, certificate_files
 from ktlsd.process.cores import usable_cores
 from ktlsd.process.file_probe import may_wait
-from ktlsd.process.listeners import bind_all, bind_metrics, close_all, https_port, warn_short_backlog
+from ktlsd.process.handed_sockets import follow_parent
+from ktlsd.process.listeners import bind_metrics, close_all, warn_short_backlog
 from ktlsd.process.new_service import make_service, open_tickets
 from ktlsd.process.notify import Notifier
+from ktlsd.process.opened import Opened
 from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.watchdog import Watchdog
@@ -69,12 +72,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         logs = Logs(settings)
     logs.begin()
     build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity)
-    configuration = Configuration(read, loaded, build, open_tickets, logs.apply)
+    configuration = Configuration(read, loaded, build, open_tickets)
     service = configuration.service
-    backend_mode = int(settings.backend_mode, base=8)
-    listeners = bind_all(
-        settings.listen, settings.http_listen, settings.backend_listen, backend_mode, passed, owner=identity
-    )
+    opened = Opened(settings, logs, passed, identity)
     try:
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
@@ -90,9 +90,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         if identity is not None:
             configuration.settle()
         logs.follow_rotation()
-        configuration.serve_https_on(https_port(listeners))
-        configuration.may_order(http=any(listener.kind is Kind.REDIRECT for listener in listeners))
-        _announce_start(service, listeners)
+        configuration.change_with(opened)
+        configuration.may_order(http=any(listener.kind is Kind.REDIRECT for listener in opened.listeners))
+        _announce_start(service, opened.listeners)
         _tell_of_listing(loaded, service)
         warn_lowered_limit(settings.limits)
         warn_short_backlog()
@@ -103,23 +103,36 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         gc.set_threshold(_YOUNG_OBJECTS)
         gc.enable()
 
-        def work(number: int, ready: Callable[[], None], *, alone: bool) -> None:
+        def work(number: int, ready: Callable[[], None], parent: socket.socket | None = None) -> None:
+            """Serve as the only process, or as one that its parent hands listening sockets."""
+            alone = parent is None
+
             async def event_loop() -> None:
-                async with logs.access_log.opened() as access_log:
+                async with logs.access_log.opened(), trio.open_nursery() as nursery:
                     row = store.take(number)
                     server = Server(
-                        *(configuration.service, access_log, row, metrics, kinds),
+                        *(configuration.service, logs.access_log.current(), row, metrics, kinds),
                         alone=alone,
                         tells_of_roots=number == 0,
                     )
-                    async with trio.open_nursery() as nursery:
-                        reloader = Reloader(server, configuration, watchdog.notifier, alone=alone)
-                        await nursery.start(reloader.run, terminal)
-                        nursery.start_soon(partial(watchdog.beat, row, alone=alone))
-                        if alone:
-                            nursery.start_soon(watchdog.tell_end, server.draining)
-                        await server.run(listeners, ready)
-                        nursery.cancel_scope.cancel()
+                    reloader = Reloader(server, configuration, watchdog.notifier, alone=alone)
+
+                    def on_change(added: Sequence[Listener], removed: Sequence[Listener]) -> None:
+                        server.listen_on(added, removed)
+                        server.use_access_log(logs.access_log.current())
+
+                    def begin() -> None:
+                        opened.on_change = on_change
+                        nursery.start_soon(reloader.run, terminal)
+                        if parent is not None:
+                            nursery.start_soon(follow_parent, parent, opened, configuration)
+                        ready()
+
+                    nursery.start_soon(partial(watchdog.beat, row, alone=alone))
+                    if alone:
+                        nursery.start_soon(watchdog.tell_end, server.draining)
+                    await server.run(opened.listeners, begin)
+                    nursery.cancel_scope.cancel()
 
             trio.run(event_loop)
             # The interpreter's own end would give them back their default action, and the exit status would be theirs.
@@ -129,19 +142,19 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         def announce() -> None:
             for url in metrics.urls() if metrics is not None else ():
                 print_error(f"metrics on {url}")
-            for listener in listeners:
+            for listener in opened.listeners:
                 print_error(listener.announcement())
             watchdog.notifier.ready()
 
         if workers == 1 and not waits:
-            work(0, announce, alone=True)
+            work(0, announce)
         else:
             from ktlsd.process.workers import Job, supervise
 
-            job = Job(end_with_parent, lambda number: work(number, lambda: None, alone=False))
-            supervise(workers, listeners, job, configuration, terminal, watchdog, announce, logs.reopen)
+            job = Job(end_with_parent, lambda number, parent: work(number, lambda: None, parent))
+            supervise(workers, opened, job, configuration, terminal, watchdog, announce, logs.reopen)
     finally:
-        close_all(listeners)
+        close_all(opened.listeners)
     log.log(NOTICE, "shut down")
     configuration.close()
     logs.close()

@@ -11,19 +11,22 @@ import logging
 import math
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct, field
 
-from ktlsd.config.refusal import Refusal
+from ktlsd.config.refusal import Refusal, cause
 from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
 from ktlsd.process.backoff import Backoff
 from ktlsd.process.configuration import REPEAT_SECONDS, WATCH_SECONDS, WHAT, Configuration
 from ktlsd.process.file_probe import SECONDS, FileProbe
+from ktlsd.process.handed_sockets import hand_over, make_pair
+from ktlsd.process.opened import Opened
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS
@@ -40,11 +43,12 @@ _PATIENCE_SECONDS: Final = 5.0
 class Job(Struct, frozen=True):
     """The work of a worker: `prepare` right after the fork (it is given the parent's number), then `work`.
 
-    `work` is given which worker it is, from 0 on; one that takes the place of another gets that one's number.
+    `work` is given which worker it is, from 0 on, and the parent's end of changes of listeners (handed_sockets.py); one
+    that takes the place of another gets that one's number.
     """
 
     prepare: Callable[[int], None]
-    work: Callable[[int], None]
+    work: Callable[[int, socket.socket], None]
 
 
 class _Place(Struct):
@@ -52,6 +56,8 @@ class _Place(Struct):
 
     backoff: Backoff = field(default_factory=Backoff)
     worker: int | None = None
+    channel: socket.socket | None = None
+    """The way to the worker, for changes of listeners."""
     since: float = 0.0
     """When the worker was started; without one, when it is to be."""
     ended: float = math.inf
@@ -60,7 +66,7 @@ class _Place(Struct):
 
 def supervise(
     count: int,
-    listeners: Sequence[Listener],
+    opened: Opened,
     job: Job,
     configuration: Configuration,
     terminal: Terminal,
@@ -78,7 +84,7 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, configuration, terminal, watchdog, mask, reopen_logs).run(listeners, ready)
+    _Parent(count, job, opened, configuration, terminal, watchdog, mask, reopen_logs).run(ready)
 
 
 class _Parent:
@@ -86,6 +92,7 @@ class _Parent:
         self,
         count: int,
         job: Job,
+        opened: Opened,
         configuration: Configuration,
         terminal: Terminal,
         watchdog: Watchdog,
@@ -94,6 +101,7 @@ class _Parent:
     ) -> None:
         self._places = [_Place() for _ in range(count)]
         self._job = job
+        self._opened = opened
         self._configuration = configuration
         self._terminal = terminal
         self._watchdog = watchdog
@@ -103,7 +111,8 @@ class _Parent:
         self._tell_again = -math.inf
         """When a look that is not possible may be logged again."""
 
-    def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
+    def run(self, ready: Callable[[], None]) -> None:
+        self._opened.on_change = self._hand_over
         self._probe.watch(self._configuration.files())
         self._start_all()
         ready()
@@ -138,7 +147,7 @@ class _Parent:
                 look_at = time.monotonic() + WATCH_SECONDS
             if time.monotonic() >= beat_at:
                 beat_at = self._beat()
-        for listener in listeners:
+        for listener in self._opened.listeners:
             listener.socket.close()
         self._end(signal.Signals(number))
 
@@ -189,6 +198,20 @@ class _Parent:
         for worker in self._workers():
             os.kill(worker, number)
 
+    def _hand_over(self, added: Sequence[Listener], removed: Sequence[Listener]) -> None:
+        """Have all workers listen on the changed addresses. One that takes nothing is killed: its successor listens on
+        all."""
+        for place in self._places:
+            if place.worker is None or place.channel is None:
+                continue
+            try:
+                hand_over(place.channel, added, removed)
+            except OSError as error:
+                log.error("worker %d is stuck and will be replaced: %s", place.worker, cause(error))
+                os.kill(place.worker, signal.SIGKILL)
+        for listener in removed:
+            listener.socket.close()
+
     def _reopen(self) -> None:
         self._reopen_logs()
         self._tell(REOPEN_SIGNAL)
@@ -235,6 +258,8 @@ class _Parent:
                 log.warning(
                     "worker %d has ended, but one of its threads hangs in a file system that does not answer", worker
                 )
+            if place.channel is not None:
+                place.channel.close()
             lived = now - place.since
             place.worker, place.since, place.ended = None, now + place.backoff.pause(lived), math.inf
             if not ending:
@@ -267,29 +292,42 @@ class _Parent:
                     log.error("a worker cannot be started (%s), next try in %g s", error.strerror, pause)
 
     def _start(self, number: int) -> None:
+        """Raises OSError where there can be no more processes."""
         place = self._places[number]
-        place.worker, place.since = _fork(self._job, self._mask, number), time.monotonic()
+        ours, theirs = make_pair()
+        try:
+            place.worker, place.since = self._fork(number, ours, theirs), time.monotonic()
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        place.channel = ours
 
-
-def _fork(job: Job, mask: set[int | signal.Signals], number: int) -> int:
-    """The process that does the job as worker `number`. Raises OSError where there can be none."""
-    parent = os.getpid()
-    worker = os.fork()
-    if worker:
-        return worker
-    status = 1
-    try:
-        # A group of its own: a terminal's Ctrl-C reaches only the parent, which passes it on once.
-        os.setpgid(0, 0)
-        job.prepare(parent)
-        # The signals that end it stay blocked until the server has handlers: their default action is no orderly end.
-        signal.pthread_sigmask(signal.SIG_SETMASK, {*mask, *END_SIGNALS})
-        job.work(number)
-        status = 0
-    except BaseException:
-        log.exception("worker %d failed", os.getpid())
-    finally:
-        os._exit(status)
+    def _fork(self, number: int, ours: socket.socket, theirs: socket.socket) -> int:
+        """The process that does the job as worker `number`."""
+        parent = os.getpid()
+        worker = os.fork()
+        if worker:
+            return worker
+        status = 1
+        try:
+            # A group of its own: a terminal's Ctrl-C reaches only the parent, which passes it on once.
+            os.setpgid(0, 0)
+            self._job.prepare(parent)
+            for channel in (ours, *(place.channel for place in self._places)):
+                if channel is not None:
+                    channel.close()
+            self._opened.take_listeners_from_parent()
+            # The signals that end it stay blocked until the server has handlers: their default action is no orderly
+            # end.
+            signal.pthread_sigmask(signal.SIG_SETMASK, {*self._mask, *END_SIGNALS})
+            self._job.work(number, theirs)
+            status = 0
+        except BaseException:
+            log.exception("worker %d failed", os.getpid())
+        finally:
+            os._exit(status)
 
 
 def _is_zombie(process: int) -> bool:

@@ -288,8 +288,7 @@ def test_a_service_stays_open_for_its_last_user(root: Path, tmp_path: Path, monk
         (["cert = 'absent.pem'", "key = 'absent.key'"], r"absent\.pem cannot be used as a PEM certificate chain: "),
         (["listen = ['127.0.0.1:1']", "workers = 2"], "workers: a change needs a restart"),
         (["ktls = 'off'"], "ktls: a change needs a restart"),
-        (["[acme]", "names = 'www.example.org'"], r'\[acme\] makes http_listen ":80": a change needs a restart'),
-        (["metrics_listen = ':0'", "access_log = 'stderr'"], "metrics_listen, access_log: a change needs a restart"),
+        (["metrics_listen = ':0'", "user = '1'"], "user, metrics_listen: a change needs a restart"),
     ],
 )
 def test_a_configuration_that_is_wrong_changes_nothing(

@@ -412,9 +412,7 @@ def test_a_bad_certificate_is_told_and_tried_again_once_an_hour(
     build = partial(make_service, library, support(library, Mode.OFF), None)
     options = {"config": str(place.config)}
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    configuration = Configuration(
-        lambda: load(options), load(options), build, lambda settings: None, lambda settings: None
-    )
+    configuration = Configuration(lambda: load(options), load(options), build, lambda settings: None)
     with contextlib.closing(configuration):
 
         def told() -> int:

@@ -24,9 +24,8 @@ import trio
 from ktlsd.config.options import Settings
 from ktlsd.config.values import Listen, LogPlace, Mode, Network
 from ktlsd.connection.tls_transport import USER_SPACE_CHUNK
-from ktlsd.logs.access_log import FORMATS
-from ktlsd.logs.exchange_log import LONGEST_RECEIVED, AccessLog
-from ktlsd.logs.log_files import LogFile
+from ktlsd.logs.exchange_log import LONGEST_RECEIVED
+from ktlsd.logs.logs import AccessLogFile
 from ktlsd.process.listeners import bind_all
 from ktlsd.server import Server
 from ktlsd.service import Service
@@ -300,8 +299,10 @@ def from_memory(
     os.utime(file, (0, 0))
     patch.setenv("XDG_STATE_HOME", str(tmp_path))
     library = Library()
-    service = Service(library, msgspec.structs.replace(Settings(root=root), **keys), support(library, Mode.OFF))
-    output = LogFile(LogPlace(tmp_path / "access.log"))
+    place = LogPlace(tmp_path / "access.log")
+    settings = msgspec.structs.replace(Settings(root=root, access_log=place, access_log_format="json"), **keys)
+    service = Service(library, settings, support(library, Mode.OFF))
+    access_log = AccessLogFile(settings)
     listeners = bind_all([Listen("127.0.0.1", 0)])
     port = listeners[0].socket.getsockname()[1]
 
@@ -313,16 +314,15 @@ def from_memory(
                 assert client.get("/a.txt", *lines, host="a").status in (200, 206, 304)
 
     async def serve() -> int:
-        access_log = AccessLog(FORMATS["json"], output)
-        async with access_log.lines.written(), trio.open_nursery() as nursery:
-            server = Server(service, access_log)
+        async with access_log.opened(), trio.open_nursery() as nursery:
+            server = Server(service, access_log.current())
             nursery.start_soon(server.serve, listeners, lambda: None)
             await trio.to_thread.run_sync(ask)
             server.drain()
         return service.response_cache.uses
 
     uses = trio.run(serve)
-    output.close()
+    access_log.close()
     service.close()
     return uses, records(tmp_path / "access.log")
 

@@ -1,0 +1,80 @@
+"""Listening sockets that a reload adds or removes, on the way from the parent to its workers.
+
+Strategy: each worker has one end of a socket pair of its own, and each message is about one listener: its protocol with
+the socket itself (SCM_RIGHTS), or the inode of a socket to close, which is the same in all processes that share it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from ktlsd.config.listener_kind import Kind
+from ktlsd.connection.listener import Listener
+from ktlsd.process.configuration import Configuration
+from ktlsd.process.opened import Opened
+
+_LONGEST: Final = 256
+
+
+class _Message(Struct, frozen=True, omit_defaults=True):
+    added: Kind | None = None
+    removed: int | None = None
+
+
+def make_pair() -> tuple[socket.socket, socket.socket]:
+    """The ends of the parent and of a worker. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+def hand_over(worker: socket.socket, added: Iterable[Listener], removed: Iterable[Listener]) -> None:
+    """Tell a worker of changed listeners. Raises OSError, BlockingIOError for a worker that reads nothing."""
+    for listener in added:
+        message = msgspec.json.encode(_Message(added=listener.kind))
+        socket.send_fds(worker, [message], [listener.socket.fileno()])
+    for listener in removed:
+        worker.send(msgspec.json.encode(_Message(removed=_inode(listener))))
+
+
+async def follow_parent(parent: socket.socket, opened: Opened, configuration: Configuration) -> None:
+    """Listen as the parent says, until it ends."""
+    while True:
+        await trio.lowlevel.wait_readable(parent)
+        change = receive(parent, opened.listeners)
+        if change is None:
+            return
+        added, removed = change
+        kept = [listener for listener in opened.listeners if listener not in removed]
+        opened.change_listeners([*kept, *added], added, removed)
+        configuration.listeners_changed()
+
+
+def receive(parent: socket.socket, known: Iterable[Listener]) -> tuple[list[Listener], list[Listener]] | None:
+    """The listeners that a message adds, and those of the known ones that it removes; None once the parent has ended.
+
+    Raises BlockingIOError if there is no message.
+    """
+    data, descriptors, _, _ = socket.recv_fds(parent, _LONGEST, 1)
+    if not data:
+        return None
+    message = msgspec.json.decode(data, type=_Message)
+    added = []
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+        sock = socket.socket(fileno=descriptor)
+        sock.setblocking(False)
+        added.append(Listener(sock, message.added or Kind.HTTPS))
+    return added, [listener for listener in known if _inode(listener) == message.removed]
+
+
+def _inode(listener: Listener) -> int:
+    return os.fstat(listener.socket.fileno()).st_ino
