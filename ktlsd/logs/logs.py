@@ -38,6 +38,8 @@ class AccessLogFile:
         """Raises SettingsError."""
         self._format = settings.access_log_format
         self._written = settings.access_log is not None
+        self.place = settings.access_log
+        """The file's, once all that is called for is done."""
         self.file = None if settings.access_log is None else _open("access_log", settings.access_log)
         self._lines: LogBatch[Told] | None = None
         self._nursery: trio.Nursery | None = None
@@ -76,6 +78,7 @@ class AccessLogFile:
         self._written = settings.access_log is not None
         if opened is None:
             return
+        self.place = opened.place
         if self.file is None:
             self.file = opened
         elif self._lines is None:
@@ -121,11 +124,11 @@ class Logs:
 
     def prepare(self, settings: Settings) -> LogsChange:
         """Open the files of other settings that are others. Raises SettingsError."""
-        errors = _open_other("error_log", self._errors, settings.error_log or LogPlace())
+        errors = _open_other("error_log", self._errors.place, settings.error_log or LogPlace())
         accesses = None
         if settings.access_log is not None:
             try:
-                accesses = _open_other("access_log", self.access_log.file, settings.access_log)
+                accesses = _open_other("access_log", self.access_log.place, settings.access_log)
             except SettingsError:
                 if errors is not None:
                     errors.close()
@@ -162,9 +165,9 @@ class Logs:
         self.reopen()
 
 
-def _open_other(name: str, known: LogFile | None, place: LogPlace) -> LogFile | None:
+def _open_other(name: str, known: LogPlace | None, place: LogPlace) -> LogFile | None:
     """The file of a place, None if it is the known one. Raises SettingsError."""
-    return None if known is not None and known.place == place else _open(name, place)
+    return None if known == place else _open(name, place)
 
 
 def _open(name: str, place: LogPlace) -> LogFile:
