@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _check(arguments[1:])
             case ["compress"]:
                 return _compress(arguments[1:])
+            case ["hash-password"]:
+                return _hash_password(arguments[1:])
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
@@ -159,9 +161,15 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parsers of all commands by name, the serving one under the empty name: for man pages and completion."""
-    from ktlsd.commands import compress
+    from ktlsd.commands import compress, hash_password
 
-    return {"": _serve_parser(), "doctor": _doctor_parser(), "check": _check_parser(), "compress": compress.parser()}
+    return {
+        "": _serve_parser(),
+        "doctor": _doctor_parser(),
+        "check": _check_parser(),
+        "compress": compress.parser(),
+        "hash-password": hash_password.parser(),
+    }
 
 
 def _version(libssl: str | None) -> int:
@@ -200,6 +208,12 @@ def _compress(arguments: Sequence[str]) -> int:
     from ktlsd.commands import compress
 
     return compress.run(arguments)
+
+
+def _hash_password(arguments: Sequence[str]) -> int:
+    from ktlsd.commands import hash_password
+
+    return hash_password.run(arguments)
 
 
 def _serve(options: Mapping[str, Any]) -> int:

@@ -34,6 +34,7 @@ from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError
 from ktlsd.site.followed_root import START_SECONDS, FollowedRoot, absolute
 from ktlsd.site.https_redirect import HttpsRedirect
+from ktlsd.site.passwords import Passwords
 from ktlsd.site.response_cache import ResponseCache
 from ktlsd.site.site import SERVER_FIELD, Site
 from ktlsd.ssl_ffi import Context, Library
@@ -98,6 +99,7 @@ class _ServedFolders:
         # Hundreds of roots may be on the same file system that hangs.
         patience = Patience(START_SECONDS)
         networks = ClientNetworks(settings.limits, settings.trusted_proxies)
+        passwords = Passwords(settings.limits, networks)
         self.sites: dict[Place, Site] = {}
         self.followed: tuple[FollowedRoot, ...] = ()
         """As their paths lead to them."""
@@ -112,6 +114,7 @@ class _ServedFolders:
                         may_be_missing=may_be_missing(options.root),
                         patience=patience,
                         networks=networks,
+                        passwords=passwords,
                     )
                     stack.callback(site.close)
             try:
@@ -419,9 +422,17 @@ def _site(
     may_be_missing: bool,
     patience: Patience,
     networks: ClientNetworks,
+    passwords: Passwords,
 ) -> Site:
     try:
-        return Site(options, file_seconds, may_be_missing=may_be_missing, patience=patience, networks=networks)
+        return Site(
+            options,
+            file_seconds,
+            may_be_missing=may_be_missing,
+            patience=patience,
+            networks=networks,
+            passwords=passwords,
+        )
     except OSError as error:
         raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
 

@@ -25,7 +25,9 @@ _TABLE: Final = "object"
 
 def command_page(parsers: Mapping[str, argparse.ArgumentParser], version: str) -> str:
     """ktlsd.1, from the parsers of all commands by their names; that of the empty name is `serve` in the template."""
-    parts = {(name or "serve").upper(): "\n".join(_options(parser)) for name, parser in parsers.items()}
+    parts = {
+        (name or "serve").upper().replace("-", "_"): "\n".join(_options(parser)) for name, parser in parsers.items()
+    }
     return _filled("ktlsd.1.in", parts | {"TITLE": _title("ktlsd", 1, version)})
 
 

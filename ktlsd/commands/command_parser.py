@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "check": "check a configuration file and warn of likely mistakes",
     "compress": "compress the files of a folder ahead of time (name.zst, name.br, name.gz)",
     "doctor": "diagnose kTLS on this machine",
+    "hash-password": "print a line for a file of users",
 }
 """The commands, which come first on the command line, and their descriptions."""
 

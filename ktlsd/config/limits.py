@@ -55,6 +55,7 @@ class Limit(enum.Enum):
     """Of a [[rate]]."""
     CLIENT_RESPONSES = "concurrent"
     """Of a [[rate]]."""
+    CLIENT_PASSWORDS = "client_wrong_passwords_per_minute"
     CROWDED = "crowded"
     """An idle connection was closed to make room."""
     DESCRIPTORS = "open_files"
@@ -116,6 +117,11 @@ class TokenBuckets:
             if self._full_at[oldest] > now and len(self._full_at) <= MOST_NETWORKS:
                 break
             del self._full_at[oldest]
+
+    def put_back(self, network: int) -> None:
+        """Put a token back that was taken."""
+        if network in self._full_at:
+            self._full_at[network] -= 1 / self.rate
 
 
 class ConnectionLimiter:
@@ -254,12 +260,12 @@ class SendRateCheck:
 
 
 class LogThrottle:
-    """Throttles log lines about limits: at most one for each limit in QUIET_SECONDS."""
+    """Throttles log lines about limits: at most one for each limit, or other subject, in QUIET_SECONDS."""
 
     def __init__(self) -> None:
-        self._last: dict[Limit, tuple[float, int]] = {}
+        self._last: dict[enum.Enum, tuple[float, int]] = {}
 
-    def due(self, limit: Limit, now: float) -> int | None:
+    def due(self, limit: enum.Enum, now: float) -> int | None:
         """The number of lines suppressed since the last one; None if this one is suppressed too."""
         at, suppressed = self._last.get(limit, (-math.inf, 0))
         if now - at < QUIET_SECONDS:
@@ -276,4 +282,9 @@ class LogThrottle:
             return None
         shown = f"{value:g}" if isinstance(value, float) else value
         named = limit.value if value is None else f"{limit.value} = {shown}"
-        return f": limit {named}" + (f" ({suppressed} more since the last such line)" if suppressed else "")
+        return f": limit {named}{more(suppressed)}"
+
+
+def more(suppressed: int) -> str:
+    """The end of a log line before which so many were suppressed."""
+    return f" ({suppressed} more since the last such line)" if suppressed else ""

@@ -42,6 +42,7 @@ from ktlsd.config.values import (
     Network,
     Port,
     PositiveNumber,
+    Realm,
     RedirectStatus,
     RedirectTarget,
     RegexText,
@@ -135,6 +136,19 @@ class RateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Requests that may come at once; by default ten seconds' worth."""
     concurrent: Count | None = None
     """Maximum responses in progress for one client network; by default no limit."""
+
+
+class AuthOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[auth]]: matching paths ask for a name and a password (HTTP Basic authentication). Every matching table must
+    have the user."""
+
+    path: Glob
+    """Pattern for paths; "**" for all."""
+    users: Path
+    """File with a line `name:hash` for each user, as htpasswd and `ktlsd hash-password` write it. Changes apply
+    automatically."""
+    realm: Realm = "Restricted"
+    """Name of the protected paths, which browsers may show."""
 
 
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,6 +257,9 @@ class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     client_handshakes_per_second: CountOrNone = 50
     """Maximum TLS handshakes a second with one client network in each worker; bursts of ten seconds' worth are allowed.
     0 for no limit."""
+    client_wrong_passwords_per_minute: CountOrNone = 10
+    """Maximum wrong passwords a minute from one client network in each worker: 429; bursts of a minute's worth are
+    allowed. 0 for no limit."""
     client_ipv4_prefix: Annotated[int, Meta(ge=1, le=32, description="a number from 1 to 32")] = 32
     """Prefix length of an IPv4 client network, in bits."""
     client_ipv6_prefix: Annotated[int, Meta(ge=1, le=128, description="a number from 1 to 128")] = 64
@@ -308,6 +325,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Networks that may see paths; every matching table must allow a client."""
     rate: tuple[RateOptions, ...] = ()
     """Limits for the requests of client networks by path; all matching tables apply."""
+    auth: tuple[AuthOptions, ...] = ()
+    """Paths that ask for a password; every matching table must have the user."""
     hashed_names: bool = False
     """Cache files with a content hash in their name (app.3f9c2b1a.js) forever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None

@@ -59,6 +59,9 @@ RegexText = Annotated[
     ),
 ]
 """An expression of RE2 for the decoded path of a target."""
+Realm = Annotated[
+    str, Meta(pattern=rf"^[ !#-\[\]-~]+{_END}", description="a text of printable ASCII without quotes and backslashes")
+]
 SitePath = Annotated[
     str, Meta(pattern=rf"^/[^\x00-\x1f\x7f]*{_END}", description="a path below the root, with its leading slash")
 ]

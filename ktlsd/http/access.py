@@ -13,6 +13,7 @@ from typing import Protocol
 from msgspec import Struct, field
 
 from ktlsd.http.decide import Response
+from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.protected_paths import GuardedPaths
 
@@ -30,6 +31,8 @@ class Visitor(Struct, eq=False):
     """The client's address and scheme, by what trusted proxies report."""
     certificate: str | None = None
     """The subject of the client's verified certificate."""
+    user: bytes | None = None
+    """The name that came with a password, right or wrong."""
     passed: list[Check] = field(default_factory=list)
     """The checks that the request has passed."""
 
@@ -46,6 +49,9 @@ class Check(Protocol):
 
     async def refusal(self, visitor: Visitor) -> Response | None:
         """The response to a visitor that does not pass, else None. It may wait (attempt.needs_task())."""
+
+    def marked(self, visitor: Visitor, fields: Fields) -> Fields:
+        """The fields of a response to a visitor that has passed, with what caches must know."""
 
 
 class Access:

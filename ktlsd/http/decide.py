@@ -59,6 +59,17 @@ class Refused(Struct, frozen=True):
     """For the log."""
 
 
+class Denied(enum.Enum):
+    """Reasons why a check of access refuses a request; the value is a metric's label."""
+
+    NETWORK = "network"
+    PLAIN_HTTP = "plain_http"
+    NO_PASSWORD = "no_password"  # noqa: S105  no secret
+    WRONG_PASSWORD = "wrong_password"  # noqa: S105  no secret
+    TOO_MANY_PASSWORDS = "too_many_passwords"
+    BUSY = "busy"
+
+
 class Representation(Struct, frozen=True, gc=False):
     """The metadata of the representation in an open file."""
 
@@ -95,6 +106,8 @@ class Response(Struct, frozen=True, gc=False):
     reason: str = ""
     close: bool = False
     """Whether the connection must not be used again."""
+    denied: Denied | None = None
+    """Why a check of access refused the request, if one did."""
     signed: bool = False
     """True if `fields` have passed a site's rules, which also decide on Server."""
     limit: Limit | None = None
@@ -162,11 +175,12 @@ def short(
     extra: Fields = (),
     close: bool = False,
     limit: Limit | None = None,
+    denied: Denied | None = None,
 ) -> Response:
     """A response whose body is one line of text that says the status; for HEAD the header fields of the same."""
     text = f"{status.value} {status.phrase}\n".encode("ascii")
     fields = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text))), *extra)
-    return Response(status, fields, b"" if head else text, reason, close, limit=limit)
+    return Response(status, fields, b"" if head else text, reason, close, denied, limit=limit)
 
 
 def _decide_representation(request: Request, found: Representation, now: float, boundary: str) -> Response:

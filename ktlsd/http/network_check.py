@@ -11,7 +11,8 @@ from typing import Final
 
 from ktlsd.config.networks import Networks
 from ktlsd.http.access import Visitor
-from ktlsd.http.decide import Response, short
+from ktlsd.http.decide import Denied, Response, short
+from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import address_of_origin
 from ktlsd.http.protected_paths import GuardedPaths
 
@@ -36,4 +37,8 @@ class NetworkCheck:
         """403 for any other."""
         if self.admits(visitor):
             return None
-        return short(HTTPStatus.FORBIDDEN, _REASON, head=visitor.method == b"HEAD")
+        return short(HTTPStatus.FORBIDDEN, _REASON, head=visitor.method == b"HEAD", denied=Denied.NETWORK)
+
+    def marked(self, visitor: Visitor, fields: Fields) -> Fields:
+        """A network says nothing to caches."""
+        return fields

@@ -17,6 +17,7 @@ from ktlsd.config.options import RateOptions
 from ktlsd.http.access import Check, Visitor
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Response, short
+from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.protected_paths import GuardedPaths
 
@@ -64,6 +65,10 @@ class RateCheck:
     async def refusal(self, visitor: Visitor) -> Response | None:
         """429 for more than that."""
         return self.refused(visitor)
+
+    def marked(self, visitor: Visitor, fields: Fields) -> Fields:
+        """A rate says nothing to caches."""
+        return fields
 
     def refused(self, visitor: Visitor) -> Response | None:
         """The same, without a wait."""

@@ -77,6 +77,8 @@ class Outcome(Struct, frozen=True, gc=False):
     seconds: float
     complete: bool
     """Whether the whole response was taken."""
+    user: bytes | None = None
+    """The name that came with a password, right or wrong; None if none was asked for."""
 
 
 class Format(Protocol):
@@ -113,8 +115,9 @@ class Combined:
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         return (
-            f"{channel[0]} - - [{_combined_time(int(outcome.at))}] {asked[0]} {outcome.status or '-'} {outcome.sent}"
-            f" {asked[1]} duration_ms={outcome.seconds * 1000:.3f} complete={_boolean(outcome.complete)}"
+            f"{channel[0]} - {_user(outcome.user)} [{_combined_time(int(outcome.at))}]"
+            f" {asked[0]} {outcome.status or '-'} {outcome.sent} {asked[1]}"
+            f" duration_ms={outcome.seconds * 1000:.3f} complete={_boolean(outcome.complete)}"
             f" request_id={outcome.request_id} {channel[1]}\n"
         )
 
@@ -152,8 +155,8 @@ class Json:
         second = int(outcome.at)
         return (
             f'{{"time":"{_rfc3339_time(second)}.{int((outcome.at - second) * 1000):03d}Z",'
-            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},"status":{outcome.status or "null"},'
-            f'"bytes":{outcome.sent},"duration_ms":{outcome.seconds * 1000:.3f},'
+            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},{_member("user", outcome.user)},'
+            f'"status":{outcome.status or "null"},"bytes":{outcome.sent},"duration_ms":{outcome.seconds * 1000:.3f},'
             f'"complete":{_boolean(outcome.complete)}}}\n'
         )
 
@@ -171,6 +174,11 @@ def _quoted(value: bytes | None) -> str:
     return '"-"' if value is None else f'"{_escaped(value)}"'
 
 
+def _user(name: bytes | None) -> str:
+    """A name as the third column: no space parts it."""
+    return "-" if not name else _escaped(name).replace(" ", "\\x20")
+
+
 def _decoded(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
 
@@ -183,6 +191,10 @@ def _members(fields: Mapping[str, str | int | bool | None]) -> str:
     """The inside of a JSON object, in ASCII."""
     # JSON lets DEL stand as it is.
     return json.dumps(fields, separators=(",", ":"))[1:-1].replace(_DELETE, "\\u007f")
+
+
+def _member(name: str, value: bytes | None) -> str:
+    return f'"{name}":null' if value is None else _members({name: _decoded(value)})
 
 
 def _of_path(name: str, path: Path | None) -> dict[str, str | None]:

@@ -29,9 +29,10 @@ _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
 
 
-Told = tuple[Format, Fragment, Fragment, int | None, float, float, int, bool, str | None]
+Told = tuple[Format, Fragment, Fragment, int | None, float, float, int, bool, str | None, bytes | None]
 """The format of the line; a connection; a request on it; the status of its response, if any; when it began and ended by
-the monotonic clock; bytes sent; true if that is all; the request's id, if it has one already."""
+the monotonic clock; bytes sent; true if that is all; the request's id, if it has one already; the user, if one was
+asked for."""
 
 
 class Sending(Protocol):
@@ -48,8 +49,8 @@ def log_batch(file: LogFile) -> LogBatch[Told]:
     def render(all_told: Iterator[Told]) -> Iterator[str]:
         since = time.time() - time.monotonic()
         for told, own in zip(all_told, ids, strict=False):
-            form, channel, noted, status, began, ended, sent, complete, given = told
-            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete)
+            form, channel, noted, status, began, ended, sent, complete, given, user = told
+            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete, user)
             yield form.line(channel, noted, outcome)
 
     return LogBatch(file, render)
@@ -81,7 +82,7 @@ class RequestLog:
 
     __slots__ = (
         *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent"),
-        *("_status", "_transport", "noted"),
+        *("_status", "_transport", "_user", "noted"),
     )
 
     def __init__(self, log: AccessLog, channel: Channel, transport: Sending) -> None:
@@ -109,6 +110,7 @@ class RequestLog:
         self._head_size = 0
         self._status: int | None = None
         self._fragment, self._id = self._own, None
+        self._user: bytes | None = None
         self.noted = self._log.nothing
 
     def asked(self, request: RequestHead) -> None:
@@ -139,6 +141,10 @@ class RequestLog:
             self._id = self._log.new_id()
         return self._id
 
+    def came_as(self, user: bytes | None) -> None:
+        """The name that came with a password."""
+        self._user = user
+
     def received(self, head: bytes) -> None:
         """The received bytes are no request."""
         line = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
@@ -164,7 +170,7 @@ class RequestLog:
                 sent if sent > 0 else 0,
                 complete,
             ),
-            self._id,
+            *(self._id, self._user),
         )
         self._log.lines.add(told, _SIZE_OF_REST + len(noted[0]) + len(noted[1]))
         self.noted = self._log.nothing

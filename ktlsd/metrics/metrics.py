@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ktlsd.config import listener_kind
 from ktlsd.config.limits import Limit
+from ktlsd.http.decide import Denied
 from ktlsd.openssl.algorithms import CIPHERSUITES
 from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Direction, Offload, Path, Reason
@@ -180,6 +181,13 @@ METRICS: Final = (
         tuple((version.value, status) for version in HttpVersion for status in _STATUSES),
         sparse=True,
     ),
+    Metric(
+        "ktlsd_access_denied_total",
+        Kind.COUNTER,
+        "Requests refused by a check of access, by reason.",
+        ("reason",),
+        _each(*(denied.value for denied in Denied)),
+    ),
     Metric("ktlsd_requests_in_flight", Kind.GAUGE, "Requests being read or answered."),
     Metric(
         "ktlsd_request_duration_seconds",
@@ -259,6 +267,7 @@ OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in list
 OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
 FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
 LIMITED: Final = {limit: slot("ktlsd_limited_total", limit.value) for limit in Limit}
+DENIED: Final = {denied: slot("ktlsd_access_denied_total", denied.value) for denied in Denied}
 REQUESTS: Final[Mapping[HttpVersion, Mapping[int, int]]] = {
     version: {
         0 if status == OTHER else int(status): slot("ktlsd_requests_total", version.value, status)

@@ -94,8 +94,13 @@ class Exchange:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         site, given = hosted.site, self._request_id
-        visitor = None if site.access is None else responder.visitor(self.head, self.origin)
-        return await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
+        if site.access is None:
+            return await site.answer(request, parsed, secure=self.origin.https, request_id=given)
+        visitor = responder.visitor(self.head, self.origin)
+        answer = await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
+        if self._log is not None:
+            self._log.came_as(visitor.user)
+        return answer
 
     def begin(self) -> InProgress | None:
         """Count the request in the rates of its path, once, when its decided response begins; the end of what is

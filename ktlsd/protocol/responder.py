@@ -22,16 +22,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from ktlsd.config.limits import Limit
+from ktlsd.config.limits import Limit, more
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
 from ktlsd.http.access import Visitor
-from ktlsd.http.decide import Miss, Response
+from ktlsd.http.decide import Denied, Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.rate_check import InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
-from ktlsd.metrics.metrics import LIMITED, REQUESTS, HttpVersion
+from ktlsd.metrics.metrics import DENIED, LIMITED, REQUESTS, HttpVersion
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.shared import Shared
@@ -46,12 +46,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ktlsd")
 
 _STALLED: Final = Miss.STALLED.reason
+_THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY})
+"""Refusals of which an attacker could fill the log."""
 
 
 class Responder:
     """The requests of one connection, independent of the protocol."""
 
-    __slots__ = ("_partitions", "_requests", "client", "limits", "requests_left", "responses", "shared", "transport")
+    __slots__ = (
+        *("_partitions", "_requests", "_user"),
+        *("client", "limits", "requests_left", "responses", "shared", "transport"),
+    )
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client, version: HttpVersion) -> None:
         self.shared = shared
@@ -63,6 +68,8 @@ class Responder:
         self.limits = limits = shared.service.settings.limits
         """Of the service that was in force when this connection began."""
         self.requests_left = limits.requests_per_connection or sys.maxsize
+        self._user: bytes | None = None
+        """The name in the request that find() had last, if it passed checks."""
         self._partitions = client.partition(https=False), client.partition(https=True)
 
     def new_log(self, sending: Sending) -> RequestLog | None:
@@ -90,7 +97,9 @@ class Responder:
     def _passes(self, entry: CacheEntry, head: RequestHead) -> bool:
         """Whether a request passes the checks of access of a remembered response, told without a wait."""
         visitor = self.visitor(head, self.origin_of(head.of_fields.values, self.shared.service))
-        return all(check.admits(visitor) for check in entry.checks)
+        passes = all(check.admits(visitor) for check in entry.checks)
+        self._user = visitor.user
+        return passes
 
     def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
         """A request of this connection, for the checks of access."""
@@ -115,6 +124,8 @@ class Responder:
             log.asked(head)
             if self.client.trusted is not None:
                 log.came_from(self.origin_of(head.of_fields.values, self.shared.service))
+            if entry.checks:
+                log.came_as(self._user)
             log.answered(response.status.value, head_size)
         if response.reason:
             values, service = head.of_fields.values, self.shared.service
@@ -132,18 +143,22 @@ class Responder:
             limit = Limit.FILE if response.reason == _STALLED else response.limit
             if limit is not None:
                 row[LIMITED[limit]] += 1
+            if response.denied is not None:
+                row[DENIED[response.denied]] += 1
         self.requests_left -= 1
 
     def log_refusal(self, client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
-        """Log a response if it refuses a request, unless the client is at a limit about which the log has had a line
+        """Log a response if it refuses a request, unless the log has had a line about the same limit or wrong passwords
         recently; `client` describes it."""
         if response.reason:
-            ending = ""
+            ending: str | None = ""
             if response.limit is not None:
-                due = self.shared.throttle.ending(response.limit, None, time.monotonic())
-                if due is None:
-                    return
-                ending = due
+                ending = self.shared.throttle.ending(response.limit, None, time.monotonic())
+            elif response.denied in _THROTTLED:
+                suppressed = self.shared.throttle.due(response.denied, time.monotonic())
+                ending = None if suppressed is None else more(suppressed)
+            if ending is None:
+                return
             log_refusal(client, head, response, ending)
 
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:

@@ -6,22 +6,59 @@ Strategy: one class for each kind of check (ktlsd/http/access.py); those that ne
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ktlsd.config.options import SiteOptions
+from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.http.access import Check
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.network_check import NetworkCheck
 from ktlsd.http.protected_paths import GuardedPaths
 from ktlsd.http.rate_check import RateCheck
 
+if TYPE_CHECKING:
+    # They are imported only if they are configured.
+    from ktlsd.site.passwords import Passwords
+    from ktlsd.site.watched_file import WatchedFile
 
-def checks_of(site: SiteOptions, networks: ClientNetworks) -> list[Check]:
-    """Cheap checks come first: a network that is denied is never asked for a password."""
+T = TypeVar("T")
 
-    def guarded(path: str) -> GuardedPaths:
-        return GuardedPaths((path,), site.index, site.try_files)
 
-    return [
-        *(NetworkCheck(guarded(rule.path), rule.allow, rule.deny) for rule in site.access),
-        *(RateCheck(guarded(rule.path), rule, networks, time.monotonic) for rule in site.rate),
+def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords) -> list[Check]:
+    """Cheap checks come first: a network that is denied is never asked for a password.
+
+    Raises SettingsError for a file that cannot be used.
+    """
+    checks: list[Check] = [
+        *(NetworkCheck(_guarded(site, rule.path), rule.allow, rule.deny) for rule in site.access),
+        *(RateCheck(_guarded(site, rule.path), rule, networks, time.monotonic) for rule in site.rate),
     ]
+    if site.auth:
+        from ktlsd.site.password_check import PasswordCheck
+        from ktlsd.site.password_file import parse_users
+
+        files = {path: _watched(site, "users", path, parse_users) for path in {rule.users for rule in site.auth}}
+        checks += (
+            PasswordCheck(_guarded(site, rule.path), files[rule.users], rule.realm, passwords) for rule in site.auth
+        )
+    return checks
+
+
+def _guarded(site: SiteOptions, path: str) -> GuardedPaths:
+    return GuardedPaths((path,), site.index, site.try_files)
+
+
+def _watched(site: SiteOptions, key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
+    from ktlsd.site.watched_file import WatchedFile
+
+    root, real = cast(Path, site.root).resolve(), path.resolve()
+    if real.is_relative_to(root):
+        below = real.relative_to(root).parts
+        if site.dotfiles or not any(part.startswith(".") for part in below):
+            raise SettingsError(f"{key} {path}: is inside root, where clients could get it: move it elsewhere")
+    try:
+        return WatchedFile(path, parse)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{key} {path}: {cause(error).removeprefix(f'{path}: ')}") from error

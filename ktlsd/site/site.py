@@ -25,6 +25,7 @@ from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.access import Access, Check, Visitor
+from ktlsd.http.cache_fields import never_stored
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, whole
@@ -45,6 +46,7 @@ from ktlsd.site.error_page import RequestId, for_client
 from ktlsd.site.folder import Entry, read_folder, without_siblings
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
+from ktlsd.site.passwords import Passwords
 from ktlsd.site.rules import SiteRules
 from ktlsd.site.siblings import Siblings
 
@@ -111,11 +113,13 @@ class Site:
         may_be_missing: bool = False,
         patience: Patience | None = None,
         networks: ClientNetworks | None = None,
+        passwords: Passwords | None = None,
     ) -> None:
         """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later,
         as may one that stalls beyond the `patience`. Rates count by `networks`.
 
-        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves."""
+        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves, SettingsError
+        for a file of users that cannot be used."""
         self.options = site
         if site.listing:
             # Its import is slow, and must not delay a request.
@@ -146,7 +150,8 @@ class Site:
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
-        checks = checks_of(site, networks or ClientNetworks(LimitOptions()))
+        networks = networks or ClientNetworks(LimitOptions())
+        checks = checks_of(site, networks, passwords or Passwords(LimitOptions(), networks))
         self.access = Access(checks) if checks else None
         """None for a site without checks: everybody may see its files."""
 
@@ -200,8 +205,13 @@ class Site:
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
             rules = self._rules.present | answer.rejected if own else None
             any_query = not self._rules.redirects.concern(path)
-            response = replace(response, fields=fields, signed=True)
             checks = () if visitor is None else tuple(visitor.passed)
+            if response.denied is not None:
+                fields = never_stored(fields)
+            elif visitor is not None:
+                for check in checks:
+                    fields = check.marked(visitor, fields)
+            response = replace(response, fields=fields, signed=True)
             return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks)
         except BaseException:
             if answer.opened is not None:
@@ -542,7 +552,14 @@ class Site:
             answer.opened.close()
         others = without(response.fields, _OF_A_FILE | ({name.lower() for name, _ in page.fields} - {"vary"}))
         return _Draft(
-            replace(page, fields=add_vary(page.fields + others), reason=response.reason, limit=response.limit), opened
+            replace(
+                page,
+                fields=add_vary(page.fields + others),
+                reason=response.reason,
+                denied=response.denied,
+                limit=response.limit,
+            ),
+            opened,
         )
 
 

@@ -239,6 +239,7 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     assert len(tomllib.loads(text)) > len(tomllib.loads(example.read_text())) + 30
     copy = tmp_path / "ktlsd.toml"
     copy.write_text(text)
+    (tmp_path / "users.htpasswd").touch()
     # With every key uncommented the only fault left is that its paths are not on this machine.
     for arguments in ([], ["check"]):
         ended = run_to_end(*arguments, "--config", str(copy), state=tmp_path)

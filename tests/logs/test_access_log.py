@@ -105,6 +105,7 @@ def test_json() -> None:
         "referer": "https://example.net/",
         "user_agent": "curl/8",
         "received": None,
+        "user": None,
         "status": 200,
         "bytes": 10240,
         "duration_ms": 12.346,
@@ -131,6 +132,12 @@ def test_combined_says_what_is_known(asked: Asked, request_line: str) -> None:
     }
 
 
+def test_users() -> None:
+    done = replace(DONE, user=b'o m"\xe9')
+    assert " - o\\x20m\\x22\\xE9 [" in line("combined", outcome=done)
+    assert json.loads(line("json", outcome=done))["user"] == 'o m"\xe9'
+
+
 def test_json_says_what_is_known() -> None:
     said: dict[str, Any] = json.loads(line("json", PLAIN, Asked(received=b"\xff"), replace(DONE, status=None)))
     unknown = {name for name, value in said.items() if value is None}
@@ -146,7 +153,7 @@ def test_json_says_what_is_known() -> None:
         "ktls_rx",
         "ktls_rx_reason",
     }
-    assert unknown == of_tls | {"method", "target", "protocol", "host", "referer", "user_agent", "status"}
+    assert unknown == of_tls | {"method", "target", "protocol", "host", "referer", "user_agent", "user", "status"}
     assert (said["client"], said["received"]) == ("2001:db8::1", "\xff")
 
 

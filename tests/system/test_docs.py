@@ -89,6 +89,7 @@ DESCRIBED = {
 IN_PROSE = {
     "AccessOptions": ACCESS,
     "RateOptions": ACCESS,
+    "AuthOptions": ACCESS,
     "HeaderOptions": CONFIGURATION,
     "CacheOptions": CONFIGURATION,
     "ErrorPageOptions": CONFIGURATION,

@@ -50,8 +50,8 @@ function _shtab_ktlsd_using
   test "$_shtab_ktlsd_cmdpath" = "$argv"
 end
 
-set -g _shtab_ktlsd_commands doctor check compress
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
+set -g _shtab_ktlsd_commands doctor check compress hash-password
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --algorithm --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -98,3 +98,6 @@ complete -c ktlsd -n '_shtab_ktlsd_using compress' -l jobs -x -d 'number of thre
 complete -c ktlsd -n '_shtab_ktlsd_using compress' -l min-size -x -d 'skip smaller files (default 256)'
 complete -c ktlsd -n '_shtab_ktlsd_using compress' -l quiet -d 'print only errors'
 complete -c ktlsd -n '_shtab_ktlsd_using compress; and test $_shtab_ktlsd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'folder with the files to compress'
+complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a hash-password -d 'Print a line for the file of users that [[auth]] names'
+complete -c ktlsd -n '_shtab_ktlsd_using hash-password' -s h -l help -d 'show this help message and exit'
+complete -c ktlsd -n '_shtab_ktlsd_using hash-password' -l algorithm -xka "bcrypt argon2id sha512" -d '`bcrypt` (default, which nginx, Apache and Caddy know too), `argon2id` or `sha512`'

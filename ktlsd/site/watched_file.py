@@ -1,0 +1,98 @@
+"""A file outside of the root that is read again when it changes: users and keys.
+
+Strategy: a request looks at it at most once a second, in a thread. A version that cannot be read or used changes
+nothing and is logged once; one that has just been written is read at the next look, in case more is to come.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+import trio
+
+from ktlsd.attempt import needs_task
+from ktlsd.config.refusal import cause
+from ktlsd.file_identity import FileIdentity, identify
+from ktlsd.file_threads import FileThreads
+
+log = logging.getLogger("ktlsd")
+
+T = TypeVar("T")
+
+LARGEST: Final = 4 << 20
+"""Bytes."""
+
+_LOOK_SECONDS: Final = 1.0
+_SOON_SECONDS: Final = 0.2
+_SETTLED_NS: Final = 100_000_000
+_THREADS: Final = 2
+_STALLED_SECONDS: Final = 2.0
+
+
+class WatchedFile(Generic[T]):
+    """A file and what it means."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes], T]) -> None:
+        """Reads the file. `parse` raises ValueError for what it cannot use. Raises OSError and ValueError, whose text
+        does not name the file."""
+        self.path = path
+        self._parse = parse
+        self._threads = FileThreads(str(path), _STALLED_SECONDS, _THREADS)
+        self._looking = trio.Lock()
+        self._look_again = 0.0
+        self._complaint = ""
+        self._identity, data = self._read()
+        self.value = parse(data)
+        """The meaning of the last version that could be used."""
+
+    @property
+    def due(self) -> bool:
+        """Whether refresh() would look at the file."""
+        return time.monotonic() >= self._look_again and not self._looking.locked()
+
+    async def refresh(self) -> None:
+        """Take over what has changed. A concurrent request gets the former value."""
+        if not self.due:
+            return
+        needs_task()
+        async with self._looking:
+            self._look_again = time.monotonic() + _LOOK_SECONDS
+            try:
+                await self._threads.run(self._look)
+            except (OSError, ValueError) as error:
+                self._complain(cause(error))
+
+    def _look(self) -> None:
+        """Raises OSError and ValueError."""
+        identity, data = self._read(self._identity)
+        if identity == self._identity:
+            return
+        if time.time_ns() - max(identity[-2:]) < _SETTLED_NS:
+            self._look_again = time.monotonic() + _SOON_SECONDS
+            return
+        # Once is enough for a version that cannot be used.
+        self._identity = identity
+        self.value = self._parse(data)
+        self._complaint = ""
+        log.info("%s: read again", self.path)
+
+    def _read(self, known: FileIdentity | None = None) -> tuple[FileIdentity, bytes]:
+        """The version and the content, unless it is the `known` version. Raises OSError and ValueError."""
+        # Opening a named pipe would wait for its other end.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            identity = identify(descriptor)
+            data = b"" if identity == known else file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        return identity, data
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._complaint:
+            self._complaint = reason
+            log.error("%s: %s; the former version stays in force", self.path, reason.removeprefix(f"{self.path}: "))

@@ -1,0 +1,62 @@
+"""The checks of access of a site: made before the look-up, and refused with files that clients could get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ktlsd.config.options import AuthOptions, LimitOptions, SiteOptions
+from ktlsd.config.refusal import SettingsError
+from ktlsd.http.access import Visitor
+from ktlsd.http.client_networks import ClientNetworks
+from ktlsd.http.decide import Request
+from ktlsd.http.forwarded import Origin
+from ktlsd.http.request_target import parse_target
+from ktlsd.site.checks import checks_of
+from ktlsd.site.passwords import Passwords
+from ktlsd.site.site import Site
+
+LIMITS = LimitOptions()
+NETWORKS = ClientNetworks(LIMITS)
+
+
+async def test_a_refusal_looks_for_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "users").touch()
+    options = SiteOptions(root=tmp_path / "www", auth=(AuthOptions(path="/in/**", users=tmp_path / "users"),))
+    site = Site(options)
+
+    async def look_up(*_: object) -> None:
+        raise AssertionError("a file is looked for")
+
+    monkeypatch.setattr(site, "_find", look_up)
+    visitor = Visitor(b"GET", b"/in/x", {}, Origin("192.0.2.1", https=True))
+    answer = await site.answer(Request("GET"), parse_target(b"/in/x"), secure=True, visitor=visitor)
+    assert answer.response.status == 401
+    with pytest.raises(AssertionError, match="looked for"):
+        await site.answer(Request("GET"), parse_target(b"/out/x"), secure=True, visitor=visitor)
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("users", "reason"),
+    [
+        ("absent", "absent: No such file or directory"),
+        ("www/users", "www/users: is inside root, where clients could get it"),
+        ("www/.hidden/users", None),
+        (".", "Is a directory"),
+    ],
+)
+def test_files_of_users(tmp_path: Path, users: str, reason: str | None) -> None:
+    for name in ("www/users", "www/.hidden/users"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    path = tmp_path / users
+    options = SiteOptions(root=tmp_path / "www", auth=(AuthOptions(path="**", users=path),))
+    if reason is None:
+        assert len(checks_of(options, NETWORKS, Passwords(LIMITS, NETWORKS))) == 1
+        return
+    with pytest.raises(SettingsError, match=reason) as error:
+        checks_of(options, NETWORKS, Passwords(LIMITS, NETWORKS))
+    assert str(error.value).count(str(path)) == 1
