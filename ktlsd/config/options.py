@@ -125,8 +125,8 @@ class ErrorPageOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class RateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[rate]]: limits for the requests of each client network for matching paths: 429. Each worker counts
-    separately; all matching tables apply."""
+    """One [[rate]]: limits for the requests of each client network for matching paths (429), and send rates. Each
+    worker counts separately; all matching tables apply."""
 
     path: Glob
     """Pattern for paths; "**" for all."""
@@ -136,6 +136,14 @@ class RateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Requests that may come at once; by default ten seconds' worth."""
     concurrent: Count | None = None
     """Maximum responses in progress for one client network; by default no limit."""
+    response_bytes_per_second: Count | None = None
+    """Maximum send rate of one response, in bytes a second; by default no limit."""
+    connection_bytes_per_second: Count | None = None
+    """Maximum send rate of all responses on one connection together, in bytes a second; by default no limit."""
+    client_bytes_per_second: Count | None = None
+    """Maximum send rate of all responses to one client network together, in bytes a second; by default no limit."""
+    bytes_at_full_speed: Annotated[int, Meta(ge=0, description="a whole number from 0 on")] = 0
+    """Bytes that are sent at full speed before each of these rates applies."""
 
 
 class AuthOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -288,10 +296,6 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Names of index files; the first that exists is served for a folder."""
     listing: bool = False
     """List folders that have no index file."""
-    readme: bool = False
-    """Show the README.md of a listed folder below its list; needs the extra `pages`."""
-    thumbnails: bool = False
-    """Make small thumbnails of large pictures for listings; needs the extra `pages`."""
     dotfiles: bool = False
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     hide: tuple[Glob, ...] = ()
@@ -328,7 +332,7 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     access: tuple[AccessOptions, ...] = ()
     """Networks that may see paths; every matching table must allow a client."""
     rate: tuple[RateOptions, ...] = ()
-    """Limits for the requests of client networks by path; all matching tables apply."""
+    """Limits for the requests of client networks, and send rates, by path; all matching tables apply."""
     auth: tuple[AuthOptions, ...] = ()
     """Paths that ask for a password; every matching table must have the user."""
     hashed_names: bool = False

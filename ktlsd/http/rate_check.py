@@ -1,4 +1,4 @@
-"""Requests a second and responses in progress of a client network, by path: 429 for more. Pure.
+"""Requests a second and responses in progress of a client network, by path (429 for more), and send rates. Pure.
 
 Strategy: a check only looks (admits(), refusal()), since a request may be decided twice: first without a wait, then in
 a task. begin() counts a request, once, when its response begins, and the result keeps it in progress until the response
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
-from ktlsd.config.limits import BURST_SECONDS, Limit, TokenBuckets
+from ktlsd.config.limits import BURST_SECONDS, MOST_NETWORKS, Limit, TokenBuckets
 from ktlsd.config.options import RateOptions
 from ktlsd.http.access import Check, Visitor
+from ktlsd.http.byte_rate import ByteBucket, Pace
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Response, short
 from ktlsd.http.fields import Fields
@@ -29,12 +32,19 @@ _REASONS: Final = {
 }
 
 
+_BYTE_RATES: Final = ("response_bytes_per_second", "connection_bytes_per_second", "client_bytes_per_second")
+_OF_LIMITS: Final = (*("requests_per_second", "concurrent"), *_BYTE_RATES)
+
+
 def check(rule: RateOptions) -> None:
     """Raises ValueError for a rule without effect."""
-    if rule.requests_per_second is None and rule.concurrent is None:
-        raise ValueError("a rate without a limit: give requests_per_second or concurrent")
+    given = {key for key in _OF_LIMITS if getattr(rule, key) is not None}
+    if not given:
+        raise ValueError(f"a rate without a limit: give {', '.join(_OF_LIMITS[:-1])} or {_OF_LIMITS[-1]}")
     if rule.burst is not None and rule.requests_per_second is None:
         raise ValueError("burst without requests_per_second: give both, or leave burst out")
+    if rule.bytes_at_full_speed and given.isdisjoint(_BYTE_RATES):
+        raise ValueError(f"bytes_at_full_speed without a send rate: give {' or '.join(_BYTE_RATES)}")
 
 
 class RateCheck:
@@ -52,11 +62,12 @@ class RateCheck:
         self._buckets = None if rate is None else TokenBuckets(rate, rule.burst or max(1.0, rate * BURST_SECONDS))
         self._in_progress: dict[int, int] = {}
         """Responses by client network, where there are any."""
+        self._byte_buckets: dict[int, ByteBucket] = {}
 
     @property
     def remembered(self) -> int:
         """The number of stored entries."""
-        return len(self._in_progress) + len(self._buckets or ())
+        return len(self._in_progress) + len(self._byte_buckets) + len(self._buckets or ())
 
     def admits(self, visitor: Visitor) -> bool:
         """Whether the client network may have one more response."""
@@ -94,19 +105,48 @@ class RateCheck:
             return Limit.CLIENT_RESPONSES, _RETRY_SECONDS
         return None
 
-    def enter(self, origin: Origin) -> int | None:
-        """Count a request whose response begins; its client network, if leave() is to be told its end."""
+    def enter(self, origin: Origin, connection: ConnectionBuckets, entered: Entered) -> None:
+        """Count a request whose response begins, and give it its buckets of bytes."""
+        rule, now = self._rule, self._clock()
+        if rule.response_bytes_per_second is not None:
+            entered.buckets.append(ByteBucket(rule.response_bytes_per_second, rule.bytes_at_full_speed, now))
+        if rule.connection_bytes_per_second is not None:
+            bucket = connection.get(self)
+            if bucket is None:
+                bucket = ByteBucket(rule.connection_bytes_per_second, rule.bytes_at_full_speed, now)
+                connection[self] = bucket
+            bucket.users += 1
+            entered.buckets.append(bucket)
+            entered.ends.append(partial(_leave_bucket, bucket))
         network = self._networks.of(origin)
         if network is None:
-            return None
+            return
         if self._buckets is not None:
-            self._buckets.take(network, self._clock())
-        if self._rule.concurrent is None:
-            return None
-        self._in_progress[network] = self._in_progress.get(network, 0) + 1
-        return network
+            self._buckets.take(network, now)
+        if rule.client_bytes_per_second is not None:
+            bucket = self._bucket_of(network, rule.client_bytes_per_second, now)
+            bucket.users += 1
+            entered.buckets.append(bucket)
+            entered.ends.append(partial(_leave_bucket, bucket))
+        if rule.concurrent is not None:
+            self._in_progress[network] = self._in_progress.get(network, 0) + 1
+            entered.ends.append(partial(self._leave, network))
 
-    def leave(self, network: int) -> None:
+    def _bucket_of(self, network: int, rate: float, now: float) -> ByteBucket:
+        """The bucket of a client network, ordered by the last response."""
+        buckets = self._byte_buckets
+        bucket = buckets.pop(network, None) or ByteBucket(rate, self._rule.bytes_at_full_speed, now)
+        buckets[network] = bucket
+        # Two for each that is added, as in TokenBuckets; those in use are bounded by the limit on connections.
+        for oldest in list(islice(buckets, 2)):
+            if oldest != network and not buckets[oldest].users:
+                if now - buckets[oldest].free_at >= bucket.burst_seconds or len(buckets) > MOST_NETWORKS:
+                    del buckets[oldest]
+            else:
+                buckets[oldest] = buckets.pop(oldest)
+        return bucket
+
+    def _leave(self, network: int) -> None:
         """A response to this client network has ended."""
         left = self._in_progress[network] - 1
         if left:
@@ -115,31 +155,42 @@ class RateCheck:
             del self._in_progress[network]
 
 
+def _leave_bucket(bucket: ByteBucket) -> None:
+    bucket.users -= 1
+
+
+class Entered(NamedTuple):
+    """What rates have of one response."""
+
+    buckets: list[ByteBucket]
+    ends: list[Callable[[], None]]
+    """To be called at its end."""
+
+
 class InProgress:
     """One response, as the rates count it until its end."""
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_ends", "pace")
 
-    def __init__(self, entered: list[tuple[RateCheck, int]]) -> None:
-        self._entered = entered
+    def __init__(self, entered: Entered) -> None:
+        self._ends = entered.ends
+        self.pace = Pace(entered.buckets) if entered.buckets else None
+        """None if it is sent at full speed."""
 
     def end(self) -> None:
         """The response has ended, however it did."""
-        while self._entered:
-            check, network = self._entered.pop()
-            check.leave(network)
+        while self._ends:
+            self._ends.pop()()
 
 
-def begin(checks: Iterable[Check], origin: Origin) -> InProgress | None:
+def begin(checks: Iterable[Check], origin: Origin, connection: ConnectionBuckets) -> InProgress | None:
     """Count a request from there that has passed these checks, and whose response begins; None if its end does not
-    matter."""
-    entered = []
+    matter. `connection` are the connection's buckets."""
+    entered = Entered([], [])
     for check in checks:
         if isinstance(check, RateCheck):
-            network = check.enter(origin)
-            if network is not None:
-                entered.append((check, network))
-    return InProgress(entered) if entered else None
+            check.enter(origin, connection, entered)
+    return InProgress(entered) if entered.buckets or entered.ends else None
 
 
 def refused_by_now(visitor: Visitor) -> Response | None:
@@ -148,3 +199,7 @@ def refused_by_now(visitor: Visitor) -> Response | None:
         if isinstance(check, RateCheck) and (refusal := check.refused(visitor)) is not None:
             return refusal
     return None
+
+
+ConnectionBuckets = dict[RateCheck, ByteBucket]
+"""The buckets of one connection, by the rates that have one for each connection."""

@@ -14,7 +14,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Request, Response, options, refuse_method, short
 from ktlsd.http.fields import Fields
-from ktlsd.http.rate_check import InProgress, begin
+from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
@@ -108,7 +108,7 @@ class Exchange:
         answer = self._answer
         if answer is None or not answer.checks or answer.response.limit is not None:
             return None
-        return begin(answer.checks, self.origin)
+        return self._responder.begin(answer.checks, self.origin)
 
     def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
         return self.refused(short(status, reason))

@@ -23,6 +23,7 @@ from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.connection.transport import PacedTransport, Rest
 from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.byte_rate import Pace
 from ktlsd.http.decide import Response, refuse_head, short
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
@@ -34,6 +35,7 @@ from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_inline import InlineResponses
 from ktlsd.protocol.http1_reader import LIMIT_OF, HeadReader
+from ktlsd.protocol.pacing import send_file, send_text
 from ktlsd.protocol.refusals import log_closed
 from ktlsd.protocol.request_body import TooLarge
 from ktlsd.protocol.responder import Responder
@@ -113,10 +115,12 @@ class Http1:
         try:
             with counted(self._shared.row, IN_FLIGHT):
                 await driver.become_task()
+                in_progress = self._inline.in_progress
+                pace = None if in_progress is None else in_progress.pace
                 if rest.size:
-                    await self._transport.send_file(bytes(rest.data), descriptor, rest.offset, rest.size)
+                    await send_file(self._transport, pace, bytes(rest.data), descriptor, rest.offset, rest.size)
                 else:
-                    await self._transport.send_text(rest.data)
+                    await send_text(self._transport, pace, rest.data)
             complete = True
         finally:
             if descriptor >= 0:
@@ -189,7 +193,8 @@ class Http1:
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
             self._responder.log_refusal(self._client_described, head, response)
-            await self._send(head, response, opened, closes=closes)
+            pace = None if in_progress is None else in_progress.pace
+            await self._send(head, response, opened, pace, closes=closes)
         finally:
             if opened is not None:
                 opened.close()
@@ -257,7 +262,13 @@ class Http1:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     async def _send(
-        self, head: RequestHead | None, response: Response, opened: OpenFile | None, *, closes: bool
+        self,
+        head: RequestHead | None,
+        response: Response,
+        opened: OpenFile | None,
+        pace: Pace | None,
+        *,
+        closes: bool,
     ) -> None:
         """Send a response, and have it remembered; without a head, it refuses the bytes that were received."""
         beginning = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
@@ -272,13 +283,15 @@ class Http1:
         sent = self._transport.sent + len(data)
         chunked = chunked and head is not None and head.method != b"HEAD"
         try:
-            await self._send_body(data, response, opened, chunked=chunked)
+            await self._send_body(data, response, opened, pace, chunked=chunked)
         finally:
             self._responder.responses.count(self._arrived, (max(0, self._transport.sent - sent),))
         if self._log is not None:
             self._log.end(complete=True)
 
-    async def _send_body(self, data: bytes, response: Response, opened: OpenFile | None, *, chunked: bool) -> None:
+    async def _send_body(
+        self, data: bytes, response: Response, opened: OpenFile | None, pace: Pace | None, *, chunked: bool
+    ) -> None:
         """Send a head and the body that follows it."""
         transport = self._transport
         one_by_one = is_made_while_sent(response.body)
@@ -289,18 +302,18 @@ class Http1:
                     # Hundreds of small parts together take milliseconds.
                     await current_scheduler().next()
                 parts += 1
-                await send_part(transport, data, cast(OpenFile, opened), piece)
+                await send_part(transport, data, cast(OpenFile, opened), piece, pace)
                 data = b""
             elif piece:
                 data += writer.chunk(piece) if chunked else piece
                 if one_by_one:
-                    await transport.send_text(data)
+                    await send_text(transport, pace, data)
                     data = b""
             if one_by_one:
                 await trio.lowlevel.checkpoint()
         data += writer.LAST_CHUNK if chunked else b""
         if data:
-            await transport.send_text(data)
+            await send_text(transport, pace, data)
 
     # --- the body of a request ----------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class _Made(Struct, frozen=True, gc=False):
 class InlineResponses:
     """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
 
-    __slots__ = ("_at_once", "_in_progress", "_lines", "_log", "_responder", "_shared", "transport")
+    __slots__ = ("_at_once", "_lines", "_log", "_responder", "_shared", "in_progress", "transport")
     says_goodbye = False
 
     def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
@@ -65,7 +65,7 @@ class InlineResponses:
         self._at_once = responder.responses.at_once
         self._lines = lines
         self._log = log
-        self._in_progress: InProgress | None = None
+        self.in_progress: InProgress | None = None
         """The response that is being sent, if rates count it."""
         self.transport: PacedTransport = responder.transport
 
@@ -105,12 +105,13 @@ class InlineResponses:
             closes = head.closes
             if closes:
                 transport.hold_back()
-            rest = self._send(made)
+            in_progress = self.in_progress
+            rest = self._send(made) if in_progress is None or in_progress.pace is None else _unsent(made)
             if rest is not None:
                 arrived = self._shared.idle.sockets.now
                 return PendingWork(received, rest, made.descriptor, ends=closes, size=made.size, arrived=arrived)
             self._at_once.append(made.size)
-            if self._in_progress is not None:
+            if in_progress is not None:
                 self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=True)
@@ -125,9 +126,9 @@ class InlineResponses:
 
     def end_in_progress(self) -> None:
         """The response has ended, also if only its rest was sent elsewhere."""
-        if self._in_progress is not None:
-            self._in_progress.end()
-            self._in_progress = None
+        if self.in_progress is not None:
+            self.in_progress.end()
+            self.in_progress = None
 
     def _scan(self, received: bytes, size: int) -> RequestHead | None:
         """The request whose head is the first `size` bytes received, if a task is not needed to tell what it is.
@@ -164,7 +165,7 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
-        self._in_progress = responder.begin_remembered(entry, head, made.head_size, self._log)
+        self.in_progress = responder.begin_remembered(entry, head, made.head_size, self._log)
         return made
 
     def _decide(self, head: RequestHead) -> _Made | None:
@@ -205,7 +206,7 @@ class InlineResponses:
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
         self._responder.count(response)
-        self._in_progress = exchange.begin()
+        self.in_progress = exchange.begin()
         if self._log is not None:
             self._log.answered(response.status.value, made.head_size)
         self._responder.log_refusal(exchange.described, exchange.head, response)
@@ -256,3 +257,8 @@ class InlineResponses:
         if rest is None:
             os.close(descriptor)
         return rest
+
+
+def _unsent(made: _Made) -> Rest:
+    """All of it, for a task."""
+    return Rest(made.data, made.part.offset, made.part.count if made.descriptor >= 0 else 0)

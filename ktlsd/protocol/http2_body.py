@@ -16,6 +16,7 @@ import trio
 
 from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.byte_rate import Pace
 from ktlsd.http.rate_check import InProgress
 from ktlsd.http2.frames import HEADER_BYTES
 from ktlsd.http2.turns import places
@@ -82,6 +83,11 @@ class Body:
         self._pieces: deque[memoryview | ByteRange] = deque()
         self._close: Callable[[], None] | None = None
         self._drained: trio.Event | None = None
+
+    @property
+    def pace(self) -> Pace | None:
+        """That of the response, if it has one."""
+        return None if self.in_progress is None else self.in_progress.pace
 
     def use_descriptor(self, descriptor: int, identity: FileIdentity | None) -> None:
         """Take the descriptor of the file over."""

@@ -34,10 +34,12 @@ from ktlsd.protocol import http1_writer
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
+from ktlsd.protocol.pacing import next_turn
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
 from ktlsd.protocol.response_body import is_made_while_sent, pieces
 from ktlsd.site.error_page import for_client
+from ktlsd.site.lookup import OpenFile
 from ktlsd.site.response_cache import CacheEntry
 from ktlsd.site.site import Answer
 
@@ -228,7 +230,9 @@ class Http2Responses:
         file.log = responder.new_log(file)
         file.in_progress = responder.begin_remembered(entry, head, 0, file.log)
         file.counts = self._counts
-        if data is not None:
+        if file.pace is not None:
+            self._give_paced(stream_id, block, cast(ByteRange, part) if data is None else data, file, None)
+        elif data is not None:
             self._give(stream_id, block, data, file)
         else:
             self._begin(stream_id, block, file)
@@ -265,12 +269,14 @@ class Http2Responses:
                 if isinstance(content, ByteRange) and not opened.waits:
                     data = self._small(body, content)
             body.in_progress = exchange.begin()
-            if data is not None:
+            if body.pace is not None:
+                self._give_paced(stream_id, block, content if data is None else data, body, opened)
+            elif data is not None:
                 self._give(stream_id, block, data, body)
             elif not self._begin(stream_id, block, body):
                 return
             elif opened is None or opened.waits or is_made_while_sent(content):
-                self.tasks.append(partial(self._produce, stream_id, body, content, answer))
+                self.tasks.append(partial(self._produce, stream_id, body, content, opened))
             else:
                 self._offer(stream_id, body, cast("ByteRange | Multipart", content))
 
@@ -299,6 +305,13 @@ class Http2Responses:
             body.push(data)
             self._sender.offer(stream_id, len(data), last=True)
 
+    def _give_paced(self, stream_id: int, block: bytes, content: Content, body: Body, opened: OpenFile | None) -> None:
+        """Have head and body sent, the body at its pace. `opened` is the file if reads of it may have to wait."""
+        if content == b"":
+            self._give(stream_id, block, b"", body)
+        elif self._begin(stream_id, block, body):
+            self.tasks.append(partial(self._produce, stream_id, body, content, opened))
+
     def _note_whole(self, arrived: float, size: int) -> None:
         if not self.whole_sizes:
             self._whole_since = arrived
@@ -321,17 +334,14 @@ class Http2Responses:
                 body.push(piece)
             self._sender.offer(stream_id, count, last=True)
 
-    async def _produce(self, stream_id: int, body: Body, content: Content, answer: Answer) -> None:
-        """The task of a body that is made while it is sent, or whose file is read in a thread."""
+    async def _produce(self, stream_id: int, body: Body, content: Content, opened: OpenFile | None) -> None:
+        """The task of a body that is made while it is sent, whose file is read in a thread, or that has a pace."""
         try:
             for piece in pieces(content):
-                if isinstance(piece, ByteRange):
-                    file = answer.opened
-                    if file is None:
-                        raise RuntimeError("a part of no file")
+                if isinstance(piece, ByteRange) and opened is not None and opened.waits:
                     offset, end = piece.offset, piece.end
                     while offset < end:
-                        data = await file.read_piece(offset, end - offset)
+                        data = await opened.read_piece(offset, end - offset)
                         if not data:
                             raise FileShrank
                         if not await self._push(stream_id, body, data):
@@ -378,14 +388,27 @@ class Http2Responses:
             self._sender.resume(stream_id)
             self._wake()
 
-    async def _push(self, stream_id: int, body: Body, data: bytes) -> bool:
-        """Have a piece sent; False if the stream is gone."""
-        if self.bodies.get(stream_id) is not body:
-            return False
-        body.push(data)
-        self._sender.offer(stream_id, len(data), last=False)
-        self._wake()
-        await body.drained()
+    async def _push(self, stream_id: int, body: Body, piece: bytes | ByteRange) -> bool:
+        """Have a piece sent, turn by turn if it has a pace; False if the stream is gone."""
+        sent, size = 0, len(piece) if isinstance(piece, bytes) else piece.count
+        while sent < size:
+            count = size
+            if body.pace is not None:
+                began = trio.current_time()
+                count = await next_turn(body.pace, size - sent)
+                if body.noted_at is not None:
+                    # It was not the client that was slow.
+                    body.noted_at += trio.current_time() - began
+            if self.bodies.get(stream_id) is not body:
+                return False
+            if isinstance(piece, bytes):
+                body.push(piece[sent : sent + count])
+            else:
+                body.push(ByteRange(piece.offset + sent, count))
+            sent += count
+            self._sender.offer(stream_id, count, last=False)
+            self._wake()
+            await body.drained()
         return self.bodies.get(stream_id) is body
 
     # --- ends ---------------------------------------------------------------------------------------------------------

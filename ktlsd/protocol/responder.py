@@ -19,16 +19,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ktlsd.config.limits import Limit, more
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
-from ktlsd.http.access import Visitor
+from ktlsd.http.access import Check, Visitor
 from ktlsd.http.decide import Denied, Miss, Response
 from ktlsd.http.forwarded import Origin
-from ktlsd.http.rate_check import InProgress, begin
+from ktlsd.http.rate_check import ConnectionBuckets, InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import DENIED, LIMITED, REQUESTS, HttpVersion
@@ -54,7 +54,7 @@ class Responder:
     """The requests of one connection, independent of the protocol."""
 
     __slots__ = (
-        *("_partitions", "_requests", "_user"),
+        *("_buckets", "_partitions", "_requests", "_user"),
         *("client", "limits", "requests_left", "responses", "shared", "transport"),
     )
 
@@ -70,6 +70,7 @@ class Responder:
         self.requests_left = limits.requests_per_connection or sys.maxsize
         self._user: bytes | None = None
         """The name in the request that find() had last, if it passed checks."""
+        self._buckets: ConnectionBuckets | None = None
         self._partitions = client.partition(https=False), client.partition(https=True)
 
     def new_log(self, sending: Sending) -> RequestLog | None:
@@ -132,7 +133,13 @@ class Responder:
             self.log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
         if not entry.checks:
             return None
-        return begin(entry.checks, self.origin_of(head.of_fields.values, self.shared.service))
+        return self.begin(entry.checks, self.origin_of(head.of_fields.values, self.shared.service))
+
+    def begin(self, checks: Iterable[Check], origin: Origin) -> InProgress | None:
+        """Count a request from there, whose response begins, in the rates among the checks that it has passed."""
+        if self._buckets is None:
+            self._buckets = {}
+        return begin(checks, origin, self._buckets)
 
     def count(self, response: Response) -> None:
         """Count a request that gets this response."""

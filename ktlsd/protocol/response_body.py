@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from ktlsd.connection.transport import FileShrank, PacedTransport
 from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.byte_rate import Pace
 from ktlsd.http.multipart import Multipart
+from ktlsd.protocol.pacing import send_file, send_text
 from ktlsd.site.lookup import OpenFile
 
 Body = ByteRange | Multipart | Iterator[bytes] | bytes
@@ -43,10 +45,13 @@ def is_made_while_sent(body: Body) -> bool:
     return not isinstance(body, bytes | ByteRange | Multipart)
 
 
-async def send_part(transport: PacedTransport, data: bytes, file: OpenFile, part: ByteRange) -> None:
-    """Send bytes from memory, and then a part of the file. Raises as PacedTransport.send_file() does."""
+async def send_part(
+    transport: PacedTransport, data: bytes, file: OpenFile, part: ByteRange, pace: Pace | None = None
+) -> None:
+    """Send bytes from memory, and then a part of the file, at a pace if there is one. Raises as
+    PacedTransport.send_file() does."""
     if not file.waits:
-        await transport.send_file(data, file.descriptor, part.offset, part.count)
+        await send_file(transport, pace, data, file.descriptor, part.offset, part.count)
         return
     # The kernel must not read it for a sendfile: it might wait for the file system on the event loop.
     offset, end = part.offset, part.offset + part.count
@@ -54,6 +59,6 @@ async def send_part(transport: PacedTransport, data: bytes, file: OpenFile, part
         piece = await file.read_piece(offset, end - offset)
         if not piece:
             raise FileShrank
-        await transport.send_text(data + piece)
+        await send_text(transport, pace, data + piece)
         data = b""
         offset += len(piece)

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 import pytest
 
+from ktlsd.config.limits import MOST_NETWORKS
 from ktlsd.config.options import LimitOptions, RateOptions
 from ktlsd.config.values import Network
 from ktlsd.http.access import Visitor
@@ -13,7 +14,7 @@ from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.protected_paths import GuardedPaths
-from ktlsd.http.rate_check import RateCheck, begin, check, refused_by_now
+from ktlsd.http.rate_check import ConnectionBuckets, RateCheck, begin, check, refused_by_now
 
 LIMITS = LimitOptions(client_ipv4_prefix=24, exempt_clients=(Network("203.0.113.0/24"),))
 PROXY = "198.51.100.1"
@@ -44,7 +45,7 @@ def asked(limited: RateCheck, address: str = "192.0.2.1") -> Response | None:
     """The refusal of a request; one that is not refused is answered at once."""
     refused = limited.refused(visitor(address))
     assert (refused is None) == limited.admits(visitor(address))
-    if refused is None and (in_progress := begin([limited], Origin(address, https=True))) is not None:
+    if refused is None and (in_progress := begin([limited], Origin(address, https=True), {})) is not None:
         in_progress.end()
     return refused
 
@@ -100,7 +101,7 @@ def test_networks_are_those_of_the_limits() -> None:
 def test_responses_in_progress_are_counted_until_they_end() -> None:
     limited = rate(Clock(), concurrent=2)
     here = Origin("192.0.2.1", https=True)
-    first, second = begin([limited], here), begin([limited], here)
+    first, second = begin([limited], here, {}), begin([limited], here, {})
     assert first is not None
     assert second is not None
     refused = limited.refused(visitor())
@@ -119,8 +120,53 @@ def test_one_that_waited_for_a_disk_is_refused_if_others_were_faster() -> None:
     late = visitor()
     late.passed.append(limited)
     assert refused_by_now(late) is None
-    assert begin([limited], late.origin) is not None
+    assert begin([limited], late.origin, {}) is not None
     assert refused_by_now(late) is not None
+
+
+def test_buckets_of_bytes_are_of_a_response_a_connection_and_a_network() -> None:
+    clock = Clock()
+    limited = rate(
+        *(clock,), response_bytes_per_second=1000, connection_bytes_per_second=1000, client_bytes_per_second=1000
+    )
+    here, there = Origin("192.0.2.1", https=True), Origin("192.0.3.1", https=True)
+    one: ConnectionBuckets = {}
+    another: ConnectionBuckets = {}
+
+    def wait(origin: Origin, connection: ConnectionBuckets) -> float:
+        """Seconds until the second turn of 4096 bytes."""
+        in_progress = begin([limited], origin, connection)
+        assert in_progress is not None
+        assert in_progress.pace is not None
+        in_progress.pace.next_turn(4096, clock.now)
+        at = in_progress.pace.next_turn(4096, clock.now)[1]
+        in_progress.end()
+        return at - clock.now
+
+    assert wait(here, one) == pytest.approx(4.096)
+    assert wait(here, one) == pytest.approx(4.096 * 3)
+    assert wait(here, another) == pytest.approx(4.096 * 5)
+    assert wait(there, {}) == pytest.approx(4.096)
+    # Those of a response and a connection are not of a client network.
+    assert wait(Origin("unix", https=True), {}) == pytest.approx(4.096)
+    assert limited.remembered == 2
+    clock.now += 100
+    assert wait(there, {}) == pytest.approx(4.096)
+    assert limited.remembered == 1
+
+
+def test_the_buckets_of_bytes_are_bounded() -> None:
+    clock = Clock()
+    limited = rate(clock, client_bytes_per_second=1)
+    kept = begin([limited], Origin("9.9.9.9", https=True), {})
+    assert kept is not None
+    for number in range(MOST_NETWORKS + 100):
+        in_progress = begin([limited], Origin(f"10.{number >> 8}.{number & 255}.1", https=True), {})
+        assert in_progress is not None
+        assert in_progress.pace is not None
+        in_progress.pace.next_turn(100, clock.now)
+        in_progress.end()
+    assert limited.remembered <= MOST_NETWORKS + 1
 
 
 @pytest.mark.parametrize(
@@ -129,6 +175,7 @@ def test_one_that_waited_for_a_disk_is_refused_if_others_were_faster() -> None:
         (RateOptions(path="**"), "without a limit"),
         (RateOptions(path="**", burst=3), "without a limit"),
         (RateOptions(path="**", burst=3, concurrent=3), "burst without"),
+        (RateOptions(path="**", bytes_at_full_speed=3, concurrent=3), "bytes_at_full_speed without"),
     ],
 )
 def test_a_rule_without_effect_is_refused(rule: RateOptions, complaint: str) -> None:

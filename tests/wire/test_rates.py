@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 
@@ -26,20 +27,37 @@ burst = 5
 [[rate]]
 path = "/large/**"
 concurrent = 2
+
+[[rate]]
+path = "/slow/response"
+response_bytes_per_second = 500_000
+
+[[rate]]
+path = "/slow/burst"
+response_bytes_per_second = 1000
+bytes_at_full_speed = 900_000
+
+[[rate]]
+path = "/slow/connection"
+connection_bytes_per_second = 500_000
+
+[[rate]]
+path = "/slow/client"
+client_bytes_per_second = 500_000
 """
 LARGE = 16 << 20
+SLOW = 1_000_000
+"""Bytes that take two seconds."""
+SIZES = {
+    **{"few/a.txt": 1, "few/b.txt": 1, "other.txt": 1, "large/file": LARGE, "slow-down.html": 5},
+    **{f"slow/{name}": SLOW for name in ("response", "burst", "connection", "client")},
+}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("rates")
-    for name, size in (
-        ("few/a.txt", 1),
-        ("few/b.txt", 1),
-        ("other.txt", 1),
-        ("large/file", LARGE),
-        ("slow-down.html", 5),
-    ):
+    for name, size in SIZES.items():
         path = folder / "www" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
@@ -121,3 +139,68 @@ def test_refusals_are_counted_and_logged_now_and_then(server: Running) -> None:
     assert "/few/a.txt" in line
     assert sum(" 429 " in line and "a second" in line for line in server.log) == 1
     assert value(numbers(metrics_port(server)), "ktlsd_limited_total", limit="requests_per_second") >= 4
+
+
+# --- send rates
+
+
+class Taker(threading.Thread):
+    """Takes a part of a file several times at once on one connection, and notes how much came when."""
+
+    def __init__(self, server: Running, protocol: str, name: str, client: str, count: int, size: int = SLOW) -> None:
+        super().__init__()
+        self._place, self._protocol, self._size = place(server), protocol, size
+        self._asked = f"/slow/{name}", client, f"Range: bytes=0-{size - 1}"
+        self._count = count
+        self.after_a_second = 0
+        self.seconds = 0.0
+        self.start()
+
+    def run(self) -> None:
+        with plain_conversation(self._place, self._protocol) as connection:
+            began = time.monotonic()
+            taken = {connection.begin(*self._asked): 0 for _ in range(self._count)}
+            while any(have < self._size for have in taken.values()):
+                for download, have in taken.items():
+                    taken[download] = len(download.read(min(have + 1, self._size)))
+                if time.monotonic() < began + 1:
+                    self.after_a_second = connection.received_bytes
+            self.seconds = time.monotonic() - began
+
+
+def test_send_rates(server: Running) -> None:
+    http_1, http_2 = PROTOCOLS
+    each = [
+        Taker(server, http_1, "response", address(http_1, 6), 1),
+        Taker(server, http_2, "response", address(http_2, 6), 1),
+        Taker(server, http_1, "connection", address(http_1, 7), 1),
+        Taker(server, http_2, "connection", address(http_2, 7), 2, SLOW // 2),
+        Taker(server, http_1, "connection", "X-Forwarded-For: unix", 1),
+    ]
+    two_streams = Taker(server, http_2, "response", address(http_2, 8), 2)
+    shared = [Taker(server, protocol, "client", address(http_1, 9), 1, SLOW // 2) for protocol in PROTOCOLS]
+    for taker in (*each, two_streams, *shared):
+        taker.join()
+    for taker in (*each, two_streams):
+        assert taker.seconds >= 1.5
+    for taker in each:
+        assert taker.after_a_second <= 620_000
+    assert two_streams.after_a_second <= 1_240_000
+    assert max(taker.seconds for taker in shared) >= 1.5
+    assert sum(taker.after_a_second for taker in shared) <= 620_000
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_response_begins_at_full_speed(server: Running, protocol: str) -> None:
+    with plain_conversation(place(server), protocol) as connection:
+        # Of the rest, it is 8 seconds' worth.
+        began = time.monotonic()
+        got = len(connection.begin("/slow/burst", address(protocol, 10)).read(900_000))
+        assert got <= 900_000 + 5000 + 1000 * (time.monotonic() - began)
+        assert time.monotonic() < began + 30
+    # What has no body waits for nobody.
+    with plain_conversation(place(server), protocol) as connection:
+        answer = connection.get("/slow/burst", address(protocol, 10), method="HEAD")
+        assert answer.status == 200
+        tag = f"If-None-Match: {answer.fields['etag']}"
+        assert connection.get("/slow/burst", address(protocol, 10), tag).status == 304
