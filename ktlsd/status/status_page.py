@@ -7,6 +7,7 @@ written out, readable without the script, which later fills in the texts of newe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from ktlsd.metrics.metrics import (
     SENDFILE,
     STARTED,
     USER_SPACE,
+    Histogram,
     MetricsStore,
     Series,
+    histograms,
     series,
     total,
 )
@@ -121,6 +124,8 @@ def snapshot(view: View) -> Snapshot:
         ("failures", "Failed handshakes", f"{total('ktlsd_handshake_failures_total', totals):,}"),
         ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total', totals):,}"),
         ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),
+        ("uptime", "Uptime", _duration(int(now - view.store.started))),
+        ("expires", "Certificate expires", _first_end(view.validities, now)),
     )
     sent = sum(totals[place] for _, place in _PATHS)
     tables: tuple[Table, ...] = (
@@ -129,7 +134,7 @@ def snapshot(view: View) -> Snapshot:
             "TLS connections",
             ("Protocol", "Cipher", "Sends (TX)", "Receives (RX)", "Connections"),
             1,
-            _counts(negotiated),
+            [(*number.labels[:2], *map(_by_path, number.labels[2:]), f"{number.value:,}") for number in negotiated],
         ),
         Table(
             "fallbacks",
@@ -148,6 +153,13 @@ def snapshot(view: View) -> Snapshot:
             ("Path", "Bytes", "Share"),
             2,
             [(title, human_size(totals[place]), _percent(totals[place], sent)) for title, place in _PATHS],
+        ),
+        Table(
+            "latency",
+            "Requests by protocol",
+            ("Protocol", "Requests", "50 % within", "95 % within", "99 % within"),
+            4,
+            [_latency(found) for found in histograms(BY_NAME["ktlsd_request_duration_seconds"], totals)],
         ),
         Table(
             "statuses",
@@ -173,7 +185,7 @@ def snapshot(view: View) -> Snapshot:
         Table(
             "certificates",
             "Certificates",
-            ("Site", "File", "Ends (UTC)", "Days left"),
+            ("Site", "File", "Expires (UTC)", "Days left"),
             1,
             [
                 *(_certificate(validity, now) for validity in view.validities),
@@ -219,8 +231,9 @@ def _state(shown: Snapshot) -> str:
 def _table(table: Table) -> str:
     kinds = _kinds(table)
     heads = "".join(f'<th scope="col"{kind}>{column}</th>' for column, kind in zip(table.columns, kinds, strict=True))
+    labels = [f'{kind} data-label="{column}"' for column, kind in zip(table.columns, kinds, strict=True)]
     rows = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row, kinds, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{label}>{escape(text)}</td>" for text, label in zip(row, labels, strict=True)) + "</tr>"
         for row in table.rows
     )
     return (
@@ -234,6 +247,35 @@ def _table(table: Table) -> str:
 def _kinds(table: Table) -> Sequence[str]:
     texts = len(table.columns) - table.numeric
     return [""] * texts + [' class="number"'] * table.numeric
+
+
+def _by_path(offload: str) -> str:
+    """A side of a connection that the kernel does not encrypt is encrypted by OpenSSL."""
+    return "user space" if offload == Offload.NONE.name.lower() else offload
+
+
+def _latency(found: Histogram) -> tuple[str, ...]:
+    count = sum(bucket.value for bucket in found.buckets)
+    shares = (_quantile(found.buckets, share) for share in (0.5, 0.95, 0.99))
+    return (*found.labels, f"{count:,}", *("\u2013" if bound is None else _seconds(bound) for bound in shares))
+
+
+def _quantile(buckets: Sequence[Series], share: float) -> float | None:
+    """The upper bound of the bucket that this share of all ends in, in seconds; None without any."""
+    left = share * sum(bucket.value for bucket in buckets)
+    if not left:
+        return None
+    for bucket in buckets:
+        left -= bucket.value
+        if left <= 0:
+            return float(bucket.labels[-1])
+    return math.inf
+
+
+def _seconds(bound: float) -> str:
+    if math.isinf(bound):
+        return "over an hour"
+    return f"{bound * 1000:g} ms" if bound < 1 else f"{bound:g} s"
 
 
 def _counts(numbers: Iterable[Series]) -> list[tuple[str, ...]]:
@@ -254,6 +296,13 @@ def _worker(number: int, row: list[int], now: float) -> tuple[str, ...]:
 def _certificate(validity: Validity, now: float) -> tuple[str, ...]:
     ends = time.strftime("%Y-%m-%d %H:%M", time.gmtime(validity.ends))
     return validity.site, validity.file, ends, f"{int(validity.ends - now) // _DAY:,}"
+
+
+def _first_end(validities: Sequence[Validity], now: float) -> str:
+    if not validities:
+        return "\u2013"
+    days = int(min(validity.ends for validity in validities) - now) // _DAY
+    return f"in {days:,} day{'s' if days != 1 else ''}" if days >= 0 else "has expired"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -58,12 +58,19 @@ def test_everything_is_there_without_script(browser: Browser, running: Running, 
         assert "the kernel has no tls ULP" in page.inner_text("#fallbacks") or "TX" not in page.inner_text("#fallbacks")
         assert page.get_by_role("row").filter(has=page.get_by_role("cell", name="404", exact=True)).count() == 1
         assert page.get_by_role("table", name="Workers").get_by_role("row").count() == 3
+        assert page.inner_text("#uptime").startswith("00:0")
+        assert page.inner_text("#expires").startswith("in ")
+        assert rows(page, "latency")[0][0] == "HTTP/1.1"
+        assert rows(page, "latency")[0][2].endswith("ms")
+        assert "none" not in page.inner_text("#paths")
         assert page.inner_text("#certificates").split("\t")[:2] == ["default", str(running.certificate)]
 
 
 def test_figures_and_plots_move(browser: Browser, running: Running, site: str) -> None:
     with opened(browser, site) as page:
         assert page.locator("#plots h3").all_inner_texts() == TITLES
+        wait_until(page, DRAWN)
+        assert page.locator(".note:visible").all_inner_texts() == ["No open TLS connections"]
         before = figure(page, "requests")
         with connect(running.port), connect(running.port):
             for _ in range(3):
@@ -120,6 +127,11 @@ def test_nothing_sticks_out_on_a_phone(browser: Browser, site: str, width: int) 
         wide = "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).length"
         assert page.eval_on_selector_all("header *, dl *, figure, figcaption *, section, h2, .wide", wide) == 0
         assert page.locator("#pause").bounding_box()["height"] >= 44  # type: ignore[index]
+        # Each cell is a line with its column's name.
+        cells = "all => all.map(cell => getComputedStyle(cell, '::before').content)"
+        assert page.eval_on_selector_all("#workers tr:first-child td", cells)[0] == '"Worker"'
+        sizes = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+        assert page.eval_on_selector_all(".wide", sizes) == 0
 
 
 @pytest.mark.parametrize("options", [{"color_scheme": "light"}, PHONE | {"color_scheme": "dark"}])

@@ -31,6 +31,7 @@
       show: percent,
       top: 100,
       lines: [["share", (now) => (now.tls ? (100 * now.ktls) / now.tls : null)]],
+      empty: "No open TLS connections",
     },
   ];
 
@@ -52,6 +53,7 @@
     const picture = make(figure, "svg", {
       class: "plot", role: "img", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
     });
+    const note = make(figure, "p", { class: "note" }, plot.empty ?? "No data yet");
     const ends = make(figure, "div", { class: "ends" });
     make(ends, "span", {}, "2 minutes ago");
     make(ends, "span", {}, "now");
@@ -62,7 +64,7 @@
       legend.append(` ${title} `);
       return { title, value, values: [], legend: make(legend, "b"), path: make(picture, "path", { class: `line-${index + 1}` }) };
     });
-    return { ...plot, picture, label, lines };
+    return { ...plot, picture, note, label, lines };
   }
 
   // The next of 1, 2, 5, 10, ... in the unit that it is shown in.
@@ -94,18 +96,22 @@
       });
       path.setAttribute("d", steps.join(""));
       const last = values.at(-1) ?? null;
-      legend.textContent = last === null ? "none" : plot.show(last);
-      return `${title} ${legend.textContent}`;
+      legend.textContent = last === null ? "\u2013" : plot.show(last);
+      return `${title} ${last === null ? "unknown" : legend.textContent}`;
     });
+    plot.note.hidden = plot.lines.some(({ values }) => values.some((value) => value !== null));
     plot.picture.setAttribute("aria-label", `${plot.title}: ${spoken.join(", ")}`);
   }
 
   function fill(body, rows) {
-    const kinds = [...body.parentElement.tHead.rows[0].cells].map((cell) => cell.className);
+    const heads = [...body.parentElement.tHead.rows[0].cells];
     body.replaceChildren();
     for (const texts of rows) {
       const row = make(body, "tr");
-      texts.forEach((text, index) => make(row, "td", kinds[index] ? { class: kinds[index] } : {}, text));
+      texts.forEach((text, index) => {
+        const { className, textContent } = heads[index];
+        make(row, "td", { "data-label": textContent, ...(className && { class: className }) }, text);
+      });
     }
   }
 
