@@ -30,6 +30,7 @@ from ktlsd.metrics.metrics import (
     BEAT,
     BUCKETS,
     COLD_READS,
+    DURATION_BUCKETS,
     IN_FLIGHT,
     METRICS,
     OPEN,
@@ -485,6 +486,8 @@ def test_the_page_of_a_new_server() -> None:
         "failures": "0",
         "cold": "0",
         "restarts": "0",
+        "uptime": "00:00:00",
+        "expires": "\u2013",
     }
     count_handshake(row, 0.1, shake(), SOFTWARE, NO_KTLS)
     for _ in range(2):
@@ -496,6 +499,27 @@ def test_the_page_of_a_new_server() -> None:
     assert (shown.numbers["tls"], shown.numbers["ktls"], shown.numbers["connections"]) == (5, 2, 6)
     fallbacks = next(table.rows for table in shown.tables if table.name == "fallbacks")
     assert fallbacks == [("TX", Reason.NO_ULP.value, "2"), ("RX", Reason.NO_ULP.value, "3")]
+
+
+def test_times_of_requests_by_protocol() -> None:
+    store = MetricsStore(1)
+    bounds = slots_of("ktlsd_request_duration_seconds", HttpVersion.HTTP_2.value)
+    for bucket, count in ((0, 60), (3, 38), (len(DURATION_BUCKETS), 2)):
+        store.rows[0][bounds.first + bucket] = count
+    shown = snapshot(View(store, (), ready=True))
+    latency = next(table.rows for table in shown.tables if table.name == "latency")
+    assert latency == [
+        ("HTTP/1.1", "0", *("\u2013",) * 3),
+        ("HTTP/2", "100", "0.1 ms", "1 ms", "over an hour"),
+    ]
+
+
+@pytest.mark.parametrize(("left", "shown"), [(86400 * 30 + 5, "in 30 days"), (86405, "in 1 day"), (-5, "has expired")])
+def test_the_first_certificate_to_expire(left: int, shown: str) -> None:
+    ends = (int(time.time()) + left, int(time.time()) + left + 10**7)
+    validities = tuple(Validity("a", "b", 0, end) for end in ends)
+    figures = snapshot(View(MetricsStore(1), validities, ready=True)).figures
+    assert {name: text for name, _, text in figures}["expires"] == shown
 
 
 # --- the documents
