@@ -149,6 +149,11 @@ class Configuration:
         """The troubles with orders of certificates; "" for none."""
         return "" if self._orders is None else self._orders.note
 
+    def stop_orders(self) -> None:
+        """Leave orders to another process."""
+        self._orders_by_http = None
+        self._end_orders()
+
     def _end_orders(self) -> None:
         if self._orders is not None:
             self._orders.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -26,6 +26,8 @@ _LONGEST: Final = 256
 class _Message(Struct, frozen=True, omit_defaults=True):
     added: Kind | None = None
     removed: int | None = None
+    leaves: bool = False
+    """Another process takes the place of the parent and its workers."""
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
@@ -34,6 +36,11 @@ def make_pair() -> tuple[socket.socket, socket.socket]:
     ours.setblocking(False)
     theirs.setblocking(False)
     return ours, theirs
+
+
+def tell_leave(worker: socket.socket) -> None:
+    """Tell a worker that another process takes its place. Raises OSError."""
+    worker.send(msgspec.json.encode(_Message(leaves=True)))
 
 
 def hand_over(worker: socket.socket, added: Iterable[Listener], removed: Iterable[Listener]) -> None:
@@ -45,35 +52,31 @@ def hand_over(worker: socket.socket, added: Iterable[Listener], removed: Iterabl
         worker.send(msgspec.json.encode(_Message(removed=_inode(listener))))
 
 
-async def follow_parent(parent: socket.socket, opened: Opened, configuration: Configuration) -> None:
-    """Listen as the parent says, until it ends."""
+async def follow_parent(
+    parent: socket.socket, opened: Opened, configuration: Configuration, leave: Callable[[], None]
+) -> None:
+    """Listen as the parent says, until it ends; `leave` is called if another process takes its place."""
     while True:
         await trio.lowlevel.wait_readable(parent)
-        change = receive(parent, opened.listeners)
-        if change is None:
+        data, descriptors, _, _ = socket.recv_fds(parent, _LONGEST, 1)
+        if not data:
             return
-        added, removed = change
+        message = msgspec.json.decode(data, type=_Message)
+        if message.leaves:
+            leave()
+            continue
+        added = [_received(descriptor, message.added or Kind.HTTPS) for descriptor in descriptors]
+        removed = [listener for listener in opened.listeners if _inode(listener) == message.removed]
         kept = [listener for listener in opened.listeners if listener not in removed]
         opened.change_listeners([*kept, *added], added, removed)
         configuration.listeners_changed()
 
 
-def receive(parent: socket.socket, known: Iterable[Listener]) -> tuple[list[Listener], list[Listener]] | None:
-    """The listeners that a message adds, and those of the known ones that it removes; None once the parent has ended.
-
-    Raises BlockingIOError if there is no message.
-    """
-    data, descriptors, _, _ = socket.recv_fds(parent, _LONGEST, 1)
-    if not data:
-        return None
-    message = msgspec.json.decode(data, type=_Message)
-    added = []
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
-        sock = socket.socket(fileno=descriptor)
-        sock.setblocking(False)
-        added.append(Listener(sock, message.added or Kind.HTTPS))
-    return added, [listener for listener in known if _inode(listener) == message.removed]
+def _received(descriptor: int, kind: Kind) -> Listener:
+    os.set_inheritable(descriptor, False)
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return Listener(sock, kind)
 
 
 def _inode(listener: Listener) -> int:

@@ -37,13 +37,23 @@ class Opening(NamedTuple):
 class Opened:
     """The listening sockets and logs of a process. The creator closes them."""
 
-    def __init__(self, settings: Settings, logs: Logs, passed: Sequence[Passed], owner: Identity | None) -> None:
-        """Raises ListenError, PrivilegeError."""
+    def __init__(
+        self,
+        settings: Settings,
+        logs: Logs,
+        passed: Sequence[Passed],
+        owner: Identity | None,
+        inherited: Sequence[Listener] = (),
+    ) -> None:
+        """`inherited` listeners are used again if the settings have their addresses; the caller closes the others.
+
+        Raises ListenError, PrivilegeError.
+        """
         self._logs = logs
         self._owner = owner
         self._mode = settings.backend_mode
         self._binds = True
-        self.listeners: list[Listener] = []
+        self.listeners = list(inherited)
         self.listeners = self._bind(settings, passed)
         self.on_change: OnChange = _noop
         """Called after each change of listeners or logs."""
@@ -51,6 +61,10 @@ class Opened:
     def take_listeners_from_parent(self) -> None:
         """Leave it to the parent to bind addresses."""
         self._binds = False
+
+    def leave_files(self) -> None:
+        """Leave the files of Unix sockets to the process that takes the place of this one."""
+        self.listeners = [listener._replace(file=None) for listener in self.listeners]
 
     def prepare(self, settings: Settings) -> Opening:
         """Open what these settings need. Raises SettingsError, ListenError."""

@@ -29,7 +29,7 @@ from ktlsd.connection import open_files
 from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.logs import Logs
-from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges
@@ -43,6 +43,7 @@ from ktlsd.process.notify import Notifier
 from ktlsd.process.opened import Opened
 from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
+from ktlsd.process.upgrade import Inherited, Upgrades
 from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
@@ -66,7 +67,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     """
     settings = loaded.settings
     open_files.allow_most()
-    passed = activation.take()
+    passed, inherited = activation.take(), Inherited()
     identity = privileges.resolve(settings.user, settings.group)
     with privileges.acting_as(identity):
         logs = Logs(settings)
@@ -74,7 +75,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity)
     configuration = Configuration(read, loaded, build, open_tickets)
     service = configuration.service
-    opened = Opened(settings, logs, passed, identity)
+    opened = Opened(settings, logs, passed, identity, inherited.listeners)
     try:
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
@@ -85,7 +86,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         if settings.metrics_listen is not None:
             from ktlsd.status.metrics_listener import MetricsListener
 
-            metrics = MetricsListener(settings.metrics_listen, bind_metrics(settings.metrics_listen), store)
+            listen = settings.metrics_listen
+            sockets = inherited.metrics_sockets(listen) or bind_metrics(listen)
+            metrics = MetricsListener(listen, sockets, store)
         _drop_privileges(identity, service)
         if identity is not None:
             configuration.settle()
@@ -97,6 +100,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
         warn_lowered_limit(settings.limits)
         warn_short_backlog()
         watchdog = Watchdog(Notifier(), store, configuration.troubles)
+        upgrades = Upgrades(opened, metrics, configuration, managed=watchdog.notifier.heard)
         gc.freeze()
         # A request makes some tens of objects, nearly all of which reference counts free: the collector has little to
         # find, and with CPython's 700 it looks many times a second.
@@ -125,7 +129,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                         opened.on_change = on_change
                         nursery.start_soon(reloader.run, terminal)
                         if parent is not None:
-                            nursery.start_soon(follow_parent, parent, opened, configuration)
+                            nursery.start_soon(follow_parent, parent, opened, configuration, upgrades.leave)
+                        else:
+                            nursery.start_soon(upgrades.follow_signal)
                         ready()
 
                     nursery.start_soon(partial(watchdog.beat, row, alone=alone))
@@ -136,7 +142,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
 
             trio.run(event_loop)
             # The interpreter's own end would give them back their default action, and the exit status would be theirs.
-            for late in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS):
+            for late in (*END_SIGNALS, REOPEN_SIGNAL, *RELOAD_SIGNALS, UPGRADE):
                 signal.signal(late, signal.SIG_IGN)
 
         def announce() -> None:
@@ -145,6 +151,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             for listener in opened.listeners:
                 print_error(listener.announcement())
             watchdog.notifier.ready()
+            inherited.tell_ready(opened.listeners, settings.metrics_listen)
 
         if workers == 1 and not waits:
             work(0, announce)
@@ -152,9 +159,9 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
             from ktlsd.process.workers import Job, supervise
 
             job = Job(end_with_parent, lambda number, parent: work(number, lambda: None, parent))
-            supervise(workers, opened, job, configuration, terminal, watchdog, announce, logs.reopen)
+            supervise(workers, opened, job, configuration, terminal, watchdog, upgrades, announce, logs.reopen)
     finally:
-        close_all(opened.listeners)
+        close_all(filter(inherited.owns, opened.listeners))
     log.log(NOTICE, "shut down")
     configuration.close()
     logs.close()

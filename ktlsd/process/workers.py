@@ -7,6 +7,7 @@ configuration is tried by the parent, and then read by each worker; SIGTERM, SIG
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -21,19 +22,20 @@ from msgspec import Struct, field
 from ktlsd.config.refusal import Refusal, cause
 from ktlsd.connection.listener import Listener
 from ktlsd.logs.error_log import NOTICE
-from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL
+from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
 from ktlsd.process.backoff import Backoff
 from ktlsd.process.configuration import REPEAT_SECONDS, WATCH_SECONDS, WHAT, Configuration
 from ktlsd.process.file_probe import SECONDS, FileProbe
-from ktlsd.process.handed_sockets import hand_over, make_pair
+from ktlsd.process.handed_sockets import hand_over, make_pair, tell_leave
 from ktlsd.process.opened import Opened
 from ktlsd.process.terminal import Terminal
+from ktlsd.process.upgrade import LOOK_SECONDS, Successor, Upgrades
 from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS
 
 log = logging.getLogger("ktlsd")
 
-_SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS})
+_SIGNALS: Final = frozenset({*END_SIGNALS, signal.SIGCHLD, REOPEN_SIGNAL, *RELOAD_SIGNALS, UPGRADE})
 _HELD_SECONDS: Final = 0.5
 """Longest time for the kernel to end the threads of a worker that has ended."""
 _PATIENCE_SECONDS: Final = 5.0
@@ -71,6 +73,7 @@ def supervise(
     configuration: Configuration,
     terminal: Terminal,
     watchdog: Watchdog,
+    upgrades: Upgrades,
     ready: Callable[[], None],
     reopen_logs: Callable[[], None],
 ) -> None:
@@ -84,7 +87,7 @@ def supervise(
     """
     # Blocked and waited for, not handled: no signal can fall between a check and a wait.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _Parent(count, job, opened, configuration, terminal, watchdog, mask, reopen_logs).run(ready)
+    _Parent(count, job, opened, configuration, terminal, watchdog, upgrades, mask, reopen_logs).run(ready)
 
 
 class _Parent:
@@ -96,6 +99,7 @@ class _Parent:
         configuration: Configuration,
         terminal: Terminal,
         watchdog: Watchdog,
+        upgrades: Upgrades,
         mask: set[int | signal.Signals],
         reopen_logs: Callable[[], None],
     ) -> None:
@@ -105,6 +109,9 @@ class _Parent:
         self._configuration = configuration
         self._terminal = terminal
         self._watchdog = watchdog
+        self._upgrades = upgrades
+        self._successor: Successor | None = None
+        """The process that is to take the place of this one, while it starts."""
         self._mask = mask
         self._reopen_logs = reopen_logs
         self._probe = FileProbe()
@@ -121,6 +128,8 @@ class _Parent:
         beat_at = time.monotonic()
         while True:
             due = min([look_at, order_at, beat_at, *(place.since for place in self._places if place.worker is None)])
+            if self._successor is not None:
+                due = min(due, time.monotonic() + LOOK_SECONDS)
             # Signals come in the order of their numbers: without a wait for only these, repeated reload signals would
             # delay the shutdown.
             told = signal.sigtimedwait(END_SIGNALS, 0) or signal.sigtimedwait(
@@ -137,6 +146,11 @@ class _Parent:
                 self._reload(signal.Signals(number))
             if number == REOPEN_SIGNAL:
                 self._reopen()
+            if number == UPGRADE and self._successor is None:
+                self._successor = self._upgrades.begin()
+            if self._is_succeeded():
+                number = signal.SIGTERM
+                break
             if time.monotonic() >= order_at:
                 if self._configuration.order():
                     self._reload(RELOAD_CERTIFICATES)
@@ -150,6 +164,20 @@ class _Parent:
         for listener in self._opened.listeners:
             listener.socket.close()
         self._end(signal.Signals(number))
+
+    def _is_succeeded(self) -> bool:
+        """Whether another process has taken the place of this one; then the workers leave it what only one may do."""
+        took_over = None if self._successor is None else self._successor.took_over()
+        if took_over is not None:
+            self._successor = None
+        if not took_over:
+            return False
+        self._upgrades.leave()
+        for place in self._places:
+            if place.worker is not None and place.channel is not None:
+                with contextlib.suppress(OSError):
+                    tell_leave(place.channel)
+        return True
 
     def _beat(self) -> float:
         """Kill stuck workers, and notify systemd of the others; the time of the next call."""

@@ -48,10 +48,20 @@ class MetricsListener:
 
     def __init__(self, listen: Listen, sockets: Sequence[socket.socket], store: MetricsStore) -> None:
         """`listen` is the option's value, `sockets` are those bound for it."""
+        self._listen = listen
+        self._serving = trio.CancelScope()
         self._own_name = listen.host or "localhost"
         self._sockets = sockets
         self._store = store
         self._open = 0
+
+    def places(self) -> list[tuple[Listen, socket.socket]]:
+        """The sockets, each with the option's value."""
+        return [(self._listen, sock) for sock in self._sockets]
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._serving.cancel()
 
     def urls(self) -> list[str]:
         """Its addresses."""
@@ -69,6 +79,10 @@ class MetricsListener:
             openssl = ".".join(map(str, service().library.version))
             return View(self._store, service().validities, ready(), service().faults, orders, openssl)
 
+        with self._serving:
+            await self._serve(view)
+
+    async def _serve(self, view: Callable[[], View]) -> None:
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:
                 loopback = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
