@@ -18,7 +18,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Final, NamedTuple
@@ -34,6 +34,13 @@ MOST_AT_ONCE: Final = 2_000
 """Names of a folder that are read while a request waits: about 2 ms."""
 MOST_NAMES: Final = 100_000
 """Names of a folder that is kept."""
+WAITS: Final = 8
+"""Folders of one parent that are read while a request waits, before a thread reads their neighbours, too. Then the
+number doubles."""
+MOST_AHEAD: Final = 4096
+"""Names of a parent among which neighbours are looked for."""
+AHEAD_SECONDS: Final = 5.0
+"""Time after which no further neighbour is read."""
 LATELY_SECONDS: Final = 0.2
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
@@ -42,6 +49,7 @@ _SUFFIXES: Final = tuple(os.fsdecode(suffix) for suffix in SUFFIXES.values())
 _SETTLED_NS: Final = 2_000_000_000
 # A folder that changes again and again is read for at most a fiftieth of the time.
 _PAUSES: Final = 50
+_MOST_PARENTS: Final = 1024
 _FOLDER_BYTES: Final = 512
 _BUCKET: Final = 1024
 _MOST_LEVELS: Final = 32
@@ -113,6 +121,8 @@ class FolderNames:
         self._reading: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         """For all of the above, between the event loop and threads."""
+        self._waits: dict[bytes, int] = {}
+        """Folders that requests waited for, by their parent."""
         self._lately: dict[bytes, _Known] = {}
         self._lately_until = 0.0
 
@@ -211,6 +221,35 @@ class FolderNames:
             return False
         finally:
             os.close(descriptor)
+
+    def parent_to_read(self, folder: bytes) -> bytes | None:
+        """Note that a request waits for a folder; its parent, if requests have waited for so many of its folders that
+        read_below() is due."""
+        if folder == b".":
+            return None
+        parent = folder.rpartition(b"/")[0] or b"."
+        if len(self._waits) >= _MOST_PARENTS:
+            self._waits.clear()
+        waits = self._waits[parent] = self._waits.get(parent, 0) + 1
+        return parent if waits >= WAITS and waits.bit_count() == 1 else None
+
+    def read_below(self, root: int, parent: bytes, stop: Callable[[], bool]) -> None:
+        """Read the folders in a folder, in a thread, until `stop`. It rests for half of the time, since the event loop
+        needs the interpreter, and leaves half of the memory to folders that requests ask for. Raises OSError."""
+        descriptor = openat2(root, parent, os.O_RDONLY | os.O_DIRECTORY, cached=False)
+        try:
+            with os.scandir(descriptor) as scan:
+                entries = islice(scan, MOST_AHEAD)
+                names = [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        finally:
+            os.close(descriptor)
+        began = time.monotonic()
+        for name in names:
+            now = time.monotonic()
+            if stop() or now - began > AHEAD_SECONDS or self._bytes > self._most_bytes // 2:
+                return
+            self.read(root, name if parent == b"." else parent + b"/" + name)
+            time.sleep(time.monotonic() - now)
 
     def _claim(self, key: tuple[int, int], version: _Version, *, large: bool) -> bool:
         """Whether this thread is to read the folder: no other does, or has."""

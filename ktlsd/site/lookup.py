@@ -404,22 +404,29 @@ class Root:
 
     def _to_read(self, root: int, unread: Unread) -> Unread | None:
         """The folder for the thread that is needed anyway to read; a large folder gets a thread of its own."""
-        if not unread.large:
-            return unread
-        self._read_soon(root, unread)
-        return None
+        if unread.large:
+            self._read_soon(root, unread)
+            return None
+        parent = self._names.parent_to_read(unread.folder)
+        if parent is not None:
+            self._run_soon(root, lambda copy: self._names.read_below(copy, parent, lambda: self.closed))
+        return unread
 
     def _read_soon(self, root: int, unread: Unread) -> None:
+        self._run_soon(root, lambda copy: self._names.read(copy, unread.folder, large=unread.large))
+
+    def _run_soon(self, root: int, call: Callable[[int], object]) -> None:
+        """Have a thread make a call with a descriptor of its own of the root."""
         with contextlib.suppress(OSError):
             copy = os.dup(root)
 
-            def read() -> None:
+            def run() -> None:
                 try:
-                    self._names.read(copy, unread.folder, large=unread.large)
+                    call(copy)
                 finally:
                     os.close(copy)
 
-            if not self.threads.run_soon(read):
+            if not self.threads.run_soon(run):
                 os.close(copy)
 
     def _open_from_disk(

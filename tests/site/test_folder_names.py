@@ -305,6 +305,49 @@ async def test_siblings_need_no_system_call_each(
     root.close()
 
 
+async def test_neighbours_are_read_ahead(site: Path) -> None:
+    for number in range(2 * folder_names.WAITS):
+        (site / f"many/{number}").mkdir(parents=True)
+        (site / f"many/{number}/a.txt").touch()
+    (site / "many/link").symlink_to("0")
+    settle()
+    root = Root(str(site))
+    for number in range(folder_names.WAITS - 1):
+        assert await looked_up(root, f"many/{number}/none") is Miss.ABSENT
+    await trio.sleep(0.2)
+    last = 2 * folder_names.WAITS - 1
+    with pytest.raises(NeedsThread):
+        at_once(looked_up(root, f"many/{last}/none"))
+    assert await looked_up(root, f"many/{folder_names.WAITS}/none") is Miss.ABSENT
+    for number in range(50):
+        with contextlib.suppress(NeedsThread):
+            assert at_once(looked_up(root, f"many/{last}/none{number}")) is Miss.ABSENT
+            break
+        await trio.sleep(0.1)
+    else:
+        raise NeedsThread
+    (site / f"many/{last}/new").touch()
+    found = await looked_up(root, f"many/{last}/new")
+    assert isinstance(found, OpenFile)
+    found.close()
+    root.close()
+
+
+@pytest.mark.parametrize("most_bytes", [folder_names.MOST_BYTES, 20_000])
+def test_reading_ahead_leaves_memory(tmp_path: Path, most_bytes: int) -> None:
+    for number in range(100):
+        (tmp_path / f"many/{number}").mkdir(parents=True)
+    settle()
+    names = FolderNames(most_bytes)
+    descriptor = os.open(tmp_path, os.O_PATH)
+    names.read_below(descriptor, b"many", lambda: True)
+    assert len(names._folders) == 0
+    names.read_below(descriptor, b"many", lambda: False)
+    os.close(descriptor)
+    assert (len(names._folders) == 100) is (most_bytes == folder_names.MOST_BYTES)
+    assert 0 < names._bytes < most_bytes // 2 + 1024
+
+
 async def test_hidden_names_keep_their_meaning(site: Path) -> None:
     root = Root(str(site), hidden=frozenset({b"_headers"}))
     (site / ".git").mkdir()
