@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _compress(arguments[1:])
             case ["hash-password"]:
                 return _hash_password(arguments[1:])
+            case ["sign-url"]:
+                return _sign_url(arguments[1:])
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
@@ -161,7 +163,7 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parsers of all commands by name, the serving one under the empty name: for man pages and completion."""
-    from ktlsd.commands import compress, hash_password
+    from ktlsd.commands import compress, hash_password, sign_url
 
     return {
         "": _serve_parser(),
@@ -169,6 +171,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "check": _check_parser(),
         "compress": compress.parser(),
         "hash-password": hash_password.parser(),
+        "sign-url": sign_url.parser(),
     }
 
 
@@ -214,6 +217,12 @@ def _hash_password(arguments: Sequence[str]) -> int:
     from ktlsd.commands import hash_password
 
     return hash_password.run(arguments)
+
+
+def _sign_url(arguments: Sequence[str]) -> int:
+    from ktlsd.commands import sign_url
+
+    return sign_url.run(arguments)
 
 
 def _serve(options: Mapping[str, Any]) -> int:

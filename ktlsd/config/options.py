@@ -159,6 +159,15 @@ class AuthOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Name of the protected paths, which browsers may show."""
 
 
+class SignedOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[signed]]: matching paths need a signed link, which ends. Every matching table must know its key."""
+
+    path: Glob
+    """Pattern for paths; "**" for all."""
+    keys: Path
+    """File with a line `id:secret` for each key. Changes apply automatically."""
+
+
 class CorsOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[cors]: origins with scripts that may read this site (the Fetch standard's CORS protocol)."""
 
@@ -335,6 +344,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Limits for the requests of client networks, and send rates, by path; all matching tables apply."""
     auth: tuple[AuthOptions, ...] = ()
     """Paths that ask for a password; every matching table must have the user."""
+    signed: tuple[SignedOptions, ...] = ()
+    """Paths that need a signed link; every matching table must know its key."""
     hashed_names: bool = False
     """Cache files with a content hash in their name (app.3f9c2b1a.js) forever (max-age=31536000, immutable)."""
     cors: CorsOptions | None = None

@@ -33,6 +33,8 @@ class Visitor(Struct, eq=False):
     """The subject of the client's verified certificate."""
     user: bytes | None = None
     """The name that came with a password, right or wrong."""
+    ends: int | None = None
+    """When the signed link in the query ends, in seconds since the epoch; None without one."""
     passed: list[Check] = field(default_factory=list)
     """The checks that the request has passed."""
 

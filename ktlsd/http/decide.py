@@ -68,6 +68,8 @@ class Denied(enum.Enum):
     WRONG_PASSWORD = "wrong_password"  # noqa: S105  no secret
     TOO_MANY_PASSWORDS = "too_many_passwords"
     BUSY = "busy"
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
 
 
 class Representation(Struct, frozen=True, gc=False):

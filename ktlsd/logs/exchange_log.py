@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_head import RequestHead
+from ktlsd.http.signed_links import without_signatures
 from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
 from ktlsd.logs.batch import LogBatch
 from ktlsd.logs.log_files import LogFile
@@ -118,8 +119,9 @@ class RequestLog:
         noted = request.noted
         if noted is None or request.noted_by is not self._form:
             get = request.of_fields.values.get
-            told = get(b"host"), get(b"referer"), get(b"user-agent")
-            noted = self._log.note(Asked(request.method, request.target, request.http_version, *told))
+            target, referer = without_signatures(request.target), get(b"referer")
+            told = get(b"host"), referer and without_signatures(referer), get(b"user-agent")
+            noted = self._log.note(Asked(request.method, target, request.http_version, *told))
             request.noted, request.noted_by = noted, self._form
         self.noted = noted
 

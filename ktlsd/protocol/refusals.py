@@ -14,6 +14,7 @@ from typing import Final
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
+from ktlsd.http.signed_links import without_signatures
 from ktlsd.protocol import http1_writer as writer
 
 log = logging.getLogger("ktlsd")
@@ -39,7 +40,7 @@ def log_closed(client: str, head: RequestHead, problem: str) -> None:
 
 
 def _line_of(head: RequestHead) -> str:
-    return f"{head.method.decode()} {head.target.decode('ascii', 'replace')}"
+    return f"{head.method.decode()} {without_signatures(head.target).decode('ascii', 'replace')}"
 
 
 def _log_escaped(text: str) -> None:

@@ -35,6 +35,12 @@ def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords)
         *(NetworkCheck(_guarded(site, rule.path), rule.allow, rule.deny) for rule in site.access),
         *(RateCheck(_guarded(site, rule.path), rule, networks, time.monotonic) for rule in site.rate),
     ]
+    if site.signed:
+        from ktlsd.site.signed_check import SignedCheck
+        from ktlsd.site.signing_keys import parse_keys
+
+        keys = {path: _watched(site, "keys", path, parse_keys) for path in {rule.keys for rule in site.signed}}
+        checks += (SignedCheck(_guarded(site, rule.path), keys[rule.keys]) for rule in site.signed)
     if site.auth:
         from ktlsd.site.password_check import PasswordCheck
         from ktlsd.site.password_file import parse_users

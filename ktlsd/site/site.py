@@ -204,7 +204,7 @@ class Site:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
             rules = self._rules.present | answer.rejected if own else None
-            any_query = not self._rules.redirects.concern(path)
+            any_query = not (self._rules.redirects.concern(path) or (visitor is not None and visitor.ends is not None))
             checks = () if visitor is None else tuple(visitor.passed)
             if response.denied is not None:
                 fields = never_stored(fields)

@@ -240,6 +240,7 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     copy = tmp_path / "ktlsd.toml"
     copy.write_text(text)
     (tmp_path / "users.htpasswd").touch()
+    (tmp_path / "keys").write_text(f"k1:{32 * 'x'}")
     # With every key uncommented the only fault left is that its paths are not on this machine.
     for arguments in ([], ["check"]):
         ended = run_to_end(*arguments, "--config", str(copy), state=tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ktlsd.http.cache_fields import never_stored, private
+from ktlsd.http.cache_fields import ending, never_stored, private
+from ktlsd.http.fields import Fields
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,28 @@ def test_private(control: str | None, merged: str) -> None:
 def test_never_stored() -> None:
     fields = (("Cache-Control", "public"), ("Expires", "soon"), ("Surrogate-Control", "max-age=9"), ("A", "b"))
     assert never_stored(fields) == (("A", "b"), ("Cache-Control", "no-store"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "merged"),
+    [
+        ((), (("Cache-Control", "private, no-cache"),)),
+        (
+            (("Cache-Control", "public, max-age=60, immutable"),),
+            (("Cache-Control", "private"), ("Expires", "Thu, 01 Jan 1970 00:17:40 GMT")),
+        ),
+        (
+            (("Cache-Control", "max-age=600"),),
+            (("Cache-Control", "private"), ("Expires", "Thu, 01 Jan 1970 00:18:20 GMT")),
+        ),
+        (
+            (("Expires", "Thu, 01 Jan 1970 00:17:00 GMT"), ("Cache-Control", "no-transform")),
+            (("Cache-Control", "private, no-transform"), ("Expires", "Thu, 01 Jan 1970 00:17:00 GMT")),
+        ),
+        ((("Cache-Control", "no-cache, max-age=9"),), (("Cache-Control", "private, no-cache"),)),
+        ((("Cache-Control", "no-store"),), (("Cache-Control", "private, no-store, no-cache"),)),
+        ((("Cache-Control", "max-age=x"),), (("Cache-Control", "private, no-cache"),)),
+    ],
+)
+def test_ending(fields: Fields, merged: Fields) -> None:
+    assert ending(fields, 1000, 1100) == merged

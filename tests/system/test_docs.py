@@ -90,6 +90,7 @@ IN_PROSE = {
     "AccessOptions": ACCESS,
     "RateOptions": ACCESS,
     "AuthOptions": ACCESS,
+    "SignedOptions": ACCESS,
     "HeaderOptions": CONFIGURATION,
     "CacheOptions": CONFIGURATION,
     "ErrorPageOptions": CONFIGURATION,

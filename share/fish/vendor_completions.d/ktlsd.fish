@@ -50,8 +50,8 @@ function _shtab_ktlsd_using
   test "$_shtab_ktlsd_cmdpath" = "$argv"
 end
 
-set -g _shtab_ktlsd_commands doctor check compress hash-password
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --algorithm --backend-listen --cert --codings --config --error-log --group --http-listen --jobs --key --ktls --libssl --listen --log-level --metrics-listen --min-size --root --user --workers
+set -g _shtab_ktlsd_commands doctor check compress hash-password sign-url
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --algorithm --backend-listen --cert --client --codings --config --error-log --expires --group --http-listen --jobs --key --keys --ktls --libssl --listen --log-level --metrics-listen --min-size --root --starts --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -101,3 +101,10 @@ complete -c ktlsd -n '_shtab_ktlsd_using compress; and test $_shtab_ktlsd_npos -
 complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a hash-password -d 'Print a line for the file of users that [[auth]] names'
 complete -c ktlsd -n '_shtab_ktlsd_using hash-password' -s h -l help -d 'show this help message and exit'
 complete -c ktlsd -n '_shtab_ktlsd_using hash-password' -l algorithm -xka "bcrypt argon2id sha512" -d '`bcrypt` (default, which nginx, Apache and Caddy know too), `argon2id` or `sha512`'
+complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a sign-url -d 'Print a link to a path that [[signed]] guards'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -s h -l help -d 'show this help message and exit'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l keys -xka "(__fish_complete_path (commandline -ct))" -d 'the file that [[signed]] names; its first key signs'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l expires -x -d 'end of the link: in `30m`, `24h` or `7d`, or a Unix time'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l starts -x -d 'beginning of the link, in the same form'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l client -x -d 'address or network whose clients may use the link (default: all)'
+complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l folder -d 'sign for all paths below the folder'
