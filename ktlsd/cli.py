@@ -104,7 +104,11 @@ def _serve_parser() -> argparse.ArgumentParser:
         " key types",
     )
     add("--key", metavar="FILE", action="append", help="unencrypted PEM key of the certificate")
-    add("--config", metavar="FILE", help="TOML file with these options and more as keys; the command line wins")
+    add(
+        "--config",
+        metavar="FILE",
+        help="TOML file with these options and more as keys; the command line and KTLSD_... variables win",
+    )
     add(
         "--metrics-listen",
         metavar="ADDR:PORT",
@@ -126,9 +130,18 @@ def _serve_parser() -> argparse.ArgumentParser:
     )
     add("--dotfiles", action="store_true", default=None, help="serve names that begin with a dot")
     add("--listing", action="store_true", default=None, help="list folders that have no index file")
-    add("--access-log", metavar="FILE", help="file to append a line for each request to, or `stderr` (default: none)")
+    add(
+        "--access-log",
+        metavar="FILE",
+        help="file to append a line for each request to, `stderr`, or `-` for stdout (default: none)",
+    )
     add("--access-log-format", metavar="combined|json", help="Apache's format (default), or JSON")
-    add("--error-log", metavar="FILE", help="file to append all other log lines to, or `stderr` (default)")
+    add(
+        "--error-log",
+        metavar="FILE",
+        help="file to append all other log lines to, `stderr` (default), or `-` for stdout",
+    )
+    add("--error-log-format", metavar="text|json", help="one message a line (default), or one JSON object a line")
     add("--libssl", metavar="PATH", help="path of libssl (default: the system's; also KTLSD_LIBSSL)")
     add("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (default info)")
     add("--version", action="store_true", help="show the versions and kTLS support of ktlsd, OpenSSL and the kernel")

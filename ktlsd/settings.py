@@ -19,11 +19,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ktlsd.config import errors
+from ktlsd.config.environment import CONFIG, name_of, read_environment, with_environment
 from ktlsd.config.errors import Read, Steps
 from ktlsd.config.options import ONE_OR_MORE, AcmeOptions, NamedSiteOptions, Settings, SiteOptions, by_acme
 from ktlsd.config.refusal import SettingsError
 from ktlsd.config.values import (
-    STDERR,
     BackendListen,
     Listen,
     LogPlace,
@@ -31,6 +31,7 @@ from ktlsd.config.values import (
     Network,
     parse_backend_listen,
     parse_listen,
+    parse_log_place,
     read_network,
 )
 
@@ -52,6 +53,8 @@ class Document(NamedTuple):
     path: Path = Path()
     text: str = ""
     table: Mapping[str, Any] = {}
+    variables: Mapping[Steps, str] = {}
+    """The environment variables that win over it, by key."""
 
     @property
     def written(self) -> bool:
@@ -69,8 +72,16 @@ class Document(NamedTuple):
             except KeyError:
                 place = place[:-1]
 
+    def variable(self, place: Steps) -> str | None:
+        """The environment variable that gives the value at `place`."""
+        beginnings = (place[:length] for length in range(1, len(place) + 1))
+        return next((self.variables[steps] for steps in beginnings if steps in self.variables), None)
+
     def error(self, place: Steps, complaint: str, key: str | None = None) -> SettingsError:
-        """FILE:LINE: PLACE: the error there, or of `key` of the table there."""
+        """FILE:LINE: PLACE: the error there, or of `key` of the table there; VARIABLE: for a value from the
+        environment."""
+        if variable := self.variable(place if key is None else (*place, key)):
+            return SettingsError(f"{variable}: {complaint}")
         if not self.written:
             label = label_of(place)
             return SettingsError(f"{label}{': ' if label else ''}{complaint}")
@@ -97,6 +108,8 @@ class Loaded(NamedTuple):
             own = False
         if not own and place and place[0] in self.given:
             return f"--{str(place[0]).replace('_', '-')}: "
+        if not own and (variable := self.document.variable(place)):
+            return f"{variable}: "
         if not own and (not place or place[0] not in self.document.table):
             return ""
         if not self.document.written:
@@ -106,7 +119,7 @@ class Loaded(NamedTuple):
 
 
 def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from command-line options (None: not given), the file that `config` among them names, and KTLSD_LIBSSL.
+    """Settings from command-line options (None: not given), environment variables, and the file that either names.
 
     The command line wins over the environment, which wins over the file. Every key that a [[site]] does not give has
     the value of the top level, command line included; a table is taken as a whole, not merged, and `cert` and `key` go
@@ -117,11 +130,14 @@ def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.envi
 
 def load(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Loaded:
     """The result of combine(), with the file. Raises SettingsError."""
-    config = options.get("config")
+    config = options.get("config") or environment.get(CONFIG) or None
     document = Document() if config is None else _read_file(Path(config))
     settings = _from_file(document)
-    if libssl := environment.get("KTLSD_LIBSSL"):
-        settings = msgspec.structs.replace(settings, libssl=libssl)
+    variables = read_environment(environment, _reader(Path()))
+    if variables:
+        settings = with_environment(settings, variables)
+        document = document._replace(variables={steps: name_of(steps) for steps in variables})
+        _check_site((), settings, document)
     given = {name: value for name, value in options.items() if name in Settings.__struct_fields__ and value is not None}
     given.pop("acme", None)
     settings = msgspec.structs.replace(settings, **_from_command_line(given))
@@ -203,11 +219,7 @@ def _from_file(document: Document) -> Settings:
         raise document.error(found.place, _shown(found.subject) + found.complaint, key) from None
     _check_names(settings, document)
     for place, site in _places(settings):
-        for below, check in _checks(site):
-            try:
-                check()
-            except ValueError as error:
-                raise document.error(place + below, str(error)) from error
+        _check_site(place, site, document)
     # A bare library name is for the dynamic linker to search.
     if settings.libssl is not None and "/" in settings.libssl:
         return msgspec.structs.replace(settings, libssl=os.fspath(document.path.parent / settings.libssl))
@@ -263,7 +275,8 @@ def _for_acme(settings: Settings, document: Document, given: Mapping[str, Any]) 
         if place[0] == "acme" and (place[1:] == ("names",) or len(place) == 1) and _ACME_OPTIONS.keys() & given.keys():
             raise SettingsError(f"--acme: {complaint}")
         raise document.error(place, complaint)
-    settings = acme.with_addresses(settings, frozenset(document.table) | frozenset(given))
+    in_environment = frozenset(str(steps[0]) for steps in document.variables)
+    settings = acme.with_addresses(settings, frozenset(document.table) | in_environment | frozenset(given))
     try:
         return acme.with_top_certificate(settings)
     except RuntimeError as error:
@@ -288,7 +301,7 @@ def _reader(folder: Path) -> Read:
         if not value or "\0" in value:
             raise ValueError(f"not {errors.WORDS[kind]}")
         if kind is LogPlace:
-            return LogPlace(None if value == STDERR else folder / value)
+            return parse_log_place(value, folder)
         return folder / value
 
     return read
@@ -299,6 +312,14 @@ def _inherit(site: NamedSiteOptions, given: set[str], top: Settings) -> NamedSit
         given |= _PAIR
     taken = {name: getattr(top, name) for name in _INHERITED if name not in given}
     return msgspec.structs.replace(site, **taken, names=tuple(name.lower() for name in site.names))
+
+
+def _check_site(place: Steps, site: SiteOptions, document: Document) -> None:
+    for below, check in _checks(site):
+        try:
+            check()
+        except ValueError as error:
+            raise document.error(place + below, str(error)) from error
 
 
 def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
@@ -361,15 +382,21 @@ def _check_certificates(settings: Settings, document: Document, given: Mapping[s
         fewer, more = sorted((len(site.cert), len(site.key)))
         if fewer == more:
             continue
-        dashes = "" if place or not _PAIR & given.keys() else "--"
-        present, lacking = ("cert", "key") if len(site.cert) == more else ("key", "cert")
-        complaint = f"{dashes}{present} without {dashes}{lacking}: give both, or neither for a self-signed certificate"
+        keys = ("cert", "key") if len(site.cert) == more else ("key", "cert")
+        given_apart = not place and bool(_PAIR & given.keys() or any((key,) in document.variables for key in _PAIR))
+        present, lacking = (_source(key, document, given) for key in keys) if given_apart else keys
+        complaint = f"{present} without {lacking}: give both, or neither for a self-signed certificate"
         if fewer:
             complaint = (
-                f"there are {more} of {dashes}{present}, but {fewer} of {dashes}{lacking}:"
+                f"there are {more} of {present}, but {fewer} of {lacking}:"
                 " give every certificate its key, in the same order"
             )
-        raise SettingsError(complaint) if dashes else document.error(place, complaint, present)
+        raise SettingsError(complaint) if given_apart else document.error(place, complaint, keys[0])
+
+
+def _source(key: str, document: Document, given: Mapping[str, Any]) -> str:
+    """An option of the command line or the environment, where the pair of certificate and key is given there."""
+    return f"--{key}" if _PAIR & given.keys() else document.variables.get((key,), name_of((key,)))
 
 
 def _check_clients(settings: Settings, document: Document) -> None:
@@ -385,7 +412,7 @@ def _check_roots(settings: Settings, document: Document) -> None:
     if settings.root is None and not settings.site:
         if document.written:
             raise SettingsError(f'{document.path}: root is missing: add root = "DIR"')
-        option = "root" if document.table else "--root DIR"
+        option = "root" if document.table else "KTLSD_ROOT" if document.variables else "--root DIR"
         raise SettingsError(f"no folder to serve: name one with {option}")
     for number, site in enumerate(settings.site):
         if site.root is None:

@@ -50,18 +50,26 @@ def warnings_of(loaded: Loaded) -> list[str]:
     found: dict[str, int] = {}
     for check in CHECKS:
         for finding in check(loaded.settings):
-            line, label = _where(loaded.document, finding.place)
+            place = _written(loaded.document, finding.place)
+            variable = loaded.document.variable(place)
+            line, label = (0, "") if variable else _where(loaded.document, place)
             text = f"{label}: {finding}" if label else str(finding)
             # Texts of site owners must not control the operator's terminal.
-            found[one_line(f"{loaded.document.path}:{line}: warning: {text}")] = line
+            found[one_line(f"{variable or f'{loaded.document.path}:{line}'}: warning: {text}")] = line
     return sorted(found, key=found.__getitem__)
 
 
+def _written(document: Document, place: Place) -> Place:
+    """The place of a key; for one that a site inherits, that of the top level."""
+    inherited = place[:1] == ("site",) and document.locate(place)[1] == place[:_OF_SITE]
+    at_top = place[_OF_SITE:]
+    given = at_top and (at_top[0] in document.table or document.variable(at_top))
+    return at_top if inherited and given else place
+
+
 def _where(document: Document, place: Place) -> tuple[int, str]:
-    """The line and the name of a key; for one that a site inherits, those of the top level's."""
+    """The line and the name of a key."""
     key = _OF_SITE if place[:1] == ("site",) else 0
-    if key and document.locate(place)[1] == place[:key] and place[key] in document.table:
-        key, place = 0, place[key:]
     line, written = document.locate(place)
     # A default is written nowhere, but has a name.
     return line, label_of(place[: max(len(written), key + 1)])

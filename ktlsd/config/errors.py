@@ -23,7 +23,7 @@ Steps = tuple[str | int, ...]
 
 WORDS: Final[Mapping[Any, str]] = {
     Path: "a path",
-    LogPlace: '"stderr" or a path',
+    LogPlace: '"stderr", "-" (stdout) or a path',
     Listen: "ADDR:PORT",
     BackendListen: "ADDR:PORT or unix:PATH",
     Network: 'a network such as "10.0.0.0/8"',
@@ -52,7 +52,7 @@ def convert(value: Any, kind: Any, read: Read) -> Any:
 
 def option_error(value: Any, kind: Any, read: Read, place: Steps = ()) -> OptionError:
     """The first thing in `value` for which convert() refuses it."""
-    kind, words = _described(kind)
+    kind, words = kind_and_words(kind)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _in_table(value, kind, read, place)
     if get_origin(kind) is dict and isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def _in_table(value: Any, kind: type[msgspec.Struct], read: Read, place: Steps) 
         if not _fits(inner, fields[name].type, read):
             found = option_error(inner, fields[name].type, read, (*place, name))
             if name in ONE_OR_MORE and not isinstance(inner, list):
-                item = _words(get_args(_described(fields[name].type)[0])[0])
+                item = _words(get_args(kind_and_words(fields[name].type)[0])[0])
                 return found._replace(complaint=f" is not {item} or a list of such")
             return found
     missing = next(name for name, field in fields.items() if field.required and name not in value)
@@ -120,7 +120,7 @@ def _fits(value: Any, kind: Any, read: Read) -> bool:
     return True
 
 
-def _described(kind: Any) -> tuple[Any, str]:
+def kind_and_words(kind: Any) -> tuple[Any, str]:
     """A type without its annotation and without None, and the values it accepts."""
     described = None
     while get_origin(kind) in (Annotated, Union, UnionType):
@@ -140,4 +140,4 @@ def _described(kind: Any) -> tuple[Any, str]:
 
 
 def _words(kind: Any) -> str:
-    return _described(kind)[1]
+    return kind_and_words(kind)[1]

@@ -24,6 +24,7 @@ from ktlsd.config.values import (
     Count,
     CountOrNone,
     EntityTagRecipe,
+    ErrorLogFormat,
     ErrorNumber,
     ErrorStatus,
     FieldName,
@@ -431,9 +432,11 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log_level: LogLevel = "info"
     """Minimum severity of log lines; "info" includes the TLS path of each connection."""
     error_log: LogPlace | None = None
-    """File to append the log to; by default "stderr"."""
+    """File to append the log to, "stderr" or "-" (stdout); by default "stderr"."""
+    error_log_format: ErrorLogFormat = "text"
+    """"text": one message a line; "json": one object a line, with time, level and message."""
     access_log: LogPlace | None = None
-    """File to append a line for each request to, or "stderr"; by default no access log."""
+    """File to append a line for each request to, "stderr" or "-" (stdout); by default no access log."""
     access_log_format: AccessLogFormat = "combined"
     """"combined": Apache's format with additional fields; "json": one object a line."""
     site: tuple[NamedSiteOptions, ...] = ()

@@ -19,7 +19,9 @@ from ktlsd.config.networks import UNIX, parse_network
 
 MOST_WORKERS: Final = 256
 STDERR: Final = "stderr"
+STDOUT: Final = ("-", "stdout")
 _MOST_PORT: Final = 65535
+_STDOUT_DESCRIPTOR, _STDERR_DESCRIPTOR = 1, 2
 
 # The patterns are for Python and, in the JSON Schema, for ECMAScript: in Python a plain `$` would let a newline follow.
 _END: Final = r"$(?!\n)"
@@ -28,6 +30,7 @@ _TOKEN: Final = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 section 5.
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 AccessLogFormat = Literal["combined", "json"]
+ErrorLogFormat = Literal["text", "json"]
 TlsPolicy = Literal["modern", "intermediate", "compatible", "nic"]
 CertificateKey = Literal["p256", "p384", "rsa2048", "rsa3072", "rsa4096"]
 ChallengeKind = Literal["tls-alpn-01", "http-01", "dns-01"]
@@ -185,21 +188,34 @@ def parse_listen(text: str) -> Listen:
     return Listen(host, number)
 
 
-class LogPlace(tuple[Path | None]):
-    """The destination of a log: a file, or stderr."""
+class LogPlace(tuple[Path | int]):
+    """The destination of a log: a file, stderr or stdout."""
 
     __slots__ = ()
 
-    def __new__(cls, path: Path | None = None) -> LogPlace:
-        """None for stderr."""
-        return super().__new__(cls, (path,))
+    def __new__(cls, place: Path | int = _STDERR_DESCRIPTOR) -> LogPlace:
+        """A path, or the descriptor of stderr or stdout."""
+        return super().__new__(cls, (place,))
 
     @property
     def path(self) -> Path | None:
-        return self[0]
+        """None if it is not a file."""
+        return self[0] if isinstance(self[0], Path) else None
+
+    @property
+    def descriptor(self) -> int:
+        """That of stderr or stdout, if it is not a file."""
+        return self[0] if isinstance(self[0], int) else -1
 
     def __str__(self) -> str:
-        return STDERR if self.path is None else str(self.path)
+        return str(self[0]) if isinstance(self[0], Path) else STDOUT[1] if self[0] == _STDOUT_DESCRIPTOR else STDERR
+
+
+def parse_log_place(text: str, folder: Path) -> LogPlace:
+    """Read "stderr", "stdout", "-" (stdout) or a path, which may be relative to `folder`."""
+    if text in STDOUT:
+        return LogPlace(_STDOUT_DESCRIPTOR)
+    return LogPlace() if text == STDERR else LogPlace(folder / text)
 
 
 class BackendListen(tuple[Listen | Path]):

@@ -7,11 +7,12 @@ waited for once and for a moment; lost messages are counted, and reported when l
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 from typing import Final
 
 from ktlsd.config.printable import printable
-from ktlsd.config.values import LogLevel
+from ktlsd.config.values import ErrorLogFormat, LogLevel
 from ktlsd.logs.log_files import LogFile
 
 NOTICE: Final = logging.WARNING + 5
@@ -34,22 +35,38 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = printable(record.getMessage())
         if self._dated:
-            at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-            text = f"{at.isoformat(timespec='milliseconds')[:23]}Z {record.levelname.lower()} {text}"
+            text = f"{_time(record)} {record.levelname.lower()} {text}"
         if record.exc_info:
             lines = self.formatException(record.exc_info).splitlines()
             text = "\n    ".join((text, *map(printable, lines)))
         return text
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each message, in ASCII: "time" (RFC 3339, UTC), "level", "message", and "exception" for a
+    traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        # JSON lets DEL stand as it is.
+        return json.dumps(fields, separators=(",", ":")).replace("\x7f", "\\u007f")
+
+
+def _time(record: logging.LogRecord) -> str:
+    at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+    return f"{at.isoformat(timespec='milliseconds')[:23]}Z"
+
+
 class ErrorLogHandler(logging.Handler):
     """Writes messages to a LogFile, which stays the caller's to close."""
 
-    def __init__(self, file: LogFile) -> None:
+    def __init__(self, file: LogFile, form: ErrorLogFormat = "text") -> None:
         super().__init__()
         self._file = file
         self._lost = 0
-        self.setFormatter(LineFormatter(dated=file.place.path is not None))
+        self.setFormatter(JsonFormatter() if form == "json" else LineFormatter(dated=file.place.path is not None))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -65,9 +82,9 @@ class ErrorLogHandler(logging.Handler):
         self._lost = self._lost + 1 if lost else 0
 
 
-def use(file: LogFile, level: LogLevel) -> None:
+def use(file: LogFile, level: LogLevel, form: ErrorLogFormat) -> None:
     """Have all messages from this level on go to `file`, in place of where they went before."""
-    logging.basicConfig(level=level.upper(), handlers=[ErrorLogHandler(file)], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[ErrorLogHandler(file, form)], force=True)
     # No line has them, and to find them is half of what a line costs (Python's logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

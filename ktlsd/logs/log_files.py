@@ -1,4 +1,4 @@
-"""A log's file, or stderr: opened to append, reopened after a rotation, with a bound on each wait.
+"""A log's file, stderr or stdout: opened to append, reopened after a rotation, with a bound on each wait.
 
 Strategy: every write(2) has whole lines, so that processes can share a file. A pipe or terminal is opened anew, since
 O_NONBLOCK on an inherited descriptor would affect the processes that share it; a socket, such as journald's, has
@@ -21,7 +21,6 @@ from ktlsd.config.values import LogPlace
 MODE: Final = 0o640
 """Of a file that is made; the umask takes from it."""
 
-_STDERR: Final = 2
 _NEWLINE: Final = 0x0A
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -47,7 +46,7 @@ class LogFile:
         os.close(self._descriptor)
 
     def reopen(self) -> None:
-        """Go on in the file that has the name now; stderr stays what it is. Raises OSError, and keeps the old file."""
+        """Go on in the file that has the name now; stderr and stdout stay. Raises OSError, and keeps the old file."""
         if self.place.path is None:
             return
         new = _open(self.place)
@@ -112,12 +111,13 @@ class LogFile:
 def _open(place: LogPlace) -> int:
     if place.path is not None:
         return os.open(place.path, _FLAGS | os.O_CREAT, MODE)
-    mode = os.fstat(_STDERR).st_mode
+    descriptor = place.descriptor
+    mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         # It may belong to another process: then the write waits for a full pipe.
         with contextlib.suppress(OSError):
-            return os.open(f"/proc/self/fd/{_STDERR}", _FLAGS)
-    return os.dup(_STDERR)
+            return os.open(f"/proc/self/fd/{descriptor}", _FLAGS)
+    return os.dup(descriptor)
 
 
 def _ends(lines: bytes, most: int | None) -> Iterator[int]:

@@ -112,6 +112,7 @@ class Logs:
         """Raises SettingsError."""
         self._level = settings.log_level
         self._errors = _open("error_log", settings.error_log or LogPlace())
+        self._error_format = settings.error_log_format
         self.access_log = AccessLogFile(settings)
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class Logs:
 
     def begin(self) -> None:
         """Take what the process has to say."""
-        error_log.use(self._errors, self._level)
+        error_log.use(self._errors, self._level, self._error_format)
 
     def prepare(self, settings: Settings) -> LogsChange:
         """Open the files of other settings that are others. Raises SettingsError."""

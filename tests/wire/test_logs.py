@@ -465,6 +465,29 @@ def test_a_name_that_cannot_be_opened_again_leaves_the_old_file(root: Path, tmp_
         assert eventually(lambda: len(records(moved)) == 1)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_both_logs_go_to_stdout_as_json(root: Path, tmp_path: Path, workers: str) -> None:
+    """As a container's runtime wants them, by variables alone."""
+    out = tmp_path / "out"
+    logs = {"KTLSD_ACCESS_LOG": "-", "KTLSD_ACCESS_LOG_FORMAT": "json", "KTLSD_ERROR_LOG": "stdout"}
+    redirect = ("sh", "-c", f'exec "$@" >"{out}"', "sh")
+    variables = {**logs, "KTLSD_ERROR_LOG_FORMAT": "json", "KTLSD_WORKERS": workers, "KTLSD_ROOT": str(root)}
+    with serving(None, state=tmp_path / "state", wrapper=redirect, **variables) as running:
+        assert exchange(running.port, b"GET /%0a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 404"
+        )
+        running.process.send_signal(signal.SIGUSR1)
+        assert running.stop() == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    (access,) = (line for line in lines if "status" in line)
+    assert (access["target"], access["status"]) == ("/%0a", 404)
+    messages = [line for line in lines if "level" in line]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in messages)
+    assert {line["level"] for line in messages} >= {"info", "notice"}
+    assert any("/%0a" in line["message"] for line in messages)
+    assert not [line for line in running.log if "404" in line]
+
+
 @pytest.mark.parametrize("option", ["--access-log", "--error-log"])
 def test_a_file_that_cannot_be_opened_is_refused(root: Path, tmp_path: Path, option: str) -> None:
     file = tmp_path / "none" / "a.log"
