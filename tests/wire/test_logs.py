@@ -469,10 +469,18 @@ def test_a_name_that_cannot_be_opened_again_leaves_the_old_file(root: Path, tmp_
 def test_both_logs_go_to_stdout_as_json(root: Path, tmp_path: Path, workers: str) -> None:
     """As a container's runtime wants them, by variables alone."""
     out = tmp_path / "out"
-    logs = {"KTLSD_ACCESS_LOG": "-", "KTLSD_ACCESS_LOG_FORMAT": "json", "KTLSD_ERROR_LOG": "stdout"}
     redirect = ("sh", "-c", f'exec "$@" >"{out}"', "sh")
-    variables = {**logs, "KTLSD_ERROR_LOG_FORMAT": "json", "KTLSD_WORKERS": workers, "KTLSD_ROOT": str(root)}
-    with serving(None, state=tmp_path / "state", wrapper=redirect, **variables) as running:
+    with serving(
+        None,
+        state=tmp_path / "state",
+        wrapper=redirect,
+        KTLSD_ACCESS_LOG="-",
+        KTLSD_ACCESS_LOG_FORMAT="json",
+        KTLSD_ERROR_LOG="stdout",
+        KTLSD_ERROR_LOG_FORMAT="json",
+        KTLSD_WORKERS=workers,
+        KTLSD_ROOT=str(root),
+    ) as running:
         assert exchange(running.port, b"GET /%0a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
             b"HTTP/1.1 404"
         )
