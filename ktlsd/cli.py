@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _hash_password(arguments[1:])
             case ["sign-url"]:
                 return _sign_url(arguments[1:])
+            case ["health"]:
+                return _health(arguments[1:])
         options = _serve_parser().parse_args(arguments)
         return _version(options.libssl) if options.version else _serve(vars(options))
     except (Refusal, LibraryError, ContextError) as error:
@@ -176,7 +178,7 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parsers of all commands by name, the serving one under the empty name: for man pages and completion."""
-    from ktlsd.commands import compress, hash_password, sign_url
+    from ktlsd.commands import compress, hash_password, health, sign_url
 
     return {
         "": _serve_parser(),
@@ -185,6 +187,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "compress": compress.parser(),
         "hash-password": hash_password.parser(),
         "sign-url": sign_url.parser(),
+        "health": health.parser(),
     }
 
 
@@ -218,6 +221,12 @@ def _check(arguments: Sequence[str]) -> int:
     from ktlsd.commands import check
 
     return check.run(options.config, strict=options.strict)
+
+
+def _health(arguments: Sequence[str]) -> int:
+    from ktlsd.commands import health
+
+    return health.run(arguments)
 
 
 def _compress(arguments: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "doctor": "diagnose kTLS on this machine",
     "hash-password": "print a line for a file of users",
     "sign-url": "print a link that ends to a path with signed links",
+    "health": "ask a running server whether it can answer",
 }
 """The commands, which come first on the command line, and their descriptions."""
 

@@ -140,8 +140,11 @@ class Logs:
         """Log as the settings say."""
         self._level = change.settings.log_level
         logging.getLogger().setLevel(self._level.upper())
+        changed = change.errors is not None or change.settings.error_log_format != self._error_format
+        self._error_format = change.settings.error_log_format
         if change.errors is not None:
             _move(self._errors, change.errors)
+        if changed:
             self.begin()
         self.access_log.change(change.settings, change.accesses)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -215,7 +216,8 @@ def test_the_service_is_the_one_that_other_tests_install() -> None:
 
 def test_a_container_serves(tmp_path: Path) -> None:
     """The instructions of the Containerfile, each run in namespaces of its own, over a copy-on-write root: the root of
-    this machine stands in for the base image, so what apt would install has to be installed."""
+    this machine stands in for the base image, so what apt would install has to be installed. Then as `docker run
+    --read-only --tmpfs /var/lib/ktlsd` does it, with the health check beside it."""
     build, run_line = commands("In a container")
     assert build == f"docker build -t ktlsd -f {CONTAINERFILE.relative_to(REPOSITORY)} ."
     image_options, options = run_line.split(" ktlsd ")
@@ -224,21 +226,56 @@ def test_a_container_serves(tmp_path: Path) -> None:
         pytest.skip("a container needs root, and Debian")
     www = make_root(tmp_path / "www", "page")
     (www / "folder").mkdir()
-    (port,) = free_ports(1)
+    port, metrics_port = free_ports(2)
     script = tmp_path / "container"
-    script.write_text(container(tmp_path, www, options.replace(":8443", f"127.0.0.1:{port}")))
+    image = Image(CONTAINERFILE.read_text(encoding="utf-8"))
+    metrics = f"KTLSD_METRICS_LISTEN=127.0.0.1:{metrics_port}"
+    script.write_text(container(tmp_path, image, www, metrics, options.replace(":8443", f"127.0.0.1:{port}")))
     program = ("unshare", "--mount", "sh", "-eu", str(script))
     with serving(None, program=program, listen=(), state=tmp_path / "state") as server:
         wait_for_https(server)
         assert curl(f"https://127.0.0.1:{port}/") == "page 200"
         assert curl(f"https://127.0.0.1:{port}/folder/").endswith(" 200")
         # Each step takes the place of the one before it, so this is ktlsd itself.
-        status = Path(f"/proc/{server.process.pid}/status").read_text()
-        assert re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE) != ["0"]
+        pid = str(server.process.pid)
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE) == ["33"]
+        inside = ["nsenter", "--target", pid, "--mount", "--root", "--", "setpriv", "--reuid=33", "--regid=33"]
+        inside += ["--clear-groups", "env", "-i", *image.environment, metrics]
+        checked = subprocess.run([*inside, *image.health], capture_output=True, text=True, timeout=60, check=False)
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "ok\n", "")
+        for place, writable in (("/", False), ("/opt/ktlsd", False), ("/var/lib/ktlsd", True)):
+            touched = subprocess.run([*inside, "touch", f"{place}/x"], capture_output=True, timeout=60, check=False)
+            assert (touched.returncode == 0) is writable
         assert server.stop() == 0
 
 
-def container(folder: Path, www: Path, options: str) -> str:
+class Image:
+    """A Containerfile: the stages share one root, which has at the end what the last one has, and more."""
+
+    def __init__(self, text: str) -> None:
+        self.steps: list[tuple[str, str]] = []
+        self.environment: list[str] = []
+        for line in text.splitlines():
+            instruction, _, rest = line.partition(" ")
+            match instruction:
+                case "" | "FROM" | "#" | "EXPOSE":
+                    pass
+                case "RUN" | "COPY":
+                    self.steps.append((instruction, rest))
+                case "ENV":
+                    self.environment += rest.split()
+                case "USER":
+                    self.user = rest
+                case "ENTRYPOINT":
+                    self.entry = json.loads(rest)
+                case "HEALTHCHECK":
+                    self.health = json.loads(rest.partition(" CMD ")[2])
+                case _:
+                    raise AssertionError(line)
+
+
+def container(folder: Path, image: Image, www: Path, variable: str, options: str) -> str:
     """A shell script that does what docker does with the Containerfile and then with `docker run`."""
     root = folder / "root"
     lines = [
@@ -250,36 +287,27 @@ def container(folder: Path, www: Path, options: str) -> str:
         f"mount --bind /dev {root}/dev",
         f"cd {REPOSITORY}",
     ]
-    environment, user, entry = "", "", ""
-    for line in CONTAINERFILE.read_text(encoding="utf-8").splitlines():
-        instruction, _, rest = line.partition(" ")
-        match instruction:
-            case "FROM" | "#":
-                pass
-            case "RUN" if rest.startswith("apt-get"):
-                (package,) = re.findall(r"--no-install-recommends (\S+) &&", rest)
-                lines.append(f"dpkg-query -W {package} >&2")
-            case "RUN":
-                lines.append(
-                    f"chroot {root} env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/bin sh -ec {shlex.quote(rest)} >&2"
-                )
-            case "COPY":
-                *sources, target = rest.split()
-                place = f"{root}{target}"
-                lines.append(f"mkdir -p {place}")
-                lines += (
-                    f"cp -r {source}{'/.' if (REPOSITORY / source).is_dir() else ''} {place}" for source in sources
-                )
-            case "ENV":
-                environment = rest
-            case "USER":
-                user = rest
-            case "ENTRYPOINT":
-                entry = " ".join(re.findall(r'"(.+?)"', rest))
-            case _:
-                raise AssertionError(line)
+    for instruction, rest in image.steps:
+        if rest.startswith("apt-get"):
+            (package,) = re.findall(r"--no-install-recommends (\S+) &&", rest)
+            lines.append(f"dpkg-query -W {package} >&2")
+        elif instruction == "RUN":
+            lines.append(
+                f"chroot {root} env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/bin sh -ec {shlex.quote(rest)} >&2"
+            )
+        elif rest.startswith("--from="):
+            _, source, target = rest.split()
+            assert source == target
+        else:
+            *sources, target = rest.split()
+            place = f"{root}{target}"
+            lines.append(f"mkdir -p {place}")
+            lines += (f"cp -r {source}{'/.' if (REPOSITORY / source).is_dir() else ''} {place}" for source in sources)
     lines += [f"mkdir -p {root}/srv/www", f"mount --bind -o ro {www} {root}/srv/www"]
-    lines.append(f"exec chroot --userspec={user}:{user} --groups= {root} env -i {environment} {entry} {options}")
+    lines += [f"mount -t tmpfs -o uid=33,mode=700 tmpfs {root}/var/lib/ktlsd", f"mount -o remount,bind,ro {root}"]
+    environment = " ".join((*image.environment, variable))
+    entry = shlex.join(image.entry)
+    lines.append(f"exec chroot --userspec={image.user} --groups= {root} env -i {environment} {entry} {options}")
     return "\n".join(lines) + "\n"
 
 

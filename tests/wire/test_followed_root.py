@@ -114,6 +114,41 @@ def test_the_new_tree_answers(server: Running, place: Path, swap: Callable[[Path
     assert told == [f"{place}/current: now leads to another folder, which is served"]
 
 
+def config_map(volume: Path, number: int, **files: bytes) -> None:
+    """What the kubelet does for a ConfigMap that is mounted: a folder of its own, and links by way of ..data."""
+    folder = volume / f"..2026_11_30_{number}"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_bytes(content)
+    new = volume / "..data_tmp"
+    new.symlink_to(folder.name)
+    former = (volume / "..data").resolve()
+    new.rename(volume / "..data")
+    for name in files:
+        link = volume / name.replace("_", ".")
+        if not link.is_symlink():
+            link.symlink_to(f"..data/{link.name}")
+    if former.is_dir() and former.name != "..data":
+        shutil.rmtree(former)
+
+
+def test_a_config_map(tmp_path: Path) -> None:
+    volume = tmp_path / "www"
+    config_map(volume, 1, a_txt=OLD, index_html=b"<p>old")
+    with serving(volume, "--listing", state=tmp_path / "state") as server:
+        for _ in range(2):
+            old = ask_by_both(server.port, "/a.txt")
+            assert old.body == OLD
+        assert ask_by_both(server.port, "/").body == b"<p>old"
+        for name in ("/..data/a.txt", "/..2026_11_30_1/a.txt", "/..data/"):
+            assert ask_by_both(server.port, name).status == 404
+        config_map(volume, 2, a_txt=NEW, b_txt=b"b", index_html=b"<p>new")
+        assert eventually(lambda: serves_new(server))
+        assert ask_by_both(server.port, "/a.txt", f"If-None-Match: {old.fields['etag']}").body == NEW
+        assert ask_by_both(server.port, "/").body == b"<p>new"
+        assert ask_by_both(server.port, "/b.txt").body == b"b"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_file_system_that_is_mounted_over_the_root_is_served(server: Running, place: Path) -> None:
     assert get(server.port, "/a.txt").body == OLD
