@@ -30,6 +30,8 @@ CONFIG: Final = "KTLSD_CONFIG"
 _NOT_OURS: Final = re.compile(
     # Kubernetes and Docker set these for a service that is called ktlsd.
     r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+    # A process that takes over from another one (process/upgrade.py).
+    r"|INHERITED"
     # The project's tests and their machines.
     r"|(TEST|VM)(_\w+)?|EVERY_MACHINE"
 )
