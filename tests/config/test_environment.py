@@ -145,7 +145,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     "name",
     [
         *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTPS", "PORT", "PORT_443_TCP", "PORT_443_TCP_ADDR"),
-        *("PORT_443_TCP_PROTO", "TEST_FRESH", "VM", "VM_CACHE", "EVERY_MACHINE"),
+        *("PORT_443_TCP_PROTO", "TEST_FRESH", "VM", "VM_CACHE", "EVERY_MACHINE", "INHERITED"),
     ],
 )
 def test_variables_of_others_are_ignored(name: str) -> None:

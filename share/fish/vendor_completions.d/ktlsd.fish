@@ -50,8 +50,8 @@ function _shtab_ktlsd_using
   test "$_shtab_ktlsd_cmdpath" = "$argv"
 end
 
-set -g _shtab_ktlsd_commands doctor check compress hash-password sign-url
-set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --algorithm --backend-listen --cert --client --codings --config --error-log --expires --group --http-listen --jobs --key --keys --ktls --libssl --listen --log-level --metrics-listen --min-size --root --starts --user --workers
+set -g _shtab_ktlsd_commands doctor check compress hash-password sign-url health
+set -g _shtab_ktlsd_opts_with_value --access-log --access-log-format --acme --acme-challenges --acme-directory --acme-email --algorithm --backend-listen --cert --client --codings --config --error-log --error-log-format --expires --group --http-listen --jobs --key --keys --ktls --libssl --listen --log-level --metrics-listen --min-size --root --starts --user --workers
 
 complete -c ktlsd -e
 complete -c ktlsd -f
@@ -67,7 +67,7 @@ complete -c ktlsd -n _shtab_ktlsd_using -l acme-directory -xka "WORD URL" -d '`l
 complete -c ktlsd -n _shtab_ktlsd_using -l acme-challenges -xka "(__fish_complete_directories)" -d 'folder with the answers to ACME challenges on plain HTTP'
 complete -c ktlsd -n _shtab_ktlsd_using -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'PEM certificate chain (default: a new self-signed one for localhost); repeatable with --key, for several key types'
 complete -c ktlsd -n _shtab_ktlsd_using -l key -xka "(__fish_complete_path (commandline -ct))" -d 'unencrypted PEM key of the certificate'
-complete -c ktlsd -n _shtab_ktlsd_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options and more as keys; the command line wins'
+complete -c ktlsd -n _shtab_ktlsd_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options and more as keys; the command line and KTLSD_... variables win'
 complete -c ktlsd -n _shtab_ktlsd_using -l metrics-listen -x -d 'address for metrics, health and the status page over plain HTTP; loopback if ADDR is left out'
 complete -c ktlsd -n _shtab_ktlsd_using -l workers -xka "N auto" -d 'number of worker processes (default 1); auto: one for each usable core'
 complete -c ktlsd -n _shtab_ktlsd_using -l user -x -d 'user to switch to after binding and reading keys, if started as root'
@@ -76,9 +76,10 @@ complete -c ktlsd -n _shtab_ktlsd_using -l strict -d 'refuse to start unless eve
 complete -c ktlsd -n _shtab_ktlsd_using -l ktls -xka "auto require off" -d 'use kTLS if available (default), refuse connections without it, or do not use it'
 complete -c ktlsd -n _shtab_ktlsd_using -l dotfiles -d 'serve names that begin with a dot'
 complete -c ktlsd -n _shtab_ktlsd_using -l listing -d 'list folders that have no index file'
-complete -c ktlsd -n _shtab_ktlsd_using -l access-log -xka "(__fish_complete_path (commandline -ct))" -d 'file to append a line for each request to, or `stderr` (default: none)'
+complete -c ktlsd -n _shtab_ktlsd_using -l access-log -xka "(__fish_complete_path (commandline -ct))" -d 'file to append a line for each request to, `stderr`, or `-` for stdout (default: none)'
 complete -c ktlsd -n _shtab_ktlsd_using -l access-log-format -xka "combined json" -d 'Apache'"'"'s format (default), or JSON'
-complete -c ktlsd -n _shtab_ktlsd_using -l error-log -xka "(__fish_complete_path (commandline -ct))" -d 'file to append all other log lines to, or `stderr` (default)'
+complete -c ktlsd -n _shtab_ktlsd_using -l error-log -xka "(__fish_complete_path (commandline -ct))" -d 'file to append all other log lines to, `stderr` (default), or `-` for stdout'
+complete -c ktlsd -n _shtab_ktlsd_using -l error-log-format -xka "text json" -d 'one message a line (default), or one JSON object a line'
 complete -c ktlsd -n _shtab_ktlsd_using -l libssl -xka "(__fish_complete_path (commandline -ct))" -d 'path of libssl (default: the system'"'"'s; also KTLSD_LIBSSL)'
 complete -c ktlsd -n _shtab_ktlsd_using -l log-level -xka "debug info warning error" -d 'one of debug, info, warning, error (default info)'
 complete -c ktlsd -n _shtab_ktlsd_using -l version -d 'show the versions and kTLS support of ktlsd, OpenSSL and the kernel'
@@ -108,3 +109,8 @@ complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l expires -x -d 'end of the 
 complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l starts -x -d 'beginning of the link, in the same form'
 complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l client -x -d 'address or network whose clients may use the link (default: all)'
 complete -c ktlsd -n '_shtab_ktlsd_using sign-url' -l folder -d 'sign for all paths below the folder'
+complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a health -d 'Ask a running ktlsd whether it can answer'
+complete -c ktlsd -n '_shtab_ktlsd_using health' -s h -l help -d 'show this help message and exit'
+complete -c ktlsd -n '_shtab_ktlsd_using health' -l ready -d 'also fail while it drains'
+complete -c ktlsd -n '_shtab_ktlsd_using health' -l metrics-listen -x -d 'its address for metrics (default: that of KTLSD_METRICS_LISTEN, or of the file)'
+complete -c ktlsd -n '_shtab_ktlsd_using health' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'its configuration file (default: that of KTLSD_CONFIG)'
