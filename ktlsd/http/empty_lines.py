@@ -40,6 +40,8 @@ class EmptyLines:
 
     def without_them(self, received: bytes) -> bytes:
         """Received bytes from the request line on; half an empty line is kept back for joined()."""
+        if not received.startswith(HALF):
+            return received
         rest = from_request_line(received)
         if rest == HALF:
             self.half = True

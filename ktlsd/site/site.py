@@ -240,7 +240,7 @@ class Site:
         return cors.fields(path, request.fields.get("origin"))
 
     async def _respond(self, request: Request, target: Target, visitor: Visitor | None) -> _Draft:
-        if (refusal := await self._refusal(visitor, (target.path(),))) is not None:
+        if self.access is not None and (refusal := await self._refusal(visitor, (target.path(),))) is not None:
             return _Draft(refusal)
         if request.method == "OPTIONS":
             return _Draft(options())
@@ -273,7 +273,8 @@ class Site:
         except BaseException:
             opened.close()
             raise
-        await read_first(opened, response)
+        if opened.waits:
+            await read_first(opened, response)
         return _Draft(response, opened, file, outcome.origin, rejected)
 
     # --- which visitors -----------------------------------------------------------------------------------------------
