@@ -147,6 +147,22 @@ class RateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Bytes that are sent at full speed before each of these rates applies."""
 
 
+class MaintenanceOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[maintenance]: 503 for all clients but those of some networks, while a file is there or as long as it is
+    enabled."""
+
+    file: Path | None = None
+    """File whose presence switches maintenance on; looked for once a second."""
+    enabled: bool = False
+    """Maintenance without a file."""
+    page: Path | None = None
+    """File to send as the body, inside or outside the root; by default the error page of 503."""
+    retry_after: Seconds = 600
+    """Value of Retry-After, in seconds."""
+    allow: tuple[Network, ...] = ()
+    """Networks that see the site nevertheless."""
+
+
 class AuthOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[auth]]: matching paths ask for a name and a password (HTTP Basic authentication). Every matching table must
     have the user."""
@@ -343,6 +359,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Networks that may see paths; every matching table must allow a client."""
     rate: tuple[RateOptions, ...] = ()
     """Limits for the requests of client networks, and send rates, by path; all matching tables apply."""
+    maintenance: MaintenanceOptions | None = None
+    """Maintenance: 503 for all clients but those of some networks."""
     auth: tuple[AuthOptions, ...] = ()
     """Paths that ask for a password; every matching table must have the user."""
     signed: tuple[SignedOptions, ...] = ()

@@ -70,6 +70,7 @@ class Denied(enum.Enum):
     BUSY = "busy"
     SIGNATURE = "signature"
     EXPIRED = "expired"
+    MAINTENANCE = "maintenance"
 
 
 class Representation(Struct, frozen=True, gc=False):
@@ -114,6 +115,8 @@ class Response(Struct, frozen=True, gc=False):
     """True if `fields` have passed a site's rules, which also decide on Server."""
     limit: Limit | None = None
     """The limit that the client is at, if that is the reason."""
+    has_page: bool = False
+    """Whether a refusal's body is a page that no error page replaces."""
 
 
 def refuse_head(version: bytes, request: Request) -> Response | None:

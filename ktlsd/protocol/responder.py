@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ktlsd")
 
 _STALLED: Final = Miss.STALLED.reason
-_THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY})
-"""Refusals of which an attacker could fill the log."""
+_THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY, Denied.MAINTENANCE})
+"""Refusals that could fill the log."""
 
 
 class Responder:

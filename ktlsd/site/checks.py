@@ -17,6 +17,7 @@ from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.network_check import NetworkCheck
 from ktlsd.http.protected_paths import GuardedPaths
 from ktlsd.http.rate_check import RateCheck
+from ktlsd.site.content_types import ContentTypes
 
 if TYPE_CHECKING:
     # They are imported only if they are configured.
@@ -32,6 +33,7 @@ def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords)
     Raises SettingsError for a file that cannot be used.
     """
     checks: list[Check] = [
+        *_maintenance(site),
         *(NetworkCheck(_guarded(site, rule.path), rule.allow, rule.deny) for rule in site.access),
         *(RateCheck(_guarded(site, rule.path), rule, networks, time.monotonic) for rule in site.rate),
     ]
@@ -52,18 +54,37 @@ def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords)
     return checks
 
 
+def _maintenance(site: SiteOptions) -> list[Check]:
+    rule = site.maintenance
+    if rule is None or not (rule.enabled or rule.file):
+        return []
+    from ktlsd.site.maintenance import MaintenanceCheck
+
+    page = None if rule.page is None else _read("maintenance.page", rule.page, bytes)
+    kind = "" if rule.page is None else ContentTypes(site.types, site.charset, {}).described(bytes(rule.page))[0]
+    try:
+        return [MaintenanceCheck(rule, page, kind)]
+    except OSError as error:
+        raise SettingsError(f"maintenance.file {rule.file}: {error.strerror}") from error
+
+
 def _guarded(site: SiteOptions, path: str) -> GuardedPaths:
     return GuardedPaths((path,), site.index, site.try_files)
 
 
 def _watched(site: SiteOptions, key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
-    from ktlsd.site.watched_file import WatchedFile
 
     root, real = cast(Path, site.root).resolve(), path.resolve()
     if real.is_relative_to(root):
         below = real.relative_to(root).parts
         if site.dotfiles or not any(part.startswith(".") for part in below):
             raise SettingsError(f"{key} {path}: is inside root, where clients could get it: move it elsewhere")
+    return _read(key, path, parse)
+
+
+def _read(key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
+    from ktlsd.site.watched_file import WatchedFile
+
     try:
         return WatchedFile(path, parse)
     except (OSError, ValueError) as error:

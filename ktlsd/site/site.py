@@ -188,11 +188,14 @@ class Site:
                     answer.opened.close()
                 answer = _Draft(refusal)
         except OSError as error:
-            answer = _Draft(decide(request, miss_of(error), time.time(), ""))
+            # Without a root, too, it is told only to those who may see the path.
+            refusal = await self._refusal(visitor, (target.path(),))
+            answer = _Draft(refusal or decide(request, miss_of(error), time.time(), ""))
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
             lacking = None
-            if answer.response.status >= HTTPStatus.BAD_REQUEST and answer.response.reason:
+            response = answer.response
+            if response.status >= HTTPStatus.BAD_REQUEST and response.reason and not response.has_page:
                 if answer.response.reason == _NO_SUCH_FILE and self._are_alike_if_absent():
                     lacking = root
                 answer = await self._with_error_page(request, target.path(), answer, request_id)

@@ -89,6 +89,7 @@ DESCRIBED = {
 IN_PROSE = {
     "AccessOptions": ACCESS,
     "RateOptions": ACCESS,
+    "MaintenanceOptions": ACCESS,
     "AuthOptions": ACCESS,
     "SignedOptions": ACCESS,
     "HeaderOptions": CONFIGURATION,
