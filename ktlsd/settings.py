@@ -7,6 +7,7 @@ names the option, or file, line and key. What a [[site]] does not give is taken 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import itertools
 import os
 import re
@@ -44,6 +45,8 @@ _OF_SITE: Final = 2
 _ACME_OPTIONS: Final = {"acme": "names", "acme_email": "email", "acme_directory": "directory"}
 """Keys of the table [acme], by the options of the command line."""
 _TOML_POSITION: Final = re.compile(r"(.+) \(at line ([0-9]+), column ([0-9]+)\)")
+_EXTRAS: Final = {"readme": ("markdown_it", "markdown-it-py"), "thumbnails": ("PIL", "pillow")}
+"""Modules and packages that keys of a site need."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -328,6 +331,9 @@ def _places(settings: Settings) -> list[tuple[Steps, SiteOptions]]:
 
 def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], object]]]:
     """The checks of a site's rules, by key."""
+    for key, (module, package) in _EXTRAS.items():
+        if getattr(site, key):
+            yield (key,), partial(_check_extra, module, package)
     if site.try_files:
         yield ("try_files",), partial(_check_try_files, site.try_files)
     for key in ("redirect", "header", "cache"):
@@ -359,6 +365,12 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], object]]]:
         from ktlsd.http import cors
 
         yield ("cors",), partial(cors.check, site.cors)
+
+
+def _check_extra(module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        remedy = f"pip install {package}, or pip install '.[pages]' in a checkout of ktlsd"
+        raise ValueError(f"the package {package} is missing: {remedy}")
 
 
 def _check_try_files(entries: Sequence[str]) -> None:

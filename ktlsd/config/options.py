@@ -322,6 +322,10 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Names of index files; the first that exists is served for a folder."""
     listing: bool = False
     """List folders that have no index file."""
+    readme: bool = False
+    """Show the README.md of a listed folder below its list; needs the extra `pages`."""
+    thumbnails: bool = False
+    """Make small thumbnails of large pictures for listings; needs the extra `pages`."""
     dotfiles: bool = False
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     hide: tuple[Glob, ...] = ()

@@ -22,6 +22,8 @@ from ktlsd.site.page_assets import asset, head, policy, source
 
 LARGEST_THUMBNAIL: Final = 2 * 1024 * 1024
 """Bytes of a picture that is shown in the list itself."""
+LARGEST_OWN_THUMBNAIL: Final = 131_072
+"""The same, if smaller thumbnails can be made."""
 
 Column = Literal["name", "size", "date"]
 _MediaType = Callable[[bytes], str]
@@ -122,16 +124,22 @@ def _json_row(entry: Entry) -> str:
 
 
 def render_html(
-    names: Sequence[bytes], entries: Sequence[Entry], sort: Sort, media_type: _MediaType
+    names: Sequence[bytes],
+    entries: Sequence[Entry],
+    sort: Sort,
+    media_type: _MediaType,
+    readme: bytes = b"",
+    thumbnails: frozenset[str] = frozenset(),
 ) -> Iterator[bytes]:
-    """The page of the folder whose path below the root is `names`; `media_type` gives a file name's Content-Type."""
+    """The page of the folder whose path below the root is `names`; `media_type` gives a file name's Content-Type.
+    `readme` is HTML to show below; pictures of the types in `thumbnails` have thumbnails (thumbnails.py)."""
     folders = size = 0
     pictures = False
     for piece in _pieces(entries):
         for entry in piece:
             folders += entry.directory
             size += 0 if entry.directory else entry.size
-        pictures = pictures or any(_is_thumbnail(entry, media_type(entry.name)) for entry in piece)
+        pictures = pictures or any(_thumbnail(entry, media_type(entry.name), thumbnails) is not None for entry in piece)
         yield b""
     ordered = yield from _ordered(entries, sort)
     yield _head(names, _summary(folders, len(entries) - folders, size)).encode()
@@ -142,7 +150,10 @@ def render_html(
     yield _tools(pictures).encode()
     yield _table_begin(_columns(sort), _UP if names else "").encode()
     for piece in _pieces(ordered):
-        yield ("<tbody>" + "".join(_html_row(entry, media_type) for entry in piece) + "</tbody>\n").encode()
+        yield ("<tbody>" + "".join(_html_row(entry, media_type, thumbnails) for entry in piece) + "</tbody>\n").encode()
+    yield b'</table><p id="none" class="empty" hidden>No matches</p>\n'
+    if readme:
+        yield b'<section id="readme" aria-label="README">' + readme + b"</section>\n"
     yield _END.encode()
 
 
@@ -199,7 +210,7 @@ def _column_head(column: Column, sort: Sort) -> str:
     return f'<th scope="col" data-key="{column}" data-first="{first}"{now}><a href="{link}">{_TITLES[column]}</a></th>'
 
 
-_END: Final = f"""</table><p id="none" class="empty" hidden>No matches</p></main>
+_END: Final = f"""</main>
 <dialog aria-label="Viewer" tabindex="-1"><div id="stage"></div><div id="bar"><a href="./"></a>
 <span id="counter" role="status"></span>
 <button type="button" data-action="-1" aria-label="Previous" title="Previous (\u2190)">\u2190</button>
@@ -209,7 +220,7 @@ _END: Final = f"""</table><p id="none" class="empty" hidden>No matches</p></main
 """
 
 
-def _html_row(entry: Entry, media_type: _MediaType) -> str:
+def _html_row(entry: Entry, media_type: _MediaType, thumbnails: frozenset[str]) -> str:
     href = _href(entry)
     visible = _visible(entry.name)
     name = escape(visible, quote=False)
@@ -223,8 +234,8 @@ def _html_row(entry: Entry, media_type: _MediaType) -> str:
         slash, size = "", _size_cell(entry.size)
         if kind.startswith(_PLAYED) or kind in _PICTURE_TYPES:
             shown = f' data-type="{escape(kind)}"'
-        if _is_thumbnail(entry, kind):
-            icon = f'<img src="{href}" alt="" width="36" height="36" loading="lazy" decoding="async">'
+        if (query := _thumbnail(entry, kind, thumbnails)) is not None:
+            icon = f'<img src="{href}{query}" alt="" width="36" height="36" loading="lazy" decoding="async">'
         else:
             icon = _icon(next((icon for icon, types in _ICONS if types.match(kind)), "file"))
     return (
@@ -237,8 +248,13 @@ def _icon(name: str) -> str:
     return f'<svg aria-hidden="true"><use href="#i-{name}"/></svg>'
 
 
-def _is_thumbnail(entry: Entry, media_type: str) -> bool:
-    return media_type in _PICTURE_TYPES and 0 < entry.size <= LARGEST_THUMBNAIL and not entry.directory
+def _thumbnail(entry: Entry, media_type: str, made: frozenset[str]) -> str | None:
+    """The query of the URL of an entry's thumbnail, empty for the picture itself; None if there is none."""
+    if entry.directory or not entry.size:
+        return None
+    if media_type in made and entry.size > LARGEST_OWN_THUMBNAIL:
+        return "?thumbnail"
+    return "" if media_type in _PICTURE_TYPES and entry.size <= LARGEST_THUMBNAIL else None
 
 
 def _size_cell(size: int) -> str:

@@ -11,11 +11,11 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -28,7 +28,7 @@ from ktlsd.http.access import Access, Check, Visitor
 from ktlsd.http.cache_fields import never_stored
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.cors import Cors
-from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, whole
+from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, short, whole
 from ktlsd.http.error_pages import ErrorPages
 from ktlsd.http.fields import Fields, add_vary, merge, without
 from ktlsd.http.header_rules import Origin
@@ -49,6 +49,14 @@ from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.passwords import Passwords
 from ktlsd.site.rules import SiteRules
 from ktlsd.site.siblings import Siblings
+from ktlsd.site.thumbnails import MEDIA_TYPE as THUMBNAIL_TYPE
+from ktlsd.site.thumbnails import QUERY as _THUMBNAIL
+from ktlsd.site.thumbnails import TYPES as THUMBNAIL_TYPES
+from ktlsd.site.thumbnails import Thumbnails
+
+if TYPE_CHECKING:
+    # It needs markdown-it-py.
+    from ktlsd.site.readme import Readmes
 
 log = logging.getLogger("ktlsd")
 
@@ -144,6 +152,12 @@ class Site:
         """True if an index file may be in another folder than the one that it is for."""
         self._hashes = ContentHashes()
         self._siblings = Siblings()
+        self._readmes: Readmes | None = None
+        if site.readme:
+            from ktlsd.site.readme import Readmes
+
+            self._readmes = Readmes()
+        self._thumbnails = Thumbnails() if site.listing and site.thumbnails else None
         self._sibling_suffixes = tuple(SUFFIXES[coding] for coding in site.precompressed)
         # Each holds the interpreter up for a while.
         self._listings = JobLimiter(2)
@@ -207,7 +221,8 @@ class Site:
                 fields = merge(fields, self._cors_fields(self._cors, request, path))
             own = self._rules.at_hand and self._is_its_own_folders(target, answer.opened)
             rules = self._rules.present | answer.rejected if own else None
-            any_query = not (self._rules.redirects.concern(path) or (visitor is not None and visitor.ends is not None))
+            ends = visitor is not None and visitor.ends is not None
+            any_query = not (ends or self._rules.redirects.concern(path) or self._has_thumbnail(target))
             checks = () if visitor is None else tuple(visitor.passed)
             if response.denied is not None:
                 fields = never_stored(fields)
@@ -261,11 +276,16 @@ class Site:
             if refusal is not None:
                 return _Draft(refusal)
         if isinstance(found, Folder):
-            return _Draft(await self._list(request, target, found))
+            return _Draft(await self._list(request, target, found, visitor))
         now = time.time()
         if not isinstance(found, OpenFile):
             return _Draft(decide(request, found, now, ""))
         file = "/" + os.fsdecode(found.path).removeprefix("./")
+        if self._thumbnails is not None and target.query == _THUMBNAIL and self._has_thumbnail(target):
+            try:
+                return _Draft(await self._thumbnail(request, self._thumbnails, found), file=file)
+            finally:
+                found.close()
         opened, representation, rejected = await self._negotiate(request, found, visitor)
         try:
             if status is not HTTPStatus.OK:
@@ -407,6 +427,12 @@ class Site:
         except OSError:
             return True
 
+    def _is_withheld(self, found: OpenFile | Folder, visitor: Visitor | None) -> bool:
+        """True if what is open must not be sent, or a visitor has not passed all of its checks."""
+        if self._rules.protecting and self._is_protected(found):
+            return True
+        return self.access is not None and visitor is not None and self.access.hides(visitor, _paths_of(found))
+
     # --- which representation of it -----------------------------------------------------------------------------------
 
     async def _negotiate(
@@ -439,12 +465,8 @@ class Site:
                         continue
                     try:
                         # It may be a link to what is protected.
-                        protected = (self._rules.protecting and self._is_protected(sibling)) or (
-                            self.access is not None
-                            and visitor is not None
-                            and self.access.hides(visitor, _paths_of(sibling))
-                        )
-                        belongs = not protected and await self._siblings.belong(opened, sibling, candidate)
+                        withheld = self._is_withheld(sibling, visitor)
+                        belongs = not withheld and await self._siblings.belong(opened, sibling, candidate)
                     except BaseException:
                         sibling.close()
                         raise
@@ -488,7 +510,7 @@ class Site:
 
     # --- what is made, not found --------------------------------------------------------------------------------------
 
-    async def _list(self, request: Request, target: Target, folder: Folder) -> Response:
+    async def _list(self, request: Request, target: Target, folder: Folder, visitor: Visitor | None) -> Response:
         from ktlsd.site import listing
 
         as_json = wants_json(request.fields.get("accept"))
@@ -507,7 +529,56 @@ class Site:
         sort = listing.parse_query(target.query)
         if as_json:
             return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
-        return Response(HTTPStatus.OK, fields, listing.render_html(target.names, entries, sort, self._type_of))
+        readme = b"" if self._readmes is None else await self._readme(self._readmes, folder, entries, visitor)
+        thumbnails = THUMBNAIL_TYPES if self.options.thumbnails else frozenset[str]()
+        page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails)
+        return Response(HTTPStatus.OK, fields, page)
+
+    def _has_thumbnail(self, target: Target) -> bool:
+        """Whether the query of a target may ask for a thumbnail."""
+        if self._thumbnails is None or target.directory or not target.names:
+            return False
+        return self._type_of(target.names[-1]) in THUMBNAIL_TYPES
+
+    async def _thumbnail(self, request: Request, thumbnails: Thumbnails, opened: OpenFile) -> Response:
+        """The response with the thumbnail of a picture, which is left open."""
+        is_head, now = request.method == "HEAD", time.time()
+        if opened.waits:
+            # Its process could not be ended while the file system does not answer.
+            return short(HTTPStatus.NOT_FOUND, "no thumbnail: the file system may not answer", head=is_head)
+        conditions = {name: value for name in _CONDITIONS if (value := request.fields.get(name)) is not None}
+        tag = coded_tag(await self._tag(opened), "thumbnail")
+        found = Representation(1, opened.mtime_ns, THUMBNAIL_TYPE, tag)
+        response = decide(Request("HEAD", conditions), found, now, "")
+        if response.status is not HTTPStatus.OK:
+            return response
+        data = await thumbnails.made(opened)
+        if data is None:
+            return short(HTTPStatus.SERVICE_UNAVAILABLE, "too many thumbnails are being made", head=is_head)
+        if not data:
+            return short(HTTPStatus.NOT_FOUND, "no thumbnail can be made of the picture", head=is_head)
+        response = whole(Request("HEAD"), replace(found, size=len(data)), HTTPStatus.OK, now)
+        return replace(response, fields=(*response.fields, ("ETag", tag)), body=b"" if is_head else data)
+
+    async def _readme(
+        self, readmes: Readmes, folder: Folder, entries: Sequence[Entry], visitor: Visitor | None
+    ) -> bytes:
+        """The README.md of a folder as HTML, if there is one and the visitor may see it."""
+        from ktlsd.site.readme import readme_in
+
+        name = readme_in(entries)
+        if name is None:
+            return b""
+        try:
+            opened = await folder.root.open_file(name if folder.path == b"." else folder.path + b"/" + name)
+            if not isinstance(opened, OpenFile):
+                return b""
+            try:
+                return b"" if self._is_withheld(opened, visitor) else await readmes.rendered(opened)
+            finally:
+                opened.close()
+        except OSError:
+            return b""
 
     def _read_folder(self, root: int, path: bytes, descriptor: int) -> list[Entry]:
         hidden = self._rules.files if path == b"." else frozenset[bytes]()
@@ -583,4 +654,5 @@ async def read_first(opened: OpenFile, response: Response) -> None:
         raise
 
 
+_CONDITIONS: Final = ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
 _OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})

@@ -234,6 +234,43 @@ def test_accessibility(browser: Browser, site: str, path: str, options: dict[str
         assert len(result["passes"]) > 10
 
 
+README = """# Title
+
+A [link](a.txt), `code`, ![picture](a.png).
+
+| left | right |
+| --- | --: |
+| 1 | 2 |
+
+```
+long code long code long code long code long code long code long code long code long code
+```
+"""
+
+
+@pytest.mark.parametrize("options", [{"color_scheme": "light"}, PHONE | {"color_scheme": "dark"}])
+def test_a_readme(browser: Browser, tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "a.png").write_bytes(png(64, 64))
+    config = tmp_path / ".ktlsd.toml"
+    config.write_text(f'root = "{tmp_path}"\nlisting = true\nreadme = true\n')
+    axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    with (
+        serving(None, "--config", str(config), state=tmp_path / ".state") as server,
+        opened(browser, server.url(), **options) as page,
+    ):
+        assert page.inner_text("#readme h2") == "Title"
+        page.check("#gallery")
+        box = page.locator("#readme td.right").bounding_box()
+        assert box is not None
+        assert box["height"] < 50
+        width = page.evaluate("innerWidth")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate(axe)
+        result = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})")
+        assert [(broken["id"], broken["nodes"][0]["html"]) for broken in result["violations"]] == []
+
+
 def test_it_stays_a_table_for_those_who_cannot_see_it(browser: Browser, site: str) -> None:
     with opened(browser, site + "a%20folder/", **PHONE) as page:
         assert page.get_by_role("table", name="Files and folders").count() == 1
