@@ -263,6 +263,8 @@ class Site:
         if request.method == "OPTIONS":
             return _Draft(options())
         outcome = await self._find(request, target)
+        if outcome.found is Miss.ABSENT and target.directory and target.names and not self.options.try_files:
+            outcome = replace(outcome, found=await self._without_slash(target))
         draft = await self._draft(request, target, outcome, visitor)
         if outcome.varies:
             response = draft.response
@@ -382,6 +384,16 @@ class Site:
             if outcome.found not in _ABSENT:
                 break
         return outcome
+
+    async def _without_slash(self, target: Target) -> _Found:
+        """A slash after a file: sent to the file. Not permanently, since a folder may take its place: a browser that
+        remembers both redirects goes round in a circle."""
+        file = Target(target.names, directory=False, query=target.query)
+        found = await self._look_up_name(file)
+        if not isinstance(found, OpenFile):
+            return Miss.ABSENT
+        found.close()
+        return Moved(file.location(), HTTPStatus.TEMPORARY_REDIRECT)
 
     async def _look_up_path(self, path: str) -> _Found:
         """The file of a path that the operator gave. A folder's name stands for its index file: a redirect to its slash

@@ -768,7 +768,6 @@ def test_a_status_ends_try_files(place: Place, site: str, target: str, status: i
         ("try", "/second/", 200, b"second index"),
         ("clean", "/about", 200, b"about.html"),
         ("clean", "/about.html", 200, b"about.html"),
-        ("clean", "/about/", 404, b"404 Not Found\n"),
         ("clean", "/both", 200, b"both"),
         ("clean", "/deep/page", 200, b"deep/page.html"),
         ("clean", "/deep/.secret", 404, b"404 Not Found\n"),
@@ -815,6 +814,30 @@ def test_the_fallback_is_for_pages_only(place: Place) -> None:
 def test_a_folder_is_sent_to_its_slash_by_every_way_to_look_up(place: Place, site: str) -> None:
     answer = place.ask(site, "/second?x=y")
     assert (answer.status, answer.fields["location"]) == (301, "/second/?x=y")
+
+
+@pytest.mark.parametrize(
+    ("site", "target", "location"),
+    [
+        ("files", "/plain.html/", "/plain.html"),
+        ("files", "/plain.html/?x=/y", "/plain.html?x=/y"),
+        ("files", "//plain.html//", "/plain.html"),
+        ("rules", "/reports/2024%20%C3%9Cbersicht.pdf/", "/reports/2024%20%C3%9Cbersicht.pdf"),
+        ("clean", "/about/", "/about"),
+        ("clean", "/about.html/", "/about.html"),
+        ("files", "/plain.html/x", None),
+        ("files", "/nothing/", None),
+        ("files", "/folder-beside.css.gz/x/", None),
+        ("clean", "/deep/.secret/", None),
+        ("try-status", "/about.html/", None),
+    ],
+)
+def test_a_slash_after_a_file_is_sent_to_the_file(place: Place, site: str, target: str, location: str | None) -> None:
+    answer = place.ask(site, target)
+    assert answer.status == (307 if location else 404)
+    assert answer.fields.get("location") == location
+    if location is not None:
+        assert place.ask(site, location).status == 200
 
 
 # --- redirects -------------------------------------------------------------------------------------------------------

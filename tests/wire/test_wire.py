@@ -151,7 +151,7 @@ def test_validators_bring_304(server: Running, protocol: str) -> None:
     ("target", "status", "reason"),
     [
         ("/nothing", 404, "no such file"),
-        ("/index.html/", 404, "no such file"),
+        ("/absent.html/", 404, "no such file"),
         ("/index.html/x", 404, "no such file"),
         ("/" + "n" * 300, 404, "no such file"),
         ("/loop", 404, "a link that leads nowhere"),
