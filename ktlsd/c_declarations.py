@@ -117,6 +117,7 @@ const char *SSL_get_version(const SSL *ssl);
 const char *SSL_get_servername(const SSL *ssl, int type);
 const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
 const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
+const char *SSL_get_cipher_list(const SSL *ssl, int n);
 int SSL_session_reused(const SSL *ssl);
 SSL_SESSION *SSL_get_session(const SSL *ssl);
 uint8_t SSL_SESSION_get_max_fragment_length(const SSL_SESSION *sess);

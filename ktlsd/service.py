@@ -39,8 +39,8 @@ from ktlsd.site.response_cache import ResponseCache
 from ktlsd.site.site import SERVER_FIELD, Site
 from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls.ktls import Support
-from ktlsd.tls.pairs import Fault, Found, Pairs, Validity
-from ktlsd.tls.policy import POLICIES
+from ktlsd.tls.pairs import Fault, Found, Pairs, Validity, offering
+from ktlsd.tls.policy import POLICIES, Policy, policy_of
 from ktlsd.tls.ticket_keys import SESSION_SECONDS, Ring
 
 if TYPE_CHECKING:
@@ -176,8 +176,10 @@ class Service:
         """A line for the operator about a certificate that was made."""
         self.ktls_state = ""
         """The line about kTLS for the start, if it was tried (ktls_state.py)."""
-        self.nic_states: tuple[str, ...] = ()
-        """The lines about tls_policy = "nic" and zerocopy_sendfile for the start."""
+        self.tls_states: tuple[str, ...] = ()
+        """The lines about chosen ciphers, tls_policy = "nic" and zerocopy_sendfile for the start."""
+        self.policy = policy_of(settings)
+        """The offer in handshakes."""
         self.response_cache = ResponseCache()
         """Answers under the rules of this service."""
         self._ring: Ring = Ring(os.urandom(TICKET_KEY_BYTES), {}) if former is None else former._ring
@@ -208,7 +210,7 @@ class Service:
                 self._served_folders = _ServedFolders(settings, earlier)
             stack.callback(self._served_folders.close)
             known = None if former is None else former._pairs
-            self._pairs: Pairs = Pairs(library, POLICIES[settings.tls_policy], known)
+            self._pairs: Pairs = Pairs(library, self.policy, known)
             stack.callback(self._pairs.close)
             self._make(settings, former)
             self._pairs.settled()
@@ -346,13 +348,13 @@ class Service:
         if offer.refused or not self.settings.session_tickets:
             context.use_no_tickets()
             return
-        policy = self.settings.tls_policy
+        # Tickets of a policy by its name stay good.
+        policy = self.settings.tls_policy if self.policy is POLICIES[self.settings.tls_policy] else self.policy
         context.use_sessions(_kind(options, holder, policy, context.clients), SESSION_SECONDS, self._ring.current)
         self._resuming.append(context)
 
     def _bare_context(self) -> Context:
-        policy = POLICIES[self.settings.tls_policy]
-        context = Context(self.library, ktls=self._ktls, oldest=policy.oldest, ciphers=policy.ciphers)
+        context = offering(self.library, self.policy, ktls=self._ktls)
         if self.http2 and alpn.ADDRESS is not None:
             context.choose_protocols_by(alpn.ADDRESS)
         self._opened.callback(context.close)
@@ -458,7 +460,7 @@ def _kind_of(options: SiteOptions, holder: SiteOptions) -> _Kind:
     return names, holder.cert, holder.key, options.client_ca, options.client_names, options.client_crl
 
 
-def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy, clients: bytes) -> bytes:
+def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy | Policy, clients: bytes) -> bytes:
     """The session id context of an SSL_CTX, which separates its sessions from those of others with the same ticket
     keys: names, paths of the certificates (which a renewal does not change), policy (a session has its ciphers), and
     requirements on clients."""

@@ -253,6 +253,20 @@ class Context:
         text = self._library.ffi.new("char[]", groups.encode())
         return bool(c.SSL_CTX_ctrl(self._ctx, macros.SSL_CTRL_SET_GROUPS_LIST, 0, text) == 1)
 
+    def ciphers(self) -> list[str]:
+        """The names of all ciphers that can be negotiated, best first."""
+        c = self._library.c
+        names: list[str] = []
+        ssl = c.SSL_new(self._ctx)
+        if ssl == self._library.ffi.NULL:
+            raise ContextError(f"SSL_new failed: {self._library.reasons()}")
+        try:
+            while (name := c.SSL_get_cipher_list(ssl, len(names))) != self._library.ffi.NULL:
+                names.append(self._library._text(name))
+        finally:
+            c.SSL_free(ssl)
+        return names
+
     def use_certificate(self, certificate: str, key: str) -> None:
         """Load a pair from files and use it. Raises what Pair() and use_pair() raise."""
         with contextlib.closing(Pair(self._library, certificate, key)) as pair:

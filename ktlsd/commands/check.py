@@ -87,9 +87,11 @@ def _build(loaded: Loaded) -> int:
         settings = without_certificates(settings)
     library = Library(settings.libssl)
     from ktlsd.process.configuration import validate_service
+    from ktlsd.process.new_service import refuse_lists
     from ktlsd.service import Service
     from ktlsd.tls import ktls_state
 
+    refuse_lists(library, loaded)
     strictly = msgspec.structs.replace(settings, strict=True)
     with contextlib.closing(Service(library, strictly, ktls_state.support(library, settings.ktls))) as service:
         validate_service(service, loaded._replace(settings=strictly), None)

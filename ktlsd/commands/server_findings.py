@@ -13,7 +13,9 @@ from typing import Final
 from ktlsd.config.findings import Finding, Place
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.values import Listen, Mode
+from ktlsd.openssl.algorithms import TLS_1_2
 from ktlsd.process import privileges
+from ktlsd.tls.policy import policy_of
 
 _LISTENERS: Final = ("listen", "http_listen", "backend_listen")
 
@@ -68,6 +70,9 @@ def _without_effect(settings: Settings) -> Iterator[Finding]:
         yield Finding(("access_log_format",), "there is no access_log", "name its file, or leave this out")
     if settings.ticket_keys is not None and not settings.session_tickets:
         yield Finding(("ticket_keys",), "session_tickets is false", "leave one of the two out")
+    if settings.tls_ciphers is not None and policy_of(settings).oldest > TLS_1_2:
+        what = "no TLS 1.2 is offered, and these are its ciphers"
+        yield Finding(("tls_ciphers",), what, 'leave this out, or set tls_min_version = "1.2"')
     if settings.tls_policy == "nic" and settings.ktls is Mode.OFF:
         what = 'without kTLS it is "intermediate"'
         yield Finding(("tls_policy",), what, "leave this out, or leave out ktls = 'off'")

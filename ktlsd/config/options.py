@@ -52,6 +52,7 @@ from ktlsd.config.values import (
     Suffix,
     Text,
     TlsPolicy,
+    TlsVersion,
     TryFile,
     Workers,
 )
@@ -434,6 +435,14 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """TLS protocols and ciphers: Mozilla's "modern" (only TLS 1.3) or "intermediate" (also TLS 1.2), "compatible",
     which adds TLS 1.2 ciphers that kTLS does not support, or "nic": intermediate, with TLS 1.2 first on connections
     over a network interface that encrypts."""
+    tls_min_version: TlsVersion | None = None
+    """Oldest TLS protocol, "1.2" or "1.3"; by default the policy's."""
+    tls_ciphers: Text | None = None
+    """Ciphers of TLS 1.2, as OpenSSL writes lists, in order of preference; by default the policy's."""
+    tls_ciphersuites: Text | None = None
+    """Cipher suites of TLS 1.3, separated by colons, in order of preference; by default the policy's."""
+    tls_groups: Text | None = None
+    """Groups of the key exchange, as OpenSSL writes lists; by default the policy's."""
     http2: bool = True
     """Offer HTTP/2 beside HTTP/1.1 over TLS, and take it on `backend_listen`."""
     session_tickets: bool = True

@@ -223,7 +223,7 @@ class Configuration:
         self._loaded = loaded
         if anew and not self.quiet:
             service.log_missing_folders()
-            for state in service.nic_states:
+            for state in service.tls_states:
                 log.warning(state)
         self._report(service, loaded)
         return service

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 
 from ktlsd.config.options import Settings, by_acme
-from ktlsd.config.refusal import cause
+from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.process.configuration import validate_service
 from ktlsd.process.privileges import Identity
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
 from ktlsd.ssl_ffi import Library
-from ktlsd.tls import ktls_state
+from ktlsd.tls import ktls_state, offer
 from ktlsd.tls.ktls import Support
 from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
 
@@ -34,21 +34,30 @@ def make_service(
         from ktlsd.process import acme_folder
 
         acme_folder.make(loaded, identity)
+    if not renewing:
+        refuse_lists(library, loaded)
     service = Service(library, settings, support, former, renewing=renewing)
     try:
         if not renewing:
             validate_service(service, loaded, former)
             if service.tried is not None:
-                service.ktls_state = ktls_state.describe(library, service.tried, support)
+                service.ktls_state = ktls_state.describe(library, service.tried, support, service.policy)
+                ciphers = offer.describe(service.tried, settings, support)
                 policy = ktls_state.describe_policy(support) if settings.tls_policy == "nic" else ""
                 zero_copy = ""
                 if settings.zerocopy_sendfile:
-                    zero_copy = ktls_state.describe_zero_copy(library, service.tried, support)
-                service.nic_states = tuple(filter(None, (policy, zero_copy)))
+                    zero_copy = ktls_state.describe_zero_copy(library, service.tried, support, service.policy)
+                service.tls_states = tuple(filter(None, (ciphers, policy, zero_copy)))
     except BaseException:
         service.close()
         raise
     return service
+
+
+def refuse_lists(library: Library, loaded: Loaded) -> None:
+    """Raise SettingsError for lists of ciphers and groups that OpenSSL does not take."""
+    for key, complaint in offer.complaints(library, loaded.settings):
+        raise SettingsError(f"{loaded.where((key,))}{complaint}")
 
 
 def open_tickets(settings: Settings) -> TicketFile | None:

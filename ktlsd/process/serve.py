@@ -225,7 +225,7 @@ def _announce_start(service: Service, listeners: Sequence[Listener]) -> None:
     print_error(f"ktlsd {__version__} serves {roots} on {places}")
     if service.ktls_state:
         print_error(service.ktls_state)
-    for state in service.nic_states:
+    for state in service.tls_states:
         log.warning(state)
     if os.geteuid() == 0:
         log.warning("running as root; use --user to drop privileges")

@@ -91,8 +91,13 @@ class Path(Struct, frozen=True):
         return self.offload.value if self.reason is None else f"{self.offload.value} ({self.reason.value})"
 
 
+def is_carried(cipher: str) -> bool:
+    """Whether OpenSSL can hand connections with a cipher of this name to Linux."""
+    return _CARRIED.search(cipher) is not None
+
+
 _REASONS: Final[tuple[tuple[Reason, Callable[[Support, Handshake, Direction], bool]], ...]] = (
-    (Reason.CIPHER_NEVER_CARRIED, lambda support, handshake, direction: not _CARRIED.search(handshake.cipher)),
+    (Reason.CIPHER_NEVER_CARRIED, lambda support, handshake, direction: not is_carried(handshake.cipher)),
     (Reason.MAX_FRAGMENT_LENGTH, lambda support, handshake, direction: handshake.max_fragment_length),
     (
         Reason.TLS13_RX_NEEDS_OPENSSL_3_2,

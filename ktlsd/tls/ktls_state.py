@@ -13,6 +13,7 @@ from ktlsd.ssl_ffi import Context, Library
 from ktlsd.tls import ktls_probe, nic
 from ktlsd.tls.ktls import Path, Support
 from ktlsd.tls.pairs import PROTOCOLS, probing_client
+from ktlsd.tls.policy import Policy
 
 
 def support(library: Library, mode: Mode) -> Support:
@@ -23,15 +24,15 @@ def support(library: Library, mode: Mode) -> Support:
         raise Refusal(f"cannot try kTLS on loopback ({cause(error)}): bring the interface lo up") from error
 
 
-def describe(library: Library, context: Context, support: Support) -> str:
-    """The line for the start, with the certificates of `context`.
+def describe(library: Library, context: Context, support: Support, policy: Policy) -> str:
+    """The line for the start, with the certificates of `context` and its offer.
 
     Raises Refusal, also if kTLS is required and sends cannot be offloaded.
     """
     paths: dict[str, list[str]] = {}
     failed, engaged, tx = [], False, None
     for name, version in (protocol for protocol in PROTOCOLS if protocol[1] >= context.oldest):
-        client = probing_client(library, version)
+        client = probing_client(library, version, policy)
         try:
             handshake, tx, rx = ktls_probe.loopback_paths(context, client, support)
         except TLSError as error:
@@ -57,11 +58,11 @@ def describe(library: Library, context: Context, support: Support) -> str:
     return f"kTLS: {', '.join(states)}; {library.version_text} ({library.path})" + (f"; {hint}" if hint else "")
 
 
-def describe_zero_copy(library: Library, context: Context, support: Support) -> str:
+def describe_zero_copy(library: Library, context: Context, support: Support, policy: Policy) -> str:
     """The line for the start with zerocopy_sendfile: what it does, or why it does nothing. Raises Refusal."""
     lacking = _lacking(support)
     if not lacking:
-        client = probing_client(library, TLS_1_2)
+        client = probing_client(library, TLS_1_2, policy)
         try:
             lacking = ktls_probe.zero_copy_refusal(context, client) or ""
         except (TLSError, OSError) as error:

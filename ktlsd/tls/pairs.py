@@ -7,6 +7,7 @@ refuse a configuration.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,13 +16,23 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.config.findings import Place
-from ktlsd.openssl.algorithms import CLIENT_GROUPS, TLS_1_2, TLS_1_3
+from ktlsd.openssl.algorithms import CLIENT_GROUPS, GROUP_LISTS, TLS_1_2, TLS_1_3
 from ktlsd.openssl.errors import PairError, TLSError
 from ktlsd.ssl_ffi import Context, Library, Pair
 from ktlsd.tls.ktls_probe import loopback_handshake
 from ktlsd.tls.policy import Policy
 
 _DAY: Final = 86400
+_CURVES: Final = {
+    name: curve
+    for curve, names in (
+        ("secp256r1", ("p-256", "prime256v1")),
+        ("secp384r1", ("p-384",)),
+        ("secp521r1", ("p-521",)),
+    )
+    for name in (curve, *names)
+}
+"""Those of ECDSA certificates, by all their names."""
 USABLE_KEYS: Final = "use ECDSA (P-256, P-384 or P-521), RSA (2048 bits or more), Ed25519 or Ed448"
 PROTOCOLS: Final = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
 
@@ -124,13 +135,13 @@ class Pairs:
             raise PairError(f"{pair.certificate} cannot be served: {reason}")
 
     def _handshakes(self, pair: Pair) -> bool:
-        server = Context(self._library, oldest=self._policy.oldest, ciphers=self._policy.ciphers)
+        server = offering(self._library, self._policy)
         try:
             server.use_pair(pair)
             for _, version in PROTOCOLS:
                 if version < self._policy.oldest:
                     continue
-                client = probing_client(self._library, version)
+                client = probing_client(self._library, version, self._policy)
                 try:
                     loopback_handshake(server, client)
                 except TLSError:
@@ -155,9 +166,33 @@ class Pairs:
         self._former = None
 
 
-def probing_client(library: Library, version: int) -> Context:
-    """A client of one protocol with the abilities of common clients."""
-    return Context(library, server=False, ktls=False, oldest=version, newest=version, groups=CLIENT_GROUPS)
+def offering(library: Library, policy: Policy, *, ktls: bool = True) -> Context:
+    """A server's context with this offer. Raises ContextError."""
+    oldest, ciphers, ciphersuites, groups = policy
+    return Context(library, ktls=ktls, oldest=oldest, ciphers=ciphers, ciphersuites=ciphersuites, groups=groups)
+
+
+def probing_client(library: Library, version: int, policy: Policy) -> Context:
+    """A client of one protocol with the abilities of common clients, and those that the offer asks for."""
+    groups = CLIENT_GROUPS if policy.groups is GROUP_LISTS else (*_together(policy.groups[0]), *policy.groups)
+    return Context(
+        library,
+        server=False,
+        ktls=False,
+        ciphers=policy.ciphers,
+        ciphersuites=policy.ciphersuites,
+        oldest=version,
+        newest=version,
+        groups=groups,
+    )
+
+
+def _together(groups: str) -> tuple[str, ...]:
+    """A chosen list of groups with the curves of certificates: none may be in a list twice, by any of its names."""
+    names = [name.strip("?*") for name in re.split("[:/]", groups) if name]
+    known = {_CURVES.get(name.lower(), name.lower()) for name in names}
+    curves = [curve for curve in dict.fromkeys(_CURVES.values()) if curve not in known]
+    return (":".join((*names, *curves)),)
 
 
 def refused_for(

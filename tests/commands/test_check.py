@@ -160,6 +160,10 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
             "tls_policy = 'nic'\nktls = 'off'",
             "tls_policy: without kTLS it is \"intermediate\": leave this out, or leave out ktls = 'off'",
         ),
+        (
+            "tls_policy = 'modern'\ntls_ciphers = 'ECDHE+AESGCM'",
+            'tls_ciphers: no TLS 1.2 is offered, and .*: leave this out, or set tls_min_version = "1.2"',
+        ),
         ("session_tickets = false\nticket_keys = 'keys'", "ticket_keys: session_tickets is false: leave one of .*"),
         ("forwarded = 'forwarded'", "forwarded: there are no trusted_proxies, .*: name the proxies' networks, .*"),
         # Files that every client could fetch.

@@ -87,7 +87,7 @@ ECDSA = [cipher for cipher in EVERY_CIPHER.split(":") if "ECDSA" in cipher]
 )
 def test_a_client_gets_what_the_policy_has(offered: tuple[TlsPolicy, Running], protocol: str, cipher: str) -> None:
     policy, server = offered
-    oldest, ciphers = POLICIES[policy]
+    oldest, ciphers, *_ = POLICIES[policy]
     suites = CIPHERSUITES if protocol == "TLSv1.3" else ciphers
     has = cipher in suites.split(":") and (protocol == "TLSv1.3" or oldest == TLS_1_2)
     assert settle(server, protocol, cipher) == ((protocol, cipher) if has else None)
@@ -132,6 +132,42 @@ def test_ktls_carries_what_mozillas_policies_have(policy: TlsPolicy, direction: 
     assert not any(never_carried("TLSv1.3", cipher) for cipher in CIPHERSUITES.split(":"))
     never = [cipher for cipher in POLICIES[policy].ciphers.split(":") if never_carried("TLSv1.2", cipher)]
     assert bool(never) == (policy == "compatible")
+
+
+# --- chosen lists
+
+
+def test_chosen_lists_are_what_is_offered(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ktlsd.toml"
+    lists = {
+        "tls_policy": "modern",
+        "tls_min_version": "1.2",
+        "tls_ciphers": CBC,
+        "tls_ciphersuites": "TLS_CHACHA20_POLY1305_SHA256",
+        "tls_groups": "secp384r1",
+    }
+    config.write_text("".join(f"{key} = '{value}'\n" for key, value in lists.items()))
+    with serving(root, "--config", str(config), state=tmp_path) as server:
+        for cipher in (CBC, "ECDHE-ECDSA-AES128-GCM-SHA256"):
+            assert settle(server, "TLSv1.2", cipher) == (("TLSv1.2", cipher) if cipher == CBC else None)
+        for suite in CIPHERSUITES.split(":"):
+            assert settle(server, "TLSv1.3", suite) == (("TLSv1.3", suite) if "CHACHA" in suite else None)
+        assert "alert" in s_client(server, "-tls1_3", "-groups", "X25519")
+        # A list that OpenSSL does not take is refused, and the former one stays in force.
+        config.write_text("tls_groups = 'nonsense'\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line(r"ktlsd\.toml:1: tls_groups: OpenSSL has no group nonsense")
+        assert settle(server, "TLSv1.2", CBC) == ("TLSv1.2", CBC)
+
+
+def test_a_list_that_openssl_does_not_take_refuses_the_start(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\n\ntls_ciphers = 'ECDHE+AESGCM:NONSENSE'\n")
+    for arguments in (("--config", str(config)), ("check", "--config", str(config))):
+        ended = run_to_end(*arguments, state=tmp_path)
+        assert ended.returncode == 2
+        told = "OpenSSL has no cipher NONSENSE for a server with a certificate: see openssl ciphers -v"
+        assert ended.stderr == f"ktlsd: {config}:3: tls_ciphers: {told}\n"
 
 
 # --- a policy that changes
