@@ -25,6 +25,7 @@ from ktlsd.http.validators import Verdict, last_modified, range_applies, verdict
 
 ALLOW: Final = ("Allow", "GET, HEAD, OPTIONS")
 _VARY: Final = (("Vary", "Accept-Encoding"),)
+_ALLOWED_METHODS: Final = frozenset(ALLOW[1].split(", "))
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
@@ -145,7 +146,7 @@ def refuse_head(version: bytes, request: Request) -> Response | None:
 
 def refuse_method(method: str) -> Response | None:
     """The answer to a method that no file is looked up for; None for those of Allow."""
-    if method in ALLOW[1].split(", "):
+    if method in _ALLOWED_METHODS:
         return None
     if method in _KNOWN_METHODS:
         return short(HTTPStatus.METHOD_NOT_ALLOWED, f"the method {method}", extra=(ALLOW,))

@@ -107,7 +107,7 @@ class Redirects:
 
     def concern(self, path: str) -> bool:
         """Whether there is a rule that may ask for the query of a request for `path` (decoded)."""
-        return any(True for _ in self._candidates(path))
+        return bool(self) and any(True for _ in self._candidates(path))
 
     def _candidates(self, path: str) -> Iterable[_Compiled]:
         if not self:
