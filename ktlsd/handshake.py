@@ -44,6 +44,10 @@ class _NoCertificate(TLSError):
     """The site that the client asked for is refused."""
 
 
+class _UnknownName(TLSError):
+    """No site has the name that the client asked for, and such clients are to be refused."""
+
+
 class Handshakes:
     """One for each process. The creator closes it."""
 
@@ -95,6 +99,10 @@ class Handshakes:
                     service = shared.service
                     hosted = service.sites.of_name(asked.server_name)
                     transport = Transport(hosted.context, sock, self._page_cache, row, service.settings.limits)
+                    unnamed = service.refuses_unknown_names and not service.knows(asked.server_name)
+                    # OpenSSL says what is wrong with a ClientHello that is none.
+                    if unnamed and asked is not NOTHING and not asked.plain_http:
+                        raise _UnknownName
                     if self._prefers_nic and self._suits_nic(sock, hosted):
                         transport.allow_only_tls_1_2()
                     if not hosted.refused:
@@ -108,6 +116,10 @@ class Handshakes:
                 if transport is None and isinstance(error, TLSError):
                     raise
                 await self._end_failed(error, transport, hosted, asked, peer)
+                return None
+            if unnamed:
+                self._count_unknown_name(asked, peer)
+                await transport.finish()
                 return None
             tx, rx = self._paths(sock, handshake)
             if tx.offload is not Offload.SOFTWARE and handshake.ktls_tx and shared.service.settings.zerocopy_sendfile:
@@ -194,6 +206,9 @@ class Handshakes:
             row[FAILED[Failure.NO_CERTIFICATE]] += 1
             log.info("%s handshake refused: no usable certificate for %s", peer, asked.server_name)
             await transport.refuse_name()
+        elif isinstance(error, _UnknownName):
+            self._count_unknown_name(asked, peer)
+            await transport.refuse_name()
         elif isinstance(error, ConnectionLost):
             row[FAILED[Failure.LOST]] += 1
             log.info("%s handshake failed: %s", peer, error)
@@ -206,6 +221,13 @@ class Handshakes:
             row[FAILED[Failure.NO_CERTIFICATE if hosted.refused else Failure.TLS_ERROR]] += 1
             log.info("%s handshake failed: %s", peer, error)
             await transport.end_refused()
+
+    def _count_unknown_name(self, asked: Asked, peer: Peer) -> None:
+        self._shared.row[FAILED[Failure.UNKNOWN_NAME]] += 1
+        name = asked.server_name
+        log.info(
+            "%s handshake refused: %s", peer, "it names no site" if name is None else f"no site has the name {name}"
+        )
 
     def _may_go_on(self, peer: Peer, secured: Secured) -> bool:
         """True if the paths of a connection and its client certificate are allowed; logs both."""

@@ -234,6 +234,9 @@ class Service:
         self.all = tuple({id(hosted): hosted for hosted in (default, *(hosted for _, hosted in named))}.values())
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
+        self.refuses_unknown_names = settings.unknown_names == "refuse"
+        """Whether requests and handshakes get nothing unless they name a site."""
+        self._default_names: Sites[Hosted | None] = Sites(None, [(_acme_names(settings), default)])
         self.speak_proxy = Networks(settings.proxy_protocol)
         """Networks whose connections begin with a PROXY header."""
         self.trusted = Networks(settings.trusted_proxies)
@@ -250,6 +253,10 @@ class Service:
     def _demands(self) -> list[bytes]:
         """The requirements on client certificates, on which cached responses depend."""
         return [hosted.context.clients for hosted in self.all]
+
+    def knows(self, name: str | None) -> bool:
+        """Whether a site has this host name; the default site has those of its certificate by ACME."""
+        return self.sites.named(name) is not None or self._default_names.named(name) is not None
 
     def log_missing_folders(self) -> None:
         """A line for each folder that was missing when this service was made."""
@@ -402,6 +409,11 @@ def _acme_folder(settings: Settings) -> AcmeFolder | None:
     from ktlsd.acme.folder import of_settings
 
     return of_settings(settings)
+
+
+def _acme_names(settings: Settings) -> tuple[str, ...]:
+    """The names of the certificate of the top level."""
+    return () if settings.acme is None else tuple(name.lower() for name in settings.acme.names)
 
 
 def default_place(settings: Settings) -> Place:

@@ -426,6 +426,9 @@ def _check_roots(settings: Settings, document: Document) -> None:
             raise SettingsError(f'{document.path}: root is missing: add root = "DIR"')
         option = "root" if document.table else "KTLSD_ROOT" if document.variables else "--root DIR"
         raise SettingsError(f"no folder to serve: name one with {option}")
+    if settings.unknown_names == "refuse" and not settings.site and not (settings.acme and settings.acme.names):
+        complaint = 'unknown_names = "refuse" without a name that is known: add a [[site]] with names'
+        raise document.error((), complaint, "unknown_names")
     for number, site in enumerate(settings.site):
         if site.root is None:
             raise document.error(("site", number), "'root' is missing, here and at the top level")

@@ -54,6 +54,7 @@ from ktlsd.config.values import (
     TlsPolicy,
     TlsVersion,
     TryFile,
+    UnknownNames,
     Workers,
 )
 
@@ -424,6 +425,9 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Fields to read from trusted proxies: X-Forwarded-For and X-Forwarded-Proto, or Forwarded."""
     workers: Workers = 1
     """Number of worker processes; "auto" for one for each usable core."""
+    unknown_names: UnknownNames = "serve"
+    """Clients that ask for a name that no [[site]] has, or for none: "serve" them the default site, or "refuse" them
+    (in the TLS handshake, or with 421)."""
     strict: bool = False
     """Refuse to start or reload unless every certificate can be used. By default a site with an unusable certificate is
     left out and the others are served."""

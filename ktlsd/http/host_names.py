@@ -22,8 +22,13 @@ class Sites(Generic[T]):
 
     def of_name(self, name: str | None) -> T:
         """The site that a host name belongs to; the default for None and for unknown names."""
+        found = self.named(name)
+        return self.default if found is None else found
+
+    def named(self, name: str | None) -> T | None:
+        """The site that has a host name; None for None and for unknown names."""
         if not self._by_name or name is None:
-            return self.default
+            return None
         name = name.lower().removesuffix(".")
         if (exact := self._by_name.get(name)) is not None:
             return exact
@@ -31,7 +36,7 @@ class Sites(Generic[T]):
             name = name.partition(".")[2]
             if (wild := self._by_name.get("*." + name)) is not None:
                 return wild
-        return self.default
+        return None
 
     def of_request(self, host: str | None, server_name: str | None) -> T | None:
         """The site of a request; None where it is not the one that the client asked for in the handshake (421).

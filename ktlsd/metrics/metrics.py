@@ -63,6 +63,7 @@ class Failure(enum.Enum):
     CLIENT_CERTIFICATE = "client_certificate"
     PROXY_HEADER = "proxy_header"
     NO_CERTIFICATE = "no_certificate"
+    UNKNOWN_NAME = "unknown_name"
 
 
 class HttpVersion(enum.Enum):

@@ -89,6 +89,9 @@ class Exchange:
         if hosted is None:
             reason = f"{host} is not of the site {client.server_name} that the handshake was for"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        if service.refuses_unknown_names and not service.knows(host or client.server_name):
+            reason = "it names no site" if host is None else f"no site has the name {host}"
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         demanded = hosted.context.clients
         if demanded and demanded != client.clients:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"

@@ -583,6 +583,10 @@ def test_places_of_the_backend_are_addresses_and_files(tmp_path: Path) -> None:
         ("proxy_protocol = ['unix', 'all']", "proxy_protocol[1]: 'all' is not a network such as \"10.0.0.0/8\", nor"),
         ("forwarded = 'both'", "forwarded: 'both' is not one of"),
         ("client_names = 'a'", "client_names without client_ca: name the authorities of client certificates"),
+        (
+            "unknown_names = 'refuse'",
+            'unknown_names = "refuse" without a name that is known: add a [[site]] with names',
+        ),
         ("client_crl = 'a'", "client_crl without client_ca: name the authorities of client certificates"),
     ],
 )
