@@ -349,6 +349,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Source of entity tags: mtime, ctime, size and inode; mtime and size; or a hash of the content."""
     types: dict[Suffix, MediaType] = {}
     """Media types by suffix (".gpx" = "application/gpx+xml")."""
+    type_attributes: bool = False
+    """Take the media type of a file from its extended attribute user.mime_type, if it has one."""
     charset: Charset = "utf-8"
     """Charset of text/*; empty for none."""
     error_pages: dict[ErrorStatus, SitePath] = {}

@@ -104,9 +104,8 @@ AcmeDirectory = Annotated[
         description='"letsencrypt", "staging" or the https:// URL of a directory',
     ),
 ]
-MediaType = Annotated[
-    str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}", description="a media type")
-]
+MEDIA_TYPE: Final = rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}"
+MediaType = Annotated[str, Meta(pattern=MEDIA_TYPE, description="a media type")]
 Charset = Annotated[
     str,
     Meta(pattern=rf"^[A-Za-z0-9!#$%&+^_`{{}}~-]*{_END}", description="the name of a character encoding, or empty"),

@@ -7,17 +7,20 @@ same; charset=utf-8 on text. A site's own types come first. The table is read on
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from ktlsd.config.values import ENCODED, Coding
+from ktlsd.config.values import ENCODED, MEDIA_TYPE, Coding
 from ktlsd.http.accept_encoding import SUFFIXES
 from ktlsd.http.compressible import is_compressible
 
 DEFAULT_TYPE: Final = "application/octet-stream"
 
 _TABLE: Final = os.path.join(os.path.dirname(__file__), "assets", "media.types")
+_MEDIA_TYPE: Final = re.compile(MEDIA_TYPE)
+_LONGEST_ATTRIBUTE: Final = 255
 # Names with one suffix for a content and the coding around it.
 _WHOLE: Final = {".svgz": ".svg"}
 _CODING_SUFFIXES: Final = frozenset(os.fsdecode(suffix) for suffix in SUFFIXES.values())
@@ -92,6 +95,14 @@ class ContentTypes:
         parts = path[path.rfind(b"/") + 1 :].lstrip(b".").rsplit(b".", 2)
         return self._described(b"".join([b"." + part for part in parts[1:]]))
 
+    def of_attribute(self, value: bytes) -> tuple[str, bool] | None:
+        """The same by a file's extended attribute; None for one that is no media type."""
+        text = value.strip().decode("latin-1")
+        if len(text) > _LONGEST_ATTRIBUTE or not _MEDIA_TYPE.match(text):
+            return None
+        kind = self._with_charset(text)
+        return kind, is_compressible(kind)
+
     def _describe(self, suffixes: bytes) -> tuple[str, bool]:
         kind = self.of_suffixes(os.fsdecode(suffixes).lower())
         return kind, is_compressible(kind)
@@ -105,6 +116,14 @@ class ContentTypes:
         if lowered.startswith("text/") and self._charset and "charset=" not in lowered:
             return f"{kind}; charset={self._charset}"
         return kind
+
+
+def read_attribute(descriptor: int) -> bytes:
+    """The extended attribute of a file for its media type; empty if it has none. Waits for the file system."""
+    try:
+        return os.getxattr(descriptor, "user.mime_type")
+    except OSError:
+        return b""
 
 
 def suffixes_of(name: bytes) -> str:

@@ -41,7 +41,7 @@ from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, 
 from ktlsd.site.beneath import paths_below
 from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
-from ktlsd.site.content_types import ContentTypes, Encoded
+from ktlsd.site.content_types import ContentTypes, Encoded, read_attribute
 from ktlsd.site.error_page import RequestId, for_client
 from ktlsd.site.folder import Entry, read_folder, without_siblings
 from ktlsd.site.followed_root import FollowedRoot
@@ -460,6 +460,9 @@ class Site:
             if (encoded := self._types.encoded(opened.path)) is not None:
                 return opened, await self._encoded(request, opened, encoded), frozenset()
             kind, compressible = self._types.described(opened.path)
+            if self.options.type_attributes:
+                own = self._types.of_attribute(await opened.run(read_attribute))
+                kind, compressible = own or (kind, compressible)
             coding, varies, passes_link = None, False, opened.passes_link
             codings = self.options.precompressed
             if codings and compressible:

@@ -299,3 +299,17 @@ def test_the_table_has_each_suffix_once_with_a_legal_type() -> None:
             found = TYPES.of_suffixes(suffix)
             assert found == (f"{kind}; charset=utf-8" if kind.startswith("text/") else kind)
             assert MEDIA_TYPE.fullmatch(found), suffix
+
+
+@pytest.mark.parametrize(
+    ("value", "described"),
+    [
+        (b"application/gpx+xml", ("application/gpx+xml", True)),
+        (b"image/png\n", ("image/png", False)),
+        (b"text/plain", ("text/plain; charset=utf-8", True)),
+        (b"text/plain; charset=koi8-r", ("text/plain; charset=koi8-r", True)),
+        *((value, None) for value in (b"", b"text", b"a b/c", b"text/html\r\nX: y", b"text/\xff", b"a/" + b"b" * 300)),
+    ],
+)
+def test_the_type_of_an_attribute(value: bytes, described: tuple[str, bool] | None) -> None:
+    assert ContentTypes().of_attribute(value) == described

@@ -32,6 +32,14 @@ from tests.protocols import HTTP_1, Conversation, ask, ask_by_both, conversation
 from tests.serving import WAIT_SECONDS, Answer, Running, exchange, parse, serving
 from tests.wire.test_response_cache import settle
 
+ATTRIBUTES = {
+    "track": b"application/gpx+xml",
+    "page.html": b" text/x-own\n",
+    "plain.html": b"",
+    "bad.html": b"no type",
+    "evil.html": b"text/html\r\nSet-Cookie: a=b",
+    "picture.svgz": b"text/plain",
+}
 PAGE = b"<h1>A page that gets smaller by compression</h1>\n" * 200
 LARGE = 1_000_003
 MANY = 50_000
@@ -61,6 +69,11 @@ precompressed = []
 nosniff = false
 server_header = false
 types = { ".gpx" = "application/gpx+xml", ".txt" = "text/plain; charset=koi8-r", ".TAR.gz" = "application/x-own" }
+
+[[site]]
+names = ["attributes"]
+root = "attributes"
+type_attributes = true
 
 [[site]]
 names = ["errors"]
@@ -267,6 +280,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     make_files(folder / "files")
     make_types(folder / "types")
+    make_attributes(folder / "attributes")
     make_errors(folder / "errors")
     make_pages(folder / "pages")
     make_rules(folder / "rules")
@@ -336,6 +350,13 @@ def make_types(root: Path) -> None:
     for name in TYPES:
         write(root / name, PAGE)
     write(root / "other.html.gz", CODED["gzip"][1], 0)
+
+
+def make_attributes(root: Path) -> None:
+    for name, attribute in ATTRIBUTES.items():
+        write(root / name, PAGE)
+        if attribute:
+            os.setxattr(root / name, "user.mime_type", attribute)
 
 
 def make_errors(root: Path) -> None:
@@ -669,6 +690,33 @@ def test_types_are_the_tables_or_the_sites_own(place: Place, name: str) -> None:
     answer = place.ask("files", f"/{name}")
     assert usual is None or answer.fields["content-type"] == usual
     assert (answer.fields["x-content-type-options"], answer.fields["server"]) == ("nosniff", "ktlsd")
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("track", "application/gpx+xml"),
+        ("page.html", "text/x-own; charset=utf-8"),
+        ("plain.html", "text/html; charset=utf-8"),
+        ("bad.html", "text/html; charset=utf-8"),
+        ("evil.html", "text/html; charset=utf-8"),
+        ("picture.svgz", "image/svg+xml"),
+    ],
+)
+def test_a_type_is_that_of_the_attribute(place: Place, name: str, content_type: str) -> None:
+    # The second is from memory.
+    for method in ("GET", "GET", "HEAD"):
+        answer = place.ask("attributes", f"/{name}", method=method)
+        assert (answer.status, answer.fields["content-type"]) == (200, content_type)
+    assert place.ask("files", "/plain.html").fields["content-type"] == "text/html; charset=utf-8"
+
+
+def test_a_new_attribute_counts_at_once(started: Place) -> None:
+    path = started.folder / "attributes/later"
+    write(path, PAGE)
+    assert started.ask_by_both("attributes", "/later").fields["content-type"] == "application/octet-stream"
+    os.setxattr(path, "user.mime_type", b"text/css")
+    assert started.ask_by_both("attributes", "/later").fields["content-type"] == "text/css; charset=utf-8"
 
 
 # --- error pages -----------------------------------------------------------------------------------------------------
