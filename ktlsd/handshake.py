@@ -122,8 +122,10 @@ class Handshakes:
                 await transport.finish()
                 return None
             tx, rx = self._paths(sock, handshake)
-            if tx.offload is not Offload.SOFTWARE and handshake.ktls_tx and shared.service.settings.zerocopy_sendfile:
-                transport.use_zero_copy()
+            if handshake.ktls_tx and tx.offload is not Offload.SOFTWARE:
+                if shared.service.settings.zerocopy_sendfile:
+                    transport.use_zero_copy()
+                transport.nic_encrypts = tx.offload is Offload.DEVICE or self._nics.carrying(sock) is not None
             if self._tells_of_idle_nic and handshake.protocol == "TLSv1.3":
                 self._tell_of_idle_nic(sock, tx)
             count_handshake(row, driver.current_time() - began, handshake, tx, rx)

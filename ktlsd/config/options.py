@@ -463,7 +463,7 @@ class Settings(SiteOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """"auto": use kTLS if available; "require": refuse to start, and refuse connections, without it; "off"."""
     zerocopy_sendfile: bool = False
     """Let a network interface that encrypts read files that can never change (fs-verity, squashfs, EROFS, ISO 9660)
-    from the page cache, without the kernel's copy, over HTTP/1.1."""
+    from the page cache, without the kernel's copy."""
     libssl: Text | None = None
     """Path of libssl; by default the system's."""
     log_level: LogLevel = "info"

@@ -24,6 +24,7 @@ import trio
 from ktlsd.config.limits import Limit, SendRateCheck
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
+from ktlsd.connection.file_frames import FileFrames
 from ktlsd.connection.page_cache import PageCache, Window
 from ktlsd.connection.poller import PART_SECONDS
 from ktlsd.connection.scheduler import ALONE_BYTES, SendScheduler, current_scheduler
@@ -74,6 +75,9 @@ class PacedTransport(abc.ABC):
     A response is one send_text(), or one or more send_file() and then send_text() for what follows them. A connection
     that ends without finish() ends such that the client sees that something is missing.
     """
+
+    nic_encrypts = False
+    """Whether HTTP/2 sends files by send_frames(): a network device encrypts, as the handshake found."""
 
     def __init__(
         self, sock: socket.socket, page_cache: PageCache, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
@@ -288,6 +292,45 @@ class PacedTransport(abc.ABC):
                 break
             await scheduler.next()
         self._fill_segments(False)
+
+    def send_frames_at_once(self, frames: FileFrames) -> None:
+        """Send what goes without waiting for the socket or a disk. Raises as send_file() does, but for TooSlow.
+
+        Only where the kernel encrypts.
+        """
+        self._fill_segments(True)
+        while frames and self._send_first(frames):
+            pass
+        self._fill_segments(False)
+
+    async def send_frames(self, frames: FileFrames) -> None:
+        """Send all of them. Raises as send_file() does."""
+        self._fill_segments(True)
+        while frames:
+            if self._send_first(frames):
+                continue
+            part = frames.first
+            if isinstance(part, bytes) or part.window.size(part.offset):
+                await self._progress(Wait.WRITABLE)
+            else:
+                # Its pages were dropped while the socket was full.
+                self._fill_segments(False)
+                await part.window.read_in(part.offset)
+                self._fill_segments(True)
+        self._fill_segments(False)
+
+    def _send_first(self, frames: FileFrames) -> bool:
+        """Send some of what is next; False if that would wait."""
+        part = frames.first
+        if isinstance(part, bytes):
+            sent: int | Wait = self._give_to_kernel(part, socket.MSG_MORE if frames.more else 0)
+        else:
+            resident = part.window.size(part.offset)
+            sent = self._send_part(part.descriptor, part.offset, min(resident, part.count)) if resident else 0
+        if not sent or isinstance(sent, Wait):
+            return False
+        frames.sent(sent)
+        return True
 
     def _send_part(self, descriptor: int, offset: int, count: int) -> int | Wait:
         """Have the kernel send up to `count` bytes of a file: the number taken. Raises as _sendfile(), FileShrank."""

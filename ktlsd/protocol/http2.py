@@ -19,11 +19,12 @@ import trio
 from ktlsd.config.limits import Limit
 from ktlsd.config.options import LimitOptions
 from ktlsd.connection import driver
+from ktlsd.connection.file_frames import FileFrames
 from ktlsd.connection.keepalive import PendingWork
 from ktlsd.connection.page_cache import PIECE
 from ktlsd.connection.poller import PART_SECONDS, Batch
 from ktlsd.connection.scheduler import current_scheduler
-from ktlsd.connection.transport import PacedTransport
+from ktlsd.connection.transport import FileShrank, PacedTransport
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.connection import Connection
 from ktlsd.http2.errors import ErrorCode, Exceeded
@@ -41,7 +42,8 @@ from ktlsd.http2.turns import Turn
 from ktlsd.metrics.metrics import LIMITED, HttpVersion
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol.client import Client
-from ktlsd.protocol.http2_body import Body
+from ktlsd.protocol.http2_body import Body, Mark
+from ktlsd.protocol.http2_file_frames import file_frames
 from ktlsd.protocol.http2_responses import Http2Responses, Task
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.shared import Shared
@@ -87,7 +89,7 @@ class Http2:
         """When a head began that has not ended."""
         self._turns: list[tuple[Turn, Body]] = []
         """Those in the batch that is being sent."""
-        self._unsent: bytes | memoryview = b""
+        self._unsent: bytes | memoryview | FileFrames = b""
         """The rest of that batch."""
         self._kept: memoryview | None = None
         """The memory of the page cache that it is in."""
@@ -114,7 +116,7 @@ class Http2:
 
         `received` are bytes that the client sent before. Raises TLSError, OSError.
         """
-        idle = self._shared.idle
+        idle, transport = self._shared.idle, self.transport
         try:
             if received:
                 self._receive(received, {})
@@ -128,6 +130,8 @@ class Http2:
         finally:
             self._give_back()
             self._responses.close()
+            if transport.nic_encrypts:
+                self._let_go(self._turns)
 
     def idle_since(self, now: float) -> float:
         if self._used:
@@ -393,8 +397,12 @@ class Http2:
             if not self._unsent:
                 self._batch_sent(at_once=in_batch)
 
-    def _send_view(self, data: memoryview) -> None:
+    def _send_view(self, data: memoryview | FileFrames) -> None:
         """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
+        if isinstance(data, FileFrames):
+            self.transport.send_frames_at_once(data)
+            self._unsent = data
+            return
         # A view without bytes would keep those of the batch.
         self._unsent = self.transport.send_view(data) or b""
         if self._unsent and self._turns:
@@ -414,7 +422,10 @@ class Http2:
                 return False
             self._send_view(data)
         if self._unsent:
-            await self.transport.send_text(self._unsent)
+            if isinstance(self._unsent, FileFrames):
+                await self.transport.send_frames(self._unsent)
+            else:
+                await self.transport.send_text(self._unsent)
             self._unsent = b""
             self._give_back()
         self._batch_sent()
@@ -431,6 +442,8 @@ class Http2:
             turns, self._turns = self._turns, []
             for turn, body in turns:
                 self._turn_sent(turn, body)
+            if self.transport.nic_encrypts:
+                self._let_go(turns)
         if self._responses.whole_sizes or self._responses.whole:
             self._responses.written(at_once=at_once)
 
@@ -441,13 +454,15 @@ class Http2:
         if turn.last and self._responses.bodies.get(turn.stream_id) is body:
             self._responses.finish(turn.stream_id, complete=True)
 
-    def _next_batch(self) -> memoryview:
+    def _next_batch(self) -> memoryview | FileFrames:
         """Heads, control frames, and bodies as far as windows allow and no disk has to be waited for."""
         sender, bodies = self._sender, self._responses.bodies
         data = sender.take() if sender.pending else b""
         used = len(data)
         if not bodies or used > _LONGEST_BEFORE:
             return memoryview(data)
+        if self.transport.nic_encrypts:
+            return self._next_file_frames(data)
         room = self.transport.page_cache.room
         turn = sender.next_turn(room - used, used)
         if turn is None:
@@ -473,9 +488,7 @@ class Http2:
         try:
             for read in reads:
                 if not fill(read.views(memory), body.descriptor, read.offset, body.identity):
-                    body.rewind(mark)
-                    self._sender.postpone(turn)
-                    self._responses.wait_for_disk(turn.stream_id, body, read.offset)
+                    self._postpone(turn, body, mark, read.offset)
                     return False
         except OSError as error:
             self._abandon(turn, error)
@@ -483,9 +496,50 @@ class Http2:
         self._turns.append((turn, body))
         return True
 
+    def _next_file_frames(self, data: bytes) -> FileFrames:
+        """The batch of a connection whose records a NIC encrypts: the kernel sends the parts of files in it."""
+        sender, bodies = self._sender, self._responses.bodies
+        frames, room = FileFrames(data), PIECE - len(data)
+        while room >= _LEAST_ROOM and (turn := sender.next_turn(room, frames.open_bytes)) is not None:
+            if self._add_turn(frames, turn, bodies[turn.stream_id]):
+                room -= turn.frame_bytes
+        return frames
+
+    def _add_turn(self, frames: FileFrames, turn: Turn, body: Body) -> bool:
+        """Add a turn to a batch; False if it has to wait for a disk, or cannot be sent.
+
+        A file that shrinks after this is found only within a frame: the connection is cut off then (FileShrank).
+        """
+        mark = body.mark()
+        try:
+            found = file_frames(body, turn, self.transport.page_cache)
+        except (OSError, FileShrank) as error:
+            self._abandon(turn, error)
+            return False
+        if isinstance(found, int):
+            self._postpone(turn, body, mark, found)
+            return False
+        frames.extend(found)
+        body.hold()
+        self._turns.append((turn, body))
+        return True
+
+    def _let_go(self, turns: list[tuple[Turn, Body]]) -> None:
+        """Their batch was sent, or never will be."""
+        for _, body in turns:
+            body.let_go()
+
+    def _postpone(self, turn: Turn, body: Body, mark: Mark, offset: int) -> None:
+        """A disk has to be waited for, from a place in the file on."""
+        body.rewind(mark)
+        self._sender.postpone(turn)
+        self._responses.wait_for_disk(turn.stream_id, body, offset)
+
     def _abandon(self, turn: Turn, error: Exception) -> None:
         self._sender.abandon(turn)
         self._responses.fail(turn.stream_id, error)
+        # RST_STREAM is in the next batch.
+        self._wake()
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,13 +19,17 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.byte_rate import Pace
 from ktlsd.http.rate_check import InProgress
 from ktlsd.http2.frames import HEADER_BYTES
-from ktlsd.http2.turns import places
+from ktlsd.http2.turns import Turn, places
 from ktlsd.metrics.response_counts import ResponseCounts
 from ktlsd.site.lookup import OpenFile
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
     from ktlsd.logs.exchange_log import RequestLog
+
+
+Mark = deque[memoryview | ByteRange]
+"""The pieces of a body at a time."""
 
 
 class FileRead(NamedTuple):
@@ -45,6 +49,8 @@ class Body:
     __slots__ = (
         "_close",
         "_drained",
+        "_ended",
+        "_holds",
         "_pieces",
         "arrived",
         "cold_at",
@@ -80,9 +86,11 @@ class Body:
         """The same of all bodies of the connection."""
         self.noted_at: float | None = None
         """When the connection found for the first time, or again after a while, that the client's windows are full."""
-        self._pieces: deque[memoryview | ByteRange] = deque()
+        self._pieces: Mark = deque()
         self._close: Callable[[], None] | None = None
         self._drained: trio.Event | None = None
+        self._ended = False
+        self._holds = 0
 
     @property
     def pace(self) -> Pace | None:
@@ -125,11 +133,11 @@ class Body:
             self._drained.set()
             self._drained = None
 
-    def mark(self) -> deque[memoryview | ByteRange]:
+    def mark(self) -> Mark:
         """The pieces as they are now, for rewind()."""
         return self._pieces.copy()
 
-    def rewind(self, mark: deque[memoryview | ByteRange]) -> None:
+    def rewind(self, mark: Mark) -> None:
         """Forget what fill() did since then."""
         self._pieces = mark
 
@@ -186,13 +194,50 @@ class Body:
                 position += count
         return reads
 
+    def frames(self, turn: Turn) -> list[bytes | ByteRange]:
+        """The next bytes in the turn's frames: their headers, bytes from memory, and parts of the file."""
+        pieces = self._pieces
+        found: list[bytes | ByteRange] = []
+        for header, size in zip(turn.headers(), turn.sizes, strict=True):
+            found.append(header)
+            left = size
+            while left:
+                piece = pieces.popleft()
+                if isinstance(piece, memoryview):
+                    count = min(len(piece), left)
+                    found.append(bytes(piece[:count]))
+                    if count < len(piece):
+                        pieces.appendleft(piece[count:])
+                else:
+                    count = min(piece.count, left)
+                    found.append(ByteRange(piece.offset, count))
+                    if count < piece.count:
+                        pieces.appendleft(ByteRange(piece.offset + count, piece.count - count))
+                left -= count
+        return found
+
+    def hold(self) -> None:
+        """Keep the file open until let_go(), whatever becomes of the response: the kernel is to send parts of it."""
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """The end of a hold()."""
+        self._holds -= 1
+        if self._ended and not self._holds:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
     def end(self, *, complete: bool) -> None:
         """Nothing more is sent; `complete` if that was all."""
         self._pieces.clear()
         self._wake()
-        close, self._close = self._close, None
-        if close is not None:
-            close()
+        self._ended = True
+        if not self._holds:
+            self._close_file()
         if self.in_progress is not None:
             self.in_progress.end()
         counts, self.counts = self.counts, None

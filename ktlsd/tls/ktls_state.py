@@ -72,8 +72,8 @@ def describe_zero_copy(library: Library, context: Context, support: Support, pol
     if lacking := lacking or _no_nic():
         return f"zerocopy_sendfile has no effect: {lacking}"
     return (
-        "zerocopy_sendfile: over HTTP/1.1 NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and"
-        " cramfs, with no copy: a change of their storage beneath the file system could break records, mix files or"
+        "zerocopy_sendfile: NICs read files with fs-verity, and files on squashfs, EROFS, ISO 9660 and cramfs, with no"
+        " copy: a change of their storage beneath the file system could break records, mix files or"
         " weaken encryption"
     )
 

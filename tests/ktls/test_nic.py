@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 
 from ktlsd.commands.doctor import examine
+from ktlsd.http2.errors import ErrorCode
 from ktlsd.tls.tls_stat import counters
 from tests.http2_client import Http2Client
 from tests.serving import Running, client_context, eventually, get, parse_all, read_to_end, serving
 from tests.vm import nic
 from tests.vm.nic import ADDRESS, ADDRESS_6, DEVICE, Download, curl, parameter, statistics
-from tests.vm.plugin import IN_MACHINE
+from tests.vm.plugin import IN_MACHINE, drop_page_cache
 
 pytestmark = pytest.mark.ktls
 
@@ -36,6 +37,7 @@ LISTEN = (f"{ADDRESS}:0", f"[{ADDRESS_6}]:0", "127.0.0.1:0")
 # A process of its own, which is born in this namespace.
 OWN = ("env",)
 FS_IOC_ENABLE_VERITY = 0x40806685  # linux/fsverity.h
+NEVER_WRITTEN = ("squashfs", "erofs")
 IDLE = "encrypts TLS 1.2 with AES-GCM, but clients negotiate TLS 1.3"
 
 
@@ -153,9 +155,14 @@ def test_what_is_lost_is_sent_again_and_whole(server: Running, root: Path) -> No
     assert counted.kernel["TlsTxDevice"] == 1
 
 
-def tls_socket(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+def tls_socket(port: int, context: ssl.SSLContext, buffer: int | None = None) -> ssl.SSLSocket:
+    """A connection of the client's namespace, with a receive buffer of so many bytes."""
     with nic.in_client():
-        raw = socket.create_connection((ADDRESS, port), timeout=60)
+        raw = socket.socket()
+    if buffer is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    raw.settimeout(60)
+    raw.connect((ADDRESS, port))
     return context.wrap_socket(raw, suppress_ragged_eofs=False)
 
 
@@ -280,18 +287,86 @@ def test_another_mtu_during_a_download(server: Running, root: Path) -> None:
         nic.command(f"ip link set {DEVICE} mtu 1500")
 
 
-def test_http2_over_the_nic(server: Running, root: Path) -> None:
-    lines = len(server.log)
+def http2_client(port: int, window: int | None = None, buffer: int | None = None) -> Http2Client:
+    """The caller closes its socket."""
     context = client_context(newest=ssl.TLSVersion.TLSv1_2)
     context.set_alpn_protocols(["h2"])
-    with Counted() as counted, tls_socket(server.port, context) as connection:
-        client = Http2Client(connection)
-        streams = [client.ask(f"/{name}.bin") for name in ("small", "medium", "small")]
-        client.wait_for(*streams)
-        bodies = [client.streams[stream].answer().body for stream in streams]
-    assert bodies == [(root / f"{name}.bin").read_bytes() for name in ("small", "medium", "small")]
+    return Http2Client(tls_socket(port, context, buffer), window)
+
+
+def test_http2_over_the_nic(server: Running, root: Path) -> None:
+    lines = len(server.log)
+    with Counted() as counted:
+        client = http2_client(server.port)
+        with client.socket:
+            large = client.ask("/large.bin")
+            while not client.streams[large].body:
+                assert client.receive()
+            streams = {client.ask(f"/{name}.bin"): name for name in ("small", "medium", "small")}
+            parts = client.ask("/large.bin", ("range", "bytes=5-40000,100000-200000,-1"))
+            client.wait_for(*streams, parts)
+            # None of them waited for the large one.
+            assert not client.streams[large].ended
+            for stream, name in streams.items():
+                assert client.streams[stream].answer().body == (root / f"{name}.bin").read_bytes()
+            content = (root / "large.bin").read_bytes()
+            body = client.streams[parts].answer().body
+            for part in (content[5:40001], content[100000:200001], content[-1:]):
+                assert b"\r\n\r\n" + part + b"\r\n--" in body
+            client.wait_for(large)
+            assert client.streams[large].answer().body == content
     assert " ktls tx=device rx=device alpn=h2" in path_of(server, lines)
-    assert counted.nic["tx_tls_encrypted_bytes"] > MIB
+    assert counted.nic["tx_tls_encrypted_bytes"] > 6 * MIB
+    assert counted.kernel["TlsTxDevice"] == 1
+
+
+def test_http2_by_curl_with_loss_and_a_disk(server: Running, root: Path, tmp_path: Path) -> None:
+    """Streams of one connection, whose files have to come from the disk."""
+    names = ("large", "medium", "small", "large")
+    url = f"https://{ADDRESS}:{server.port}"
+    others = [
+        part for number, name in enumerate(names) for part in ("-o", str(tmp_path / str(number)), f"{url}/{name}.bin")
+    ]
+    drop_page_cache()
+    with parameter("drop_every", 50), Counted() as counted:
+        curl(server.port, "/medium.bin", *TLS12, "--http2", "-Z", "-o", str(tmp_path / "first"), *others)
+    for number, name in enumerate(names):
+        assert (tmp_path / str(number)).read_bytes() == (root / f"{name}.bin").read_bytes()
+    assert counted.kernel["TlsTxDevice"] == 1
+    assert counted.nic["tx_tls_ooo"] > 0
+    assert counted.nic["tx_tls_drop_no_sync_data"] == 0
+
+
+def test_an_http2_file_that_shrinks(server: Running, root: Path) -> None:
+    """Between frames its stream is reset; within a frame nothing can be said, and the connection ends."""
+    shrinking, content = root / "shrinking.bin", (root / "large.bin").read_bytes()
+    shrinking.write_bytes(content)
+    client = http2_client(server.port, window=200_000)
+    with client.socket:
+        stream = client.ask("/shrinking.bin")
+        while len(client.streams[stream].body) < 200_000:
+            assert client.receive()
+        os.truncate(shrinking, 200_000)
+        client.http.increment_flow_control_window(MIB, stream)
+        client.flush()
+        client.wait_for(stream)
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert client.get("/small.bin").body == (root / "small.bin").read_bytes()
+    shrinking.write_bytes(content)
+    lines = len(server.log)
+    client = http2_client(server.port, window=1 << 30, buffer=65536)
+    with client.socket:
+        stream = client.ask("/shrinking.bin")
+        while not client.streams[stream].body:
+            assert client.receive()
+        os.truncate(shrinking, 0)
+        # No close_notify.
+        with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            client.read_to_end()
+        received = client.streams[stream]
+        assert not received.ended
+        assert received.body == content[: len(received.body)]
+    server.wait_for_line("cut off: the file shrank while it was sent", since=lines)
 
 
 def test_a_client_that_updates_its_keys_is_the_kernels(server: Running, root: Path) -> None:
@@ -321,42 +396,49 @@ def test_a_client_that_updates_its_keys_is_the_kernels(server: Running, root: Pa
     assert rest.count(b"HTTP/1.1 200 ") == 0 or rest.endswith(body)
 
 
-def test_the_server_only_calls_sendfile(server: Running, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["--http1.1", "--http2"])
+def test_the_server_only_calls_sendfile(server: Running, root: Path, tmp_path: Path, protocol: str) -> None:
     trace, lines = tmp_path / "trace", len(server.log)
-    calls = "trace=read,readv,pread64,preadv,mmap,sendfile"
+    calls = "trace=read,readv,pread64,preadv,preadv2,mmap,sendfile"
     arguments = ["strace", "-ff", "-y", "-o", str(trace), "-e", calls, "-p", str(server.process.pid)]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None
         assert " attached" in tracer.stderr.readline()
-        assert curl(server.port, "/medium.bin", *TLS12).stdout == (root / "medium.bin").read_bytes()
+        assert curl(server.port, "/medium.bin", *TLS12, protocol).stdout == (root / "medium.bin").read_bytes()
         tracer.terminate()
         tracer.communicate(timeout=60)
     assert " ktls tx=device" in path_of(server, lines)
     traced = [line for part in tmp_path.glob("trace.*") for line in part.read_text().splitlines()]
     of_file = [line for line in traced if "/medium.bin>" in line]
-    assert of_file
-    assert all(line.startswith("sendfile(") for line in of_file), of_file
+    # A byte here and there shows whether a disk has to be waited for.
+    sent = [line for line in of_file if not re.match(r"preadv2\(.*iov_len=1}\], 1, \d+, RWF_NOWAIT\) = 1$", line)]
+    assert sent
+    assert all(line.startswith("sendfile(") for line in sent), sent
 
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A mounted ext4 with a file that has fs-verity, sealed.bin, and one that anybody may write, plain.bin."""
-    image = tmp_path_factory.mktemp("sealed") / "image"
-    mount = image.with_name("mount")
-    mount.mkdir()
-    with image.open("wb") as file:
+    """A folder with mounts: of ext4 with a file that has fs-verity, sealed.bin, and one that anybody may write,
+    plain.bin; of file systems that nobody can write, with sealed.bin."""
+    images, root = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("sealed")
+    (images / "content").mkdir()
+    (images / "content/sealed.bin").write_bytes(os.urandom(3 * MIB))
+    with (images / "ext4").open("wb") as file:
         file.truncate(16 * MIB)
-    nic.command(f"mke2fs -q -t ext4 -b 4096 -O verity {image}")
-    nic.command("modprobe loop")
-    nic.command(f"mount -o loop {image} {mount}")
-    try:
+    nic.command(f"mke2fs -q -t ext4 -b 4096 -O verity {images}/ext4")
+    nic.command(f"mksquashfs {images}/content {images}/squashfs -quiet -no-progress")
+    nic.command(f"mkfs.erofs {images}/erofs {images}/content")
+    nic.command("modprobe -a loop squashfs erofs")
+    with contextlib.ExitStack() as stack:
+        for kind in ("ext4", *NEVER_WRITTEN):
+            (root / kind).mkdir()
+            nic.command(f"mount -t {kind} -o loop {images}/{kind} {root}/{kind}")
+            stack.callback(nic.command, f"umount {root}/{kind}")
         for name in ("sealed.bin", "plain.bin"):
-            (mount / name).write_bytes(os.urandom(3 * MIB))
-        with (mount / "sealed.bin").open("rb") as file:
+            (root / "ext4" / name).write_bytes(os.urandom(3 * MIB))
+        with (root / "ext4/sealed.bin").open("rb") as file:
             fcntl.ioctl(file, FS_IOC_ENABLE_VERITY, struct.pack("=III", 1, 1, 4096).ljust(128, b"\0"))
-        yield mount
-    finally:
-        nic.command(f"umount {mount}")
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +458,7 @@ def test_the_policy_for_nics_prefers_tls_1_2_only_there(for_nics: Running) -> No
         """What the log says, and how many connections the NIC has taken."""
         lines, port = len(for_nics.log), for_nics.ports[LISTEN.index(f"{host}:0")]
         with Counted() as counted:
-            assert len(curl(port, "/sealed.bin", "-r", "0-999", *chosen, host=host).stdout) == 1000
+            assert len(curl(port, "/ext4/sealed.bin", "-r", "0-999", *chosen, host=host).stdout) == 1000
         return path_of(for_nics, lines), counted.kernel["TlsTxDevice"]
 
     assert f"; NIC {DEVICE} offers to encrypt" in for_nics.wait_for_line("^kTLS: ")
@@ -392,32 +474,55 @@ def test_the_policy_for_nics_prefers_tls_1_2_only_there(for_nics: Running) -> No
         assert taken == 0
     # Loopback has no NIC.
     lines = len(for_nics.log)
-    assert get(for_nics.ports[2], "/sealed.bin").status == 200
+    assert get(for_nics.ports[2], "/ext4/sealed.bin").status == 200
     assert " TLSv1.3 " in path_of(for_nics, lines)
     assert not [line for line in for_nics.log if IDLE in line]
 
 
-def test_zero_copy_is_for_files_that_never_change(for_nics: Running, sealed: Path) -> None:
-    assert for_nics.wait_for_line("zerocopy_sendfile: over HTTP/1.1 NICs read files with fs-verity, ")
-    with pytest.raises(PermissionError):
-        (sealed / "sealed.bin").open("r+b")
+@pytest.mark.parametrize("kind", ["ext4", *NEVER_WRITTEN])
+def test_zero_copy_is_for_files_that_never_change(for_nics: Running, sealed: Path, kind: str) -> None:
+    assert for_nics.wait_for_line("zerocopy_sendfile: NICs read files with fs-verity, ")
+    path = f"/{kind}/sealed.bin"
+    content = (sealed / path[1:]).read_bytes()
+    with pytest.raises(OSError, match=r"not permitted|Read-only"):
+        (sealed / path[1:]).open("r+b")
     with parameter("drop_every", 20), Counted() as counted:
-        download = Download(for_nics.port, "/sealed.bin")
+        download = Download(for_nics.port, path)
         download.read(100 * KIB)
         assert "zc_ro_tx" in nic.command("ss -tie state established")
-        assert download.body() == (sealed / "sealed.bin").read_bytes()
-    assert counted.kernel["TlsTxDevice"] == 1
+        assert download.body() == content
+        client = http2_client(for_nics.port, buffer=65536)
+        with client.socket:
+            # Headers of frames are copied, in the same records.
+            stream, other = client.ask(path), client.ask("/ext4/plain.bin", ("range", "bytes=0-99999"))
+            while not client.streams[stream].body:
+                assert client.receive()
+            client.wait_for(stream, other)
+            assert client.streams[stream].answer().body == content
+            assert client.streams[other].answer().body == (sealed / "ext4/plain.bin").read_bytes()[:100_000]
+            assert client.get(path, ("range", "bytes=0-99999")).body == content[:100_000]
+            assert "zc_ro_tx" in nic.command("ss -tie state established")
+    assert counted.kernel["TlsTxDevice"] == 2
     assert counted.nic["tx_tls_ooo"] > 0
+
+
+def test_nghttp(for_nics: Running, sealed: Path) -> None:
+    url = f"https://{ADDRESS}:{for_nics.port}/ext4"
+    with Counted() as counted:
+        command = nic.in_namespace(["nghttp", "--no-verify-peer", f"{url}/plain.bin"])
+        done = subprocess.run(command, check=True, capture_output=True)
+    assert done.stdout == (sealed / "ext4/plain.bin").read_bytes()
+    assert counted.kernel["TlsTxDevice"] == 1
 
 
 def test_writing_in_place_spoils_no_record_that_is_sent_again(for_nics: Running, sealed: Path) -> None:
     """The kernel has made its copy of a file that may be written."""
-    before = (sealed / "plain.bin").read_bytes()
+    before = (sealed / "ext4/plain.bin").read_bytes()
     with parameter("drop_every", 20), Counted() as counted:
-        download = Download(for_nics.port, "/plain.bin")
+        download = Download(for_nics.port, "/ext4/plain.bin")
         download.read(100 * KIB)
         assert "zc_ro_tx" not in nic.command("ss -tie state established")
-        with (sealed / "plain.bin").open("r+b") as file:
+        with (sealed / "ext4/plain.bin").open("r+b") as file:
             file.write(bytes(len(before)))
         body = download.body()
     assert counted.nic["tx_tls_ooo"] > 0

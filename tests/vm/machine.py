@@ -66,8 +66,18 @@ TEST_MODULES = (
 # The packages of a debootstrap'ed root: what the tests call in the guest.
 PACKAGES = (
     *("python3", "python3-venv", "ca-certificates", "netbase", "procps", "kmod", "strace", "iproute2"),
-    *("iputils-ping", "curl", "openssl", "gnutls-bin", "e2fsprogs", "psmisc", "systemd"),
-    *("nginx", "libnginx-mod-stream", "haproxy", "caddy"),
+    *(
+        "iputils-ping",
+        "curl",
+        "openssl",
+        "gnutls-bin",
+        "e2fsprogs",
+        "squashfs-tools",
+        "erofs-utils",
+        "psmisc",
+        "systemd",
+    ),
+    *("nginx", "libnginx-mod-stream", "haproxy", "caddy", "nghttp2-client"),
 )
 SERVICES = ("nginx", "haproxy", "caddy")  # tests start them as they need them
 # What builds a module for a kernel, beside its headers and the compiler that they depend on, and what they depend on in
