@@ -116,6 +116,8 @@ int SSL_get_key_update_type(const SSL *s);
 const char *SSL_get_version(const SSL *ssl);
 const char *SSL_get_servername(const SSL *ssl, int type);
 const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
+const SSL_CIPHER *SSL_get_pending_cipher(const SSL *s);
+int SSL_CIPHER_is_aead(const SSL_CIPHER *c);
 const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
 const char *SSL_get_cipher_list(const SSL *ssl, int n);
 int SSL_session_reused(const SSL *ssl);

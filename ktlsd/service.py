@@ -362,8 +362,9 @@ class Service:
 
     def _bare_context(self) -> Context:
         context = offering(self.library, self.policy, ktls=self._ktls)
-        if self.http2 and alpn.ADDRESS is not None:
-            context.choose_protocols_by(alpn.ADDRESS)
+        chooser = alpn.ADDRESS if self.policy.suits_http2 else alpn.BY_CIPHER_ADDRESS
+        if self.http2 and chooser is not None:
+            context.choose_protocols_by(chooser)
         self._opened.callback(context.close)
         return context
 

@@ -56,6 +56,9 @@ class Library:
         self.ktls_compiled_in = self._bio_knows_ktls()
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
         self._suites: dict[Any, tuple[str, str]] = {}
+        functions = self.c.SSL_get_pending_cipher, self.c.SSL_CIPHER_is_aead, self.c.SSL_CIPHER_get_name
+        self.cipher_functions: Any = self.ffi.new("void *[]", [self.ffi.cast("void *", one) for one in functions])
+        """Their addresses, in C."""
 
     def _text(self, chars: Any) -> str:
         return "" if chars == self.ffi.NULL else self.ffi.string(chars).decode("utf-8", "replace")
@@ -325,9 +328,12 @@ class Context:
         self._ticket_key = key
 
     def choose_protocols_by(self, callback: int) -> None:
-        """Have a C function at this address choose each connection's protocol (SSL_CTX_set_alpn_select_cb(3))."""
-        ffi = self._library.ffi
-        self._library.c.SSL_CTX_set_alpn_select_cb(self._ctx, ffi.cast("void *", callback), ffi.NULL)
+        """Have a C function at this address choose each connection's protocol (SSL_CTX_set_alpn_select_cb(3)).
+
+        Its argument are the addresses of functions that tell about a connection's cipher.
+        """
+        ffi, library = self._library.ffi, self._library
+        library.c.SSL_CTX_set_alpn_select_cb(self._ctx, ffi.cast("void *", callback), library.cipher_functions)
         self._offers = True
 
     def use_no_tickets(self) -> None:

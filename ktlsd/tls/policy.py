@@ -27,6 +27,11 @@ class Policy(NamedTuple):
     groups: tuple[str, ...] = GROUP_LISTS
     """Lists of groups, of which the first counts that OpenSSL takes."""
 
+    @property
+    def suits_http2(self) -> bool:
+        """Whether HTTP/2 is known to refuse none of the ciphers (RFC 9113 appendix A)."""
+        return self.ciphers == CIPHER_LIST
+
 
 _CBC: Final = ":".join(
     f"ECDHE-{authentication}-{cipher}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -93,6 +94,46 @@ def test_resumed_session_chooses_anew(server: Running) -> None:
     with connect(server.port, context, session) as connection:
         assert connection.session_reused
         assert connection.selected_alpn_protocol() == "h2"
+        assert Http2Client(connection).get("/").status == 200
+
+
+@pytest.fixture(scope="module")
+def compatible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that has ciphers which HTTP/2 refuses."""
+    folder = tmp_path_factory.mktemp("compatible")
+    path = config(folder, http2=True)
+    path.write_text(f"{path.read_text()}tls_policy = 'compatible'\n")
+    with serving(None, "--config", str(path), state=folder) as running:
+        yield running
+
+
+def test_no_http2_with_a_cipher_that_it_refuses(compatible: Running) -> None:
+    """RFC 9113 section 9.2.2: a client may end such a connection with INADEQUATE_SECURITY."""
+
+    def context(ciphers: str, *protocols: str) -> ssl.SSLContext:
+        made = client_context(newest=ssl.TLSVersion.TLSv1_2)
+        made.set_ciphers(ciphers)
+        made.set_alpn_protocols(protocols)
+        return made
+
+    cbc, both = "ECDHE-ECDSA-AES128-SHA256", ("h2", "http/1.1")
+    for ciphers, protocols, chosen in (
+        (cbc, both, "http/1.1"),
+        (cbc, ("h2",), None),
+        (f"{cbc}:ECDHE-ECDSA-AES128-GCM-SHA256", both, "h2"),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", both, "h2"),
+    ):
+        offering = context(ciphers, *protocols)
+        with connect(compatible.port, offering) as connection:
+            assert connection.selected_alpn_protocol() == chosen
+            session = connection.session
+        # A resumed session has the cipher that it had.
+        with connect(compatible.port, offering, session) as connection:
+            assert connection.session_reused
+            assert connection.selected_alpn_protocol() == chosen
+        assert get(compatible.port, "/", context=context(ciphers, "http/1.1")).body == b"<p>Start</p>"
+    with connect(compatible.port, h2_context()) as connection:
+        assert connection.version() == "TLSv1.3"
         assert Http2Client(connection).get("/").status == 200
 
 
