@@ -73,16 +73,16 @@ class HeadCache:
             return found
         path, rest = split
         shared = table.known_rests.get(rest)
-        if shared is not None and is_path(path):
+        # With another path the list may be beyond the limit.
+        if shared is not None and shared[2] + len(path) <= self.most_list_bytes and is_path(path):
             found = shared[0], shared[0].head(path), shared[1]
             self._remember(table, block, found, _WEIGHT + 3 * len(block))
             return found
         found = self._decode_new(table, block)
         self._remember(table, block, found, _weight(block, found))
         head = found[0]
-        # A path from this branch is short: another one cannot bring the list beyond the limit.
-        if head.refused is None and head.list_bytes + LONGEST_BLOCK <= self.most_list_bytes:
-            table.known_rests[rest] = head, found[2]
+        if head.refused is None:
+            table.known_rests[rest] = head, found[2], head.list_bytes - len(path)
         return found
 
     def decode_fields(self, table: HeaderTable, block: bytes) -> tuple[list[Field], HeaderTable]:

@@ -111,8 +111,8 @@ class HeaderTable:
         """Bytes that `size` can grow to, as the encoder chose."""
         self.known: dict[bytes, Decoded] = {}
         """HeadCache's: the meaning of blocks."""
-        self.known_rests: dict[bytes, tuple[SharedHead, HeaderTable]] = {}
-        """HeadCache's: the meaning of blocks but for their :path."""
+        self.known_rests: dict[bytes, tuple[SharedHead, HeaderTable, int]] = {}
+        """HeadCache's: the meaning of blocks but for their :path, and the bytes of their lists without its value."""
         self.known_weight = 0
         """HeadCache's: bytes that these take."""
 

@@ -210,7 +210,9 @@ class Http1:
         reader = self._reader
         head = reader.next_request()
         if head is h11.NEED_DATA:
-            with trio.fail_after(self._limits.head_seconds):
+            # What may have been the beginning of HTTP/2's preface was waited for already.
+            waited = time.monotonic() - self._arrived
+            with trio.fail_after(max(0.0, self._limits.head_seconds - waited)):
                 while head is h11.NEED_DATA:
                     reader.receive(await self._transport.read())
                     head = reader.next_request()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hpack
+import hpack.hpack
 import pytest
+from hpack.huffman import HuffmanEncoder
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,6 +175,19 @@ def test_a_path_does_not_bring_a_shared_head_beyond_the_limit() -> None:
         block = START + b"\x04" + (b"%c" % size if size < 127 else b"\x7f%c" % (size - 127)) + path + HOST
         head, _, _ = cache.decode(cache.root, block)
         assert head.too_large == (10 + 12 + 5 + size + 21 + 4 * 32 > 400)
+
+
+def test_a_path_in_huffman_code_is_as_long_as_what_it_means() -> None:
+    """1,000 bytes of a block that become 1,600: the limit holds for these."""
+    cache = HeadCache(2000)
+    others = 10 + 12 + 5 + 21 + 4 * 32
+    for size in (1, 1600, 2000 - others, 2001 - others, 1):
+        code = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(b"/" + b"a" * (size - 1))
+        assert len(code) > 300 or size == 1
+        length = b"%c" % (0x80 | len(code)) if size == 1 else b"\xff" + hpack.hpack.encode_integer(len(code), 7)[1:]
+        block = START + b"\x04" + length + code + HOST
+        head, _, _ = cache.decode(cache.root, block)
+        assert head.too_large == (others + size > 2000)
 
 
 def test_all_is_dropped_when_it_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

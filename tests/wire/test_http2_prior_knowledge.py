@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,14 @@ def test_a_preface_that_does_not_end(root: Path, tmp_path: Path) -> None:
             connection.sendall(PREFACE[:12])
             connection.shutdown(socket.SHUT_WR)
             assert b"HTTP/2" not in read_to_end(connection)
+        with connected(port_of(server)) as connection:
+            began = time.monotonic()
+            # As far as it goes, it may be a request of HTTP/1.1.
+            connection.sendall(PREFACE[:12])
+            answer, _ = parse(read_to_end(connection))
+            assert answer.status == 408
+            # The second for a head was not waited for twice.
+            assert time.monotonic() - began < 2
 
 
 def test_streams_share_a_connection(server: Running) -> None:
