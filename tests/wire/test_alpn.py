@@ -137,6 +137,23 @@ def test_no_http2_with_a_cipher_that_it_refuses(compatible: Running) -> None:
         assert Http2Client(connection).get("/").status == 200
 
 
+def test_no_http2_with_static_rsa(tmp_path: Path) -> None:
+    """AEAD, but no ephemeral key exchange: only a list of one's own has such a cipher."""
+    path = config(tmp_path, http2=True)
+    certificate = tmp_path / "rsa.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*made, "-keyout", certificate, "-out", tmp_path / "chain.pem"], check=True, capture_output=True)
+    lists = f"cert = '{tmp_path}/chain.pem'\nkey = '{certificate}'\ntls_ciphers = 'ECDHE+AESGCM:AES128-GCM-SHA256'\n"
+    path.write_text(path.read_text() + lists)
+    with serving(None, "--config", str(path), state=tmp_path) as server:
+        for cipher, chosen in (("AES128-GCM-SHA256", "http/1.1"), ("ECDHE-RSA-AES128-GCM-SHA256", "h2")):
+            context = client_context(newest=ssl.TLSVersion.TLSv1_2)
+            context.set_ciphers(cipher)
+            context.set_alpn_protocols(["h2", "http/1.1"])
+            with connect(server.port, context) as connection:
+                assert connection.selected_alpn_protocol() == chosen
+
+
 def test_http_1_1_for_clients_that_choose_it(server: Running) -> None:
     assert get(server.port, "/", context=h2_context("http/1.1")).status == 200
     assert get(server.port, "/", context=h2_context("http/0.9")).status == 200
