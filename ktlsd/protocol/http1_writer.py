@@ -7,6 +7,7 @@ connection. h11 would write the same bytes, as tests hold.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -30,6 +31,8 @@ def beginning(status: HTTPStatus, fields: Fields) -> bytes:
     return text.encode("ascii")
 
 
+# All responses of a second have the same.
+@lru_cache(maxsize=8)
 def end(date: bytes, *, closes: bool = False, chunked: bool = False) -> bytes:
     """The fields that follow beginning(), and the blank line; `date` is the value of Date."""
     return b"Date: %b\r\n%b%b\r\n" % (date, _CHUNKED if chunked else b"", CLOSE if closes else b"")
