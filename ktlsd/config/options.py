@@ -328,6 +328,9 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Show the README.md of a listed folder below its list; needs the extra `pages`."""
     thumbnails: bool = False
     """Make small thumbnails of large pictures for listings; needs the extra `pages`."""
+    zip_bytes: Annotated[int, Meta(ge=0, description="a number of bytes, or 0 for no downloads")] = 0
+    """Maximum size of the files in a listed folder and its subfolders to download as zip (`?zip`), in bytes; 0 for no
+    downloads."""
     dotfiles: bool = False
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     hide: tuple[Glob, ...] = ()

@@ -8,9 +8,9 @@ pieces that are made while they are sent.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct, field
 
@@ -105,8 +105,9 @@ class Response(Struct, frozen=True, gc=False):
 
     status: HTTPStatus
     fields: Fields
-    body: ByteRange | Multipart | Iterator[bytes] | bytes = b""
-    """Parts of the open file, or text; pieces of text go out in chunks, without a length known before."""
+    body: ByteRange | Multipart | Iterator[bytes] | AsyncGenerator[Any] | bytes = b""
+    """Parts of the open file, or text; pieces of text go out in chunks, without a length known before. Parts of several
+    files, and text between them, come one by one (lookup.FilePart)."""
     reason: str = ""
     close: bool = False
     """Whether the connection must not be used again."""

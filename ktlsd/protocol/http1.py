@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -42,7 +43,7 @@ from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
 from ktlsd.protocol.shared import Shared
 from ktlsd.site.error_page import accept_in, for_client
-from ktlsd.site.lookup import OpenFile
+from ktlsd.site.lookup import FilePart, OpenFile
 from ktlsd.site.site import Answer
 
 log = logging.getLogger("ktlsd")
@@ -296,6 +297,9 @@ class Http1:
     ) -> None:
         """Send a head and the body that follows it."""
         transport = self._transport
+        if isinstance(response.body, AsyncGenerator):
+            await self._send_gathered(data, response.body, pace)
+            return
         one_by_one = is_made_while_sent(response.body)
         parts = 0
         for piece in pieces(response.body):
@@ -314,6 +318,20 @@ class Http1:
             if one_by_one:
                 await trio.lowlevel.checkpoint()
         data += writer.LAST_CHUNK if chunked else b""
+        if data:
+            await send_text(transport, pace, data)
+
+    async def _send_gathered(self, data: bytes, body: AsyncGenerator[bytes | FilePart], pace: Pace | None) -> None:
+        """Send a head and a body of several files."""
+        transport = self._transport
+        async with contextlib.aclosing(body):
+            async for piece in body:
+                await current_scheduler().next()
+                if isinstance(piece, FilePart):
+                    await send_part(transport, data, piece.file, piece.part, pace)
+                else:
+                    await send_text(transport, pace, data + piece)
+                data = b""
         if data:
             await send_text(transport, pace, data)
 

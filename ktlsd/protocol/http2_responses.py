@@ -37,9 +37,9 @@ from ktlsd.protocol.http2_body import Body
 from ktlsd.protocol.pacing import next_turn
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
-from ktlsd.protocol.response_body import is_made_while_sent, pieces
+from ktlsd.protocol.response_body import all_pieces, is_made_while_sent, pieces
 from ktlsd.site.error_page import for_client
-from ktlsd.site.lookup import OpenFile
+from ktlsd.site.lookup import FilePart, OpenFile
 from ktlsd.site.response_cache import CacheEntry
 from ktlsd.site.site import Answer
 
@@ -337,19 +337,17 @@ class Http2Responses:
     async def _produce(self, stream_id: int, body: Body, content: Content, opened: OpenFile | None) -> None:
         """The task of a body that is made while it is sent, whose file is read in a thread, or that has a pace."""
         try:
-            for piece in pieces(content):
-                if isinstance(piece, ByteRange) and opened is not None and opened.waits:
-                    offset, end = piece.offset, piece.end
-                    while offset < end:
-                        data = await opened.read_piece(offset, end - offset)
-                        if not data:
-                            raise FileShrank
-                        if not await self._push(stream_id, body, data):
-                            return
-                        offset += len(data)
-                elif piece and not await self._push(stream_id, body, piece):
-                    return
-                await trio.lowlevel.checkpoint()
+            async with contextlib.aclosing(all_pieces(content)) as found:
+                async for piece in found:
+                    if isinstance(piece, FilePart):
+                        goes_on = await self._push_part(stream_id, body, piece.file, piece.part)
+                    elif isinstance(piece, ByteRange) and opened is not None and opened.waits:
+                        goes_on = await self._push_part(stream_id, body, opened, piece)
+                    else:
+                        goes_on = not piece or await self._push(stream_id, body, piece)
+                    if not goes_on:
+                        return
+                    await trio.lowlevel.checkpoint()
         except Exception as error:
             self._fail(stream_id, error)
             return
@@ -357,6 +355,18 @@ class Http2Responses:
             self._release(stream_id, None)
             self.whole.append((body, 0))
         self._wake()
+
+    async def _push_part(self, stream_id: int, body: Body, file: OpenFile, part: ByteRange) -> bool:
+        """Have a part of a file read in a thread and sent; False if the stream is gone."""
+        offset = part.offset
+        while offset < part.end:
+            data = await file.read_piece(offset, part.end - offset)
+            if not data:
+                raise FileShrank
+            if not await self._push(stream_id, body, data):
+                return False
+            offset += len(data)
+        return True
 
     def wait_for_disk(self, stream_id: int, body: Body, offset: int) -> None:
         """Have a task read the part of the file that begins there; the stream has no turn until then."""

@@ -7,17 +7,30 @@ transport's to send, by the kernel if it can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 from ktlsd.connection.transport import FileShrank, PacedTransport
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.byte_rate import Pace
 from ktlsd.http.multipart import Multipart
 from ktlsd.protocol.pacing import send_file, send_text
-from ktlsd.site.lookup import OpenFile
+from ktlsd.site.lookup import FilePart, OpenFile
 
-Body = ByteRange | Multipart | Iterator[bytes] | bytes
+Body = ByteRange | Multipart | Iterator[bytes] | AsyncGenerator[Any] | bytes
 """As Response.body."""
+
+
+async def all_pieces(body: Body) -> AsyncGenerator[bytes | ByteRange | FilePart]:
+    """A body in the order in which it is sent, also if it is of several files."""
+    if isinstance(body, AsyncGenerator):
+        async with contextlib.aclosing(body):
+            async for made in body:
+                yield made
+    else:
+        for piece in pieces(body):
+            yield piece
 
 
 def pieces(body: Body) -> Iterator[bytes | ByteRange]:
@@ -34,8 +47,10 @@ def pieces(body: Body) -> Iterator[bytes | ByteRange]:
             yield before
             yield part
         yield body.tail
-    elif not isinstance(body, bytes):
+    elif isinstance(body, Iterator):
         yield from body
+    elif not isinstance(body, bytes):
+        raise TypeError("a body of several files")
     elif body:
         yield body
 

@@ -130,9 +130,12 @@ def render_html(
     media_type: _MediaType,
     readme: bytes = b"",
     thumbnails: frozenset[str] = frozenset(),
+    *,
+    zipped: bool = False,
 ) -> Iterator[bytes]:
     """The page of the folder whose path below the root is `names`; `media_type` gives a file name's Content-Type.
-    `readme` is HTML to show below; pictures of the types in `thumbnails` have thumbnails (thumbnails.py)."""
+    `readme` is HTML to show below; pictures of the types in `thumbnails` have thumbnails (thumbnails.py). `zipped` is
+    whether the folder can be downloaded (folder_zip.py)."""
     folders = size = 0
     pictures = False
     for piece in _pieces(entries):
@@ -147,7 +150,7 @@ def render_html(
         yield (_table("", _UP) if names else "").encode() + b'<p class="empty">This folder is empty.</p>'
         yield b"</main></body></html>\n"
         return
-    yield _tools(pictures).encode()
+    yield _tools(pictures, zipped).encode()
     yield _table_begin(_columns(sort), _UP if names else "").encode()
     for piece in _pieces(ordered):
         yield ("<tbody>" + "".join(_html_row(entry, media_type, thumbnails) for entry in piece) + "</tbody>\n").encode()
@@ -179,11 +182,13 @@ _UP: Final = (
 )
 
 
-def _tools(pictures: bool) -> str:
+def _tools(pictures: bool, zipped: bool) -> str:
+    download = '<a class="button" href="?zip" download>Download as zip</a>'
     grid = '<label class="gallery"><input type="checkbox" id="gallery" autocomplete="off">Grid</label>'
+    buttons = (grid if pictures else "") + (download if zipped else "")
     return f"""
 <div class="tools"><div class="script search"><input type="search" id="search" aria-label="Search in this folder"
- placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{grid if pictures else ""}</div>
+ placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{buttons}</div>
 """
 
 

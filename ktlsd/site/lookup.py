@@ -146,6 +146,13 @@ class OpenFile(Struct):
         _close(self.descriptor, self.root.threads, waits=self.waits)
 
 
+class FilePart(Struct, frozen=True):
+    """A part of an open file, which its maker closes."""
+
+    file: OpenFile
+    part: ByteRange
+
+
 class Folder(Struct):
     """An open folder that has no index file; the holder closes it."""
 

@@ -25,13 +25,14 @@ from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
 from ktlsd.http.access import Access, Check, Visitor
+from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.cache_fields import never_stored
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.cors import Cors
 from ktlsd.http.decide import Miss, Moved, Refused, Representation, Request, Response, decide, options, short, whole
 from ktlsd.http.error_pages import ErrorPages
 from ktlsd.http.fields import Fields, add_vary, merge, without
-from ktlsd.http.header_rules import Origin
+from ktlsd.http.header_rules import Origin, attachment
 from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.navigation import VARY, is_navigation
 from ktlsd.http.rate_check import refused_by_now
@@ -44,6 +45,9 @@ from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded, read_attribute
 from ktlsd.site.error_page import RequestId, for_client
 from ktlsd.site.folder import Entry, read_folder, without_siblings
+from ktlsd.site.folder_zip import MEDIA_TYPE as ZIP_TYPE
+from ktlsd.site.folder_zip import QUERY as ZIP_QUERY
+from ktlsd.site.folder_zip import FolderZips, TooLarge
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.passwords import Passwords
@@ -157,6 +161,7 @@ class Site:
             from ktlsd.site.readme import Readmes
 
             self._readmes = Readmes()
+        self._zips = FolderZips(site.zip_bytes) if site.listing and site.zip_bytes else None
         self._thumbnails = Thumbnails() if site.listing and site.thumbnails else None
         self._sibling_suffixes = tuple(SUFFIXES[coding] for coding in site.precompressed)
         # Each holds the interpreter up for a while.
@@ -528,6 +533,8 @@ class Site:
     async def _list(self, request: Request, target: Target, folder: Folder, visitor: Visitor | None) -> Response:
         from ktlsd.site import listing
 
+        if self._zips is not None and target.query == ZIP_QUERY:
+            return await self._zip(request, self._zips, target, folder, visitor)
         as_json = wants_json(request.fields.get("accept"))
         fields = listing.fields(as_json=as_json)
         if request.method == "HEAD":
@@ -546,8 +553,40 @@ class Site:
             return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
         readme = b"" if self._readmes is None else await self._readme(self._readmes, folder, entries, visitor)
         thumbnails = THUMBNAIL_TYPES if self.options.thumbnails else frozenset[str]()
-        page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails)
+        zipped = self._zips is not None
+        page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails, zipped=zipped)
         return Response(HTTPStatus.OK, fields, page)
+
+    async def _zip(
+        self, request: Request, zips: FolderZips, target: Target, folder: Folder, visitor: Visitor | None
+    ) -> Response:
+        """The response with a folder as zip; closes the folder."""
+        root, is_head = folder.root, request.method == "HEAD"
+        folder.close()
+        name = target.names[-1] if target.names else _NAME_OF_ROOT
+
+        def withheld(paths: Iterable[bytes]) -> bool:
+            texts = ["/" + ("" if path == b"." else os.fsdecode(path)) for path in paths]
+            if self._rules.protecting and any(map(self._rules.protect, texts)):
+                return True
+            return self.access is not None and visitor is not None and self.access.hides(visitor, texts)
+
+        try:
+            async with self._listings.one(root.threads.seconds, waits=folder.waits):
+                archive = await zips.archive(root, folder.path, name, self._index, self._read_folder, withheld)
+        except TooLarge as error:
+            return short(HTTPStatus.FORBIDDEN, f"a zip of {error}", head=is_head)
+        found = Representation(archive.layout.size, 0, ZIP_TYPE, archive.tag)
+        # No client asks for several ranges of an archive.
+        wanted = (*_CONDITIONS, "if-range", *(("range",) if "," not in request.fields.get("range", "") else ()))
+        fields = {name: value for name in wanted if (value := request.fields.get(name)) is not None}
+        response = decide(Request(request.method, fields), found, time.time(), "")
+        if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            return response
+        if isinstance(response.body, ByteRange):
+            response = replace(response, body=zips.pieces(root, archive, response.body, withheld))
+        saved = ("Content-Disposition", attachment(os.fsdecode(name) + ".zip"))
+        return replace(response, fields=(*response.fields, saved, ("Cache-Control", "no-cache")))
 
     def _has_thumbnail(self, target: Target) -> bool:
         """Whether the query of a target may ask for a thumbnail."""
@@ -669,5 +708,7 @@ async def read_first(opened: OpenFile, response: Response) -> None:
         raise
 
 
+_NAME_OF_ROOT: Final = b"files"
+"""Name of the root in a zip."""
 _CONDITIONS: Final = ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
 _OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})

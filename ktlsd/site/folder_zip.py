@@ -1,0 +1,296 @@
+"""A folder as a zip archive, made while it is sent.
+
+Strategy: threads walk the folder as a listing shows it, and note the version of each file. Then every offset and the
+length are known (http/zip_layout.py), so ranges work. A file's bytes are sent as any file's; its checksum is made from
+the same piece after that, from the page cache. A file that is another version by then ends the response.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from functools import partial
+from typing import Final
+from weakref import WeakValueDictionary
+
+from msgspec import Struct
+
+from ktlsd.file_identity import FileIdentity, identify, identity_of
+from ktlsd.http.byte_range import ByteRange
+from ktlsd.http.zip_layout import Member, ZipLayout
+from ktlsd.site.beneath import open_beneath, paths_below
+from ktlsd.site.folder import Entry
+from ktlsd.site.lookup import FilePart, OpenFile, Root
+
+QUERY: Final = b"?zip"
+MEDIA_TYPE: Final = "application/zip"
+MOST_MEMBERS: Final = 10_000
+PIECE: Final = 4_194_304
+"""Bytes of a file between two looks at its checksum."""
+_GATHERED: Final = 65_536
+"""Bytes of headers that are sent at a time."""
+_REMEMBERED: Final = 65_536
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+
+Read = Callable[[int, bytes, int], list[Entry]]
+"""The entries of an open folder as they are listed: (root, path, folder)."""
+Withheld = Callable[[Iterable[bytes]], bool]
+"""Whether a file must not be sent that has these paths below the root."""
+
+
+class TooLarge(Exception):
+    """The folder has more than may be in an archive; the text says what."""
+
+
+class _Found(Struct, frozen=True, gc=False):
+    """A file or folder on the way."""
+
+    name: bytes
+    paths: tuple[bytes, ...]
+    """Below the root: its own, and the place where links led to."""
+    identity: FileIdentity
+    directory: bool
+
+
+class Archive:
+    """What one archive has, for all who download it at the same time."""
+
+    def __init__(self, prefix: bytes, files: list[tuple[bytes, bytes, FileIdentity | None]]) -> None:
+        """`files` are names in the archive with their paths below the root and their versions; None for a folder."""
+        self.files = files
+        self.layout = ZipLayout(
+            [
+                Member(prefix + name, 0, 0) if identity is None else Member(prefix + name, identity[2], identity[3])
+                for name, _, identity in files
+            ]
+        )
+        self.tag = f'"{hashlib.sha256(repr((prefix, files)).encode()).hexdigest()[:32]}"'
+
+
+class FolderZips:
+    """One site's archives."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """`most_bytes` is the limit of all files in an archive."""
+        self._most_bytes = most_bytes
+        self._checksums: OrderedDict[FileIdentity, int] = OrderedDict()
+        self._archives: WeakValueDictionary[str, Archive] = WeakValueDictionary()
+
+    # --- what is in it ------------------------------------------------------------------------------------------------
+
+    async def archive(
+        self, root: Root, path: bytes, name: bytes, index: Iterable[bytes], read: Read, withheld: Withheld
+    ) -> Archive:
+        """An archive of the folder at `path`, whose members are below a folder `name`.
+
+        A folder below with an index file is not listed, so only that file is in the archive. Raises TooLarge, OSError.
+        """
+        files: list[tuple[bytes, bytes, FileIdentity | None]] = []
+        left, size = [(path, b"")], 0
+        while left:
+            folder, inner = left.pop()
+            with root as descriptor:
+                found = await root.threads.run(partial(_look, descriptor, folder, read))
+            found = [one for one in found if not withheld(one.paths)]
+            if inner:
+                files.append((inner, folder, None))
+                named = {one.name: one for one in found if not one.directory}
+                first = next((named[name] for name in index if name in named), None)
+                found = found if first is None else [first]
+            for one in sorted(found, key=lambda one: one.name):
+                if one.directory:
+                    left.append((one.paths[0], inner + one.name + b"/"))
+                else:
+                    files.append((inner + one.name, one.paths[0], one.identity))
+                    size += one.identity[2]
+            if len(files) + len(left) > MOST_MEMBERS:
+                raise TooLarge(f"more than {MOST_MEMBERS:,} files and folders")
+            if size > self._most_bytes:
+                raise TooLarge(f"more than zip_bytes = {self._most_bytes}")
+        made = Archive(name + b"/", files)
+        return self._archives.setdefault(made.tag, made)
+
+    # --- its bytes ----------------------------------------------------------------------------------------------------
+
+    async def pieces(
+        self, root: Root, archive: Archive, part: ByteRange, withheld: Withheld
+    ) -> AsyncGenerator[bytes | FilePart]:
+        """A part of an archive. Raises OSError if a file is not the one that was found, or cannot be read."""
+        layout = archive.layout
+        gathered = b""
+        for (_, path, identity), member, offset in zip(archive.files, layout.members, layout.offsets, strict=False):
+            if offset >= part.end:
+                break
+            if offset + member.span <= part.offset:
+                continue
+            header = member.local_header()
+            gathered += _cut(header, offset, part)
+            begin = offset + len(header)
+            if identity is None or not member.size:
+                continue
+            if begin < part.end:
+                if gathered:
+                    yield gathered
+                    gathered = b""
+                opened = await _opened(root, path, identity, withheld)
+                try:
+                    async with aclosing(self._file(opened, begin, part)) as parts:
+                        async for piece in parts:
+                            yield piece
+                    descriptor = b""
+                    if part.end > begin + member.size:
+                        descriptor = member.descriptor(await self._checksum(opened))
+                    await _check(opened, path)
+                finally:
+                    opened.close()
+                gathered += _cut(descriptor, begin + member.size, part)
+            if len(gathered) >= _GATHERED:
+                yield gathered
+                gathered = b""
+        async with aclosing(self._directory(root, archive, part, withheld)) as entries:
+            async for data in entries:
+                gathered += data
+                if len(gathered) >= _GATHERED:
+                    yield gathered
+                    gathered = b""
+        if gathered:
+            yield gathered
+
+    async def _file(self, opened: OpenFile, begin: int, part: ByteRange) -> AsyncGenerator[FilePart]:
+        """The part of a file whose first byte is at `begin` in the archive; its checksum is known after all of it."""
+        first, end = max(part.offset - begin, 0), min(part.end - begin, opened.size)
+        checksum, counts = 0, first == 0 and opened.identity not in self._checksums
+        for offset in range(first, end, PIECE):
+            count = min(PIECE, end - offset)
+            yield FilePart(opened, ByteRange(offset, count))
+            if counts:
+                checksum = await opened.run(partial(_add, checksum, offset, count))
+        if counts and end == opened.size:
+            self._remember(opened.identity, checksum)
+
+    async def _checksum(self, opened: OpenFile) -> int:
+        """The CRC-32 of a whole file."""
+        identity = opened.identity
+        if identity not in self._checksums:
+            checksum = 0
+            for offset in range(0, opened.size, PIECE):
+                checksum = await opened.run(partial(_add, checksum, offset, min(PIECE, opened.size - offset)))
+            self._remember(identity, checksum)
+        self._checksums.move_to_end(identity)
+        return self._checksums[identity]
+
+    def _remember(self, identity: FileIdentity, checksum: int) -> None:
+        self._checksums[identity] = checksum
+        if len(self._checksums) > _REMEMBERED:
+            self._checksums.popitem(last=False)
+
+    async def _directory(
+        self, root: Root, archive: Archive, part: ByteRange, withheld: Withheld
+    ) -> AsyncGenerator[bytes]:
+        layout = archive.layout
+        position = layout.offsets[-1]
+        for (_, path, identity), member, offset in zip(archive.files, layout.members, layout.offsets, strict=False):
+            if position >= part.end:
+                return
+            size = len(member.central_entry(0, offset))
+            if position + size > part.offset:
+                checksum = 0
+                if identity is not None and member.size:
+                    checksum = await self._known_checksum(root, path, identity, withheld)
+                yield _cut(member.central_entry(checksum, offset), position, part)
+            position += size
+        yield _cut(layout.ending(), position, part)
+
+    async def _known_checksum(self, root: Root, path: bytes, identity: FileIdentity, withheld: Withheld) -> int:
+        known = self._checksums.get(identity)
+        if known is None:
+            opened = await _opened(root, path, identity, withheld)
+            try:
+                known = await self._checksum(opened)
+                await _check(opened, path)
+            finally:
+                opened.close()
+        return known
+
+
+def _look(root: int, path: bytes, read: Read) -> list[_Found]:
+    """The files and folders in a folder, but for links to folders, which may lead in circles, and what cannot be read;
+    blocks. Raises OSError."""
+    folder = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        place = paths_below(root, path, folder)[-1]
+        found = []
+        for entry in read(root, path, folder):
+            inner = _joined(path, entry.name)
+            try:
+                descriptor = open_beneath(root, inner, _FLAGS)
+            except OSError:
+                continue
+            try:
+                status, paths = os.fstat(descriptor), paths_below(root, inner, descriptor)
+            finally:
+                os.close(descriptor)
+            directory = stat.S_ISDIR(status.st_mode)
+            if stat.S_ISREG(status.st_mode) or (directory and paths[-1] == _joined(place, entry.name)):
+                found.append(_Found(entry.name, paths, identity_of(status), directory))
+        return found
+    finally:
+        os.close(folder)
+
+
+def _joined(folder: bytes, name: bytes) -> bytes:
+    return name if folder == b"." else folder + b"/" + name
+
+
+async def _opened(root: Root, path: bytes, identity: FileIdentity, withheld: Withheld) -> OpenFile:
+    opened = await root.open_file(path)
+    if not isinstance(opened, OpenFile):
+        raise _changed(path)
+    try:
+        with root as descriptor:
+            paths = paths_below(descriptor, path, opened.descriptor)
+        if opened.identity != identity or withheld(paths):
+            raise _changed(path)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+async def _check(opened: OpenFile, path: bytes) -> None:
+    """Raises OSError if the file is not the version any more that was opened."""
+    now = await opened.run(identify) if opened.waits else identify(opened.descriptor)
+    if now != opened.identity:
+        raise _changed(path)
+
+
+def _changed(path: bytes) -> OSError:
+    return OSError(errno.ESTALE, "changed while its folder was sent as zip", path)
+
+
+def _add(checksum: int, offset: int, count: int, descriptor: int) -> int:
+    """The checksum with this part of a file. Raises OSError."""
+    for piece in _blocks(descriptor, offset, count):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _blocks(descriptor: int, offset: int, count: int) -> Iterator[bytes]:
+    end = offset + count
+    while offset < end:
+        piece = os.pread(descriptor, min(262_144, end - offset), offset)
+        if not piece:
+            raise OSError(errno.ESTALE, "shrank while its folder was sent as zip")
+        yield piece
+        offset += len(piece)
+
+
+def _cut(data: bytes, position: int, part: ByteRange) -> bytes:
+    """The bytes that a part has of data at this position."""
+    return data[max(part.offset - position, 0) : max(part.end - position, 0)]
