@@ -346,6 +346,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     folder means its index file."""
     precompressed: tuple[Coding, ...] = ("zstd", "br", "gzip")
     """Codings of precompressed siblings (name.zst, name.br, name.gz), in order of preference."""
+    compress: bool = False
+    """Compress small text files without precompressed siblings once, in memory, by what clients accept."""
     encoded: dict[Suffix, Coding] = field(default_factory=lambda: dict(ENCODED))
     """[encoded]: content codings by suffix, for files that are stored compressed and requested by their own names."""
     etag: EntityTagRecipe = "strong"

@@ -55,6 +55,11 @@ class ContentHashes:
             return digest.digest(), await opened.run(identify)
 
 
+def hash_of(data: bytes) -> bytes:
+    """The digest of bytes in memory."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
 def _add(digest: hashlib.blake2b, offset: int, descriptor: int) -> tuple[int, bool]:
     """Add the next part of a file to the digest; up to where, and whether there may be more."""
     end = offset + _PART

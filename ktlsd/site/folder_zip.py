@@ -225,8 +225,11 @@ def _look(root: int, path: bytes, read: Read) -> list[_Found]:
     folder = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         place = paths_below(root, path, folder)[-1]
-        found = []
+        found: list[_Found] = []
         for entry in read(root, path, folder):
+            if len(found) > MOST_MEMBERS:
+                # Too many, as the caller will find.
+                break
             inner = _joined(path, entry.name)
             try:
                 descriptor = open_beneath(root, inner, _FLAGS)

@@ -50,6 +50,7 @@ from ktlsd.site.folder_zip import QUERY as ZIP_QUERY
 from ktlsd.site.folder_zip import FolderZips, TooLarge
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
+from ktlsd.site.packing import CODINGS, PackedFiles, packed, packed_fields
 from ktlsd.site.passwords import Passwords
 from ktlsd.site.rules import SiteRules
 from ktlsd.site.siblings import Siblings
@@ -156,6 +157,7 @@ class Site:
         """True if an index file may be in another folder than the one that it is for."""
         self._hashes = ContentHashes()
         self._siblings = Siblings()
+        self._packed = PackedFiles() if site.compress else None
         self._readmes: Readmes | None = None
         if site.readme:
             from ktlsd.site.readme import Readmes
@@ -181,6 +183,8 @@ class Site:
 
     def close(self) -> None:
         self.followed.close()
+        if self._packed is not None:
+            self._packed.close()
 
     async def answer(
         self,
@@ -499,10 +503,19 @@ class Site:
                     sibling.close()
                     rejected.add(path)
             opened.passes_link = passes_link
-            tag = await self._tag(opened)
-            if coding is not None:
-                tag = coded_tag(tag, coding)
-            found = Representation(opened.size, opened.mtime_ns, kind, tag, coding, varies)
+            mtime_ns, tag = opened.mtime_ns, ""
+            if self._packed is not None and not varies and self._packed.may_have(opened, kind):
+                varies = True
+                wanted = preferred(request.fields.get("accept-encoding"), CODINGS).codings
+                made = await self._packed.packed(opened, wanted[0]) if wanted else None
+                if made is not None:
+                    opened.close()
+                    opened, tag, coding = made.file, made.tag, wanted[0]
+            if not tag:
+                tag = await self._tag(opened)
+                if coding is not None:
+                    tag = coded_tag(tag, coding)
+            found = Representation(opened.size, mtime_ns, kind, tag, coding, varies)
             return opened, found, frozenset(rejected)
         except BaseException:
             opened.close()
@@ -536,7 +549,9 @@ class Site:
         if self._zips is not None and target.query == ZIP_QUERY:
             return await self._zip(request, self._zips, target, folder, visitor)
         as_json = wants_json(request.fields.get("accept"))
-        fields = listing.fields(as_json=as_json)
+        wanted = preferred(request.fields.get("accept-encoding"), CODINGS).codings
+        coding = wanted[0] if wanted else None
+        fields = packed_fields(listing.fields(as_json=as_json), coding)
         if request.method == "HEAD":
             folder.close()
             return Response(HTTPStatus.OK, fields)
@@ -550,12 +565,12 @@ class Site:
             folder.close()
         sort = listing.parse_query(target.query)
         if as_json:
-            return Response(HTTPStatus.OK, fields, listing.render_json(entries, sort))
+            return Response(HTTPStatus.OK, fields, packed(listing.render_json(entries, sort), coding))
         readme = b"" if self._readmes is None else await self._readme(self._readmes, folder, entries, visitor)
         thumbnails = THUMBNAIL_TYPES if self.options.thumbnails else frozenset[str]()
         zipped = self._zips is not None
         page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails, zipped=zipped)
-        return Response(HTTPStatus.OK, fields, page)
+        return Response(HTTPStatus.OK, fields, packed(page, coding))
 
     async def _zip(
         self, request: Request, zips: FolderZips, target: Target, folder: Folder, visitor: Visitor | None
