@@ -13,7 +13,15 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from ktlsd.openssl import macros
-from ktlsd.openssl.algorithms import CIPHER_LIST, CIPHERSUITES, GROUP_LISTS, TICKET_KEY_BYTES, TLS_1_2, TLS_1_3
+from ktlsd.openssl.algorithms import (
+    CIPHER_LIST,
+    CIPHERSUITES,
+    COMPRESSIONS,
+    GROUP_LISTS,
+    TICKET_KEY_BYTES,
+    TLS_1_2,
+    TLS_1_3,
+)
 from ktlsd.openssl.error_queue import connection_error, file_reason, in_words
 from ktlsd.openssl.errors import PEER_IS_GONE, ConnectionLost, ContextError, LibraryError, PairError, TLSError
 from ktlsd.openssl.results import READ_SIZE, Handshake, Wait
@@ -54,11 +62,20 @@ class Library:
             raise LibraryError(f"{wanted} is {self.version_text}, which has no SSL_sendfile: {fix}")
         self.path = _mapped_path("libssl", os.path.basename(wanted)) or wanted
         self.ktls_compiled_in = self._bio_knows_ktls()
+        self.compresses_certificates = self._has("SSL_CTX_compress_certs")
+        """Whether it is OpenSSL 3.2 or later; Context.compressed_sizes() tells by which algorithms."""
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
         self._suites: dict[Any, tuple[str, str]] = {}
         functions = self.c.SSL_get_pending_cipher, self.c.SSL_CIPHER_is_aead, self.c.SSL_CIPHER_get_name
         self.cipher_functions: Any = self.ffi.new("void *[]", [self.ffi.cast("void *", one) for one in functions])
         """Their addresses, in C."""
+
+    def _has(self, function: str) -> bool:
+        try:
+            getattr(self.c, function)
+        except (AttributeError, self.ffi.error):
+            return False
+        return True
 
     def _text(self, chars: Any) -> str:
         return "" if chars == self.ffi.NULL else self.ffi.string(chars).decode("utf-8", "replace")
@@ -228,6 +245,9 @@ class Context:
         if self._ctx == null:
             raise ContextError(f"SSL_CTX_new failed: {self._library.reasons()}")
         options = macros.SSL_OP_NO_COMPRESSION | macros.SSL_OP_CIPHER_SERVER_PREFERENCE | macros.SSL_OP_NO_RENEGOTIATION
+        if library.compresses_certificates:
+            # What a client sends before it is known is not decompressed.
+            options |= macros.SSL_OP_NO_RX_CERTIFICATE_COMPRESSION if server else 0
         c.SSL_CTX_set_options(self._ctx, options | (macros.SSL_OP_ENABLE_KTLS if ktls else 0))
         # A retried SSL_write may come from another buffer with the same bytes: Python does not promise one address.
         mode = macros.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | macros.SSL_MODE_RELEASE_BUFFERS
@@ -293,6 +313,25 @@ class Context:
         if c.SSL_CTX_use_cert_and_key(self._ctx, pair._leaf, key, chain[0] or null, 1) != 1:
             raise PairError(f"{pair.certificate} cannot be used: {self._library.reasons()}")
         self._certificates[pair.key_type] = pair.certificate
+        if self._library.compresses_certificates:
+            # For clients that ask for it (RFC 8879), once and not in each handshake.
+            c.SSL_CTX_compress_certs(self._ctx, 0)
+            c.ERR_clear_error()
+
+    def compressed_sizes(self) -> dict[str, tuple[int, int]]:
+        """Bytes of the message with the certificates, compressed and not, by algorithm (RFC 8879 section 7.3)."""
+        if not self._library.compresses_certificates:
+            return {}
+        c, ffi = self._library.c, self._library.ffi
+        found = {}
+        for name, number in COMPRESSIONS.items():
+            data, original = ffi.new("unsigned char **"), ffi.new("size_t *")
+            size = c.SSL_CTX_get1_compressed_cert(self._ctx, number, data, original)
+            if size:
+                c.CRYPTO_free(data[0], b"", 0)
+                found[name] = size, original[0]
+        c.ERR_clear_error()
+        return found
 
     @property
     def key_types(self) -> Collection[str]:

@@ -195,6 +195,7 @@ def examine(libssl: str | None = None) -> Report:
             links.append(_handshakes(ciphers))
             links.append(_sendfile(library, certificate, offloaded=any(row.tx != "none" for row in ciphers)))
             links.append(_zero_copy(library, certificate, interfaces))
+            links.append(_compression(library, certificate))
     nics, taken = _nics(interfaces)
     links += (_device(interfaces, taken), _alpn(), *_orders())
     sends = next((link.ok for link in links if link.name == _SENDFILE), False)
@@ -285,6 +286,15 @@ def _sendfile(library: Library, certificate: str, *, offloaded: bool) -> Link:
         else "a file sent over loopback did not arrive as it is"
     )
     return Link(_SENDFILE, arrived, found, "report this: kernel and OpenSSL disagree")
+
+
+def _compression(library: Library, certificate: str) -> Link:
+    advice = "full handshakes take some hundred bytes more: it needs OpenSSL 3.2, built with zlib, brotli or zstd"
+    with contextlib.closing(Context(library)) as context:
+        context.use_certificate(certificate, certificate)
+        algorithms = context.compressed_sizes()
+    found = f"by {', '.join(algorithms)}" if algorithms else "OpenSSL has none"
+    return Link("certificate compression", bool(algorithms), found, advice, needed=False)
 
 
 def _zero_copy(library: Library, certificate: str, interfaces: tuple[Interface, ...]) -> Link:

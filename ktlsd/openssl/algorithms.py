@@ -32,3 +32,5 @@ GROUP_LISTS: Final = (
 CLIENT_GROUPS: Final = ("X25519:secp256r1:secp384r1:secp521r1:X448", *GROUP_LISTS[2:])
 """Those that clients have: one of TLS 1.2 must have the curve of an ECDSA certificate among them (RFC 8422 section
 5.1), which has no part in the key exchange."""
+COMPRESSIONS: Final = {"zlib": 1, "brotli": 2, "zstd": 3}
+"""Algorithms of certificate compression (RFC 8879 section 7.3)."""

@@ -23,6 +23,9 @@ def test_json_is_complete_and_agrees_with_the_exit_status(tmp_path: Path) -> Non
     assert all(link["ok"] or link["advice"] for link in links.values())
     library = Library()
     assert links["OpenSSL"]["found"] == f"{library.version_text} ({library.path})"
+    compression = links["certificate compression"]
+    assert compression["ok"] is (compression["found"] != "OpenSSL has none")
+    assert library.compresses_certificates or not compression["ok"]
     assert [(row["protocol"], row["cipher"]) for row in report["ciphers"]] == [
         (protocol, cipher) for protocol, ciphers in AEAD_CIPHERS.items() for cipher in ciphers
     ]
