@@ -320,7 +320,7 @@ class Context:
 
     def compressed_sizes(self) -> dict[str, tuple[int, int]]:
         """Bytes of the message with the certificates, compressed and not, by algorithm (RFC 8879 section 7.3)."""
-        if not self._library.compresses_certificates:
+        if not self._library.compresses_certificates or not self._certificates:
             return {}
         c, ffi = self._library.c, self._library.ffi
         found = {}
