@@ -7,6 +7,7 @@ idle waiting.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -22,7 +23,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.config.listener_kind import Kind
 from ktlsd.connection.driver import InlineTasks, Sleeper
 from ktlsd.connection.keepalive import IdleConnections
-from ktlsd.connection.listener import Listener, accepting
+from ktlsd.connection.listener import BACKLOG, Listener, accepting
 from ktlsd.connection.peers import peer_of
 from ktlsd.connection.poller import Batch, Poller
 from ktlsd.logs.error_log import NOTICE
@@ -210,8 +211,17 @@ class Server:
                 await self._accept_until_cancelled(listener)
         finally:
             # From here on new clients are refused instead of waiting in a queue that no process serves.
+            self._accept_queued(listener)
             listener.socket.close()
             del self._listening[listener]
+
+    def _accept_queued(self, listener: Listener) -> None:
+        """Accept the connections that the kernel would reset when the socket is closed."""
+        accept = accepting(listener.socket)
+        with contextlib.suppress(OSError, MemoryError):
+            for _ in range(BACKLOG):
+                sock, peer = accept()
+                self._inline_tasks.start(sock, self._arrivals.serve(sock, peer_of(peer), listener.kind))
 
     async def _accept_until_cancelled(self, listener: Listener) -> None:
         while True:

@@ -166,6 +166,14 @@ def serving(
         process.stderr.close()
 
 
+def end_successors(server: Running) -> None:
+    """End the processes that took a server's place (SIGRTMIN)."""
+    for line in list(server.log):
+        if found := re.match(r"upgrade: process (\d+) started", line):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(found[1]), signal.SIGTERM)
+
+
 def client_context(
     *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, ciphers: str | None = None, cafile: Path | None = None
 ) -> ssl.SSLContext:

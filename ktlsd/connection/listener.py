@@ -8,10 +8,13 @@ import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.values import Listen
+
+BACKLOG: Final = 1024
+"""Longest queue of connections that are not accepted yet."""
 
 
 class SocketFile(NamedTuple):

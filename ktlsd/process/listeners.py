@@ -21,13 +21,12 @@ from typing import Final
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import Refusal, cause
 from ktlsd.config.values import BackendListen, Listen
-from ktlsd.connection.listener import Listener, SocketFile
+from ktlsd.connection.listener import BACKLOG, Listener, SocketFile
 from ktlsd.process.activation import Passed
 from ktlsd.process.privileges import Identity, acting_as
 
 log = logging.getLogger("ktlsd")
 
-BACKLOG: Final = 1024
 _LONGEST_BACKLOG: Final = Path("/proc/sys/net/core/somaxconn")
 
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +13,17 @@ import pytest
 
 from bench.ports import free_ports
 from tests.process.test_reload import Busy
-from tests.serving import Running, eventually, exchange_plain, get, is_refused, parse, read_to_end, serving
+from tests.serving import (
+    Running,
+    end_successors,
+    eventually,
+    exchange_plain,
+    get,
+    is_refused,
+    parse,
+    read_to_end,
+    serving,
+)
 from tests.wire.test_lifecycle import begin_download
 
 LAST = b"GET /a.txt HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -40,10 +49,7 @@ def upgradable(folder: Path, config: Path) -> Iterator[Running]:
             yield server
         finally:
             # Its log ends with its last successor.
-            for line in list(server.log):
-                if found := re.match(r"upgrade: process (\d+) started", line):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(found[1]), signal.SIGTERM)
+            end_successors(server)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
