@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +63,11 @@ def test_no_connection_is_refused(folder: Path, workers: int) -> None:
 
     def over_tls() -> None:
         assert get(port, "/a.txt").body == b"hello"
+        time.sleep(0.05)
 
     def over_a_unix_socket() -> None:
         assert parse(exchange_plain(str(folder / "socket"), LAST))[0].body == b"hello"
+        time.sleep(0.05)
 
     with upgradable(folder, config) as server, busy(over_tls, over_a_unix_socket):
         download, received = begin_download(port)
