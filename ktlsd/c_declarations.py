@@ -84,6 +84,7 @@ struct tm {
 int ASN1_TIME_to_tm(const ASN1_TIME *s, struct tm *tm);
 
 void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
+void SSL_CTX_set_verify_depth(SSL_CTX *ctx, int depth);
 int SSL_CTX_load_verify_file(SSL_CTX *ctx, const char *file);
 X509_NAMES *SSL_load_client_CA_file(const char *file);
 void SSL_CTX_set_client_CA_list(SSL_CTX *ctx, X509_NAMES *list);

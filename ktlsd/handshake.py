@@ -22,7 +22,7 @@ from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.peers import Peer
 from ktlsd.connection.sni import peek_allows_tls_1_2, peek_client_hello
 from ktlsd.connection.tls_transport import Transport
-from ktlsd.metrics.metrics import FAILED, LIMITED, Failure, count_handshake
+from ktlsd.metrics.metrics import CLIENT_CERTIFICATES, FAILED, LIMITED, Failure, count_handshake
 from ktlsd.openssl.errors import ConnectionLost, PlainHTTP, TLSError
 from ktlsd.openssl.results import Handshake
 from ktlsd.protocol.client import Secured
@@ -130,7 +130,10 @@ class Handshakes:
                 self._tell_of_idle_nic(sock, tx)
             count_handshake(row, driver.current_time() - began, handshake, tx, rx)
             secured = Secured(handshake, tx, rx, asked.server_name, hosted.context.clients)
-            if not self._may_go_on(peer, secured):
+            if secured.clients:
+                outcome = "none" if handshake.client is None else "verified"
+                row[CLIENT_CERTIFICATES["refused" if handshake.client_fault else outcome]] += 1
+            if not self._may_go_on(peer, secured, optional=hosted.context.optional):
                 await transport.finish()
                 return None
             opened, transport = transport, None
@@ -231,8 +234,9 @@ class Handshakes:
             "%s handshake refused: %s", peer, "it names no site" if name is None else f"no site has the name {name}"
         )
 
-    def _may_go_on(self, peer: Peer, secured: Secured) -> bool:
-        """True if the paths of a connection and its client certificate are allowed; logs both."""
+    def _may_go_on(self, peer: Peer, secured: Secured, *, optional: bool) -> bool:
+        """True if the paths of a connection and its client certificate, which may be `optional`, are allowed; logs
+        both."""
         handshake, tx, row = secured.handshake, secured.tx, self._shared.row
         first = self._shared.kinds.is_new(handshake.protocol, handshake.cipher, tx, secured.rx)
         level = logging.INFO if first else logging.DEBUG
@@ -244,7 +248,7 @@ class Handshakes:
                 *(level, "%s %s %s%s ktls tx=%s rx=%s%s%s"),
                 *(peer, handshake.protocol, cipher, resumed, tx, secured.rx, whose, spoken),
             )
-        if secured.clients and handshake.client is None:
+        if secured.clients and handshake.client is None and not optional:
             row[FAILED[Failure.CLIENT_CERTIFICATE]] += 1
             log.warning("%s closed: its session has no verified client certificate", peer)
         elif self._shared.service.support.mode is Mode.REQUIRE and tx.reason is not None:

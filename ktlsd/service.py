@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
-from ktlsd import alpn
+from ktlsd import alpn, client_verification
 from ktlsd.config.findings import Place
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, by_acme, default_site
@@ -53,7 +53,7 @@ DEFAULT_SITE: Final = "default"
 _OWN_SECONDS: Final = 30 * 86400
 """Time before its end at which the self-signed certificate is replaced."""
 
-_Kind = tuple[tuple[str, ...], tuple[Path, ...], tuple[Path, ...], Path | None, tuple[str, ...], Path | None]
+_Kind = tuple[object, ...]
 
 
 class Hosted(Struct, frozen=True):
@@ -459,7 +459,17 @@ def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | No
         return None
     try:
         lists = None if revoked is None else os.fspath(revoked)
-        context.require_client(os.fspath(authorities), options.client_names, lists)
+        optional = options.client_certificates == "optional"
+        if optional and client_verification.ADDRESS is None:
+            raise ContextError("client certificates cannot be optional: this process may not have callbacks")
+        context.require_client(
+            os.fspath(authorities),
+            options.client_names,
+            lists,
+            optional_by=client_verification.ADDRESS if optional else None,
+            depth=options.client_verify_depth,
+            path_names=_path_names(options),
+        )
     except ContextError as error:
         if isinstance(error, RevokedError) and revoked is not None:
             return _Error((*place, "client_crl"), revoked, (revoked,), str(error), former=False)
@@ -467,10 +477,15 @@ def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | No
     return None
 
 
+def _path_names(options: SiteOptions) -> tuple[str, ...]:
+    """The names in client certificates that rules of a site's paths are about."""
+    return tuple(sorted({name for rule in options.access for name in rule.certificate_names}))
+
+
 def _kind_of(options: SiteOptions, holder: SiteOptions) -> _Kind:
     """The settings that determine a site's SSL_CTX."""
     names = options.names if isinstance(options, NamedSiteOptions) else ()
-    return names, holder.cert, holder.key, options.client_ca, options.client_names, options.client_crl
+    return names, holder.cert, holder.key, *_clients_of(options)
 
 
 def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy | Policy, clients: bytes) -> bytes:
@@ -483,11 +498,14 @@ def _kind(options: SiteOptions, holder: SiteOptions, policy: TlsPolicy | Policy,
 
 def _handshakes_as(options: SiteOptions, default: SiteOptions) -> bool:
     """Whether a site can share the default site's SSL_CTX."""
-    same_clients = all(getattr(options, key) == getattr(default, key) for key in _OF_CLIENTS)
-    return same_clients and (not options.cert or options.cert == default.cert)
+    return _clients_of(options) == _clients_of(default) and (not options.cert or options.cert == default.cert)
 
 
-_OF_CLIENTS: Final = ("client_ca", "client_names", "client_crl")
+def _clients_of(options: SiteOptions) -> tuple[object, ...]:
+    """The settings about client certificates."""
+    of_paths = _path_names(options) if options.client_ca is not None else ()
+    how = options.client_certificates, options.client_verify_depth
+    return options.client_ca, options.client_names, options.client_crl, *how, of_paths
 
 
 def _folder_advice(error: OSError) -> str:

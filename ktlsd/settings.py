@@ -413,11 +413,17 @@ def _source(key: str, document: Document, given: Mapping[str, Any]) -> str:
 
 def _check_clients(settings: Settings, document: Document) -> None:
     for place, site in _places(settings):
-        for key in ("client_names", "client_crl"):
-            if getattr(site, key) and site.client_ca is None:
+        if site.client_ca is not None:
+            continue
+        for key in ("client_names", "client_crl", "client_certificates", "client_verify_depth"):
+            if getattr(site, key) not in ((), None, "required"):
                 raise document.error(
                     place, f"{key} without client_ca: name the authorities of client certificates", key
                 )
+        for number, rule in enumerate(site.access):
+            if rule.certificate or rule.certificate_names:
+                complaint = "a client certificate without client_ca: name its authorities"
+                raise document.error((*place, "access", number), complaint)
 
 
 def _check_roots(settings: Settings, document: Document) -> None:

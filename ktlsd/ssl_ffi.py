@@ -238,7 +238,10 @@ class Context:
         self._certificates: dict[str, str] = {}
         self._offers = False
         self.clients = b""
-        """A digest of what require_client() demands; empty if none is required."""
+        """A digest of what require_client() demands; empty if no certificate is asked for."""
+        self.optional = False
+        """Whether clients may leave the certificate out."""
+        self._path_names: tuple[str, ...] = ()
         c, null = library.c, library.ffi.NULL
         c.ERR_clear_error()
         self._ctx = c.SSL_CTX_new(c.TLS_server_method() if server else c.TLS_client_method())
@@ -396,13 +399,26 @@ class Context:
         finally:
             self.use_ticket_key(current)
 
-    def require_client(self, authorities: str, names: Sequence[str] = (), revoked: str | None = None) -> None:
+    def require_client(
+        self,
+        authorities: str,
+        names: Sequence[str] = (),
+        revoked: str | None = None,
+        *,
+        optional_by: int | None = None,
+        depth: int | None = None,
+        path_names: Sequence[str] = (),
+    ) -> None:
         """Take only clients with a certificate that one of the authorities in a PEM file signed (mutual TLS).
 
         With `names`, one of them must be a DNS name of the certificate, or its common name where it has none;
         "*.example.org" is every name below (X509_check_host(3)). `revoked` is a PEM file with the revocation list of
-        each authority of a chain; a client whose authority has none, or an old one, is refused. Raises ContextError
-        naming the file.
+        each authority of a chain; a client whose authority has none, or an old one, is refused. At most `depth`
+        intermediate authorities are allowed. `path_names` are reported of each client that has them.
+
+        `optional_by` is the address of a C function by which OpenSSL goes on whatever it finds: then every client is
+        taken, and the outcome of the handshake says whether it has such a certificate. Raises ContextError naming the
+        file.
         """
         # Not at the top: it loads the system's libcrypto, and none may be there before a Library has opened its own.
         import hashlib
@@ -428,21 +444,39 @@ class Context:
             raw = name.removeprefix("*").encode()
             if c.X509_VERIFY_PARAM_add1_host(parameters, raw, len(raw)) != 1:
                 raise ContextError(f"{name!r} cannot be a name in a client certificate: {self._library.reasons()}")
-        c.SSL_CTX_set_verify(self._ctx, macros.SSL_VERIFY_PEER | macros.SSL_VERIFY_FAIL_IF_NO_PEER_CERT, null)
+        if depth is not None:
+            c.SSL_CTX_set_verify_depth(self._ctx, depth)
+        self.optional, self._path_names = optional_by is not None, tuple(path_names)
+        if optional_by is None:
+            c.SSL_CTX_set_verify(self._ctx, macros.SSL_VERIFY_PEER | macros.SSL_VERIFY_FAIL_IF_NO_PEER_CERT, null)
+        else:
+            callback = self._library.ffi.cast("void *", optional_by)
+            c.SSL_CTX_set_verify(self._ctx, macros.SSL_VERIFY_PEER, callback)
         # A resumed session is not verified again: it must come from a context that demanded the same (use_sessions()).
         digest = hashlib.blake2b(digest_size=32)
-        for part in (_content(authorities), b"" if revoked is None else _content(revoked), "\n".join(names).encode()):
+        parts = [_content(authorities), b"" if revoked is None else _content(revoked), "\n".join(names).encode()]
+        if self.optional or depth is not None or path_names:
+            parts.append(repr((self.optional, depth, self._path_names)).encode())
+        for part in parts:
             digest.update(b"%d:%b" % (len(part), part))
         self.clients = digest.digest()
         c.SSL_CTX_set_session_id_context(self._ctx, self.clients, len(self.clients))
 
     def refuse_clients(self) -> None:
         """Refuse all clients, for a site whose requirements cannot be applied by require_client()."""
-        self.clients = os.urandom(32)
+        self.clients, self.optional = os.urandom(32), False
 
     def connect(self, descriptor: int) -> Connection:
         """A Connection over the non-blocking socket `descriptor`, which stays the caller's to close."""
-        return Connection(self._library, self._ctx, descriptor, server=self._server, offers=self._offers)
+        return Connection(
+            self._library,
+            self._ctx,
+            descriptor,
+            server=self._server,
+            offers=self._offers,
+            asks=self.optional,
+            path_names=self._path_names,
+        )
 
     def close(self) -> None:
         """Free the SSL_CTX; connections made from it keep what they need of it (OpenSSL counts references)."""
@@ -458,11 +492,24 @@ class Connection:
     belongs to the thread and not to the connection, is cleared before each call and emptied after a failing one.
     """
 
-    __slots__ = ("_c", "_library", "_offers", "_ssl")
+    __slots__ = ("_c", "_library", "_offers", "_path_names", "_ssl", "_tells_fault")
 
-    def __init__(self, library: Library, ctx: Any, descriptor: int, *, server: bool, offers: bool = False) -> None:
-        """`offers` is whether a protocol can be chosen by ALPN."""
+    def __init__(
+        self,
+        library: Library,
+        ctx: Any,
+        descriptor: int,
+        *,
+        server: bool,
+        offers: bool = False,
+        asks: bool = False,
+        path_names: tuple[str, ...] = (),
+    ) -> None:
+        """`offers` is whether a protocol can be chosen by ALPN, `asks` whether clients may have a certificate that is
+        not accepted; `path_names` are those of Context.require_client()."""
+        self._tells_fault = asks
         self._library = library
+        self._path_names = path_names
         self._offers = offers
         c = self._c = library.c
         c.ERR_clear_error()
@@ -598,6 +645,8 @@ class Connection:
             library._text(c.SSL_get_servername(ssl, macros.TLSEXT_NAMETYPE_host_name)) or None,
             self._client(),
             self._alpn() if self._offers else None,
+            self._client_names() if self._path_names else frozenset(),
+            self._client_fault() if self._tells_fault else "",
         )
 
     def _alpn(self) -> str | None:
@@ -614,6 +663,27 @@ class Connection:
         # Anything but printable ASCII comes out as \xHH.
         self._c.X509_NAME_oneline(self._c.X509_get_subject_name(certificate), buffer, _LONGEST_SUBJECT)
         return self._library._text(buffer)
+
+    def _client_names(self) -> frozenset[str]:
+        """The names of paths' rules that the client's certificate has."""
+        c, null = self._c, self._library.ffi.NULL
+        certificate = c.SSL_get0_peer_certificate(self._ssl)
+        if certificate == null or c.SSL_get_verify_result(self._ssl) != macros.X509_V_OK:
+            return frozenset()
+
+        def has(name: str) -> bool:
+            # A name that begins with a dot stands for all below it.
+            raw = name.removeprefix("*").encode()
+            return bool(c.X509_check_host(certificate, raw, len(raw), 0, null) == 1)
+
+        return frozenset(filter(has, self._path_names))
+
+    def _client_fault(self) -> str:
+        """Why the client's certificate is not accepted; "" if it is, or if there is none."""
+        c = self._c
+        if c.SSL_get0_peer_certificate(self._ssl) == self._library.ffi.NULL:
+            return ""
+        return "" if c.SSL_get_verify_result(self._ssl) == macros.X509_V_OK else self._verification()
 
     def close(self) -> None:
         """Free the SSL object; the socket stays open."""

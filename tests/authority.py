@@ -60,6 +60,12 @@ class Authority:
         )
         return path
 
+    def certify(self, other: Authority) -> bytes:
+        """A certificate in PEM for another authority, by this one."""
+        builder = self._builder(other._name, other._key.public_key(), _DAY)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def revoke(self, *certificates: Path) -> Path:
         """The PEM file of the list of the revoked, to which these are added."""
         for path in certificates:

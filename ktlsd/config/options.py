@@ -20,6 +20,7 @@ from ktlsd.config.values import (
     CertificateKey,
     ChallengeKind,
     Charset,
+    ClientCertificates,
     Coding,
     Count,
     CountOrNone,
@@ -55,6 +56,7 @@ from ktlsd.config.values import (
     TlsVersion,
     TryFile,
     UnknownNames,
+    VerifyDepth,
     Workers,
 )
 
@@ -113,6 +115,10 @@ class AccessOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Networks with access; if empty, all that are not denied."""
     deny: tuple[Network, ...] = ()
     """Networks without access, also if they are in `allow`."""
+    certificate: bool = False
+    """Require a client certificate that the site's `client_ca` signed."""
+    certificate_names: tuple[Text, ...] = ()
+    """Require a client certificate with one of these names; "*.example.org" stands for every name below."""
 
 
 class ErrorPageOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -316,6 +322,11 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Unencrypted PEM keys, in the order of the certificates."""
     client_ca: Path | None = None
     """PEM bundle of authorities; only clients with a certificate from one of them may connect (mutual TLS)."""
+    client_certificates: ClientCertificates = "required"
+    """"required": only clients with a certificate may connect; "optional": all may, and [[access]] says which paths
+    need one."""
+    client_verify_depth: VerifyDepth | None = None
+    """Maximum number of intermediate authorities between a client certificate and `client_ca`; by default 100."""
     client_names: tuple[Text, ...] = ()
     """Accepted names in client certificates; "*.example.org" for every name below. If empty, any name."""
     client_crl: Path | None = None

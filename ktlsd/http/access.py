@@ -30,7 +30,13 @@ class Visitor(Struct, eq=False):
     origin: Origin
     """The client's address and scheme, by what trusted proxies report."""
     certificate: str | None = None
-    """The subject of the client's verified certificate."""
+    """The subject of the client's certificate, verified by the site's requirements."""
+    certificate_names: frozenset[str] = frozenset()
+    """The names of paths' rules that the certificate has."""
+    certificate_fault: str = ""
+    """Why the client's certificate is not accepted, if it sent one."""
+    misdirected: bool = False
+    """Whether the handshake was for another site, whose requirements on certificates are others."""
     user: bytes | None = None
     """The name that came with a password, right or wrong."""
     ends: int | None = None

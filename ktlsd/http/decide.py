@@ -72,6 +72,7 @@ class Denied(enum.Enum):
     SIGNATURE = "signature"
     EXPIRED = "expired"
     MAINTENANCE = "maintenance"
+    CERTIFICATE = "certificate"
 
 
 class Representation(Struct, frozen=True, gc=False):

@@ -183,6 +183,13 @@ METRICS: Final = (
         sparse=True,
     ),
     Metric(
+        "ktlsd_client_certificates_total",
+        Kind.COUNTER,
+        "TLS handshakes completed that asked for a client certificate, by its outcome.",
+        ("outcome",),
+        _each("verified", "none", "refused"),
+    ),
+    Metric(
         "ktlsd_access_denied_total",
         Kind.COUNTER,
         "Requests refused by a check of access, by reason.",
@@ -268,6 +275,9 @@ OPEN: Final = {kind: slot("ktlsd_open_connections", kind.value) for kind in list
 OPEN_TLS: Final = {offload: slot("ktlsd_open_tls_connections", offload.name.lower()) for offload in Offload}
 FAILED: Final = {failure: slot("ktlsd_handshake_failures_total", failure.value) for failure in Failure}
 LIMITED: Final = {limit: slot("ktlsd_limited_total", limit.value) for limit in Limit}
+CLIENT_CERTIFICATES: Final = {
+    outcome: slot("ktlsd_client_certificates_total", outcome) for outcome in ("verified", "none", "refused")
+}
 DENIED: Final = {denied: slot("ktlsd_access_denied_total", denied.value) for denied in Denied}
 REQUESTS: Final[Mapping[HttpVersion, Mapping[int, int]]] = {
     version: {

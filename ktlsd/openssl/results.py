@@ -39,3 +39,7 @@ class Handshake(NamedTuple):
     """The subject of the verified client certificate, as in "/CN=proxy"."""
     alpn: str | None = None
     """The protocol that was chosen by ALPN (RFC 7301), as in "h2"; None without a choice."""
+    client_names: frozenset[str] = frozenset()
+    """The names of Context.require_client()'s `path_names` that the verified client certificate has."""
+    client_fault: str = ""
+    """Why the client certificate is not accepted, if certificates are optional and the client sent one."""

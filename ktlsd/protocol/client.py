@@ -54,6 +54,10 @@ class Client(Struct, frozen=True, kw_only=True):
     """Digest of the requirements on its certificate (Context.clients)."""
     certificate: str | None = None
     """The subject of its verified certificate."""
+    certificate_names: frozenset[str] = frozenset()
+    """The names of paths' rules that the certificate has."""
+    certificate_fault: str = ""
+    """Why its certificate is not accepted, if it sent one."""
     redirected: bool = False
     """Whether it gets nothing but redirects to HTTPS."""
     channel: Channel | None = None
@@ -87,7 +91,9 @@ def make_client(
         via=peer.via,
         trusted=trusted if trusted and trusted.holds(peer.address) else None,
         clients=b"" if secured is None else secured.clients,
-        certificate=None if secured is None else secured.handshake.client or None,
+        certificate=None if secured is None else secured.handshake.client,
+        certificate_names=frozenset() if secured is None else secured.handshake.client_names,
+        certificate_fault="" if secured is None else secured.handshake.client_fault,
         redirected=redirected,
         channel=_channel(peer, secured) if logged else None,
     )

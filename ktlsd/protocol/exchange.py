@@ -93,13 +93,15 @@ class Exchange:
             reason = "it names no site" if host is None else f"no site has the name {host}"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         demanded = hosted.context.clients
-        if demanded and demanded != client.clients:
+        if demanded and demanded != client.clients and not hosted.context.optional:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         site, given = hosted.site, self._request_id
         if site.access is None:
             return await site.answer(request, parsed, secure=self.origin.https, request_id=given)
         visitor = responder.visitor(self.head, self.origin)
+        if demanded != client.clients:
+            visitor.certificate, visitor.certificate_fault, visitor.misdirected = None, "", client.secure
         answer = await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
         if self._log is not None:
             self._log.came_as(visitor.user)

@@ -103,8 +103,12 @@ class Responder:
         return passes
 
     def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
-        """A request of this connection, for the checks of access."""
-        return Visitor(head.method, head.target, head.of_fields.values, origin, self.client.certificate)
+        """A request of this connection, for the checks of access. The handshake was for the site that it is for: a
+        remembered response is for connections with the same requirements on certificates."""
+        client = self.client
+        visitor = Visitor(head.method, head.target, head.of_fields.values, origin, client.certificate)
+        visitor.certificate_names, visitor.certificate_fault = client.certificate_names, client.certificate_fault
+        return visitor
 
     def recall(self, entry: CacheEntry) -> int | None:
         """A descriptor of a remembered response's file for the caller to close; -1 if its body is in memory.

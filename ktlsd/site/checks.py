@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from ktlsd.config.options import SiteOptions
+from ktlsd.config.options import AccessOptions, SiteOptions
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.http.access import Check
+from ktlsd.http.certificate_check import CertificateCheck
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.network_check import NetworkCheck
 from ktlsd.http.protected_paths import GuardedPaths
@@ -34,7 +35,16 @@ def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords)
     """
     checks: list[Check] = [
         *_maintenance(site),
-        *(NetworkCheck(_guarded(site, rule.path), rule.allow, rule.deny) for rule in site.access),
+        *(
+            NetworkCheck(_guarded(site, rule.path), rule.allow, rule.deny)
+            for rule in site.access
+            if rule.allow or rule.deny or not asks_for_certificate(rule)
+        ),
+        *(
+            CertificateCheck(_guarded(site, rule.path), rule.certificate_names)
+            for rule in site.access
+            if asks_for_certificate(rule)
+        ),
         *(RateCheck(_guarded(site, rule.path), rule, networks, time.monotonic) for rule in site.rate),
     ]
     if site.signed:
@@ -66,6 +76,11 @@ def _maintenance(site: SiteOptions) -> list[Check]:
         return [MaintenanceCheck(rule, page, kind)]
     except OSError as error:
         raise SettingsError(f"maintenance.file {rule.file}: {error.strerror}") from error
+
+
+def asks_for_certificate(rule: AccessOptions) -> bool:
+    """Whether a rule is about client certificates."""
+    return rule.certificate or bool(rule.certificate_names)
 
 
 def _guarded(site: SiteOptions, path: str) -> GuardedPaths:

@@ -588,6 +588,18 @@ def test_places_of_the_backend_are_addresses_and_files(tmp_path: Path) -> None:
             'unknown_names = "refuse" without a name that is known: add a [[site]] with names',
         ),
         ("client_crl = 'a'", "client_crl without client_ca: name the authorities of client certificates"),
+        (
+            "client_certificates = 'optional'",
+            "client_certificates without client_ca: name the authorities of client certificates",
+        ),
+        (
+            "client_verify_depth = 1",
+            "client_verify_depth without client_ca: name the authorities of client certificates",
+        ),
+        (
+            "[[access]]\npath = '**'\ncertificate = true",
+            "access[0]: a client certificate without client_ca: name its authorities",
+        ),
     ],
 )
 def test_what_is_said_about_proxies_is_checked(tmp_path: Path, line: str, complaint: str) -> None:
