@@ -106,9 +106,6 @@ AcmeDirectory = Annotated[
 ]
 MEDIA_TYPE: Final = rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}"
 MediaType = Annotated[str, Meta(pattern=MEDIA_TYPE, description="a media type")]
-MediaType = Annotated[
-    str, Meta(pattern=rf"^{_TOKEN}/{_TOKEN}([ \t]*;[\t\x20-\x7e]*)?{_END}", description="a media type")
-]
 ClientCertificates = Literal["required", "optional"]
 VerifyDepth = Annotated[int, Meta(ge=0, le=100, description="a number from 0 to 100")]
 Charset = Annotated[
