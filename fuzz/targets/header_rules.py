@@ -57,8 +57,11 @@ _GIVEN: Final[Fields] = (
     ("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
     ("Content-Range", "bytes 0-4/9"),
 )
+_DEFAULT: Final = {"X-Own": "2", "Server": "other", "content-type": "a/b", "X-Default": "1", "Expires": "0"}
 _RULES: Final = SiteOptions(
-    header=(HeaderOptions(path="/a/**", set={"X-Own": "1", "vary": "Origin"}, remove=("Server", "X-A")),),
+    header=(
+        HeaderOptions(path="/a/**", set={"X-Own": "1", "vary": "Origin"}, remove=("Server", "X-A"), default=_DEFAULT),
+    ),
     cache=(CacheOptions(path="*.html", control="no-cache"),),
     downloads=("*.zip",),
     hashed_names=True,

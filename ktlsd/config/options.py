@@ -86,6 +86,8 @@ class HeaderOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Regular expression (RE2) for paths, instead of `path`."""
     set: dict[FieldName, FieldValue] = {}
     """Fields to set; they replace fields of the same name."""
+    default: dict[FieldName, FieldValue] = {}
+    """Fields to set if neither the server nor an earlier rule has set one of the same name."""
     remove: tuple[FieldName, ...] = ()
     """Names of fields to remove."""
 

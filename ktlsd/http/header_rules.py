@@ -130,6 +130,8 @@ class HeaderRule(Struct, frozen=True):
     remove: tuple[str, ...] = ()
     fill: Callable[[str], Fields] | None = None
     """`set` with its placeholders filled in for a path that matches; None where it has no placeholders."""
+    default: Fields = ()
+    """Fields that take the place of none."""
 
     def fields(self, path: str) -> Fields:
         """The edit of a response for a matching path."""
@@ -146,6 +148,8 @@ class _Edit(Struct, frozen=True):
     """Lower-case names, of what is put there too."""
     put: Fields
     vary: str | None
+    defaults: frozenset[str]
+    """Lower-case names of what is put only if the response has none of the name."""
     kept_seconds: int | None
     """Expires is so long after Last-Modified; None for no such Expires."""
 
@@ -178,7 +182,7 @@ def refuse_remove(name: str) -> str | None:
 def check(site: SiteOptions) -> None:
     """Raises ValueError, with a text for the operator, for options that HeaderRules cannot follow."""
     for rule in site.header:
-        refusals = [refuse_set(name, value) for name, value in rule.set.items()]
+        refusals = [refuse_set(name, value) for name, value in (*rule.set.items(), *rule.default.items())]
         refusals += map(refuse_remove, rule.remove)
         if refusal := next(filter(None, refusals), None):
             raise ValueError(f"header for {rule.path or rule.regex}: {refusal}")
@@ -232,7 +236,10 @@ class HeaderRules:
         self._cache = [(matcher_of(rule), _of_cache(rule)) for rule in site.cache]
         self._hashed_names = site.hashed_names
         self._downloads = [compile_glob(pattern) for pattern in site.downloads]
-        own = (HeaderRule(matcher_of(rule), tuple(rule.set.items()), rule.remove) for rule in site.header)
+        own = (
+            HeaderRule(matcher_of(rule), tuple(rule.set.items()), rule.remove, default=tuple(rule.default.items()))
+            for rule in site.header
+        )
         self._rules = (*extra, *own)
         by_path = self._cache or self._hashed_names or self._downloads or self._rules
         self._constants = None if by_path else (nosniff, nosniff + hsts)
@@ -264,7 +271,10 @@ class HeaderRules:
         kind = _KINDS.get(status) or (_Kind.ERROR if status >= _FIRST_ERROR else _Kind.OTHER)
         edit = self._edit(path, file or path, kind, origin, secure)
         changed = None if edit.kept_seconds is None else dict(fields).get("Last-Modified")
-        fields = without(fields, edit.drop) + edit.put
+        if edit.defaults and (given := edit.defaults.intersection(name.lower() for name, _ in fields)):
+            fields = without(fields, edit.drop - given) + without(edit.put, given)
+        else:
+            fields = without(fields, edit.drop) + edit.put
         if edit.kept_seconds is not None and (second := parse_http_date(changed or "")) is not None:
             fields += (("Expires", http_date(second + edit.kept_seconds)),)
         return fields if edit.vary is None else add_vary(fields, edit.vary)
@@ -293,7 +303,9 @@ class HeaderRules:
         by_file = origin.value if is_file else _OF_CACHES
         drop: set[str] = set()
         put: Fields = ()
-        for (of_path, of_file), remove in zip(matched, ((), *(rule.remove for rule in self._rules)), strict=True):
+        defaults: set[str] = set()
+        for (of_path, of_file), rule in zip(matched, (None, *self._rules), strict=True):
+            remove, default = ((), ()) if rule is None else (rule.remove, rule.default)
             news: Fields = ()
             removed: set[str] = set()
             if of_path is not None:
@@ -308,15 +320,22 @@ class HeaderRules:
                 news += tuple(field for field in of_file if field[0].lower() in by_file)
                 removed |= {name.lower() for name in remove} & by_file
             removed -= kept
-            put = merge(without(put, removed), without(news, kept))
+            news = without(news, kept)
+            put = merge(without(put, removed), news)
             drop |= removed
+            defaults -= {name.lower() for name, _ in news}
+            for name, value in without(default, kept.union(name.lower() for name, _ in put)):
+                if (of_file if name.lower() in by_file else of_path) is not None:
+                    put += ((name, value),)
+                    defaults.add(name.lower())
         vary, expires = dict(put).get("Vary"), dict(put).get("Expires", "")
         kept_seconds = None
         put = without(put, {"vary"})
         if expires.startswith(_AFTER_CHANGE):
             kept_seconds = int(expires.removeprefix(_AFTER_CHANGE))
             put = without(put, {"expires"})
-        return _Edit(frozenset(drop.union(name.lower() for name, _ in put)), put, vary, kept_seconds)
+        dropped = frozenset(drop.union(name.lower() for name, _ in put))
+        return _Edit(dropped, put, vary, frozenset(defaults - drop), kept_seconds)
 
     def _by_kind(self, path: str, kind: _Kind) -> Fields:
         """Fields that depend on the existence of the file."""

@@ -114,6 +114,47 @@ def test_the_operator_has_the_last_word() -> None:
     assert fields == {"X": "operator", "Y": "file"}
 
 
+@pytest.mark.parametrize(
+    ("rules", "result"),
+    [
+        # Neither the server's nor an earlier rule's field is replaced.
+        ([{"default": {"X": "1", "content-type": "a/b"}}], {"X": "1", "Content-Type": "text/html"}),
+        ([{"set": {"X": "1"}}, {"default": {"x": "2"}}], {"X": "1"}),
+        ([{"default": {"X": "1"}}, {"default": {"X": "2"}}], {"X": "1"}),
+        # A later rule has the last word.
+        ([{"default": {"X": "1"}}, {"set": {"X": "2"}}], {"X": "2"}),
+        ([{"default": {"X": "1"}}, {"remove": ("X",)}], {"X": None}),
+        ([{"default": {"Content-Type": "a/b"}}, {"set": {"Content-Type": "c/d"}}], {"Content-Type": "c/d"}),
+        ([{"remove": ("Content-Type",), "default": {"Content-Type": "a/b"}}], {"Content-Type": "a/b"}),
+        ([{"default": {"Cache-Control": "no-cache"}}], {"Cache-Control": "max-age=60"}),
+    ],
+)
+def test_a_default_takes_the_place_of_nothing(rules: list[dict[str, Any]], result: dict[str, str | None]) -> None:
+    options = site(
+        header=tuple(HeaderOptions(path="**", **rule) for rule in rules),
+        cache=(CacheOptions(path="**", control="max-age=60"),),
+    )
+    fields = applied(options)
+    assert {name: dict(fields).get(name) for name in result} == result
+    assert len({name.lower() for name, _ in fields}) == len(fields)
+    assert dict(fields)["Vary"] == "Accept-Encoding"
+
+
+def test_a_default_for_caches_is_for_the_file_that_answers() -> None:
+    rules = HeaderRules(site(header=(HeaderOptions(path="/a/*", default={"Cache-Control": "max-age=9", "X": "1"}),)))
+    found = [
+        dict(rules.apply("/a/b", status, (), True, file, origin))
+        for status, file, origin in (
+            (200, None, Origin.OWN),
+            (200, "/index.html", Origin.FALLBACK),
+            (404, None, Origin.OWN),
+        )
+    ]
+    assert found == [{"Cache-Control": "max-age=9", "X": "1"}, {"X": "1"}, {"X": "1"}]
+    with pytest.raises(ValueError, match="header for /b: ETag is the server's own"):
+        check(site(header=(HeaderOptions(path="/b", default={"ETag": "a"}),)))
+
+
 def test_a_field_can_be_set_more_than_once() -> None:
     cookies = (("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"))
     rules = HeaderRules(site(), [HeaderRule(compile_glob("/a"), cookies)])

@@ -99,6 +99,14 @@ status = 412
 file = "/416.txt"
 
 [[site]]
+names = ["error-access"]
+root = "errors"
+error_page = [{ path = "/pages/**", status = 403, file = "/403.html" }]
+[[site.access]]
+path = "**"
+deny = ["127.0.0.0/8", "::1"]
+
+[[site]]
 names = ["try-status"]
 root = "pages"
 listing = false
@@ -780,6 +788,11 @@ def test_an_error_page_is_that_of_its_path_and_status(place: Place) -> None:
     # The first rule that matches counts.
     assert (answers[3].status, answers[3].body) == (404, of_folder)
     assert place.ask("errors", "/folder-beside").body == of_site
+    # An error that a rule about visitors gives has its page, too.
+    assert [place.ask("error-access", target).body for target in ("/pages/x", "/x")] == [
+        b"<h1>locked</h1>",
+        b"403 Forbidden\n",
+    ]
 
 
 @pytest.mark.parametrize(
