@@ -263,7 +263,10 @@ class Root:
         with self:
             if target.directory:
                 return await self._find_index(path, index)
-            found = await self._open_shown(path)
+            if self.hide is not None or path in self.hidden:
+                found = await self._open_shown(path)
+            else:
+                found = await self._open(path, _FLAGS)
             if not isinstance(found, Folder):
                 return found
             found.close()
@@ -275,7 +278,9 @@ class Root:
         Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
         the look at a name.
         """
-        return self._file_of(await self._open_shown(path, others))
+        if self.hide is not None or path in self.hidden:
+            return self._file_of(await self._open_shown(path, others))
+        return self._file_of(await self._open(path, _FLAGS, others))
 
     def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
