@@ -56,6 +56,8 @@ _ALL: Final = (
     Target("validators", ("ktlsd.http.validators",), 512),
     Target("decide", ("ktlsd.http.decide", "ktlsd.http.multipart", "ktlsd.http.byte_range", "ktlsd.http.validators")),
     Target("accept_encoding", ("ktlsd.http.accept_encoding",), 512),
+    Target("basic_auth", ("ktlsd.http.basic_auth",), 512),
+    Target("signed_links", ("ktlsd.http.signed_links",), 512),
     Target("path_glob", ("ktlsd.http.path_glob",), 256),
     Target("header_rules", ("ktlsd.http.header_rules", "ktlsd.site.rule_files", "ktlsd.http.fields")),
     Target("regexes", ("ktlsd.http.regexes",), 256),

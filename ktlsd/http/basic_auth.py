@@ -14,6 +14,7 @@ LONGEST_FIELD: Final = 2048
 """Bytes of an Authorization field; a longer one has no password that a user could type."""
 
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+_GROUP: Final = 4
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -29,7 +30,8 @@ def credentials(field: bytes | None) -> Credentials | None:
     if field is None or len(field) > LONGEST_FIELD:
         return None
     found = _BASIC.fullmatch(field)
-    if found is None:
+    # binascii takes padding after a whole group.
+    if found is None or len(found[1]) % _GROUP:
         return None
     try:
         pair = binascii.a2b_base64(found[1], strict_mode=True)
