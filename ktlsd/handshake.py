@@ -125,7 +125,7 @@ class Handshakes:
             if handshake.ktls_tx and tx.offload is not Offload.SOFTWARE:
                 if shared.service.settings.zerocopy_sendfile:
                     transport.use_zero_copy()
-                transport.nic_encrypts = tx.offload is Offload.DEVICE or self._nics.carrying(sock) is not None
+                transport.nic_encrypts = handshake.alpn == "h2" and self._nic_encrypts(sock, handshake, tx)
             if self._tells_of_idle_nic and handshake.protocol == "TLSv1.3":
                 self._tell_of_idle_nic(sock, tx)
             count_handshake(row, driver.current_time() - began, handshake, tx, rx)
@@ -181,6 +181,16 @@ class Handshakes:
             return False
         taken: frozenset[int] = frozenset()
         return peek_allows_tls_1_2(sock, taken.union(*(FOR_NICS.get(kind, ()) for kind in hosted.context.key_types)))
+
+    def _nic_encrypts(self, sock: socket.socket, handshake: Handshake, tx: Path) -> bool:
+        """Whether a NIC encrypts what is sent, as far as is known.
+
+        Kernels that do not tell it to every process, those before 6.15, give NICs nothing but TLS 1.2 with AES-GCM.
+        """
+        if tx.offload is Offload.DEVICE:
+            return True
+        may_be = handshake.protocol == "TLSv1.2" and "GCM" in handshake.cipher
+        return may_be and self._nics.carrying(sock) is not None
 
     def _tell_of_idle_nic(self, sock: socket.socket, tx: Path) -> None:
         """One line, once, if a NIC would encrypt for clients that had TLS 1.2."""

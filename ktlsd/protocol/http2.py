@@ -401,7 +401,7 @@ class Http2:
         """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
         if isinstance(data, FileFrames):
             self.transport.send_frames_at_once(data)
-            self._unsent = data
+            self._unsent = data or b""
             return
         # A view without bytes would keep those of the batch.
         self._unsent = self.transport.send_view(data) or b""
