@@ -15,7 +15,7 @@ from msgspec import Struct
 from ktlsd.connection.page_cache import Window
 
 
-class FilePart(Struct):
+class FileSlice(Struct):
     """`count` bytes of an open file, from `offset` on."""
 
     window: Window
@@ -31,12 +31,12 @@ class FileFrames:
 
     def __init__(self, data: bytes) -> None:
         """`data` goes before all else."""
-        self._parts: deque[bytes | FilePart] = deque([data] if data else ())
+        self._parts: deque[bytes | FileSlice] = deque([data] if data else ())
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
-    def extend(self, parts: Iterable[bytes | FilePart]) -> None:
+    def extend(self, parts: Iterable[bytes | FileSlice]) -> None:
         """Send these afterwards."""
         for part in parts:
             if self._parts and isinstance(part, bytes) and isinstance(self._parts[-1], bytes):
@@ -51,7 +51,7 @@ class FileFrames:
         return len(last) if isinstance(last, bytes) else 0
 
     @property
-    def first(self) -> bytes | FilePart:
+    def first(self) -> bytes | FileSlice:
         """What is sent next."""
         return self._parts[0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ktlsd.connection.file_frames import FilePart
+from ktlsd.connection.file_frames import FileSlice
 from ktlsd.connection.page_cache import PageCache, Window
 from ktlsd.connection.transport import FileShrank
 from ktlsd.http.byte_range import ByteRange
@@ -16,7 +16,7 @@ from ktlsd.http2.turns import Turn
 from ktlsd.protocol.http2_body import Body
 
 
-def file_frames(body: Body, turn: Turn, page_cache: PageCache) -> list[bytes | FilePart] | int:
+def file_frames(body: Body, turn: Turn, page_cache: PageCache) -> list[bytes | FileSlice] | int:
     """What is to be sent; or the begin of a part of the file that a disk has to be waited for.
 
     Takes the bytes from the body. Raises FileShrank, OSError.
@@ -27,7 +27,7 @@ def file_frames(body: Body, turn: Turn, page_cache: PageCache) -> list[bytes | F
         return windows
     left = iter(windows)
     return [
-        FilePart(next(left), body.descriptor, frame.offset, frame.count) if isinstance(frame, ByteRange) else frame
+        FileSlice(next(left), body.descriptor, frame.offset, frame.count) if isinstance(frame, ByteRange) else frame
         for frame in frames
     ]
 
