@@ -180,7 +180,7 @@ def _hint(name: str) -> str:
     # What all have in common must not make them similar.
     if near := difflib.get_close_matches(key.upper(), [known.removeprefix(PREFIX) for known in names()], 1):
         return f"no such option; did you mean {PREFIX}{near[0]}?"
-    return f"no such option; the keys of the configuration file in capitals, behind {PREFIX}, are"
+    return f"no such option: a variable is {PREFIX} and a key of the configuration file in capitals"
 
 
 def _name(key: str) -> str:

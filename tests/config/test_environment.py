@@ -100,7 +100,7 @@ def test_values(name: str, text: str, key: str, value: object) -> None:
         ("CORS_MAX_AGE", "5", "[cors] needs origins, too: set KTLSD_CORS_ORIGINS"),
         ("WORKER", "2", "no such option; did you mean KTLSD_WORKERS?"),
         ("IDLE_SECONDS", "2", "no such option; did you mean KTLSD_LIMITS_IDLE_SECONDS?"),
-        ("ZZZZZ", "", "no such option; the keys of the configuration file in capitals, behind KTLSD_, are"),
+        ("ZZZZZ", "", "no such option: a variable is KTLSD_ and a key of the configuration file in capitals"),
         ("SITE_ROOT", "/a", "[[site]] can only be given in a file: name one by KTLSD_CONFIG"),
         ("REDIRECT", "/a", "[[redirect]] can only be given in a file: name one by KTLSD_CONFIG"),
         ("ACME", "a.example", "[acme] is a table: give its keys, such as KTLSD_ACME_NAMES"),
