@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
+import trio
 from msgspec import Struct
 
 from ktlsd.file_identity import FileIdentity, identify, identity_of
@@ -33,8 +34,9 @@ MEDIA_TYPE: Final = "application/zip"
 MOST_MEMBERS: Final = 10_000
 PIECE: Final = 4_194_304
 """Bytes of a file between two looks at its checksum."""
-_GATHERED: Final = 65_536
+_GATHERED: Final = 16_384
 """Bytes of headers that are sent at a time."""
+_MEMBERS_AT_A_TIME: Final = 128
 _REMEMBERED: Final = 65_536
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -61,15 +63,11 @@ class _Found(Struct, frozen=True, gc=False):
 class Archive:
     """What one archive has, for all who download it at the same time."""
 
-    def __init__(self, prefix: bytes, files: list[tuple[bytes, bytes, FileIdentity | None]]) -> None:
-        """`files` are names in the archive with their paths below the root and their versions; None for a folder."""
+    def __init__(self, prefix: bytes, files: list[tuple[bytes, bytes, FileIdentity]]) -> None:
+        """`files` are names in the archive with their paths below the root and their versions; a folder's name ends
+        in a slash, and its version has no size."""
         self.files = files
-        self.layout = ZipLayout(
-            [
-                Member(prefix + name, 0, 0) if identity is None else Member(prefix + name, identity[2], identity[3])
-                for name, _, identity in files
-            ]
-        )
+        self.layout = ZipLayout([Member(prefix + name, version[2], version[3]) for name, _, version in files])
         self.tag = f'"{hashlib.sha256(repr((prefix, files)).encode()).hexdigest()[:32]}"'
 
 
@@ -91,7 +89,7 @@ class FolderZips:
 
         A folder below with an index file is not listed, so only that file is in the archive. Raises TooLarge, OSError.
         """
-        files: list[tuple[bytes, bytes, FileIdentity | None]] = []
+        files: list[tuple[bytes, bytes, FileIdentity]] = []
         left, size = [(path, b"")], 0
         while left:
             folder, inner = left.pop()
@@ -99,21 +97,19 @@ class FolderZips:
                 found = await root.threads.run(partial(_look, descriptor, folder, read))
             found = [one for one in found if not withheld(one.paths)]
             if inner:
-                files.append((inner, folder, None))
                 named = {one.name: one for one in found if not one.directory}
                 first = next((named[name] for name in index if name in named), None)
                 found = found if first is None else [first]
             for one in sorted(found, key=lambda one: one.name):
                 if one.directory:
                     left.append((one.paths[0], inner + one.name + b"/"))
-                else:
-                    files.append((inner + one.name, one.paths[0], one.identity))
-                    size += one.identity[2]
-            if len(files) + len(left) > MOST_MEMBERS:
+                files.append((inner + one.name + b"/" * one.directory, one.paths[0], one.identity))
+                size += one.identity[2]
+            if len(files) > MOST_MEMBERS:
                 raise TooLarge(f"more than {MOST_MEMBERS:,} files and folders")
             if size > self._most_bytes:
                 raise TooLarge(f"more than zip_bytes = {self._most_bytes}")
-        made = Archive(name + b"/", files)
+        made = await root.threads.run(partial(Archive, name + b"/", files))
         return self._archives.setdefault(made.tag, made)
 
     # --- its bytes ----------------------------------------------------------------------------------------------------
@@ -124,15 +120,16 @@ class FolderZips:
         """A part of an archive. Raises OSError if a file is not the one that was found, or cannot be read."""
         layout = archive.layout
         gathered = b""
-        for (_, path, identity), member, offset in zip(archive.files, layout.members, layout.offsets, strict=False):
+        for number, ((_, path, identity), member) in enumerate(zip(archive.files, layout.members, strict=True)):
+            offset, end = layout.offsets[number : number + 2]
             if offset >= part.end:
                 break
-            if offset + member.span <= part.offset:
+            if end <= part.offset:
                 continue
             header = member.local_header()
             gathered += _cut(header, offset, part)
             begin = offset + len(header)
-            if identity is None or not member.size:
+            if not member.size:
                 continue
             if begin < part.end:
                 if gathered:
@@ -195,13 +192,17 @@ class FolderZips:
     ) -> AsyncGenerator[bytes]:
         layout = archive.layout
         position = layout.offsets[-1]
-        for (_, path, identity), member, offset in zip(archive.files, layout.members, layout.offsets, strict=False):
+        for number, ((_, path, identity), member) in enumerate(zip(archive.files, layout.members, strict=True)):
+            offset = layout.offsets[number]
             if position >= part.end:
                 return
+            if not number % _MEMBERS_AT_A_TIME:
+                # Other connections get their turn.
+                await trio.lowlevel.checkpoint()
             size = len(member.central_entry(0, offset))
             if position + size > part.offset:
                 checksum = 0
-                if identity is not None and member.size:
+                if member.size:
                     checksum = await self._known_checksum(root, path, identity, withheld)
                 yield _cut(member.central_entry(checksum, offset), position, part)
             position += size
@@ -241,7 +242,9 @@ def _look(root: int, path: bytes, read: Read) -> list[_Found]:
                 os.close(descriptor)
             directory = stat.S_ISDIR(status.st_mode)
             if stat.S_ISREG(status.st_mode) or (directory and paths[-1] == _joined(place, entry.name)):
-                found.append(_Found(entry.name, paths, identity_of(status), directory))
+                device, inode, size, mtime_ns, ctime_ns = identity_of(status)
+                version = device, inode, 0 if directory else size, mtime_ns, ctime_ns
+                found.append(_Found(entry.name, paths, version, directory))
         return found
     finally:
         os.close(folder)
