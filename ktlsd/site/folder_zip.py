@@ -36,6 +36,8 @@ PIECE: Final = 4_194_304
 """Bytes of a file between two looks at its checksum."""
 _GATHERED: Final = 16_384
 """Bytes of headers that are sent at a time."""
+_SMALL: Final = 65_536
+"""Bytes of a file that is read at once, and sent with headers."""
 _MEMBERS_AT_A_TIME: Final = 128
 _REMEMBERED: Final = 65_536
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -132,11 +134,20 @@ class FolderZips:
             if not member.size:
                 continue
             if begin < part.end:
-                if gathered:
-                    yield gathered
-                    gathered = b""
                 opened = await _opened(root, path, identity, withheld)
                 try:
+                    if member.size <= _SMALL:
+                        data, checksum = await opened.run(partial(_read, member.size))
+                        await _check(opened, path)
+                        self._remember(identity, checksum)
+                        gathered += _cut(data + member.descriptor(checksum), begin, part)
+                        if len(gathered) >= _GATHERED:
+                            yield gathered
+                            gathered = b""
+                        continue
+                    if gathered:
+                        yield gathered
+                        gathered = b""
                     async with aclosing(self._file(opened, begin, part)) as parts:
                         async for piece in parts:
                             yield piece
@@ -285,6 +296,12 @@ def _add(checksum: int, offset: int, count: int, descriptor: int) -> int:
     for piece in _blocks(descriptor, offset, count):
         checksum = zlib.crc32(piece, checksum)
     return checksum
+
+
+def _read(size: int, descriptor: int) -> tuple[bytes, int]:
+    """The content of a small file, and its checksum. Raises OSError."""
+    data = b"".join(_blocks(descriptor, 0, size))
+    return data, zlib.crc32(data)
 
 
 def _blocks(descriptor: int, offset: int, count: int) -> Iterator[bytes]:
