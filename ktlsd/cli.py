@@ -146,6 +146,8 @@ def _serve_parser() -> argparse.ArgumentParser:
     add("--error-log-format", metavar="text|json", help="one message a line (default), or one JSON object a line")
     add("--libssl", metavar="PATH", help="path of libssl (default: the system's; also KTLSD_LIBSSL)")
     add("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (default info)")
+    add("--open", action="store_true", help="open the site in the browser once it is served")
+    add("--qr", action="store_true", help="show the address on the network as a QR code, for phones (extra qr)")
     add("--version", action="store_true", help="show the versions and kTLS support of ktlsd, OpenSSL and the kernel")
     return parser
 
@@ -260,8 +262,9 @@ def _serve(options: Mapping[str, Any]) -> int:
     loaded = load(options)
     library = Library(loaded.settings.libssl)
     from ktlsd.process.serve import serve
+    from ktlsd.process.visitors import Visitors
 
-    return serve(lambda: load(options), loaded, library, terminal)
+    return serve(lambda: load(options), loaded, library, terminal, Visitors(options["open"], options["qr"]))
 
 
 if __name__ == "__main__":

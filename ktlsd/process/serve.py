@@ -44,6 +44,7 @@ from ktlsd.process.opened import Opened
 from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.upgrade import Inherited, Upgrades
+from ktlsd.process.visitors import Visitors
 from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
@@ -60,12 +61,13 @@ _YOUNG_OBJECTS: Final = 10_000
 _MOUNTS_TOLD: Final = 3
 
 
-def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal) -> int:
+def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal, visitors: Visitors) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit status. `read` reads the settings again, for a reload.
 
     Raises Refusal, LibraryError, ContextError.
     """
     settings = loaded.settings
+    visitors.check()
     open_files.allow_most()
     passed, inherited = activation.take(), Inherited()
     identity = privileges.resolve(settings.user, settings.group)
@@ -150,6 +152,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                 print_error(f"metrics on {url}")
             for listener in opened.listeners:
                 print_error(listener.announcement())
+            visitors.announce(opened.listeners)
             watchdog.notifier.ready()
             inherited.tell_ready(opened.listeners, settings.metrics_listen)
 

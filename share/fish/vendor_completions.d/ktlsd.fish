@@ -82,6 +82,8 @@ complete -c ktlsd -n _shtab_ktlsd_using -l error-log -xka "(__fish_complete_path
 complete -c ktlsd -n _shtab_ktlsd_using -l error-log-format -xka "text json" -d 'one message a line (default), or one JSON object a line'
 complete -c ktlsd -n _shtab_ktlsd_using -l libssl -xka "(__fish_complete_path (commandline -ct))" -d 'path of libssl (default: the system'"'"'s; also KTLSD_LIBSSL)'
 complete -c ktlsd -n _shtab_ktlsd_using -l log-level -xka "debug info warning error" -d 'one of debug, info, warning, error (default info)'
+complete -c ktlsd -n _shtab_ktlsd_using -l open -d 'open the site in the browser once it is served'
+complete -c ktlsd -n _shtab_ktlsd_using -l qr -d 'show the address on the network as a QR code, for phones (extra qr)'
 complete -c ktlsd -n _shtab_ktlsd_using -l version -d 'show the versions and kTLS support of ktlsd, OpenSSL and the kernel'
 complete -c ktlsd -n '_shtab_ktlsd_using; and test $_shtab_ktlsd_npos -eq 0' -a doctor -d 'Diagnose kTLS on this machine'
 complete -c ktlsd -n '_shtab_ktlsd_using doctor' -s h -l help -d 'show this help message and exit'
