@@ -261,7 +261,7 @@ def test_the_metadata_have_no_pins_and_a_readme_without_dead_links(built: Path) 
     name = f"ktlsd-{__version__}"
     with zipfile.ZipFile(built / f"{name}-py3-none-any.whl") as wheel:
         metadata = email.message_from_bytes(wheel.read(f"{name}.dist-info/METADATA"))
-    assert metadata.get_all("Provides-Extra") == ["acme", "pages", "regex"]
+    assert metadata.get_all("Provides-Extra") == ["acme", "pages", "qr", "regex"]
     wanted = [requirement.partition(";")[0] for requirement in metadata.get_all("Requires-Dist") or ()]
     assert [one for one in wanted if "==" in one] == []
     description = metadata.get_payload()
