@@ -50,6 +50,7 @@ log = logging.getLogger("ktlsd")
 
 DEFAULT_SITE: Final = "default"
 """Name of the site at the top level, for logs and metrics."""
+_REFUSAL_BYTES: Final = 1 << 20
 _OWN_SECONDS: Final = 30 * 86400
 """Time before its end at which the self-signed certificate is replaced."""
 
@@ -236,6 +237,9 @@ class Service:
         """For responses that no site gives."""
         self.refuses_unknown_names = settings.unknown_names == "refuse"
         """Whether requests and handshakes get nothing unless they name a site."""
+        rates = any(options.rate for options in (settings, *settings.site))
+        self.refusals = ResponseCache(_REFUSAL_BYTES) if rates else None
+        """Refusals of clients at a limit of a rate; None if no site has rates."""
         self._default_names: Sites[Hosted | None] = Sites(None, [(_acme_names(settings), default)])
         self.speak_proxy = Networks(settings.proxy_protocol)
         """Networks whose connections begin with a PROXY header."""

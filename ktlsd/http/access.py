@@ -8,10 +8,11 @@ without a wait, or takes the way of a new decision.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
 
+from ktlsd.config.limits import Limit
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
@@ -43,6 +44,8 @@ class Visitor(Struct, eq=False):
     """When the signed link in the query ends, in seconds since the epoch; None without one."""
     passed: list[Check] = field(default_factory=list)
     """The checks that the request has passed."""
+    excess: Excess | None = None
+    """The limit of a rate that the client is at, if that is why the request is refused."""
 
 
 class Check(Protocol):
@@ -60,6 +63,26 @@ class Check(Protocol):
 
     def marked(self, visitor: Visitor, fields: Fields) -> Fields:
         """The fields of a response to a visitor that has passed, with what caches must know."""
+
+
+class Limiting(Protocol):
+    """A check that limits its visitors."""
+
+    def excess(self, origin: Origin) -> Excess | None:
+        """The limit that forbids one more request from there."""
+
+
+class Excess(NamedTuple):
+    """A limit that a client is at. Equal ones have equal refusals."""
+
+    check: Limiting
+    limit: Limit
+    seconds: int
+    """Until a request may be allowed again."""
+
+    def is_that_of(self, origin: Origin) -> bool:
+        """Whether it is the same for a request from there."""
+        return self.check.excess(origin) == self
 
 
 class Access:

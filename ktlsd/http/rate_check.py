@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from ktlsd.config.limits import BURST_SECONDS, MOST_NETWORKS, Limit, TokenBuckets
 from ktlsd.config.options import RateOptions
-from ktlsd.http.access import Check, Visitor
+from ktlsd.http.access import Check, Excess, Visitor
 from ktlsd.http.byte_rate import ByteBucket, Pace
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Response, short
@@ -24,7 +24,7 @@ from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.protected_paths import GuardedPaths
 
-_RETRY_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 1
 """For a client with too many responses in progress: nobody knows when one of them ends."""
 _REASONS: Final = {
     Limit.CLIENT_REQUESTS: "requests a second from",
@@ -71,7 +71,7 @@ class RateCheck:
 
     def admits(self, visitor: Visitor) -> bool:
         """Whether the client network may have one more response."""
-        return self._excess(visitor.origin) is None
+        return self.excess(visitor.origin) is None
 
     async def refusal(self, visitor: Visitor) -> Response | None:
         """429 for more than that."""
@@ -83,26 +83,26 @@ class RateCheck:
 
     def refused(self, visitor: Visitor) -> Response | None:
         """The same, without a wait."""
-        excess = self._excess(visitor.origin)
+        excess = self.excess(visitor.origin)
         if excess is None:
             return None
-        limit, seconds = excess
-        retry_after = ("Retry-After", str(math.ceil(seconds)))
-        head = visitor.method == b"HEAD"
+        visitor.excess = excess
+        limit, head = excess.limit, visitor.method == b"HEAD"
+        retry_after = ("Retry-After", str(excess.seconds))
         most = getattr(self._rule, limit.value)
         reason = f"more than {most:g} {_REASONS[limit]} the client's network"
         return short(HTTPStatus.TOO_MANY_REQUESTS, reason, head=head, extra=(retry_after,), limit=limit)
 
-    def _excess(self, origin: Origin) -> tuple[Limit, float] | None:
-        """The limit that forbids one more request from there, and the seconds until it may be allowed."""
+    def excess(self, origin: Origin) -> Excess | None:
+        """The limit that forbids one more request from there."""
         network = self._networks.of(origin)
         if network is None:
             return None
         if self._buckets is not None and (seconds := self._buckets.wait(network, self._clock())):
-            return Limit.CLIENT_REQUESTS, seconds
+            return Excess(self, Limit.CLIENT_REQUESTS, math.ceil(seconds))
         most = self._rule.concurrent
         if most is not None and self._in_progress.get(network, 0) >= most:
-            return Limit.CLIENT_RESPONSES, _RETRY_SECONDS
+            return Excess(self, Limit.CLIENT_RESPONSES, _RETRY_SECONDS)
         return None
 
     def enter(self, origin: Origin, connection: ConnectionBuckets, entered: Entered) -> None:

@@ -140,15 +140,26 @@ class Exchange:
         """
         answer = cast(Answer, self._answer)
         response, root = answer.response, answer.lacking
-        repeatable = root is not None or (
-            opened is not None
-            and response.status in _REPEATABLE_STATUSES
-            and (isinstance(response.body, ByteRange) or response.body == b"")
+        repeatable = (
+            answer.excess is not None
+            or root is not None
+            or (
+                opened is not None
+                and response.status in _REPEATABLE_STATUSES
+                and (isinstance(response.body, ByteRange) or response.body == b"")
+            )
         )
         names = cast(TrackedFields, self.request.fields).asked_for()
         if not repeatable or names is None or response.close or self._responder.client.redirected:
             return None
         key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
+        if answer.excess is not None:
+            refusals = self._service.refusals
+            return (
+                None
+                if refusals is None
+                else refusals.remember_refusal(key, response, head, answer.checks, answer.excess)
+            )
         cache, began_ns = self._service.response_cache, self._began_ns
         if opened is not None:
             return cache.remember(

@@ -54,7 +54,7 @@ class Responder:
     """The requests of one connection, independent of the protocol."""
 
     __slots__ = (
-        *("_buckets", "_partitions", "_requests", "_user"),
+        *("_buckets", "_origin", "_partitions", "_requests", "_user"),
         *("client", "limits", "requests_left", "responses", "shared", "transport"),
     )
 
@@ -70,6 +70,8 @@ class Responder:
         self.requests_left = limits.requests_per_connection or sys.maxsize
         self._user: bytes | None = None
         """The name in the request that find() had last, if it passed checks."""
+        self._origin = client.origin
+        """The origin of that request."""
         self._buckets: ConnectionBuckets | None = None
         self._partitions = client.partition(https=False), client.partition(https=True)
 
@@ -93,14 +95,21 @@ class Responder:
             fields = TrackedFields(head.of_fields.values)
             https = forwarded.is_https(fields, client.origin, client.trusted, service.forwarded)
         entry = service.response_cache.get(self._partitions[https], head)
-        return entry if entry is None or not entry.checks or self._passes(entry, head) else None
+        if entry is not None and (not entry.checks or self._passes(entry, head)):
+            return entry
+        if service.refusals is None:
+            return None
+        entry = service.refusals.get(self._partitions[https], head)
+        return entry if entry is not None and self._passes(entry, head) else None
 
     def _passes(self, entry: CacheEntry, head: RequestHead) -> bool:
-        """Whether a request passes the checks of access of a remembered response, told without a wait."""
-        visitor = self.visitor(head, self.origin_of(head.of_fields.values, self.shared.service))
+        """Whether a remembered response to others is right for a request, by its checks of access and by the limit that
+        its client is at, told without a wait."""
+        self._origin = origin = self.origin_of(head.of_fields.values, self.shared.service)
+        visitor = self.visitor(head, origin)
         passes = all(check.admits(visitor) for check in entry.checks)
         self._user = visitor.user
-        return passes
+        return passes and (entry.excess is None or entry.excess.is_that_of(origin))
 
     def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
         """A request of this connection, for the checks of access. The handshake was for the site that it is for: a
@@ -135,9 +144,7 @@ class Responder:
         if response.reason:
             values, service = head.of_fields.values, self.shared.service
             self.log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
-        if not entry.checks:
-            return None
-        return self.begin(entry.checks, self.origin_of(head.of_fields.values, self.shared.service))
+        return self.begin(entry.checks, self._origin) if entry.checks and entry.excess is None else None
 
     def begin(self, checks: Iterable[Check], origin: Origin) -> InProgress | None:
         """Count a request from there, whose response begins, in the rates among the checks that it has passed."""

@@ -48,11 +48,15 @@ _HINTS: Final = {
 _ACCEPT_LINE: Final = re.compile(rb"\r\naccept:[ \t]*([\x20-\x7e]*)", re.IGNORECASE)
 
 
+_REMEMBERED: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.TOO_MANY_REQUESTS)
+"""Without the id of a request, since others may get the same page."""
+
+
 def for_client(
     response: Response, accept: str | None, request_id: RequestId | None = None, *, is_head: bool = False
 ) -> Response:
     """A refusal (decide.short) in the form that a client with this Accept field is served best by."""
-    if response.status is HTTPStatus.NOT_FOUND:
+    if response.status in _REMEMBERED:
         request_id = None
     if wants_json(accept):
         return _with(response, _json(response.status, request_id), "application/json", (), is_head)

@@ -19,9 +19,10 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ktlsd.file_identity import FileIdentity, identify
-from ktlsd.http.access import Check
+from ktlsd.http.access import Check, Excess
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
@@ -117,6 +118,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     """The root, if the response is for all names that it lacks."""
     checks: tuple[Check, ...] = ()
     """The checks of access that each request must pass."""
+    excess: Excess | None = None
+    """The limit that each client must be at, if the response is a refusal for that."""
 
     @property
     def size(self) -> int:
@@ -356,6 +359,22 @@ class ResponseCache:
         if isinstance(known, CacheEntry):
             return known if (known.key.names, known.key.values) == (key.names, key.values) else None
         return None if known is None else known.get(key.names, {}).get(key.values)
+
+    def remember_refusal(
+        self, key: CacheKey, response: Response, head: bytes, checks: tuple[Check, ...], excess: Excess
+    ) -> CacheEntry | None:
+        """Cache the refusal of requests that have passed these checks, and whose clients are at a limit of a rate."""
+        body = response.body
+        if key.size > LONGEST_REMEMBERED or not isinstance(body, bytes):
+            return None
+        now = time.monotonic()
+        until = now + LASTING_SECONDS
+        bare = replace(_bare(response.status, response.reason), limit=response.limit)
+        entry = CacheEntry(
+            *(key, bare, head, (), None, until, until), in_memory=True, body=body, checks=checks, excess=excess
+        )
+        self._add(entry, now)
+        return entry
 
     def _add(self, entry: CacheEntry, now: float) -> None:
         """Add an entry in place of a former one, and bound the cache."""

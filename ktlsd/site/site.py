@@ -24,7 +24,7 @@ from ktlsd.config.options import LimitOptions, SiteOptions
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
-from ktlsd.http.access import Access, Check, Visitor
+from ktlsd.http.access import Access, Check, Excess, Visitor
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.cache_fields import never_stored
 from ktlsd.http.client_networks import ClientNetworks
@@ -87,6 +87,8 @@ class Answer(Struct, frozen=True, gc=False):
     """The root, if the response is the same for all names that are absent at its top."""
     checks: tuple[Check, ...] = ()
     """The checks of access that the request has passed."""
+    excess: Excess | None = None
+    """The limit of a rate that the client is at, if that is why the request is refused."""
 
 
 _Found = OpenFile | Folder | Moved | Miss | Refused
@@ -239,7 +241,8 @@ class Site:
                 for check in checks:
                     fields = check.marked(visitor, fields)
             response = replace(response, fields=fields, signed=True)
-            return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks)
+            excess = None if visitor is None or response.limit is None else visitor.excess
+            return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks, excess)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()

@@ -86,6 +86,21 @@ def test_the_answer_says_when_to_come_back() -> None:
         assert dict(refused.fields)["Retry-After"] == "10"
 
 
+def test_a_refusal_is_that_of_others_at_the_same_limit_for_the_same_time() -> None:
+    clock = Clock()
+    limited = rate(clock, requests_per_second=0.1, burst=1)
+    here, there = (Origin(address, https=True) for address in ("192.0.2.1", "192.0.3.1"))
+    begin([limited], here, {})
+    first = limited.excess(here)
+    assert first is not None
+    assert first.is_that_of(here)
+    assert not first.is_that_of(there)
+    clock.now += 5
+    assert not first.is_that_of(here)
+    begin([limited], there, {})
+    assert first.is_that_of(there)
+
+
 def test_networks_are_those_of_the_limits() -> None:
     limited = rate(Clock(), requests_per_second=1, burst=1)
     assert asked(limited, "192.0.2.1") is None

@@ -91,13 +91,16 @@ def test_requests_a_second(server: Running, protocol: str) -> None:
         assert connection.get("/few/a.txt", client, f"If-None-Match: {answer.fields['etag']}").status == 304
         assert connection.get("/few/b.txt", client, method="HEAD").status == 200
         assert connection.get("/few/absent", client).status == 404
-        for target in ("/few/a.txt", "/few/absent"):
+        # The second time of each is remembered, for clients at the same limit.
+        for target in ("/few/a.txt", "/few/absent", "/few/a.txt", "/few/absent"):
             refused = connection.get(target, client)
             assert (refused.status, refused.body) == (429, b"xxxxx")
             assert 990 <= int(refused.fields["retry-after"]) <= 1000
         assert connection.get("/few/a.txt", client, method="HEAD").status == 429
         assert connection.get("/other.txt", client).status == 200
         assert connection.get("/few/a.txt", other).status == 200
+        assert connection.get("/few/absent", other).status == 404
+        assert connection.get("/few/absent", client).status == 429
     with plain_conversation(place(server), protocol) as connection:
         assert connection.get("/few/a.txt", client).status == 429
 
