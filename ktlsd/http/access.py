@@ -46,6 +46,8 @@ class Visitor(Struct, eq=False):
     """The checks that the request has passed."""
     excess: Excess | None = None
     """The limit of a rate that the client is at, if that is why the request is refused."""
+    paths: list[str] = field(default_factory=list)
+    """The paths whose checks it has passed."""
 
 
 class Check(Protocol):
@@ -102,11 +104,14 @@ class Access:
         `paths` are a request's, or those of an open file below the root: its name, and the place where links led to.
         """
         for path in paths:
+            if path in visitor.paths:
+                continue
             for check in self._left(visitor, path):
                 refused = await check.refusal(visitor)
                 if refused is not None:
                     return refused
                 visitor.passed.append(check)
+            visitor.paths.append(path)
         return None
 
     def hides(self, visitor: Visitor, paths: Iterable[str]) -> bool:

@@ -46,7 +46,7 @@ RESERVED: Final = {
     "last-modified": _VALIDATOR,
     "date": "it is the server's clock",
     "location": "redirects say it",
-    "basic-auth": "it has passwords, which must not be sent, and ktlsd has no basic authentication",
+    "basic-auth": "it has passwords, which must not be sent: [[auth]] asks for them",
 }
 """Fields that only the server can say rightly, by lower-case name, and why no rule can have them."""
 

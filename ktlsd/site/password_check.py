@@ -41,7 +41,7 @@ class PasswordCheck:
         if given is None:
             return False
         visitor.user = given.user
-        return self._passwords.remember(self._file.value, given)
+        return self._passwords.knows(self._file.value, given)
 
     async def refusal(self, visitor: Visitor) -> Response | None:
         """401 to a visitor without a right password."""
@@ -57,7 +57,7 @@ class PasswordCheck:
             return self._ask("no password", Denied.NO_PASSWORD, head=head)
         visitor.user = given.user
         users = self._file.value
-        if self._passwords.remember(users, given):
+        if self._passwords.knows(users, given):
             return None
         shown = given.user.decode("utf-8", "replace")
         if not users.hashes:

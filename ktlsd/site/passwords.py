@@ -72,7 +72,7 @@ class Passwords:
         self._of_network: dict[int, int] = {}
         """Verifications that are in progress or wait."""
 
-    def remember(self, users: Users, given: Credentials) -> bool:
+    def knows(self, users: Users, given: Credentials) -> bool:
         """Whether the password is known to be right, without a wait."""
         known, until = users.remembered.get(given.user, (b"", 0.0))
         return hmac.compare_digest(known, self._digest(users, given)) and time.monotonic() < until

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktlsd.http.protected_paths import MOST_NAMES, MOST_PATTERNS, ProtectedPaths
+from ktlsd.http.protected_paths import MOST_NAMES, MOST_PATTERNS, GuardedPaths, ProtectedPaths
 
 INDEX = ("index.html", "home.htm")
 TRY_FILES = ("{path}", "{path}.htm", "/static{path}", "/app.html")
@@ -88,3 +88,15 @@ def test_every_path_can_be_protected(names: list[bytes], is_folder: bool) -> Non
     paths = ProtectedPaths([pattern])
     for ending in ("", "/", ".gz", ".html", ".html.br", *(("/x", "/x/y.txt") if is_folder else ())):
         assert paths.cover(path + ending)
+
+
+@given(
+    st.sampled_from(["/in/**", "*.key", "/a?b/*/in", "in", "**", "/\u017f/**", "/IN/x", "/in/"]),
+    st.text(alphabet="/inxa.bkeyK\u017f\u0130", max_size=12).map("/".__add__)
+    | st.sampled_from(
+        ["/in", "/IN/x", "/in.html", "/x/a.key.gz", "/in/index.html", "/axb/c/in", "/\u0131/n", "/shown/in.txt"]
+    ),
+)
+def test_what_is_compared_first_decides_nothing(pattern: str, path: str) -> None:
+    guarded = GuardedPaths((pattern,), ("index.html",), ("{path}", "/shown{path}.txt"))
+    assert guarded.cover(path) == super(GuardedPaths, guarded).cover(path)

@@ -104,14 +104,14 @@ def test_a_file_as_others_write_it() -> None:
 async def test_a_right_password_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     users = parse_users(f"ann:{made(b'right', LOW_BCRYPT)}".encode())
     verifier, given = verifier_of(), Credentials(b"ann", b"right")
-    assert not verifier.remember(users, given)
+    assert not verifier.knows(users, given)
     assert await verifier.verify(users, given, CLIENT) == (Verdict.RIGHT, 0)
-    assert verifier.remember(users, given)
-    assert not verifier.remember(users, Credentials(b"ann", b"wrong"))
-    assert not verifier.remember(parse_users(b""), given)
+    assert verifier.knows(users, given)
+    assert not verifier.knows(users, Credentials(b"ann", b"wrong"))
+    assert not verifier.knows(parse_users(b""), given)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + passwords.REMEMBERED_SECONDS)
-    assert not verifier.remember(users, given)
+    assert not verifier.knows(users, given)
 
 
 async def test_wrong_passwords_of_a_network_are_limited() -> None:
@@ -123,7 +123,7 @@ async def test_wrong_passwords_of_a_network_are_limited() -> None:
         assert (await verifier.verify(users, Credentials(b"eve%d" % number, b"x"), CLIENT))[0] is Verdict.WRONG
     verdict, seconds = await verifier.verify(users, Credentials(b"ann", b"y"), CLIENT)
     assert (verdict, 15 <= seconds <= 20) == (Verdict.TOO_MANY, True)
-    assert verifier.remember(users, Credentials(b"ann", b"right"))
+    assert verifier.knows(users, Credentials(b"ann", b"right"))
     for other in ("192.0.2.2", "127.0.0.1", "198.51.100.7"):
         for number in range(4 if other != "192.0.2.2" else 2):
             given = Credentials(b"ann", b"%d" % number)
@@ -215,7 +215,6 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
         for _ in range(3):
             file._look_again = 0.0
             await file.refresh()
-            assert not file.due
             await trio.sleep(0.06)
         return file.value
 

@@ -111,6 +111,27 @@ def test_who_gets_in(server: Running, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_strange_fields_are_no_password(server: Running, protocol: str) -> None:
+    token = ANN.rpartition(" ")[2]
+    with conversation(server.port, protocol) as client:
+        for fields in (
+            ("Authorization:",),
+            ("Authorization: Basic",),
+            (f"Authorization: {token}",),
+            (f"Authorization: Basic {token}=",),
+            (f"Authorization: Basic {token},",),
+            (ANN, ANN),
+            (ANN, "Authorization: Bearer x"),
+            (f"Authorization: Digest {token}",),
+            ("Authorization: Basic " + "A" * 4000,),
+            (basic("ann\0", "right"),),
+            (f"Proxy-Authorization: Basic {token}",),
+        ):
+            assert client.get("/intern/plan.html", *fields).status == 401, fields
+        assert client.get("/intern/plan.html", ANN).status == 200
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_plain_http_asks_for_no_password(server: Running, folder: Path, protocol: str) -> None:
     with plain_conversation(str(folder / "socket"), protocol) as client:
         for fields in ((), (ANN,)):
