@@ -103,6 +103,8 @@ class MaintenanceCheck:
         self._page = page
         self._page_type = page_type
         self._fields: Fields = (("Retry-After", str(rule.retry_after)),)
+        if self._switch is None or self._switch.on:
+            log.info("maintenance: %s", "enabled" if self._switch is None else rule.file)
 
     def admits(self, visitor: Visitor) -> bool:
         """Whether there is no maintenance, or the visitor may see the site nevertheless."""

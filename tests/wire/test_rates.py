@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.protocols import PROTOCOLS, plain_conversation
+from tests.protocols import PROTOCOLS, conversation, plain_conversation
 from tests.serving import Running, serving
 from tests.wire.test_metrics_wire import metrics_port, numbers, value
 
@@ -48,6 +49,7 @@ client_bytes_per_second = 500_000
 LARGE = 16 << 20
 SLOW = 1_000_000
 """Bytes that take two seconds."""
+CONTENT = random.Random(21).randbytes(SLOW)
 SIZES = {
     **{"few/a.txt": 1, "few/b.txt": 1, "other.txt": 1, "large/file": LARGE, "slow-down.html": 5},
     **{f"slow/{name}": SLOW for name in ("response", "burst", "connection", "client")},
@@ -60,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     for name, size in SIZES.items():
         path = folder / "www" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * size)
+        path.write_bytes((CONTENT if name.startswith("slow/") else b"x" * size)[:size])
         os.utime(path, (1_700_000_000, 1_700_000_000))
     (folder / "ktlsd.toml").write_text(CONFIGURATION)
     backend = f"unix:{folder / 'socket'}"
@@ -191,6 +193,21 @@ def test_send_rates(server: Running) -> None:
     assert two_streams.after_a_second <= 1_240_000
     assert max(taker.seconds for taker in shared) >= 1.5
     assert sum(taker.after_a_second for taker in shared) <= 620_000
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_byte_arrives_over_tls(server: Running, protocol: str) -> None:
+    # Decided, remembered, in several parts.
+    with conversation(server.port, protocol) as connection:
+        for _ in range(2):
+            began = time.monotonic()
+            answer = connection.get("/slow/response", "Range: bytes=1-250000")
+            assert (answer.status, answer.body) == (206, CONTENT[1:250_001])
+            assert time.monotonic() - began >= 0.25
+        answer = connection.get("/slow/response", "Range: bytes=0-9999,20000-119999")
+        assert answer.status == 206
+        assert CONTENT[:10_000] in answer.body
+        assert CONTENT[20_000:120_000] in answer.body
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
