@@ -476,13 +476,16 @@ class Site:
                 own = self._types.of_attribute(await opened.run(read_attribute))
                 kind, compressible = own or (kind, compressible)
             coding, varies, passes_link = None, False, opened.passes_link
-            codings = self.options.precompressed
-            if codings and compressible:
+            codings = self.options.precompressed if compressible else ()
+            siblings = {opened.path + SUFFIXES[candidate]: candidate for candidate in codings}
+            # Without any, Accept-Encoding has no influence.
+            possible = opened.root.possible_siblings(list(siblings)) if siblings else ()
+            if possible:
                 wanted = preferred(request.fields.get("accept-encoding"), codings).codings
                 # Those that are not acceptable are looked for too: Vary is due where there is a choice.
                 candidates = (*wanted, *(other for other in codings if other not in wanted))
-                siblings = {opened.path + SUFFIXES[candidate]: candidate for candidate in candidates}
-                paths = opened.root.possible_siblings(list(siblings))
+                ordered = (opened.path + SUFFIXES[candidate] for candidate in candidates)
+                paths = [path for path in ordered if path in possible]
                 for number, path in enumerate(paths):
                     sibling, candidate = await opened.root.open_file(path, paths[number + 1 :]), siblings[path]
                     if not isinstance(sibling, OpenFile):

@@ -752,11 +752,18 @@ def test_a_decision_is_renewed_while_nothing_changes(
             time.sleep(LASTING_SECONDS + 0.1)
             assert ask(connection, head) == old
             assert server.response_cache.uses == before + 1, count
+        # The folder is known to have no siblings by now: all values of Accept-Encoding get the same response.
+        ask(connection, get("/sub/page", "Accept-Encoding: gzip"))
+        before = server.response_cache.uses
+        for coding in ("zstd", "identity, br;q=0"):
+            ask(connection, get("/sub/page", f"Accept-Encoding: {coding}"))
+        assert server.response_cache.uses == before + 2
         monkeypatch.setattr("ktlsd.site.response_cache.RENEWED_SECONDS", 0.5)
-        assert ask(connection, get("/sub/page")) == ask(connection, get("/sub/page"))
+        head = get("/sub/page", host="other")
+        assert ask(connection, head) == ask(connection, head)
         before = server.response_cache.uses
         time.sleep(LASTING_SECONDS + 0.1)
-        ask(connection, get("/sub/page"))
+        ask(connection, head)
         assert server.response_cache.uses == before
 
 
