@@ -147,8 +147,8 @@ def render_html(
     ordered = yield from _ordered(entries, sort)
     yield _head(names, _summary(folders, len(entries) - folders, size)).encode()
     if not entries:
-        yield (_table("", _UP) if names else "").encode() + b'<p class="empty">This folder is empty.</p>'
-        yield b"</main></body></html>\n"
+        up = _table_begin("", _UP) + "</table>" if names else ""
+        yield f'{up}<p class="empty">This folder is empty.</p></main></body></html>\n'.encode()
         return
     yield _tools(pictures, zipped).encode()
     yield _table_begin(_columns(sort), _UP if names else "").encode()
@@ -194,10 +194,6 @@ def _tools(pictures: bool, zipped: bool) -> str:
 
 def _table_begin(heads: str, up: str) -> str:
     return f'<table><caption class="name-only">Files and folders</caption>{heads}\n{up}'
-
-
-def _table(heads: str, rows: str) -> str:
-    return f"{_table_begin(heads, rows)}</table>"
 
 
 def _columns(sort: Sort) -> str:
