@@ -118,7 +118,7 @@ def names_of(body: bytes, accept: str) -> list[str]:
         rows = json.loads(body)
         assert [row["href"] for row in rows[:2]] == ["./000000.txt", "./000001.png"]
         return [row["name"] for row in rows]
-    hrefs = re.findall(rb'<tr><td><a href="\./([^"/]+)">.*?<bdi>(.*?)</bdi></a>', body)
+    hrefs = re.findall(rb'<tr><td><a href="\./([^"/]+)"[^>]*>.*?<bdi>(.*?)</bdi></a>', body)
     shown = [unescape(name.decode()) for _, name in hrefs]
     assert [unquote_to_bytes(href).decode() for href, _ in hrefs] == shown
     assert body.endswith(b"</html>\n")

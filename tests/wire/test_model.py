@@ -652,10 +652,12 @@ class Disk(RuleBasedStateMachine):
             "last-modified": modified,
             "vary": "Accept-Encoding" if view.varies else None,
         }
+        # An error has another form for clients that ask for HTML or JSON.
+        refused = {"vary": "Accept-Encoding, Accept" if view.varies else "Accept", "content-encoding": None}
         lowered = {name.lower(): value for name, value in asked.fields}
         match validators.expected(lowered, tag, mtime_ns):
             case Verdict.PRECONDITION_FAILED:
-                return Due(412, fields | {"content-encoding": None})
+                return Due(412, fields | refused)
             case Verdict.NOT_MODIFIED:
                 return Due(304, fields | {"content-length": None, "content-type": None}, b"")
         fields |= {"accept-ranges": "bytes", "content-encoding": view.coding, "content-type": plain}
@@ -663,8 +665,8 @@ class Disk(RuleBasedStateMachine):
         if "range" in lowered and asked.method == "GET" and _applies(lowered.get("if-range"), tag, mtime_ns, now):
             parts = byte_range.expected(lowered["range"], size)
         if parts is None:
-            extra = {"content-range": f"bytes */{size}", "content-encoding": None}
-            return Due(416, fields | extra | {"content-type": "text/plain; charset=utf-8"})
+            extra = {"content-range": f"bytes */{size}"}
+            return Due(416, fields | refused | extra | {"content-type": "text/plain; charset=utf-8"})
         if not parts:
             return Due(200, fields | {"content-length": str(size), "content-range": None}, view.content)
         pieces = [
