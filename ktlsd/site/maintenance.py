@@ -7,31 +7,20 @@ at once a second at most, in a thread, when a request comes.
 from __future__ import annotations
 
 import logging
-import os
-import time
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final
 
-import trio
-
-from ktlsd.attempt import needs_task
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import MaintenanceOptions
-from ktlsd.config.refusal import cause
-from ktlsd.file_threads import FileThreads
 from ktlsd.http.access import Visitor
 from ktlsd.http.decide import Denied, Response, short
 from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import address_of_origin
 from ktlsd.http.protected_paths import GuardedPaths
-from ktlsd.site.watched_file import WatchedFile
+from ktlsd.site.watched_file import WatchedFile, WatchedSwitch
 
 log = logging.getLogger("ktlsd")
 
-_LOOK_SECONDS: Final = 1.0
-_STALLED_SECONDS: Final = 2.0
-_THREADS: Final = 2
 _CHALLENGES: Final = "/.well-known/acme-challenge/"
 """The path of http-01 challenges (RFC 8555 section 8.3)."""
 _REASON: Final = "maintenance"
@@ -47,49 +36,14 @@ class _AllButChallenges(GuardedPaths):
         return not path.startswith(_CHALLENGES)
 
 
-class _Switch:
+class _Switch(WatchedSwitch):
     """The file whose presence is maintenance."""
 
-    def __init__(self, path: Path) -> None:
-        """Looks for it."""
-        self._path = path
-        self._threads = FileThreads(str(path), _STALLED_SECONDS, _THREADS)
-        self._looking = trio.Lock()
-        self._look_again = time.monotonic() + _LOOK_SECONDS
-        self._complaint = ""
-        self.on = path.exists()
-
-    @property
-    def due(self) -> bool:
-        """Whether refresh() would look for the file."""
-        return time.monotonic() >= self._look_again and not self._looking.locked()
-
-    async def refresh(self) -> None:
-        """Look for the file. A concurrent request goes by the former look."""
-        if not self.due:
-            return
-        needs_task()
-        async with self._looking:
-            self._look_again = time.monotonic() + _LOOK_SECONDS
-            try:
-                on = await self._threads.run(self._is_there)
-            except OSError as error:
-                # It stays as it was.
-                if self._complaint != (complaint := cause(error)):
-                    self._complaint = complaint
-                    log.error("maintenance %s: %s", self._path, complaint)
-                return
-        self._complaint = ""
-        if on != self.on:
-            self.on = on
-            log.info("maintenance %s: %s", "begins" if on else "ends", self._path)
-
-    def _is_there(self) -> bool:
-        try:
-            os.stat(self._path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+    def _look(self) -> None:
+        former = self.on
+        super()._look()
+        if self.on != former:
+            log.info("maintenance %s: %s", "begins" if self.on else "ends", self.path)
 
 
 class MaintenanceCheck:

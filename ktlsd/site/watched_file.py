@@ -1,7 +1,8 @@
-"""A file outside of the root that is read again when it changes: users and keys.
+"""Files outside of the root that requests look at: users and keys, read again when they change, and switches.
 
-Strategy: a request looks at it at most once a second, in a thread. A version that cannot be read or used changes
-nothing and is logged once; one that has just been written is read at the next look, in case more is to come.
+Strategy: a request looks at most once a second, in a thread. A look that fails, or finds a version that cannot be used,
+changes nothing and is logged once; a version that has just been written is read at the next look, in case more is to
+come.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -34,21 +36,15 @@ _THREADS: Final = 2
 _STALLED_SECONDS: Final = 2.0
 
 
-class WatchedFile(Generic[T]):
-    """A file and what it means."""
+class _Watched(ABC):
+    """A file that requests look at."""
 
-    def __init__(self, path: Path, parse: Callable[[bytes], T]) -> None:
-        """Reads the file. `parse` raises ValueError for what it cannot use. Raises OSError and ValueError, whose text
-        does not name the file."""
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._parse = parse
         self._threads = FileThreads(str(path), _STALLED_SECONDS, _THREADS)
         self._looking = trio.Lock()
         self._look_again = 0.0
         self._complaint = ""
-        self._identity, data = self._read()
-        self.value = parse(data)
-        """The meaning of the last version that could be used."""
 
     @property
     def due(self) -> bool:
@@ -56,7 +52,7 @@ class WatchedFile(Generic[T]):
         return time.monotonic() >= self._look_again and not self._looking.locked()
 
     async def refresh(self) -> None:
-        """Take over what has changed. A concurrent request gets the former value."""
+        """Take over what has changed. A concurrent request gets the former state."""
         if not self.due:
             return
         needs_task()
@@ -66,6 +62,28 @@ class WatchedFile(Generic[T]):
                 await self._threads.run(self._look)
             except (OSError, ValueError) as error:
                 self._complain(cause(error))
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Look at the file, in a thread. Raises OSError and ValueError."""
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._complaint:
+            self._complaint = reason
+            log.error("%s: %s; the former version stays in force", self.path, reason.removeprefix(f"{self.path}: "))
+
+
+class WatchedFile(_Watched, Generic[T]):
+    """A file and what it means."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes], T]) -> None:
+        """Reads the file. `parse` raises ValueError for what it cannot use. Raises OSError and ValueError, whose text
+        does not name the file."""
+        super().__init__(path)
+        self._parse = parse
+        self._identity, data = self._read()
+        self.value = parse(data)
+        """The meaning of the last version that could be used."""
 
     def _look(self) -> None:
         """Raises OSError and ValueError."""
@@ -92,7 +110,23 @@ class WatchedFile(Generic[T]):
             raise ValueError(f"more than {LARGEST} bytes")
         return identity, data
 
-    def _complain(self, reason: str) -> None:
-        if reason != self._complaint:
-            self._complaint = reason
-            log.error("%s: %s; the former version stays in force", self.path, reason.removeprefix(f"{self.path}: "))
+
+class WatchedSwitch(_Watched):
+    """A file whose presence alone means something."""
+
+    def __init__(self, path: Path) -> None:
+        """Looks for it. Raises OSError."""
+        super().__init__(path)
+        self.on = self._is_there()
+        """Whether it was there at the last look that succeeded."""
+
+    def _look(self) -> None:
+        self.on = self._is_there()
+        self._complaint = ""
+
+    def _is_there(self) -> bool:
+        try:
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True

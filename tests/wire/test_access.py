@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
+from tests.files import write_all
 from tests.protocols import PROTOCOLS, plain_conversation
 from tests.serving import Running, serving
 
@@ -42,11 +42,7 @@ INSIDE, OUTSIDE, DENIED = "10.1.2.3", "192.0.2.1", "10.9.0.1"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("access")
-    for name, text in FILES.items():
-        path = folder / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    write_all(folder / "www", FILES)
     (folder / "www" / "open" / "link.html").symlink_to("../intern/plan.html")
     (folder / "www" / "open" / "page.txt.br").symlink_to("../intern/plan.html")
     (folder / "ktlsd.toml").write_text(CONFIGURATION)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ktlsd.site import password_hashes
+from tests.files import write_all
 from tests.protocols import HTTP_1, PROTOCOLS, conversation, plain_conversation
 from tests.serving import Running, counts, eventually, run_to_end, serving
 
@@ -58,11 +58,7 @@ def basic(user: str, password: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("auth")
-    for name, text in FILES.items():
-        path = folder / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    write_all(folder / "www", FILES)
     (folder / "www" / "link.html").symlink_to("intern/plan.html")
     (folder / "users").write_text(line("ann", b"right") + line("o m", b"other"))
     (folder / "ktlsd.toml").write_text(CONFIGURATION)

@@ -28,6 +28,7 @@ import pytest
 import zstandard
 
 from ktlsd.http.byte_range import MOST_RANGES
+from tests.files import DAY_NS, set_age, write
 from tests.protocols import HTTP_1, Conversation, ask, ask_by_both, conversation
 from tests.serving import WAIT_SECONDS, Answer, Running, exchange, parse, serving
 from tests.wire.test_response_cache import settle
@@ -43,7 +44,6 @@ ATTRIBUTES = {
 PAGE = b"<h1>A page that gets smaller by compression</h1>\n" * 200
 LARGE = 1_000_003
 MANY = 50_000
-DAY_NS = 86_400 * 1_000_000_000
 CODED = {
     "gzip": (".gz", gzip.compress(PAGE)),
     "br": (".br", brotli.compress(PAGE)),
@@ -314,18 +314,6 @@ def start(config: Path) -> contextlib.AbstractContextManager[Running]:
     # Root may read anything; without these capabilities a file's mode means what it says.
     wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     return serving(None, "--config", str(config), state=config.parent / "state", wrapper=wrapper)
-
-
-def write(path: Path, content: bytes | str, age_ns: int = DAY_NS) -> None:
-    """A file that was last written so long ago."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    set_age(path, age_ns)
-
-
-def set_age(path: Path, age_ns: int) -> None:
-    moment = time.time_ns() - age_ns
-    os.utime(path, ns=(moment, moment))
 
 
 def make_files(root: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.files import write_all
 from tests.protocols import PROTOCOLS, plain_conversation
 from tests.serving import Answer, Running, exchange_plain, parse, serving
 from tests.wire.test_metrics_wire import ask as ask_metrics
@@ -41,11 +41,7 @@ PAGE = b"<!doctype html><title>Down</title><p>Back soon."
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.txt", "503.html", ".well-known/acme-challenge/token"):
-        path = tmp_path / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    write_all(tmp_path / "www", {name: name for name in ("a.txt", "503.html", ".well-known/acme-challenge/token")})
     (tmp_path / "challenges").mkdir()
     (tmp_path / "challenges" / "token").write_text("answer")
     (tmp_path / "down.html").write_bytes(PAGE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.files import write_all
 from tests.protocols import PROTOCOLS, conversation, plain_conversation
 from tests.serving import Running, serving
 from tests.wire.test_metrics_wire import metrics_port, numbers, value
@@ -59,11 +59,8 @@ SIZES = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("rates")
-    for name, size in SIZES.items():
-        path = folder / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((CONTENT if name.startswith("slow/") else b"x" * size)[:size])
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    contents = {name: (CONTENT if name.startswith("slow/") else b"x" * size)[:size] for name, size in SIZES.items()}
+    write_all(folder / "www", contents)
     (folder / "ktlsd.toml").write_text(CONFIGURATION)
     backend = f"unix:{folder / 'socket'}"
     with serving(

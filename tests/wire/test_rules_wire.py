@@ -11,13 +11,13 @@ import dataclasses
 import gzip
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.files import write
 from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, Conversation, ask, conversation
 from tests.serving import Answer, Running, eventually, serving
 
@@ -195,7 +195,6 @@ to = "/about"
 status = 200
 """
 
-DAY_NS = 86_400 * 1_000_000_000
 SECRET = b"for few eyes"
 PASSWORD = "pa55word"
 
@@ -242,14 +241,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture
 def place(started: Place, protocol: str) -> Place:
     return dataclasses.replace(started, protocol=protocol)
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """A file that is a day old: its answers are remembered."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    moment = time.time_ns() - DAY_NS
-    os.utime(path, ns=(moment, moment))
 
 
 def make_pages(root: Path, *names: str) -> None:

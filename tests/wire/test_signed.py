@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -15,6 +14,7 @@ import pytest
 from ktlsd.cli import main
 from ktlsd.http.signed_links import sign
 from ktlsd.http.validators import parse_http_date
+from tests.files import write_all
 from tests.protocols import HTTP_1, PROTOCOLS, conversation, plain_conversation
 from tests.serving import Running, eventually, serving
 
@@ -42,11 +42,7 @@ FILES = {"shown.txt": "shown", "files/a.mp4": "film", "files/b c.txt": "text", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signed")
-    for name, text in FILES.items():
-        path = folder / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    write_all(folder / "www", FILES)
     (folder / "www" / "link.mp4").symlink_to("files/a.mp4")
     (folder / "keys").write_bytes(b"k1:" + SECRET + b"\n")
     (folder / "ktlsd.toml").write_text(CONFIGURATION)
