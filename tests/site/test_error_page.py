@@ -49,8 +49,8 @@ def test_a_page_and_its_policy(status: HTTPStatus) -> None:
     assert isinstance(response.body, bytes)
     page = response.body.decode()
     assert f"<title>{status.value} {status.phrase}</title>" in page
-    # A 404 is the same for names that are absent and names that are hidden.
-    assert ('<p class="id">Request a&lt;b&gt;</p>' in page) is (status is not HTTPStatus.NOT_FOUND)
+    # A 404 is the same for names that are absent and names that are hidden; a 429 is remembered, too.
+    assert ('<p class="id">Request a&lt;b&gt;</p>' in page) is (status not in (404, 429))
     # Nothing is loaded from anywhere.
     assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) - {"/"} == set(re.findall(r'href="(data:[^"]*)"', page))
     style = page.partition("<style>")[2].partition("</style>")[0]
