@@ -13,6 +13,14 @@ from typing import Any, Final
 import shtab
 
 SHELLS: Final = ("bash", "zsh", "fish")
+_ACCOUNTS: Final = {
+    "--user": {"bash": "_ktlsd_users", "zsh": "_users", "fish": "(__fish_complete_users)"},
+    "--group": {"bash": "_ktlsd_groups", "zsh": "_groups", "fish": "(__fish_complete_groups)"},
+}
+"""The functions that name the accounts of the machine, by option and shell."""
+_PREAMBLE: Final = {
+    "bash": '_ktlsd_users() { compgen -u -- "$1"; }\n_ktlsd_groups() { compgen -g -- "$1"; }\n',
+}
 _VALUES: Final[Mapping[str, Any]] = {"FILE": shtab.FILE, "PATH": shtab.FILE, "DIR": shtab.DIRECTORY}
 
 
@@ -33,11 +41,14 @@ def completions(
         if name:
             help_line = (parser.description or "").partition(". ")[0].rstrip(".")
             commands.add_parser(name, parents=[parser], add_help=False, help=help_line)
-    return {shell: shtab.complete(main, shell) for shell in SHELLS}
+    return {shell: shtab.complete(main, shell, preamble=_PREAMBLE.get(shell, "")) for shell in SHELLS}
 
 
 def _describe(action: argparse.Action, metavar: str, words: Mapping[str, Sequence[str]]) -> None:
-    if metavar in _VALUES:
+    accounts = next((_ACCOUNTS[name] for name in action.option_strings if name in _ACCOUNTS), None)
+    if accounts is not None:
+        action.complete = accounts  # type: ignore[attr-defined]
+    elif metavar in _VALUES:
         action.complete = _VALUES[metavar]  # type: ignore[attr-defined]
     elif choices := words.get(metavar) or ("|" in metavar and metavar.split("|")):
         action.choices = choices

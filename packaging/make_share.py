@@ -23,17 +23,25 @@ from ktlsd import __version__  # noqa: E402
 from ktlsd.cli import parsers  # noqa: E402
 from ktlsd.config.schema import schema  # noqa: E402
 from ktlsd.config.values import LOG_LEVELS  # noqa: E402
+from ktlsd.http.accept_encoding import SUFFIXES  # noqa: E402
 
 COMPLETION_PLACES: Final = {
     "bash": "bash-completion/completions/ktlsd",
     "zsh": "zsh/site-functions/_ktlsd",
     "fish": "fish/vendor_completions.d/ktlsd.fish",
 }
+WORDS: Final = {
+    "LEVEL": LOG_LEVELS,
+    "N|auto": ("auto",),
+    "WORD|URL": ("letsencrypt", "staging"),
+    "LIST": tuple(SUFFIXES),
+}
+"""Values to offer, by metavar."""
 
 
 def files() -> dict[str, str]:
     """The text of each file by its path below share/."""
-    scripts = completions(parsers(), {"LEVEL": LOG_LEVELS})
+    scripts = completions(parsers(), WORDS)
     return {
         "man/man1/ktlsd.1": command_page(parsers(), __version__),
         "man/man5/ktlsd.toml.5": configuration_page(schema(), __version__),

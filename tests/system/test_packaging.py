@@ -145,6 +145,10 @@ TYPED = {
     "--kt\t": "<--ktls>",
     "--ktls r\t": "<--ktls><require>",
     "--log-level w\t": "<--log-level><warning>",
+    "--workers a\t": "<--workers><auto>",
+    "--acme-directory st\t": "<--acme-directory><staging>",
+    "--user daem\t": "<--user><daemon>",
+    "--group daem\t": "<--group><daemon>",
     "--config sit\t": "<--config><site.toml>",
     "--root fol\t": "<--root><folder>",
     "doc\t --js\t": "<doctor><--json>",
@@ -181,6 +185,8 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     [
         ("--kt", ["--ktls"]),
         ("--ktls ", ["auto", "require", "off"]),
+        ("--workers ", ["auto"]),
+        ("--user daem", ["daemon"]),
         ("--config sit", ["site.toml"]),
         ("--root fol", ["folder/"]),
         ("doc", ["doctor"]),
@@ -292,15 +298,53 @@ def test_pipx_installs_a_server_that_serves_and_its_man_pages(built: Path, tmp_p
     assert [path for folder in ("bin", "man") for path in (tmp_path / folder).rglob("*") if not path.is_dir()] == []
 
 
-@needs("dpkg-deb")
-def test_the_deb_runs_where_it_is_unpacked(wheels: Path, tmp_path: Path) -> None:
-    debian_python = Path("/usr/bin/python3").resolve()
-    if debian_python.name != f"python{sys.version_info.major}.{sys.version_info.minor}":
+DEBIAN_PYTHON = Path("/usr/bin/python3").resolve()
+IN_A_COPY = """
+set -eu
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+mount -t proc proc "$1/root/proc"
+cp "$2" "$1/root/ktlsd.deb"
+exec chroot "$1/root" sh -euc "$3"
+"""
+"""Runs a shell's words ($3) on a copy of this machine's root that nobody else sees, where systemd does not run."""
+
+
+@pytest.fixture(scope="module")
+def package(wheels: Path) -> Path:
+    """The .deb."""
+    if DEBIAN_PYTHON.name != f"python{sys.version_info.major}.{sys.version_info.minor}":
         pytest.skip("the wheels are not for the Python of this release")
-    package = Path(run(REPOSITORY / "packaging/build-deb", tmp_path / "deb", wheels).strip())
+    return Path(run(REPOSITORY / "packaging/build-deb", wheels.parent / "deb", wheels).strip())
+
+
+@needs("dpkg")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install a package")
+def test_the_deb_makes_user_and_folders_without_systemd_and_its_purge_leaves_opt(package: Path, tmp_path: Path) -> None:
+    copy = ["unshare", "--mount", "sh", "-c", IN_A_COPY, "sh", str(tmp_path), str(package)]
+    if subprocess.run([*copy, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no overlay of this root can be mounted")
+    shown = """
+    dpkg --force-depends --install ktlsd.deb >&2
+    getent passwd ktlsd | cut -d: -f6,7
+    stat -c '%n %U %a' /var/lib/ktlsd /var/log/ktlsd /etc/ktlsd/keys /var/lib/ktlsd-acme/.well-known/acme-challenge
+    dpkg --purge ktlsd >&2
+    stat -c '%n %U %a' /opt
+    ls /opt | grep -c ktlsd || true
+    """
+    lines = run(*copy, shown).splitlines()
+    assert lines[0] == "/:/usr/sbin/nologin"
+    assert lines[1:3] == ["/var/lib/ktlsd ktlsd 700", "/var/log/ktlsd ktlsd 750"]
+    assert lines[3:5] == ["/etc/ktlsd/keys root 700", "/var/lib/ktlsd-acme/.well-known/acme-challenge root 755"]
+    assert lines[5:] == ["/opt root 755", "0"]
+
+
+@needs("dpkg-deb")
+def test_the_deb_runs_where_it_is_unpacked(package: Path, tmp_path: Path) -> None:
     fields = dict(re.findall(r"^ (\S+): (.+)$", run("dpkg-deb", "--info", package), re.MULTILINE))
     assert fields["Version"].startswith(f"{__version__}-1~")
-    assert fields["Depends"].split(", ") == [debian_python.name, "libssl3t64 | libssl3", "libc6"]
+    assert fields["Depends"].split(", ") == [DEBIAN_PYTHON.name, "libssl3t64 | libssl3", "libc6"]
     root = tmp_path / "root"
     run("dpkg-deb", "--extract", package, root)
     made = files_below(root)
