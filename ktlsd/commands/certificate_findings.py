@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from ktlsd.commands.credentials import without_absent
 from ktlsd.config.findings import Finding, Place, sites_of
 from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, by_acme
 from ktlsd.openssl.errors import ContextError, LibraryError
@@ -28,6 +29,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
         # `ktlsd doctor` looks at those by ACME.
         settings = without_certificates(settings)
+    settings = without_absent(settings)
     sites = [found for found in sites_of(settings) if found[1].cert]
     try:
         library = Library(settings.libssl) if sites else None

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from ktlsd.commands import certificate_findings, redirect_findings, server_findings, site_findings
+from ktlsd.commands import certificate_findings, credentials, redirect_findings, server_findings, site_findings
 from ktlsd.config.console import print_error, print_output
 from ktlsd.config.findings import Check, Place
 from ktlsd.config.options import by_acme
@@ -29,6 +29,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     site_findings.findings,
     redirect_findings.findings,
     certificate_findings.findings,
+    credentials.findings,
 )
 """All that `ktlsd check` looks at beyond what a start refuses."""
 
@@ -85,6 +86,7 @@ def _build(loaded: Loaded) -> int:
             raise SettingsError(f"{loaded.where(place)}{complaint}")
         # They are in the state folder of the service, which another user runs.
         settings = without_certificates(settings)
+    settings = credentials.without_absent(settings)
     library = Library(settings.libssl)
     from ktlsd.process.configuration import validate_service
     from ktlsd.process.new_service import refuse_lists

@@ -216,6 +216,18 @@ def test_a_warning_names_the_line_of_its_value(folder: Path) -> None:
     assert [line.partition(": ")[0] for line in warnings(folder, text)] == ["ktlsd.toml:5", "ktlsd.toml:9"]
 
 
+def test_credentials_of_a_service_that_does_not_run(folder: Path) -> None:
+    credential = "/run/credentials/ktlsd-absent.service/keys_site.pem"
+    text = f"""root = "www"
+cert = "{credential}"
+key = "{credential}"
+[[site]]
+names = "a.example"
+"""
+    told = "systemd makes this file when ktlsd-absent.service starts (LoadCredential=), so the pair is not checked"
+    assert warnings(folder, text) == [f"ktlsd.toml:2: warning: cert: {told}: check again as root while it runs"]
+
+
 def test_a_loop_between_sites_is_found(folder: Path) -> None:
     text = """root = "www"
 [[site]]
