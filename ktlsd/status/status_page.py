@@ -125,7 +125,7 @@ def snapshot(view: View) -> Snapshot:
         ("cold", "Cold reads", f"{total('ktlsd_cold_reads_total', totals):,}"),
         ("restarts", "Worker restarts", f"{total('ktlsd_worker_restarts_total', totals):,}"),
         ("uptime", "Uptime", _duration(int(now - view.store.started))),
-        ("expires", "Certificate expires", _first_end(view.validities, now)),
+        ("expires", "Certificate expires in", _first_end(view.validities, now)),
     )
     sent = sum(totals[place] for _, place in _PATHS)
     tables: tuple[Table, ...] = (
@@ -302,7 +302,7 @@ def _first_end(validities: Sequence[Validity], now: float) -> str:
     if not validities:
         return "\u2013"
     days = int(min(validity.ends for validity in validities) - now) // _DAY
-    return f"in {days:,} day{'s' if days != 1 else ''}" if days >= 0 else "has expired"
+    return f"{days:,} day{'s' if days != 1 else ''}" if days >= 0 else "expired"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -514,7 +514,7 @@ def test_times_of_requests_by_protocol() -> None:
     ]
 
 
-@pytest.mark.parametrize(("left", "shown"), [(86400 * 30 + 5, "in 30 days"), (86405, "in 1 day"), (-5, "has expired")])
+@pytest.mark.parametrize(("left", "shown"), [(86400 * 30 + 5, "30 days"), (86405, "1 day"), (-5, "expired")])
 def test_the_first_certificate_to_expire(left: int, shown: str) -> None:
     ends = (int(time.time()) + left, int(time.time()) + left + 10**7)
     validities = tuple(Validity("a", "b", 0, end) for end in ends)
