@@ -236,6 +236,8 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
     text = re.sub(r"^(user|group) = .*\n", "", text, flags=re.MULTILINE)
     # Logs are opened next.
     text = text.replace("/var/log/ktlsd", str(tmp_path))
+    # Files that are read with the configuration.
+    text = text.replace("/etc/ktlsd/maintenance.html", str(tmp_path / "users.htpasswd"))
     assert len(tomllib.loads(text)) > len(tomllib.loads(example.read_text())) + 30
     copy = tmp_path / "ktlsd.toml"
     copy.write_text(text)
