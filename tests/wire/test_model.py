@@ -581,6 +581,9 @@ class Disk(RuleBasedStateMachine):
             found = self._find(index)
             if found is None:
                 folder = self._find(name)
+                file = name.rstrip("/")
+                if file and isinstance(self._find(file), File):
+                    return [Due(307, {"location": f"/{self._number}/{file}"})]
                 return [Due(403 if isinstance(folder, Folder) else 404)]
             if isinstance(found, Folder):
                 return [Due(403)]
