@@ -45,6 +45,15 @@ connection_bytes_per_second = 500_000
 [[rate]]
 path = "/slow/client"
 client_bytes_per_second = 500_000
+
+[[site]]
+names = ["other.example"]
+error_pages = {}
+
+[[site.rate]]
+path = "/once"
+requests_per_second = 0.001
+burst = 1
 """
 LARGE = 16 << 20
 SLOW = 1_000_000
@@ -129,6 +138,17 @@ def test_responses_in_progress(server: Running, protocol: str) -> None:
             time.sleep(0.02)
         for _ in range(4):
             assert third.get("/large/file", client, "Range: bytes=0-0").status == 206
+
+
+def test_a_remembered_refusal_has_no_id_of_a_request(server: Running) -> None:
+    # Of a rate without an error page of its own.
+    client, json = address(PROTOCOLS[1], 11), "Accept: application/json"
+    with plain_conversation(place(server), PROTOCOLS[0]) as connection:
+        assert connection.get("/once", client, host="other.example").status == 404
+        for number in range(3):
+            answer = connection.get("/once", client, json, f"X-Request-ID: id-{number}", host="other.example")
+            assert (answer.status, answer.fields["content-type"]) == (429, "application/json")
+            assert b"id-" not in answer.body
 
 
 def test_refusals_are_counted_and_logged_now_and_then(server: Running) -> None:
