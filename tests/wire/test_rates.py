@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -241,3 +242,30 @@ def test_a_response_begins_at_full_speed(server: Running, protocol: str) -> None
         assert answer.status == 200
         tag = f"If-None-Match: {answer.fields['etag']}"
         assert connection.get("/slow/burst", address(protocol, 10), tag).status == 304
+
+
+def test_a_client_that_the_server_slows_down_is_not_too_slow(tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "file").write_bytes(CONTENT[:20_000])
+    (tmp_path / "ktlsd.toml").write_text(
+        """
+        root = "www"
+        [limits]
+        send_seconds = 0.2
+        send_bytes_per_second = 1_000_000
+        [[rate]]
+        path = "**"
+        response_bytes_per_second = 16_000
+        """
+    )
+    options, backend = ("--config", str(tmp_path / "ktlsd.toml")), f"unix:{tmp_path / 'socket'}"
+    with (
+        serving(None, *options, state=tmp_path / "state", backend_listen=(backend,)) as running,
+        plain_conversation(place(running), PROTOCOLS[0]) as one,
+        plain_conversation(place(running), PROTOCOLS[1]) as other,
+    ):
+        began = time.monotonic()
+        downloads = [connection.begin("/file") for connection in (one, other)]
+        for download in downloads:
+            assert download.answer().body == CONTENT[:20_000]
+        assert time.monotonic() - began >= 0.8
