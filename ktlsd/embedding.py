@@ -47,6 +47,7 @@ _OF_A_PROCESS: Final = {
     "libssl": "Python has loaded OpenSSL already",
     "log_level": "the program configures the logger ktlsd",
     "error_log": "the program configures the logger ktlsd",
+    "error_log_format": "the program configures the logger ktlsd",
     "acme": "only the command ktlsd gets certificates by ACME",
 }
 """Keys without effect here, and why."""

@@ -43,7 +43,8 @@ REPEAT_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 30.0
 """Pause after a renewal that failed as a whole, for lack of memory or descriptors."""
 RESTART_ONLY: Final = (
-    *("workers", "user", "group", "ktls", "libssl", "session_tickets", "ticket_keys", "metrics_listen"),
+    *("workers", "user", "group", "ktls", "libssl"),
+    *("session_tickets", "ticket_keys", "metrics_listen"),
 )
 """Keys of which a running ktlsd takes no other values."""
 
