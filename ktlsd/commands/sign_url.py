@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     url = urlsplit(options.url)
     path = unquote_to_bytes(url.path)
     if not path.startswith(b"/") or url.fragment:
-        raise Refusal(f"{options.url}: not a URL with a path")
+        raise Refusal(f"{options.url}: not a URL with a path: give https://HOST/PATH or /PATH")
     if options.folder and not path.endswith(b"/"):
         raise Refusal(f"{options.url}: the path of a folder ends in a slash")
     name, secret = next(iter(keys.items()))

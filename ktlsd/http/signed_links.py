@@ -58,7 +58,7 @@ def read_link(path: bytes, query: bytes, secret_of: Callable[[bytes], bytes | No
     values = _values(signed)
     secret = secret_of(values.get(b"key", b""))
     if secret is None or not _HEX.fullmatch(signature):
-        raise Unsigned("a signature of an unknown key" if secret is None else "a signature that is none")
+        raise Unsigned("a signature of an unknown key" if secret is None else "a malformed signature")
     prefix = values.get(b"prefix")
     covered = path if prefix is None else prefix
     if not hmac.compare_digest(sign(secret, covered, signed).encode("ascii"), signature):
@@ -68,11 +68,11 @@ def read_link(path: bytes, query: bytes, secret_of: Callable[[bytes], bytes | No
         raise Unsigned("a signature for another folder")
     ends, starts, client = values.get(b"expires", b""), values.get(b"starts", b"0"), values.get(b"client")
     if not _TIME.fullmatch(ends) or not _TIME.fullmatch(starts):
-        raise Unsigned("a signed link without the time of its end")
+        raise Unsigned("a signed link without a valid time in expires or starts")
     try:
         networks = None if client is None else Networks((client.decode("ascii"),))
     except ValueError:
-        raise Unsigned("a signed link for a client that is none") from None
+        raise Unsigned("a signed link with a malformed client") from None
     return SignedLink(int(starts), int(ends), networks)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ktlsd.config.options import AccessOptions, SiteOptions
 from ktlsd.config.refusal import SettingsError, cause
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ktlsd.site.watched_file import WatchedFile
 
 T = TypeVar("T")
+
+_MAKES: Final = {
+    "users": "`ktlsd hash-password NAME >>FILE`",
+    "keys": '`echo "k1:$(openssl rand -hex 32)" >FILE`',
+}
+"""Commands that make the files of these keys."""
 
 
 def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords) -> list[Check]:
@@ -103,4 +109,6 @@ def _read(key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
     try:
         return WatchedFile(path, parse)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{key} {path}: {cause(error).removeprefix(f'{path}: ')}") from error
+        made = isinstance(error, FileNotFoundError) and key in _MAKES
+        remedy = f": {_MAKES[key]} makes it" if made else ""
+        raise SettingsError(f"{key} {path}: {cause(error).removeprefix(f'{path}: ')}{remedy}") from error

@@ -52,10 +52,10 @@ class SignedCheck:
             reason = "a signed link for another client"
             return short(HTTPStatus.FORBIDDEN, reason, head=head, denied=Denied.SIGNATURE)
         if now < link.starts:
-            reason = "a signed link before its time"
+            reason = "a signed link that is not valid yet"
             return short(HTTPStatus.FORBIDDEN, reason, head=head, denied=Denied.SIGNATURE)
         if now >= link.ends:
-            return short(HTTPStatus.GONE, "a signed link after its end", head=head, denied=Denied.EXPIRED)
+            return short(HTTPStatus.GONE, "an expired signed link", head=head, denied=Denied.EXPIRED)
         visitor.ends = link.ends if visitor.ends is None else min(visitor.ends, link.ends)
         return None
 
