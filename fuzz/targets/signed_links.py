@@ -71,7 +71,7 @@ def _expected(path: bytes, query: bytes) -> tuple[int, int, bytes | None] | None
                 return None
             values[name] = _decoded(pair[len(name) + 1 :])
     prefix = values.get(b"prefix", path)
-    if values.get(b"key") != b"k" or given != _hmac(prefix + b"?" + signed).encode():
+    if b"?" in signed or values.get(b"key") != b"k" or given != _hmac(prefix + b"?" + signed).encode():
         return None
     if b"prefix" in values and (prefix[-1:] != b"/" or path[: len(prefix)] != prefix):
         return None

@@ -54,7 +54,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.folder and not path.endswith(b"/"):
         raise Refusal(f"{options.url}: the path of a folder ends in a slash")
     name, secret = next(iter(keys.items()))
-    parts = [*([url.query] if url.query else []), f"expires={_time(options.expires)}"]
+    # Signed links have none in their query (signed_links.py).
+    own = url.query.replace("?", "%3F")
+    parts = [*([own] if own else []), f"expires={_time(options.expires)}"]
     if options.starts is not None:
         parts.append(f"starts={_time(options.starts)}")
     if options.client is not None:

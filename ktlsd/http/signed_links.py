@@ -1,8 +1,9 @@
 """Signed links that end: PATH?expires=TIME&key=ID&signature=HEX. Pure.
 
 Strategy: the signature is the HMAC-SHA-256 of the decoded path, a question mark, and the query as it stands before
-"&signature=", so that other languages can sign in a few lines. What else the query says before it restricts the link
-or extends it to a folder; what comes after it is not signed and has no say.
+"&signature=", so that other languages can sign in a few lines. The query has no question mark, so that the last one ends
+the path: one signature is never for two files. What else the query says before the signature restricts the link or
+extends it to a folder; what comes after it is not signed and has no say.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SignedLink(Struct, frozen=True):
 
 
 def sign(secret: bytes, path: bytes, query: bytes) -> str:
-    """The signature of a decoded path, or of a prefix, and a query without question mark and signature."""
+    """The signature of a decoded path, or of a prefix, and a query without question marks and signature."""
     return hmac.digest(secret, b"%b?%b" % (path, query), "sha256").hex()
 
 
@@ -54,6 +55,8 @@ def read_link(path: bytes, query: bytes, secret_of: Callable[[bytes], bytes | No
     signed, found, rest = query.partition(SIGNATURE)
     if not found:
         raise Unsigned("no signature")
+    if b"?" in signed:
+        raise Unsigned("a question mark in the query of a signed link")
     signature = rest.partition(b"&")[0].lower()
     values = _values(signed)
     secret = secret_of(values.get(b"key", b""))

@@ -81,6 +81,21 @@ def test_what_is_not_signed(query: bytes, reason: str) -> None:
         read(b"/a", query)
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "other"),
+    [
+        (b"/a?b", b"x=1&expires=100&key=k1", b"/a"),
+        (b"/v/?prefix=%2Fv%2F&x", b"y&expires=100&key=k1", b"/v/"),
+    ],
+)
+def test_a_signature_is_for_one_path(path: bytes, query: bytes, other: bytes) -> None:
+    """Nobody may take a question mark in a path for the beginning of the query."""
+    whole = path + b"?" + signed(path, query)
+    assert read(path, whole[len(path) + 1 :])
+    with pytest.raises(Unsigned, match="question mark"):
+        read(other, whole[len(other) + 1 :])
+
+
 def test_clients_and_beginnings() -> None:
     link = read(b"/a", signed(b"/a", b"expires=100&starts=50&client=192.0.2.0/24&key=k2", b"k2"))
     assert link.starts == 50

@@ -152,7 +152,7 @@ def test_how_others_sign(
     ]
     keys = "--keys", str(folder / "keys")
     for arguments in (
-        ["--expires", "1h", "https://example.org/files/b%20c.txt?download"],
+        ["--expires", "1h", "https://example.org/files/b%20c.txt?download=a?b"],
         ["--expires", str(int(time.time()) + 60), "--client", "127.0.0.1", "/files/a.mp4"],
         ["--expires", "1h", "--starts", "0s", "--folder", "/files/"],
     ):
