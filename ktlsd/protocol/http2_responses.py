@@ -219,11 +219,9 @@ class Http2Responses:
         else:
             self._shared.service.response_cache.uses += 1
             block, data = known
-            if not self._logged and self._sender.respond(stream_id, block, data):
-                # As most are in a batch: nothing to be logged, nothing to be closed.
-                in_progress = responder.begin_remembered(entry, head, 0, None)
-                if in_progress is not None:
-                    in_progress.end()
+            if not (self._logged or entry.checks) and self._sender.respond(stream_id, block, data):
+                # As most are in a batch: nothing to be logged, no rates, nothing to be closed.
+                responder.begin_remembered(entry, head, 0, None)
                 self._note_whole(arrived, len(data))
                 return True
             file = Body(arrived)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.files import write_all
+from tests.http2_client import Http2Client, Stream
 from tests.protocols import PROTOCOLS, conversation, plain_conversation
-from tests.serving import Running, serving
+from tests.serving import Running, connect_plain, serving
 from tests.wire.test_metrics_wire import metrics_port, numbers, value
 
 CONFIGURATION = """
@@ -44,6 +45,10 @@ path = "/slow/connection"
 connection_bytes_per_second = 500_000
 
 [[rate]]
+path = "/slow/small"
+connection_bytes_per_second = 40_000
+
+[[rate]]
 path = "/slow/client"
 client_bytes_per_second = 500_000
 
@@ -63,6 +68,7 @@ CONTENT = random.Random(21).randbytes(SLOW)
 SIZES = {
     **{"few/a.txt": 1, "few/b.txt": 1, "other.txt": 1, "large/file": LARGE, "slow-down.html": 5},
     **{f"slow/{name}": SLOW for name in ("response", "burst", "connection", "client")},
+    "slow/small": 8000,
 }
 
 
@@ -211,6 +217,22 @@ def test_send_rates(server: Running) -> None:
     assert two_streams.after_a_second <= 1_240_000
     assert max(taker.seconds for taker in shared) >= 1.5
     assert sum(taker.after_a_second for taker in shared) <= 620_000
+
+
+def test_small_responses_together_have_the_rate(server: Running) -> None:
+    with connect_plain(place(server)) as connection:
+        client = Http2Client(connection, scheme="http")
+        for _ in range(2):
+            assert client.get("/slow/small").status == 200
+        # Remembered responses to requests that arrive together.
+        for stream_id in range(5, 15, 2):
+            client.streams[stream_id] = Stream()
+            fields = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/slow/small")]
+            client.http.send_headers(stream_id, fields, end_stream=True)
+        began = time.monotonic()
+        client.flush()
+        client.wait_for(*client.streams)
+        assert time.monotonic() - began >= 0.6
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
