@@ -97,11 +97,11 @@ class FolderZips:
             folder, inner = left.pop()
             with root as descriptor:
                 found = await root.threads.run(partial(_look, descriptor, folder, read))
-            found = [one for one in found if not withheld(one.paths)]
             if inner:
                 named = {one.name: one for one in found if not one.directory}
                 first = next((named[name] for name in index if name in named), None)
                 found = found if first is None else [first]
+            found = [one for one in found if not withheld(one.paths)]
             for one in sorted(found, key=lambda one: one.name):
                 if one.directory:
                     left.append((one.paths[0], inner + one.name + b"/"))

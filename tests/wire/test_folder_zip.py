@@ -24,6 +24,9 @@ hide = ["*.bak"]
 [[access]]
 path = "/some/closed/**"
 deny = ["127.0.0.1"]
+[[access]]
+path = "/some/entered/index.html"
+deny = ["127.0.0.1"]
 [[site]]
 names = ["without"]
 zip_bytes = 0
@@ -46,6 +49,7 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "some/page/": b"",
         "some/page/index.html": b"page",
         "some/nothing/": b"",
+        "some/entered/": b"",
     }
 
 
@@ -66,7 +70,10 @@ def server(contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
     for place in ("some/closed", "secret"):
         (root / place).mkdir()
         (root / place / "x.txt").write_bytes(OUTSIDE)
-    hidden = ("some/.dot", "some/old.bak", "some/sub/.dot", "some/page/unlinked.txt")
+    hidden = (
+        *("some/.dot", "some/old.bak", "some/sub/.dot", "some/page/unlinked.txt"),
+        *("some/entered/index.html", "some/entered/unlinked.txt"),
+    )
     for name in hidden:
         (root / name).write_bytes(OUTSIDE)
     (root / "_headers").write_text("/secret/*\n  Basic-Auth: a:b\n")
