@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
@@ -73,14 +74,21 @@ def render(text: str, seconds: float = MOST_SECONDS) -> bytes:
     """Markdown (CommonMark with tables and strikethrough) as HTML; b"" if that is too large or takes too long."""
     until = time.thread_time() + seconds
 
-    def watch(state: StateInline, silent: bool) -> bool:
+    def watch() -> bool:
         if time.thread_time() > until:
             raise _TooSlow
         return False
 
+    def watch_line(state: StateBlock, line: int, end: int, silent: bool) -> bool:
+        return watch()
+
+    def watch_place(state: StateInline, silent: bool) -> bool:
+        return watch()
+
     markdown = MarkdownIt("js-default", {"linkify": False})
-    # Other rules try this one at each place of the text.
-    markdown.inline.ruler.before("text", "watch", watch)
+    # Other rules try these at each line, and at each place in it.
+    markdown.block.ruler.before("table", "watch", watch_line, {"alt": ["paragraph", "reference", "blockquote", "list"]})
+    markdown.inline.ruler.before("text", "watch", watch_place)
     markdown.core.ruler.push("fit", _fit_into_listing)
     try:
         html = markdown.render(text).encode("utf-8", "replace")

@@ -64,7 +64,7 @@ def test_tables_have_no_inline_style() -> None:
     assert b'<td class="right">1</td>' in html
 
 
-@pytest.mark.parametrize("text", ["[" * 60_000, "![" * 30_000])
+@pytest.mark.parametrize("text", ["[" * 60_000, "![" * 30_000, "> " * 50 + "a\n" + "b\n" * 50_000])
 def test_slow_text_is_given_up(text: str) -> None:
     began = time.thread_time()
     assert render(text, seconds=0.1) == b""
