@@ -47,7 +47,11 @@ class OptionError(NamedTuple):
 
 def convert(value: Any, kind: Any, read: Read) -> Any:
     """`value` as `kind`. Raises msgspec.ValidationError; option_error() then says why."""
-    return msgspec.convert(value, kind, dec_hook=read)
+    try:
+        return msgspec.convert(value, kind, dec_hook=read)
+    except UnicodeEncodeError as error:
+        # Bytes of an argument or a variable that are no UTF-8.
+        raise msgspec.ValidationError(str(error)) from error
 
 
 def option_error(value: Any, kind: Any, read: Read, place: Steps = ()) -> OptionError:
@@ -87,7 +91,7 @@ def _in_table(value: Any, kind: type[msgspec.Struct], read: Read, place: Steps) 
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name, inner in value.items():
         if name not in fields:
-            return OptionError(place, name, f": no such key{_hint(name, list(fields), place)}", of_key=True)
+            return OptionError(place, name, f": no such key{_hint(str(name), list(fields), place)}", of_key=True)
         if not _fits(inner, fields[name].type, read):
             found = option_error(inner, fields[name].type, read, (*place, name))
             if name in ONE_OR_MORE and not isinstance(inner, list):

@@ -1,8 +1,8 @@
 """Signed links that end: PATH?expires=TIME&key=ID&signature=HEX. Pure.
 
 Strategy: the signature is the HMAC-SHA-256 of the decoded path, a question mark, and the query as it stands before
-"&signature=", so that other languages can sign in a few lines. The query has no question mark, so that the last one ends
-the path: one signature is never for two files. What else the query says before the signature restricts the link or
+"&signature=", so that other languages can sign in a few lines. The query has no question mark, so that the last one
+ends the path: one signature is never for two files. What else the query says before the signature restricts the link or
 extends it to a folder; what comes after it is not signed and has no say.
 """
 

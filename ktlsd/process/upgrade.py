@@ -23,7 +23,7 @@ import trio
 from msgspec import Struct
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.refusal import cause
+from ktlsd.config.refusal import Refusal, cause
 from ktlsd.config.values import Listen
 from ktlsd.connection.listener import Listener, SocketFile
 from ktlsd.logs.error_log import NOTICE
@@ -68,7 +68,7 @@ class Inherited:
     """What the process before this one handed over; nothing after a usual start."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        """Takes the variable away, since no child is meant by it."""
+        """Takes the variable away, since no child is meant by it. Raises Refusal."""
         self.listeners: list[Listener] = []
         self.metrics: list[tuple[Listen, socket.socket]] = []
         self._ready: int | None = None
@@ -77,7 +77,13 @@ class Inherited:
         text = environment.pop(_VARIABLE, "")
         if not text:
             return
-        handed = msgspec.json.decode(text, type=_Handed)
+        try:
+            self._take(msgspec.json.decode(text, type=_Handed))
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{_VARIABLE}: nothing that an upgrade hands over ({cause(error)}): unset it") from error
+
+    def _take(self, handed: _Handed) -> None:
+        """Raises OSError for what is no socket."""
         self._ready, self._owned = handed.ready, False
         os.set_inheritable(handed.ready, False)
         for told in handed.sockets:

@@ -92,6 +92,7 @@ def test_values(name: str, text: str, key: str, value: object) -> None:
         ("LISTEN", ":443,8443", "'8443' is not ADDR:PORT with a port from 0 to 65535; for port 8443, write :8443"),
         ("LISTEN", ",", "[] is not a list of at least one"),
         ("KTLS", "a\nb", "'a\\nb' is not one of auto, require, off"),
+        ("ETAG", "\udcff", r"'\udcff' is not one of strong, size-mtime, content"),
         ("PRECOMPRESSED", "br,lzma", "'lzma' is not one of zstd, br, gzip"),
         ("LIMITS_HEAD_BYTES", "1", "'1' is not a number of bytes from 256 to 1048576"),
         ("ERROR_PAGES", "/404.html", "'/404.html' is not KEY=VALUE"),

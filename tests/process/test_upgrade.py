@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from bench.ports import free_ports
+from ktlsd.config.refusal import Refusal
+from ktlsd.process.upgrade import Inherited
 from tests.process.test_reload import Busy
 from tests.serving import (
     Running,
@@ -118,3 +120,11 @@ def test_under_systemd_there_is_another_way(folder: Path) -> None:
                 "^not upgraded, this process goes on: systemd manages this process: systemctl restart "
             )
             assert get(server.port, "/a.txt").body == b"hello"
+
+
+@pytest.mark.parametrize("text", ["x", "{}", '{"ready":9999,"sockets":[]}'])
+def test_a_variable_that_no_upgrade_made(text: str) -> None:
+    environment = {"KTLSD_INHERITED": text}
+    with pytest.raises(Refusal, match=r"^KTLSD_INHERITED: nothing that an upgrade hands over \(.+\): unset it$"):
+        Inherited(environment)
+    assert not environment

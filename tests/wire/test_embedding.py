@@ -155,6 +155,7 @@ def test_servers_in_threads_end_with_their_blocks(root: Path) -> None:
         ({}, "no folder to serve: name one with root"),
         ({"root": "nowhere"}, "root nowhere: cannot be served: there is no such folder"),
         ({"root": ".", "listn": 1}, "'listn': no such key; did you mean 'listen'?"),
+        ({"root": ".", 5: 1}, "5: no such key; .*"),
         ({"root": ".", "workers": 2}, "workers: has no effect in a Python program: this is one process; leave it out"),
         ({"root": ".", "cert": "a"}, "cert without key: give both, or neither for a self-signed certificate"),
         ({"root": ".", "cert": "a", "key": "b"}, "cert[0]: a cannot be used as a PEM certificate chain: .*"),
