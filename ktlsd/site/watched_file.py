@@ -90,7 +90,8 @@ class WatchedFile(_Watched, Generic[T]):
         identity, data = self._read(self._identity)
         if identity == self._identity:
             return
-        if time.time_ns() - max(identity[-2:]) < _SETTLED_NS:
+        # By ctime, since any program can set a mtime, also one in the future.
+        if 0 <= time.time_ns() - identity[-1] < _SETTLED_NS:
             self._look_again = time.monotonic() + _SOON_SECONDS
             return
         # Once is enough for a version that cannot be used.

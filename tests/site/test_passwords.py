@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -206,11 +207,12 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
 
     file = WatchedFile(path, parse)
 
-    async def after(data: bytes | None) -> bytes:
+    async def after(data: bytes | None, times: tuple[int, int] | None = None) -> bytes:
         if data is None:
             path.unlink()
         else:
             path.write_bytes(data)
+            os.utime(path, times)
         # Until a version has settled.
         for _ in range(3):
             file._look_again = 0.0
@@ -227,3 +229,5 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert await after(None) == b"two"
     assert await after(b"three") == b"three"
     assert sum("No such file" in record.message for record in caplog.records) == 1
+    in_the_future = int(time.time()) + 3600
+    assert await after(b"from a machine whose clock is ahead", (in_the_future, in_the_future)) != b"three"
