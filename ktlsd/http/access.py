@@ -94,6 +94,10 @@ class Access:
         """They are made in this order."""
         self._checks = tuple(checks)
 
+    def guards(self, path: str) -> bool:
+        """Whether any check is for a decoded path."""
+        return any(check.paths.cover(path) for check in self._checks)
+
     def _left(self, visitor: Visitor, path: str) -> Iterator[Check]:
         """The checks of a decoded path that a visitor has not passed."""
         return (check for check in self._checks if check not in visitor.passed and check.paths.cover(path))

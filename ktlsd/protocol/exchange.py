@@ -23,7 +23,8 @@ from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
 from ktlsd.site.error_page import for_client
-from ktlsd.site.lookup import OpenFile, Root
+from ktlsd.site.lack import Lack
+from ktlsd.site.lookup import OpenFile
 from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
 
@@ -139,10 +140,10 @@ class Exchange:
         `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
         answer = cast(Answer, self._answer)
-        response, root = answer.response, answer.lacking
+        response, lack = answer.response, answer.lack
         repeatable = (
             answer.excess is not None
-            or root is not None
+            or lack is not None
             or (
                 opened is not None
                 and response.status in _REPEATABLE_STATUSES
@@ -168,7 +169,7 @@ class Exchange:
         if b"host" not in names:
             # The target itself named the site (RFC 9112 section 3.2.2), and the entry is for other targets.
             return None
-        return cache.remember_lack(key, response, head, cast(Root, root), began_ns)
+        return cache.remember_lack(key, response, head, cast(Lack, lack), began_ns)
 
 
 def fields_of(response: Response, server_field: Fields) -> Fields:

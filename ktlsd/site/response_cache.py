@@ -27,7 +27,7 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
-from ktlsd.http.request_target import top_name
+from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import OpenFile, Root
 
 LASTING_SECONDS: Final = 1.0
@@ -114,8 +114,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     """Then, the body."""
     block: bytes = b""
     """The header block in HTTP/2, but for Date; empty before its first use."""
-    lacking: Root | None = None
-    """The root, if the response is for all names that it lacks."""
+    lack: Lack | None = None
+    """Set if the response is for all names that the root lacks."""
     checks: tuple[Check, ...] = ()
     """The checks of access that each request must pass."""
     excess: Excess | None = None
@@ -136,11 +136,6 @@ class CacheEntry(Struct, eq=False, gc=False):
     def identity(self) -> FileIdentity | None:
         """That of the file."""
         return self.sources[0][2] if self.sources else None
-
-    def is_for(self, target: bytes) -> bool:
-        """Whether the root lacks what a target names."""
-        name = top_name(target)
-        return name is not None and self.lacking is not None and self.lacking.lacks(name)
 
 
 _ByNames = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], CacheEntry]]
@@ -186,9 +181,9 @@ class ResponseCache:
         kinds = self._without_query
         for known in (kinds.get(bare), self._with_query.get(asked), kinds.get(head.method)):
             if known is not None and (found := _search(known, partition, values)) is not None:
-                if found.lacking is None:
+                if found.lack is None:
                     head.memo = found
-                elif not found.is_for(head.target):
+                elif not found.lack.holds(head.target):
                     return None
                 return self._holding(found)
         return None
@@ -332,9 +327,9 @@ class ResponseCache:
         return entry
 
     def remember_lack(
-        self, key: CacheKey, response: Response, head: bytes, root: Root, asked_ns: int
+        self, key: CacheKey, response: Response, head: bytes, lack: Lack, asked_ns: int
     ) -> CacheEntry | None:
-        """Cache the response to requests for names that are absent at the top of a root; the key is one request's."""
+        """Cache the response to requests for names that a root lacks; the key is one request's."""
         key = CacheKey(key.asked.partition(b" ")[0], True, key.names, key.values)
         now, body = time.monotonic(), response.body
         former = self._kept(key)
@@ -348,7 +343,7 @@ class ResponseCache:
             *(key, _bare(response.status, response.reason), head, (), None, until, until),
             in_memory=True,
             body=body,
-            lacking=root,
+            lack=lack,
         )
         self._add(entry, now)
         return entry

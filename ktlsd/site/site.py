@@ -49,6 +49,7 @@ from ktlsd.site.folder_zip import MEDIA_TYPE as ZIP_TYPE
 from ktlsd.site.folder_zip import QUERY as ZIP_QUERY
 from ktlsd.site.folder_zip import FolderZips, TooLarge
 from ktlsd.site.followed_root import FollowedRoot
+from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.packing import CODINGS, PackedFiles, packed, packed_fields
 from ktlsd.site.passwords import Passwords
@@ -83,8 +84,8 @@ class Answer(Struct, frozen=True, gc=False):
     more had."""
     any_query: bool = False
     """True if the query of the target had no influence."""
-    lacking: Root | None = None
-    """The root, if the response is the same for all names that are absent at its top."""
+    lack: Lack | None = None
+    """Set if the response is the same for all names that the root lacks at its top."""
     checks: tuple[Check, ...] = ()
     """The checks of access that the request has passed."""
     excess: Excess | None = None
@@ -218,11 +219,12 @@ class Site:
             answer = _Draft(refusal or decide(request, miss_of(error), time.time(), ""))
         try:
             # Without a reason it is no refusal, but a redirect's own page with a 404.
-            lacking = None
+            lack = None
             response = answer.response
             if response.status >= HTTPStatus.BAD_REQUEST and response.reason and not response.has_page:
-                if answer.response.reason == _NO_SUCH_FILE and self._are_alike_if_absent():
-                    lacking = root
+                unguarded = visitor is None or not visitor.passed
+                if answer.response.reason == _NO_SUCH_FILE and unguarded and self._are_alike_if_absent():
+                    lack = Lack(cast(Root, root), self.access)
                 answer = await self._with_error_page(request, target.path(), answer, request_id)
             response = answer.response
             path = target.path()
@@ -242,7 +244,7 @@ class Site:
                     fields = check.marked(visitor, fields)
             response = replace(response, fields=fields, signed=True)
             excess = None if visitor is None or response.limit is None else visitor.excess
-            return Answer(response, answer.opened, answer.file, rules, any_query, lacking, checks, excess)
+            return Answer(response, answer.opened, answer.file, rules, any_query, lack, checks, excess)
         except BaseException:
             if answer.opened is not None:
                 answer.opened.close()
@@ -256,11 +258,12 @@ class Site:
         return opened.path.rpartition(b"/")[0] == b"/".join(names)
 
     def _are_alike_if_absent(self) -> bool:
-        """Whether the response to a request for a file that is absent does not depend on its path."""
+        """Whether the response to a request for a file that is absent does not depend on its path, checks of access
+        aside."""
         options, rules = self.options, self._rules
         others = options.try_files or options.clean_urls or options.fallback is not None or self._index_elsewhere
         by_path = rules.redirects or rules.protecting or rules.headers.by_path or self._cors is not None
-        return not (others or by_path or self._error_pages or self.access is not None)
+        return not (others or by_path or self._error_pages)
 
     def _cors_fields(self, cors: Cors, request: Request, path: str) -> Fields:
         if request.method == "OPTIONS":

@@ -23,8 +23,8 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ktlsd.config.options import Settings
-from ktlsd.config.values import Listen, Mode
+from ktlsd.config.options import AccessOptions, Settings
+from ktlsd.config.values import Listen, Mode, Network
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Response
 from ktlsd.http.request_fields import Field
@@ -679,8 +679,12 @@ def test_names_that_the_root_lacks_share_a_response_until_they_appear(
     (root / "sub/index.html").write_bytes(b"index")
     time.sleep(0.02)
     listeners = bind_all([Listen("127.0.0.1", 0)])
+    # Checks of access for other paths change nothing.
+    guarded = tuple(AccessOptions(path=path, allow=(Network("192.0.2.1"),)) for path in ("/guarded/**", "*.key"))
     with (
-        contextlib.closing(Service(library, Settings(root=root), support(library, Mode.OFF))) as service,
+        contextlib.closing(
+            Service(library, Settings(root=root, access=guarded), support(library, Mode.OFF))
+        ) as service,
         in_a_thread(Server(service), listeners),
         connect(listeners[0].socket.getsockname()[1]) as connection,
         caplog.at_level("INFO"),
@@ -698,6 +702,8 @@ def test_names_that_the_root_lacks_share_a_response_until_they_appear(
         eventually(lambda: from_memory(f"/none-{next(NUMBERS)}"))
         assert all(map(from_memory, ("/other", "/other?query", "/other/", "/other/a/b.txt", "/x//y")))
         assert not any(map(from_memory, ("/sub/none", "//none", "/n%6fne", "/none/../none", "/sub/../none", "/./x")))
+        for target in ("/guarded/none", "/guarded", "/Guarded/none?query", "/none/a.key", "/none.key.gz"):
+            assert ask(connection, get(target)).startswith(b"HTTP/1.1 403 ")
         assert ask(connection, get("/none/.a")) == missing
         assert ask(connection, get("/none#a")).startswith(b"HTTP/1.1 400 ")
         assert ask(connection, get("/sub/")).endswith(b"index")
