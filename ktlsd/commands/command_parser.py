@@ -20,7 +20,7 @@ COMMANDS: Final = {
     "compress": "compress the files of a folder ahead of time (name.zst, name.br, name.gz)",
     "doctor": "diagnose kTLS on this machine",
     "hash-password": "print a line for a file of users",
-    "sign-url": "print a link that ends to a path with signed links",
+    "sign-url": "print a signed link, which expires",
     "health": "ask a running server whether it can answer",
 }
 """The commands, which come first on the command line, and their descriptions."""
