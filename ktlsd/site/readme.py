@@ -13,12 +13,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+import trio
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from ktlsd.attempt import needs_task
 from ktlsd.file_identity import FileIdentity
 from ktlsd.site.folder import Entry
 from ktlsd.site.lookup import OpenFile
@@ -50,16 +52,26 @@ class Readmes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[FileIdentity, bytes] = OrderedDict()
+        self._rendering: dict[FileIdentity, trio.Event] = {}
 
     async def rendered(self, opened: OpenFile) -> bytes:
         """The HTML of an open file, b"" if there is none to show. Raises OSError."""
-        known = self._known.get(opened.identity)
-        if known is None:
-            known = self._known[opened.identity] = await opened.run(_render_file)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(opened.identity)
-        return known
+        identity = opened.identity
+        while identity not in self._known:
+            needs_task()
+            if (rendering := self._rendering.get(identity)) is not None:
+                await rendering.wait()
+                continue
+            done = self._rendering[identity] = trio.Event()
+            try:
+                self._known[identity] = await opened.run(_render_file)
+                if len(self._known) > _REMEMBERED:
+                    self._known.popitem(last=False)
+            finally:
+                del self._rendering[identity]
+                done.set()
+        self._known.move_to_end(identity)
+        return self._known[identity]
 
 
 def _render_file(descriptor: int) -> bytes:

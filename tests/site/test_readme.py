@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ktlsd.site.folder import Entry
-from ktlsd.site.readme import LARGEST, readme_in, render
+from ktlsd.site.lookup import OpenFile, Root
+from ktlsd.site.readme import LARGEST, Readmes, readme_in, render
 
 TAGS = frozenset(
     (
@@ -69,6 +73,24 @@ def test_slow_text_is_given_up(text: str) -> None:
     began = time.thread_time()
     assert render(text, seconds=0.1) == b""
     assert time.thread_time() - began < 2
+
+
+async def test_requests_at_the_same_time_share_the_work(tmp_path: Path) -> None:
+    text = "x " * 60_000
+    (tmp_path / "README.md").write_text(text)
+    root = Root(str(tmp_path))
+    opened = await root.open_file(b"README.md")
+    assert isinstance(opened, OpenFile)
+    began = time.process_time()
+    render(text)
+    alone, began = time.process_time() - began, time.process_time()
+    readmes = Readmes()
+    with contextlib.closing(root), contextlib.closing(opened):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(readmes.rendered, opened)
+    assert time.process_time() - began < 4 * alone
+    assert await readmes.rendered(opened)
 
 
 def test_large_output_is_not_shown() -> None:
