@@ -45,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
 
     if options.user is not None and (":" in options.user or not options.user.isprintable() or not options.user):
         raise Refusal("a name has no colon and no control characters")
+    if options.user is not None and (options.user.startswith("#") or options.user != options.user.strip()):
+        raise Refusal("a name begins with no # and has no blanks at its ends")
     try:
         made = password_hashes.make(_password(), options.algorithm)
     except ValueError as error:

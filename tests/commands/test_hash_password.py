@@ -46,6 +46,8 @@ def test_the_hash_only(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         ([], b"a\tb\n", "no control characters"),
         ([], b"x" * 73, "up to 72 bytes"),
         (["a:b"], b"x", "a name has no colon"),
+        (["#a"], b"x", "begins with no #"),
+        (["a "], b"x", "no blanks at its ends"),
         (["--algorithm", "md5"], b"x", "invalid choice"),
     ],
 )
