@@ -5,6 +5,7 @@ Strategy: one class for each kind of check (ktlsd/http/access.py); those that ne
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,8 @@ def _guarded(site: SiteOptions, path: str) -> GuardedPaths:
 
 def _watched(site: SiteOptions, key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
 
-    root, real = cast(Path, site.root).resolve(), path.resolve()
+    # Path.resolve() raises RuntimeError for links in a circle, before Python 3.13.
+    root, real = (Path(os.path.realpath(one)) for one in (cast(Path, site.root), path))
     if real.is_relative_to(root):
         below = real.relative_to(root).parts
         if site.dotfiles or not any(part.startswith(".") for part in below):

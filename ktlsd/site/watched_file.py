@@ -104,9 +104,11 @@ class WatchedFile(_Watched, Generic[T]):
         """The version and the content, unless it is the `known` version. Raises OSError and ValueError."""
         # Opening a named pipe would wait for its other end.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        try:
             identity = identify(descriptor)
-            data = b"" if identity == known else file.read(LARGEST + 1)
+            data = b"" if identity == known else _content(descriptor)
+        finally:
+            os.close(descriptor)
         if len(data) > LARGEST:
             raise ValueError(f"more than {LARGEST} bytes")
         return identity, data
@@ -131,3 +133,12 @@ class WatchedSwitch(_Watched):
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+
+def _content(descriptor: int) -> bytes:
+    """At most a byte more than the largest file. Raises OSError, also for a folder."""
+    pieces, left = [], LARGEST + 1
+    while left and (piece := os.read(descriptor, left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)

@@ -46,12 +46,14 @@ async def test_a_refusal_looks_for_no_file(tmp_path: Path, monkeypatch: pytest.M
         ("www/users", "www/users: is inside root, where clients could get it"),
         ("www/.hidden/users", None),
         (".", "Is a directory"),
+        ("circle", "Too many levels of symbolic links"),
     ],
 )
 def test_files_of_users(tmp_path: Path, users: str, reason: str | None) -> None:
     for name in ("www/users", "www/.hidden/users"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "circle").symlink_to("circle")
     path = tmp_path / users
     options = SiteOptions(root=tmp_path / "www", auth=(AuthOptions(path="**", users=path),))
     if reason is None:

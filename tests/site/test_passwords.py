@@ -229,5 +229,14 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert await after(None) == b"two"
     assert await after(b"three") == b"three"
     assert sum("No such file" in record.message for record in caplog.records) == 1
+    path.unlink()
+    path.mkdir()
+    open_files = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        file._look_again = 0.0
+        await file.refresh()
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert caplog.records[-1].message.startswith(f"{path}: Is a directory; ")
+    path.rmdir()
     in_the_future = int(time.time()) + 3600
     assert await after(b"from a machine whose clock is ahead", (in_the_future, in_the_future)) != b"three"
