@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-import brotli
-import zstandard
 from msgspec import Struct
 
 from ktlsd.attempt import needs_task
@@ -52,13 +50,23 @@ class _Encoder(NamedTuple):
     finish: Callable[[], bytes]
 
 
+def prepare() -> None:
+    """Import the libraries, which takes some milliseconds: only for sites that need them, and before a request does."""
+    import brotli  # noqa: F401
+    import zstandard  # noqa: F401
+
+
 def _zstd() -> _Encoder:
+    import zstandard
+
     parameters = zstandard.ZstdCompressionParameters.from_level(_ZSTD_LEVEL, window_log=_ZSTD_WINDOW_BITS)
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return _Encoder(stream.compress, stream.flush)
 
 
 def _brotli() -> _Encoder:
+    import brotli
+
     stream = brotli.Compressor(quality=_BROTLI_QUALITY, lgwin=_BROTLI_WINDOW_BITS)
     return _Encoder(stream.process, stream.finish)
 

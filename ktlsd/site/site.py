@@ -39,6 +39,7 @@ from ktlsd.http.rate_check import refused_by_now
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.site import packing
 from ktlsd.site.beneath import paths_below
 from ktlsd.site.checks import checks_of
 from ktlsd.site.content_hash import ContentHashes
@@ -140,6 +141,8 @@ class Site:
         if site.listing:
             # Its import is slow, and must not delay a request.
             import ktlsd.site.listing  # noqa: F401
+        if site.listing or site.compress:
+            packing.prepare()
         # Settings without a root are refused when they are read.
         path = cast(Path, site.root)
         self._rules = SiteRules(site)
