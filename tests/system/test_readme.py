@@ -16,7 +16,7 @@ import pytest
 
 from bench.ports import free_ports
 from tests.proxies import running
-from tests.serving import Running, serving
+from tests.serving import Running, eventually, serving
 from tests.system.test_packaging import REPOSITORY, UNTRACKED
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ _NAMED = re.compile(r"`([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 def section(title: str) -> str:
     """The text below a heading, up to the next one."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^##+ |\Z)", README, re.MULTILINE | re.DOTALL)
     assert found, title
     return found[1]
 
@@ -156,6 +156,31 @@ def test_a_single_page_application_answers_for_its_routes(tmp_path: Path) -> Non
         wait_for_https(server)
         assert curl(f"https://127.0.0.1:{port}/route/of/it") == "application 200"
         assert "max-age=31536000" in curl(f"https://127.0.0.1:{port}/app.3f9c2b1a.js", "-i")
+
+
+def test_each_line_of_the_rules_has_its_effect(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "www", "page")
+    for name in ("404.html", "intern/a", "images/a", "a.bak", "videos/a"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(f"content of {name}")
+    (tmp_path / "users.htpasswd").touch()
+    (tmp_path / "keys").write_text(f"k1:{'0' * 64}\n")
+    maintenance = tmp_path / "maintenance"
+    title = "Passwords, links that expire, limits, maintenance"
+    (text,) = [text for language, text in _EXAMPLE.findall(section(title)) if language == "toml"]
+    places = {'"/srv/www"': f'"{root}"', "/run/ktlsd/maintenance": str(maintenance)}
+    (tmp_path / "rules.toml").write_text(placed(text, places))
+    (port,) = free_ports(1)
+    options = ("--config", str(tmp_path / "rules.toml"), f"--listen=127.0.0.1:{port}")
+    with serving(None, *options, program=PROGRAM, listen=(), state=tmp_path / "state") as server:
+        wait_for_https(server)
+        for path, status in {"/staff/a": 401, "/files/a": 403, "/intern/a": 403, "/videos/a": 200}.items():
+            assert curl(f"https://127.0.0.1:{port}{path}").endswith(f" {status}"), path
+        assert curl(f"https://127.0.0.1:{port}/a.bak") == "content of 404.html 404"
+        assert "max-age=604800" in curl(f"https://127.0.0.1:{port}/images/a", "-i")
+        assert "location: /archive/2024/a" in curl(f"https://127.0.0.1:{port}/2024/a.php", "-i").lower()
+        maintenance.touch()
+        assert eventually(lambda: curl(f"https://127.0.0.1:{port}/").endswith(" 503"))
 
 
 def test_two_sites_have_their_folders_and_certificates(tmp_path: Path) -> None:
