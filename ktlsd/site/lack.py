@@ -6,12 +6,17 @@ decided each time.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from msgspec import Struct
 
 from ktlsd.config.file_names import fsdecode
 from ktlsd.http.access import Access
 from ktlsd.http.request_target import top_name
 from ktlsd.site.lookup import Root
+
+_SLASHES: Final = re.compile("/+")
 
 
 class Lack(Struct, frozen=True, eq=False):
@@ -26,5 +31,7 @@ class Lack(Struct, frozen=True, eq=False):
         name = top_name(target)
         if name is None or not self.root.lacks(name):
             return False
-        # A name with something to decode is no top name.
-        return self.access is None or not self.access.guards(fsdecode(target.partition(b"?")[0]))
+        if self.access is None:
+            return True
+        # A name with something to decode is no top name; checks know paths without empty names.
+        return not self.access.guards(_SLASHES.sub("/", fsdecode(target.partition(b"?")[0])))

@@ -680,7 +680,9 @@ def test_names_that_the_root_lacks_share_a_response_until_they_appear(
     time.sleep(0.02)
     listeners = bind_all([Listen("127.0.0.1", 0)])
     # Checks of access for other paths change nothing.
-    guarded = tuple(AccessOptions(path=path, allow=(Network("192.0.2.1"),)) for path in ("/guarded/**", "*.key"))
+    guarded = tuple(
+        AccessOptions(path=path, allow=(Network("192.0.2.1"),)) for path in ("/guarded/**", "*.key", "/x/shut/**")
+    )
     with (
         contextlib.closing(
             Service(library, Settings(root=root, access=guarded), support(library, Mode.OFF))
@@ -702,7 +704,7 @@ def test_names_that_the_root_lacks_share_a_response_until_they_appear(
         eventually(lambda: from_memory(f"/none-{next(NUMBERS)}"))
         assert all(map(from_memory, ("/other", "/other?query", "/other/", "/other/a/b.txt", "/x//y")))
         assert not any(map(from_memory, ("/sub/none", "//none", "/n%6fne", "/none/../none", "/sub/../none", "/./x")))
-        for target in ("/guarded/none", "/guarded", "/Guarded/none?query", "/none/a.key", "/none.key.gz"):
+        for target in ("/guarded/none", "/guarded", "/Guarded/none?query", "/none/a.key", "/none.key.gz", "/x//shut/a"):
             assert ask(connection, get(target)).startswith(b"HTTP/1.1 403 ")
         assert ask(connection, get("/none/.a")) == missing
         assert ask(connection, get("/none#a")).startswith(b"HTTP/1.1 400 ")
