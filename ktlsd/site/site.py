@@ -635,7 +635,7 @@ class Site:
             return response
         data = await thumbnails.made(opened)
         if data is None:
-            return short(HTTPStatus.SERVICE_UNAVAILABLE, "too many thumbnails are being made", head=is_head)
+            return short(HTTPStatus.SERVICE_UNAVAILABLE, "no process for a thumbnail at the moment", head=is_head)
         if not data:
             return short(HTTPStatus.NOT_FOUND, "no thumbnail can be made of the picture", head=is_head)
         response = whole(Request("HEAD"), replace(found, size=len(data)), HTTPStatus.OK, now)

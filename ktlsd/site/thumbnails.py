@@ -1,7 +1,8 @@
 """Thumbnails of pictures for listings: made once by a process of their own (thumbnail_maker.py), and kept in memory.
 
 Strategy: one picture at a time, so that other work keeps its cores; requests for the same picture wait for one process.
-The versions of files are keys, so that a changed picture gets a new thumbnail. A failure is remembered too.
+The versions of files are keys, so that a changed picture gets a new thumbnail. A failure is remembered, too, but for a
+lack of processes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Thumbnails:
         self._limiter = trio.CapacityLimiter(1)
 
     async def made(self, opened: OpenFile) -> bytes | None:
-        """The thumbnail of an open picture, b"" if none can be made; None if too many requests wait for one."""
+        """The thumbnail of an open picture, b"" if none can be made; None if there is no process for it now."""
         identity = opened.identity
         while identity not in self._known:
             needs_task()
@@ -54,7 +55,10 @@ class Thumbnails:
             done = self._making[identity] = trio.Event()
             try:
                 async with self._limiter:
-                    self._keep(identity, await _make(opened.descriptor))
+                    data = await _make(opened.descriptor)
+                if data is None:
+                    return None
+                self._keep(identity, data)
             finally:
                 del self._making[identity]
                 done.set()
@@ -69,7 +73,7 @@ class Thumbnails:
             self._bytes -= len(oldest) + _ENTRY_BYTES
 
 
-async def _make(descriptor: int) -> bytes:
+async def _make(descriptor: int) -> bytes | None:
     command = [sys.executable, "-P", "-m", "ktlsd.site.thumbnail_maker"]
     try:
         with trio.move_on_after(MOST_SECONDS):
@@ -80,5 +84,5 @@ async def _make(descriptor: int) -> bytes:
                 return ended.stdout
     except OSError:
         # No process or memory left.
-        pass
+        return None
     return b""
