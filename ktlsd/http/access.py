@@ -7,7 +7,7 @@ without a wait, or takes the way of a new decision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
@@ -16,7 +16,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.decide import Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
-from ktlsd.http.protected_paths import GuardedPaths
+from ktlsd.http.protected_paths import GuardedPaths, ProtectedPaths
 
 
 class Visitor(Struct, eq=False):
@@ -54,7 +54,7 @@ class Check(Protocol):
     """One rule about visitors of some paths. Its identity counts: a check is passed once in a request."""
 
     @property
-    def paths(self) -> GuardedPaths:
+    def paths(self) -> GuardedPaths | ProtectedPaths:
         """The paths that it guards."""
 
     def admits(self, visitor: Visitor) -> bool:
@@ -90,9 +90,14 @@ class Excess(NamedTuple):
 class Access:
     """The checks of one site."""
 
-    def __init__(self, checks: Sequence[Check]) -> None:
-        """They are made in this order."""
-        self._checks = tuple(checks)
+    def __init__(self, checks: Sequence[Check], changing: Callable[[], Sequence[Check]] = tuple) -> None:
+        """They are made in this order; `changing` gives more, which come and go."""
+        self._fixed = tuple(checks)
+        self._changing = changing
+
+    @property
+    def _checks(self) -> tuple[Check, ...]:
+        return (*self._fixed, *self._changing())
 
     def guards(self, path: str) -> bool:
         """Whether any check is for a decoded path."""

@@ -1,10 +1,11 @@
-"""Visitors of some paths by name and password: 401 for any other ([[auth]]).
+"""Visitors of some paths by name and password: 401 for any other ([[auth]], Basic-Auth in `_headers`).
 
 Strategy: a password that is known to be right passes without a wait (passwords.py). Over plain HTTP none is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -14,7 +15,8 @@ from ktlsd.http.basic_auth import challenge, credentials, is_preflight
 from ktlsd.http.cache_fields import private
 from ktlsd.http.decide import Denied, Response, short
 from ktlsd.http.fields import Fields, add_vary
-from ktlsd.http.protected_paths import GuardedPaths
+from ktlsd.http.protected_paths import GuardedPaths, ProtectedPaths
+from ktlsd.site import password_hashes
 from ktlsd.site.password_file import Users
 from ktlsd.site.passwords import Passwords, Verdict
 from ktlsd.site.watched_file import WatchedFile
@@ -22,10 +24,29 @@ from ktlsd.site.watched_file import WatchedFile
 _FIELD: Final = b"authorization"
 
 
-class PasswordCheck:
-    """One [[auth]] of a site."""
+class FixedUsers:
+    """The users of a Basic-Auth line of `_headers`, whose file is read by rules.py."""
 
-    def __init__(self, paths: GuardedPaths, file: WatchedFile[Users], realm: str, passwords: Passwords) -> None:
+    due: Final = False
+
+    def __init__(self, passwords: Mapping[bytes, bytes]) -> None:
+        """`passwords` by name, as they stand in the file."""
+        self.value = Users({name: password_hashes.quick(password) for name, password in passwords.items()})
+
+    async def refresh(self) -> None:
+        """They are as they are."""
+
+
+class PasswordCheck:
+    """One [[auth]] of a site, or the Basic-Auth lines of one path of `_headers`."""
+
+    def __init__(
+        self,
+        paths: GuardedPaths | ProtectedPaths,
+        file: WatchedFile[Users] | FixedUsers,
+        realm: str,
+        passwords: Passwords,
+    ) -> None:
         self.paths = paths
         self._file = file
         self._challenge = challenge(realm)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, get_args
 from urllib.parse import quote
 
@@ -44,6 +44,12 @@ _PARAMETER: Final = re.compile("([^/=:]+)=(.*)", re.DOTALL)
 _COMMENT: Final = re.compile(r"\s#.*", re.DOTALL)
 # However it is written: such a line has passwords.
 _BASIC_AUTH: Final = re.compile(r"!?\s*basic[\s_-]*auth(?:[\s:=]|\Z)", re.IGNORECASE)
+# As Netlify has it. A name has no colon, a password no blank.
+_PASSWORDS: Final = re.compile(
+    r"basic-auth:\s*((?:[^\s:\x00-\x1f\x7f]+:[^\s\x00-\x1f\x7f]+(?:\s+|\Z))+)", re.IGNORECASE
+)
+MOST_PASSWORD_RULES: Final = 100
+"""Paths with Basic-Auth lines: each request of the site is compared with all of them."""
 _ROLE: Final = re.compile("role=.*", re.IGNORECASE | re.DOTALL)
 _SLASHES: Final = re.compile("/+")
 _WORD: Final = re.compile(r"[^!:\s][^:\s]*")
@@ -54,6 +60,15 @@ _FIRST_ERROR: Final = 400
 _LONGEST_WARNING: Final = 500
 
 
+class PasswordRule(NamedTuple):
+    """The Basic-Auth lines below a path of `_headers`."""
+
+    path: str
+    """As it is written."""
+    passwords: Mapping[bytes, bytes]
+    """By user name."""
+
+
 class HeadersFile(NamedTuple):
     """The content of a `_headers` file."""
 
@@ -61,6 +76,7 @@ class HeadersFile(NamedTuple):
     warnings: tuple[str, ...]
     protected: tuple[str, ...]
     """Paths, as they are written, that are to be refused."""
+    passwords: tuple[PasswordRule, ...] = ()
 
 
 class RedirectsFile(NamedTuple):
@@ -91,6 +107,7 @@ def parse_headers(text: str) -> HeadersFile:
     warnings = _Warnings(HEADERS_FILE)
     blocks: list[_Block] = []
     protected: dict[str, None] = {}
+    passwords: dict[str, dict[bytes, bytes]] = {}
     # The path line above, and the block of rules for it, if any.
     path: str | None = None
     block: _Block | None = None
@@ -108,14 +125,30 @@ def parse_headers(text: str) -> HeadersFile:
             # The line itself, with its password, must not get into a log.
             if path is None:
                 warnings.add(line.number, "Basic-Auth protects nothing: no path stands above", urgent=True)
+            elif pairs := _passwords(line):
+                passwords.setdefault(path, {}).update(pairs)
             else:
                 protected[path] = None
-                warnings.add(line.number, f"Basic-Auth is not supported: 403 for {path}", urgent=True)
+                warnings.add(line.number, f"Basic-Auth is not name:password: 403 for {path}", urgent=True)
         elif path is None:
             warnings.add(line.number, f"{line.text}: no path stands above")
         elif block is not None and not line.too_long and (refusal := block.add(line.text)):
             warnings.add(line.number, refusal)
-    return HeadersFile(tuple(block.rule() for block in blocks), warnings.texts(), tuple(protected))
+    if len(passwords) > MOST_PASSWORD_RULES:
+        protected.update(dict.fromkeys(passwords))
+        passwords.clear()
+        warnings.add(line.number, f"more than {MOST_PASSWORD_RULES} paths with Basic-Auth: 403 for them", urgent=True)
+    kept = tuple(PasswordRule(path, pairs) for path, pairs in passwords.items())
+    return HeadersFile(tuple(block.rule() for block in blocks), warnings.texts(), tuple(protected), kept)
+
+
+def _passwords(line: _Line) -> dict[bytes, bytes]:
+    """The names and passwords of a Basic-Auth line; none if the line is anything but that."""
+    found = None if line.too_long else _PASSWORDS.fullmatch(line.text)
+    if found is None:
+        return {}
+    pairs = (pair.encode("utf-8", "surrogateescape").partition(b":") for pair in found[1].split())
+    return {name: password for name, _, password in pairs}
 
 
 class _PathLine(NamedTuple):

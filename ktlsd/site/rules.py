@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -18,17 +19,28 @@ from ktlsd.attempt import needs_task
 from ktlsd.config.options import SiteOptions
 from ktlsd.file_identity import FileIdentity
 from ktlsd.file_threads import Stalled
+from ktlsd.http.access import Check
 from ktlsd.http.decide import Miss
 from ktlsd.http.header_rules import HeaderRules
 from ktlsd.http.protected_paths import ProtectedPaths
 from ktlsd.http.redirects import Redirects
 from ktlsd.site.lookup import OpenFile, Root, Unusable, miss_of
-from ktlsd.site.rule_files import LARGEST_FILE, PROTECTING, HeadersFile, RedirectsFile, parse_headers, parse_redirects
+from ktlsd.site.passwords import Passwords
+from ktlsd.site.rule_files import (
+    LARGEST_FILE,
+    PROTECTING,
+    HeadersFile,
+    PasswordRule,
+    RedirectsFile,
+    parse_headers,
+    parse_redirects,
+)
 
 log = logging.getLogger("ktlsd")
 
 HEADERS_FILE: Final = b"_headers"
 REDIRECTS_FILE: Final = b"_redirects"
+_REALM: Final = "Restricted"
 _LOOK_SECONDS: Final = 1.0
 _OVERLAP: Final = 100
 """Bytes that two parts of a long file share, so that no word is cut in two."""
@@ -39,9 +51,13 @@ _Version = FileIdentity | Miss | None
 class SiteRules:
     """The rules in force."""
 
-    def __init__(self, site: SiteOptions) -> None:
-        """Raises ValueError for options that contradict themselves."""
+    def __init__(self, site: SiteOptions, passwords: Passwords) -> None:
+        """Passwords of `_headers` are verified by `passwords`. Raises ValueError for options that contradict
+        themselves."""
         self._site = site
+        self._passwords = passwords
+        self.checks: Sequence[Check] = ()
+        """The checks of access that `_headers` asks for."""
         chosen = ((HEADERS_FILE, site.headers_file), (REDIRECTS_FILE, site.redirects_file))
         self.files = frozenset(name for name, used in chosen if used)
         """The files that are read for rules, and therefore not served."""
@@ -165,6 +181,8 @@ class SiteRules:
     def _put_into_force(self, name: bytes, parsed: HeadersFile | RedirectsFile, *, everything: bool) -> tuple[str, ...]:
         """Put the rules of a file into force; the warnings about them."""
         protected, warnings = parsed.protected, parsed.warnings
+        if isinstance(parsed, HeadersFile):
+            self.checks = self._checks(parsed.passwords)
         if everything:
             protected = (*protected, "/*")
             warnings = (f"{os.fsdecode(name)}: what is left out protects paths: 403 for all of the site", *warnings)
@@ -175,6 +193,17 @@ class SiteRules:
         else:
             self.redirects = Redirects((*self._site.redirect, *parsed.rules))
         return warnings
+
+    def _checks(self, rules: Sequence[PasswordRule]) -> Sequence[Check]:
+        if not rules:
+            return ()
+        from ktlsd.site.password_check import FixedUsers, PasswordCheck
+
+        index, try_files = self._site.index, self._site.try_files
+        return tuple(
+            PasswordCheck(ProtectedPaths((path,), index, try_files), FixedUsers(users), _REALM, self._passwords)
+            for path, users in rules
+        )
 
 
 def _protects_beyond(descriptor: int, size: int, name: bytes) -> bool:

@@ -145,7 +145,9 @@ class Site:
             packing.prepare()
         # Settings without a root are refused when they are read.
         path = cast(Path, site.root)
-        self._rules = SiteRules(site)
+        networks = networks or ClientNetworks(LimitOptions())
+        passwords = passwords or Passwords(LimitOptions(), networks)
+        self._rules = SiteRules(site, passwords)
         hide = HiddenPaths(site.hide, clean_urls=site.clean_urls) if site.hide else None
         self.followed = FollowedRoot(
             path,
@@ -177,9 +179,8 @@ class Site:
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
-        networks = networks or ClientNetworks(LimitOptions())
-        checks = checks_of(site, networks, passwords or Passwords(LimitOptions(), networks))
-        self.access = Access(checks) if checks else None
+        checks = checks_of(site, networks, passwords)
+        self.access = Access(checks, lambda: self._rules.checks) if checks or site.headers_file else None
         """None for a site without checks: everybody may see its files."""
 
     @property
@@ -463,6 +464,13 @@ class Site:
             return True
         return self.access is not None and visitor is not None and self.access.hides(visitor, _paths_of(found))
 
+    def _needs_password(self, found: OpenFile) -> bool:
+        """True if `_headers` asks for a password, by the name of an open file or by the place links led to."""
+        try:
+            return any(check.paths.cover(path) for path in _paths_of(found) for check in self._rules.checks)
+        except OSError:
+            return True
+
     # --- which representation of it -----------------------------------------------------------------------------------
 
     async def _negotiate(
@@ -689,6 +697,9 @@ class Site:
             return None
         try:
             found = await self._look_up_path(path)
+            if isinstance(found, OpenFile) and self._needs_password(found):
+                found.close()
+                found = Miss.PROTECTED
         except OSError as error:
             found = miss_of(error)
         if not isinstance(found, OpenFile):

@@ -17,6 +17,7 @@ from ktlsd.site.rule_files import (
     LARGEST_FILE,
     LONGEST_LINE,
     MOST_HEADER_RULES,
+    MOST_PASSWORD_RULES,
     MOST_REDIRECTS,
     MOST_WARNINGS,
     parse_headers,
@@ -54,7 +55,7 @@ EVERYWHERE = COOKIES | {("X-Frame-Options", "DENY"), ("Cache-Control", "public, 
     ],
 )
 def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
-    rules, warnings, _ = parse_headers(HEADERS)
+    rules, warnings, _, _ = parse_headers(HEADERS)
     assert warnings == ()
     result = HeaderRules(SiteOptions(nosniff=False), rules).apply(path, 200, (("Cache-Control", "no-cache"),), True)
     assert set(result) == fields
@@ -94,7 +95,7 @@ def test_a_headers_file(path: str, fields: set[tuple[str, str]]) -> None:
     ],
 )
 def test_what_a_headers_file_cannot_say(text: str, line: int, reason: str) -> None:
-    rules, warnings, protected = parse_headers(text)
+    rules, warnings, protected, _ = parse_headers(text)
     assert protected == ()
     assert len(warnings) == 1
     assert re.search(rf"^_headers:{line}: .*{reason}", warnings[0])
@@ -137,13 +138,13 @@ PLACEHOLDERS = """\
     ],
 )
 def test_placeholders_in_values_stand_for_parts_of_the_path(path: str, fields: dict[str, str]) -> None:
-    rules, warnings, protected = parse_headers(PLACEHOLDERS)
+    rules, warnings, protected, _ = parse_headers(PLACEHOLDERS)
     assert (warnings, protected) == ((), ())
     assert dict(HeaderRules(SiteOptions(nosniff=False), rules).apply(path, 200, (), True)) == fields
 
 
 def test_every_value_of_a_placeholder_can_be_sent() -> None:
-    rules, _, _ = parse_headers("/:a/*\n  X: :a-:splat\n  Y: a :splat\n")
+    rules, _, _, _ = parse_headers("/:a/*\n  X: :a-:splat\n  Y: a :splat\n")
     headers = HeaderRules(SiteOptions(nosniff=False), rules)
     for octet in range(1, 256):
         path = "/x" + os.fsdecode(bytes([octet])).replace("/", "") + "/" + os.fsdecode(bytes([octet]))
@@ -158,8 +159,6 @@ SECRET = "user:pa55word"
 @pytest.mark.parametrize(
     ("text", "line", "protected"),
     [
-        (f"/a/*\n  Basic-Auth: {SECRET}\n  X: y", 2, ("/a/*",)),
-        (f"/a/*\n  X: y\n  basic-auth:{SECRET} b:c\n", 3, ("/a/*",)),
         (f"/a/*\n  X: y\n  Basic-Auth {SECRET}\n", 3, ("/a/*",)),
         (f"/a/*\n  X: y\n  Basic Auth: {SECRET}\n", 3, ("/a/*",)),
         ("/a/*\n  X: y\n  Basic-Auth:\n", 3, ("/a/*",)),
@@ -167,27 +166,53 @@ SECRET = "user:pa55word"
         ("/a/*\n  X: y\n  ! Basic-Auth\n", 3, ("/a/*",)),
         (f"/a/*\n  X: y\n  Basic-Auth: {SECRET} é\n", 3, ("/a/*",)),
         (f"/a/*  # team\n  X: y\n  Basic-Auth: {SECRET} " + "a" * LONGEST_LINE, 3, ("/a/*",)),
-        ("/a/*\n  X: y\n" + "/b\n" * MOST_HEADER_RULES + f"/c\n Basic-Auth: {SECRET}", 1004, ("/c",)),
-        (f"/a/*\n  X: y\nhttps://example.org/c/*\n  Basic-Auth: {SECRET}", 4, ("/c/*",)),
-        (f"/a/*\n  X: y\nhttps://example.org\n  Basic-Auth: {SECRET}", 4, ("/",)),
-        (f"/a/*\n  X: y\nc/*\n  Basic-Auth: {SECRET}", 4, ("/c/*",)),
+        ("/a/*\n  X: y\n" + "/b\n" * MOST_HEADER_RULES + f"/c\n Basic-Auth {SECRET}", 1004, ("/c",)),
+        (f"/a/*\n  X: y\nhttps://example.org/c/*\n  Basic-Auth {SECRET}", 4, ("/c/*",)),
+        (f"/a/*\n  X: y\nhttps://example.org\n  Basic-Auth {SECRET}", 4, ("/",)),
+        (f"/a/*\n  X: y\nc/*\n  Basic-Auth {SECRET}", 4, ("/c/*",)),
         (f"Basic-Auth: {SECRET}\n/a/*\n  X: y", 1, ()),
-        ("broken\n" * 200 + f"/a/*\n  X: y\n  Basic-Auth: {SECRET}", 203, ("/a/*",)),
+        ("broken\n" * 200 + f"/a/*\n  X: y\n  Basic-Auth {SECRET}", 203, ("/a/*",)),
     ],
 )
-def test_a_password_protects_its_path_and_is_told_to_nobody(text: str, line: int, protected: tuple[str, ...]) -> None:
-    rules, warnings, found = parse_headers(text)
-    assert found == protected
+def test_a_line_that_is_no_password_protects_its_path_and_is_told_to_nobody(
+    text: str, line: int, protected: tuple[str, ...]
+) -> None:
+    rules, warnings, found, passwords = parse_headers(text)
+    assert (found, passwords) == (protected, ())
     assert any(
-        re.search(rf"^_headers:{line}: Basic-Auth (is not supported|protects nothing)", text) for text in warnings
+        re.search(rf"^_headers:{line}: Basic-Auth (is not name:password|protects nothing)", text) for text in warnings
     )
     assert "pa55" not in "".join(warnings)
     fields = HeaderRules(SiteOptions(nosniff=False), rules).apply("/a/b", 200, (), True)
     assert fields == (("X", "y"),)
 
 
+@pytest.mark.parametrize(
+    ("text", "passwords"),
+    [
+        (f"/a/*\n  Basic-Auth: {SECRET}\n  X: y", [("/a/*", {b"user": b"pa55word"})]),
+        (f"/a/*\n  X: y\n  basic-auth:{SECRET}  b:c:d\n", [("/a/*", {b"user": b"pa55word", b"b": b"c:d"})]),
+        ("/a/*\n  Basic-Auth: a:b\n  X: y\n  Basic-Auth: é:ü\n", [("/a/*", {b"a": b"b", "é".encode(): "ü".encode()})]),
+        ("/a/*\n  X: y\n" + "/b\n" * MOST_HEADER_RULES + "/c\n Basic-Auth: a:b", [("/c", {b"a": b"b"})]),
+        ("/a/*\n  X: y\nhttps://example.org/c/*\n  Basic-Auth: a:b", [("/c/*", {b"a": b"b"})]),
+    ],
+)
+def test_passwords_of_a_path(text: str, passwords: list[tuple[str, dict[bytes, bytes]]]) -> None:
+    rules, warnings, protected, found = parse_headers(text)
+    assert ([tuple(rule) for rule in found], protected) == (passwords, ())
+    assert not any("Basic-Auth" in warning for warning in warnings)
+    assert HeaderRules(SiteOptions(nosniff=False), rules).apply("/a/b", 200, (), True) == (("X", "y"),)
+
+
+def test_too_many_paths_with_passwords_are_refused() -> None:
+    text = "".join(f"/{number}\n  Basic-Auth: a:b\n" for number in range(MOST_PASSWORD_RULES + 1))
+    _, warnings, protected, passwords = parse_headers(text)
+    assert (len(protected), passwords) == (MOST_PASSWORD_RULES + 1, ())
+    assert "403 for them" in warnings[0]
+
+
 def test_names_like_it_are_fields_as_any() -> None:
-    rules, warnings, protected = parse_headers("/a\n  Basic-Authors: b\n  X-Basic-Auth: c\n")
+    rules, warnings, protected, _ = parse_headers("/a\n  Basic-Authors: b\n  X-Basic-Auth: c\n")
     assert (warnings, protected) == ((), ())
     assert rules[0].set == (("Basic-Authors", "b"), ("X-Basic-Auth", "c"))
 
@@ -359,7 +384,7 @@ def check_warnings(warnings: tuple[str, ...], file: str, text: str) -> None:
 @settings(deadline=None, max_examples=500)
 @given(FILES, st.sampled_from(["/", "/a", "/a/é", "/\udcff\n"]))
 def test_no_headers_file_breaks_a_response(text: str, path: str) -> None:
-    rules, warnings, _ = parse_headers(text)
+    rules, warnings, _, _ = parse_headers(text)
     check_warnings(warnings, "_headers", text)
     for rule in rules:
         h11.Response(status_code=200, headers=list(rule.set))

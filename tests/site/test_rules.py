@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import trio
 
-from ktlsd.config.options import HeaderOptions, RedirectOptions, SiteOptions
+from ktlsd.config.options import HeaderOptions, LimitOptions, RedirectOptions, SiteOptions
+from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Miss
 from ktlsd.http.redirects import Redirected
 from ktlsd.site.lookup import Root, Unusable
+from ktlsd.site.passwords import Passwords
 from ktlsd.site.rule_files import LARGEST_FILE
 from ktlsd.site.rules import SiteRules
 
@@ -29,8 +31,9 @@ class Kept:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
+        limits = LimitOptions()
         chosen = {"nosniff": False, "headers_file": True, "redirects_file": True} | options
-        self.rules = SiteRules(SiteOptions(root=folder, **chosen))
+        self.rules = SiteRules(SiteOptions(root=folder, **chosen), Passwords(limits, ClientNetworks(limits)))
         self.root = Root(str(folder), hidden=self.rules.files)
 
     async def refresh(self) -> None:
@@ -266,7 +269,7 @@ async def test_protected_paths_come_from_both_files_and_go_with_them(folder: Pat
     kept = keep()
     await kept.refresh()
     assert not kept.rules.protecting
-    put(folder, "_headers", "/a/*\n  Basic-Auth: user:password\n")
+    put(folder, "_headers", "/a/*\n  Basic-Auth user:password\n")
     put(folder, "_redirects", "/b/* 200! Role=admin\n")
     await kept.refresh_until(lambda: kept.rules.protect("/a/x") and kept.rules.protect("/b/x"))
     assert kept.rules.protecting
@@ -281,6 +284,16 @@ async def test_protected_paths_come_from_both_files_and_go_with_them(folder: Pat
     assert kept.rules.protect("/a/x")
     (folder / "_headers").rmdir()
     await kept.refresh_until(lambda: not kept.rules.protecting)
+
+
+async def test_passwords_come_from_the_file_and_go_with_it(folder: Path, keep: Keep) -> None:
+    kept = keep()
+    put(folder, "_headers", "/a/*\n  Basic-Auth: user:password\n/b\n  Basic-Auth: user:other\n")
+    await kept.refresh()
+    covered = [[check.paths.cover(path) for path in ("/a/x", "/b", "/c")] for check in kept.rules.checks]
+    assert (covered, kept.rules.protecting) == ([[True, False, False], [False, True, False]], False)
+    put(folder, "_headers", "/c\n  X-A: b\n")
+    await kept.refresh_until(lambda: not kept.rules.checks)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +361,7 @@ async def test_nothing_is_served_before_the_first_rules_are_read(
 
 async def test_a_root_that_is_closed_says_nothing_of_the_rules(folder: Path, keep: Keep) -> None:
     """A request may have taken a root before another one came into its place, and look only then."""
-    put(folder, "_headers", "/secret/*\n  Basic-Auth: user:password\n")
+    put(folder, "_headers", "/secret/*\n  Basic-Auth user:password\n")
     former, kept = keep(), keep()
     former.root.close()
     await kept.rules.refresh(former.root)
@@ -357,6 +370,6 @@ async def test_a_root_that_is_closed_says_nothing_of_the_rules(folder: Path, kee
     kept.rules.renew()
     await kept.rules.refresh(former.root)
     assert kept.rules.protect("/secret/a")
-    put(folder, "_headers", "/other/*\n  Basic-Auth: user:password\n")
+    put(folder, "_headers", "/other/*\n  Basic-Auth user:password\n")
     await kept.refresh()
     assert kept.rules.protect("/other/a")

@@ -135,7 +135,7 @@ def test_ranges(server: Running, protocol: str) -> None:
 def test_what_is_refused(server: Running, protocol: str) -> None:
     assert ask(server.port, "/huge/?zip", protocol=protocol).body == b"403 Forbidden\n"
     server.wait_for_line(r"403 GET /huge/\?zip: a zip of more than zip_bytes = 8000000")
-    assert ask(server.port, "/secret/?zip", protocol=protocol).status == 403
+    assert ask(server.port, "/secret/?zip", protocol=protocol).status == 401
     assert ask(server.port, "/some/closed/?zip", protocol=protocol).status == 403
     without = ask(server.port, "/some/?zip", protocol=protocol, host="without")
     assert without.fields["content-type"] == "text/html; charset=utf-8"

@@ -6,6 +6,7 @@ protocols.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import gzip
@@ -422,8 +423,13 @@ PROTECTED = (
 )
 
 
+def basic(user: str, password: str) -> str:
+    return "Authorization: Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 def assert_refused(answer: Answer) -> None:
-    assert (answer.status, answer.body) == (403, b"403 Forbidden\n")
+    assert (answer.status, answer.body) == (401, b"401 Unauthorized\n")
+    assert answer.fields["www-authenticate"].startswith("Basic ")
     assert not [value for value in answer.fields.values() if PASSWORD in value]
     assert not {"basic-auth", "etag", "last-modified", "location", "content-encoding"} & answer.fields.keys()
 
@@ -432,7 +438,7 @@ def assert_refused(answer: Answer) -> None:
 def test_a_protected_path_is_refused_however_it_is_written(place: Place, target: str) -> None:
     for fields in ((), ("Accept-Encoding: gzip",), ("Range: bytes=0-3",), ("If-None-Match: *",)):
         assert_refused(place.ask("secrets", target, *fields))
-    assert place.ask("secrets", target, method="HEAD").status == 403
+    assert place.ask("secrets", target, method="HEAD").status == 401
 
 
 @pytest.mark.parametrize(
@@ -457,6 +463,32 @@ def test_a_protected_path_is_refused_however_it_is_written(place: Place, target:
 )
 def test_no_way_to_look_up_leads_to_what_is_protected(place: Place, site: str, target: str) -> None:
     assert_refused(place.ask(site, target))
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "target", "status"),
+    [
+        ("user", PASSWORD, "/secret/page.html", 200),
+        ("other", PASSWORD + "2", "/secret/page.html", 200),
+        ("other", PASSWORD, "/secret/page.html", 401),
+        ("nobody", PASSWORD, "/secret/page.html", 401),
+        ("user", PASSWORD, "/link.html", 200),
+        ("user", PASSWORD, "/open", 200),
+        ("user", PASSWORD, "/about", 200),
+        ("user", PASSWORD, "/secret/nothing", 404),
+        # That of another path.
+        ("other", PASSWORD + "2", "/about", 401),
+    ],
+)
+def test_a_password_opens_its_path(place: Place, user: str, password: str, target: str, status: int) -> None:
+    for _ in range(2):
+        answer = place.ask("secrets", target, basic(user, password))
+        assert answer.status == status
+        if status == 200:
+            assert answer.body == SECRET
+            assert answer.fields["cache-control"] == "private"
+        place.ask("secrets", "/secret/page.html", basic("user", PASSWORD))
+        assert_refused(place.ask("secrets", "/secret/page.html"))
 
 
 def test_an_error_page_that_is_protected_is_not_shown(place: Place) -> None:
@@ -515,8 +547,9 @@ def test_what_is_not_hidden_is_served_without_what_is(place: Place) -> None:
 
 def test_the_log_says_why_and_no_password(place: Place) -> None:
     place.ask("secrets", "/secret/page.html")
-    place.server.wait_for_line(r"secrets/_headers:2: Basic-Auth is not supported: 403 for /secret/\*")
-    place.server.wait_for_line(r"403 GET /secret/page\.html: protected by Basic-Auth")
+    place.server.wait_for_line(r"401 GET /secret/page\.html: no password")
+    place.ask("secrets", "/secret/page.html", basic("user", PASSWORD[:-1]))
+    place.server.wait_for_line(r"401 GET /secret/page\.html: wrong password or unknown user: user")
     assert not [line for line in place.server.log if PASSWORD in line]
     for target in ("/_headers", "/_headers.gz", "/%5Fheaders", "/_headers/"):
         assert place.ask("secrets", target).status == 404
@@ -537,9 +570,9 @@ def test_a_path_is_protected_from_the_moment_that_its_line_is_read(started: Plac
     for _ in range(3):
         assert statuses() == [200, 200, 200, 404] * 2
     (root / "_headers").write_text(f"/\n  Basic-Auth: user:{PASSWORD}\n")
-    assert eventually(lambda: statuses() == [403, 403, 200, 404] * 2)
+    assert eventually(lambda: statuses() == [401, 401, 200, 404] * 2)
     for _ in range(3):
-        assert statuses() == [403, 403, 200, 404] * 2
+        assert statuses() == [401, 401, 200, 404] * 2
     (root / "_headers").write_text("/\n  X-A: b\n")
     assert eventually(lambda: statuses() == [200, 200, 200, 404] * 2)
     filler = "#" * 99 + "\n"
