@@ -154,7 +154,7 @@ def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
         if used:
             for warning in parsed.warnings:
                 yield Finding((*place, key), f"{site.root}/{warning}", "mend this line, which is left out")
-        elif parsed.protected:
+        elif parsed.protected or (isinstance(parsed, HeadersFile) and parsed.passwords):
             what = f"{site.root}/{name} is not used: its lines that protect paths have no effect"
             if name == HEADERS_FILE and not absence(site, f"/{name}"):
                 what += ", and every client can fetch it with its passwords"

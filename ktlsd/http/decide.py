@@ -40,7 +40,10 @@ class Miss(enum.Enum):
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "not readable by the server")
     SPECIAL = (HTTPStatus.FORBIDDEN, "not a regular file")
     NO_INDEX = (HTTPStatus.FORBIDDEN, "a folder without an index file")
-    PROTECTED = (HTTPStatus.FORBIDDEN, "protected by Basic-Auth in _headers, or a role or status in _redirects")
+    PROTECTED = (
+        HTTPStatus.FORBIDDEN,
+        "protected by a bad Basic-Auth line in _headers, or a role or status in _redirects",
+    )
     BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, "held by a lease or renamed again and again")
     EXHAUSTED = (HTTPStatus.SERVICE_UNAVAILABLE, "no file descriptors or memory left")
     STALLED = (HTTPStatus.SERVICE_UNAVAILABLE, "the file system does not answer")
@@ -92,6 +95,8 @@ class Moved(Struct, frozen=True):
 
     location: str
     status: HTTPStatus = HTTPStatus.MOVED_PERMANENTLY
+    paths: tuple[str, ...] = ()
+    """Paths below the root of a folder that stands in the place of the requested path, and shows that it is there."""
 
 
 class Request(Struct, frozen=True):

@@ -296,6 +296,10 @@ class Site:
             refusal = await self._refusal_of(visitor, found)
             if refusal is not None:
                 return _Draft(refusal)
+        if isinstance(found, Moved) and found.paths:
+            refusal = await self._refusal(visitor, found.paths)
+            if refusal is not None:
+                return _Draft(refusal)
         if isinstance(found, Folder):
             return _Draft(await self._list(request, target, found, visitor))
         now = time.time()
@@ -383,8 +387,11 @@ class Site:
         """A folder is listed under a path with a slash at its end, which the links in a listing go on from."""
         if not isinstance(found, Folder) or target.directory:
             return found
-        found.close()
-        return Moved(target.directory_location())
+        try:
+            paths = () if self.access is None else tuple(_paths_of(found))
+        finally:
+            found.close()
+        return Moved(target.directory_location(), paths=paths)
 
     async def _look_up(self, target: Target) -> _Outcome:
         """The file that a path names, or the first of `try_files`."""

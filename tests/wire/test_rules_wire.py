@@ -549,7 +549,6 @@ def test_the_log_says_why_and_no_password(place: Place) -> None:
     place.ask("secrets", "/secret/page.html")
     place.server.wait_for_line(r"401 GET /secret/page\.html: no password")
     place.ask("secrets", "/secret/page.html", basic("user", PASSWORD[:-1]))
-    place.server.wait_for_line(r"401 GET /secret/page\.html: wrong password or unknown user: user")
     assert not [line for line in place.server.log if PASSWORD in line]
     for target in ("/_headers", "/_headers.gz", "/%5Fheaders", "/_headers/"):
         assert place.ask("secrets", target).status == 404
