@@ -90,7 +90,7 @@ _ORIGINS: Final = {"rewrite": Origin.REWRITE, "fallback": Origin.FALLBACK}
 def check(data: bytes) -> None:
     path, _, rest = data.partition(b"\n")
     words, _, text = rest.partition(b"\n")
-    rules, warnings, protected = parse_headers(text.decode("utf-8", "replace"))
+    rules, warnings, protected, passwords = parse_headers(text.decode("utf-8", "replace"))
     assert len(warnings) <= MOST_WARNINGS + 1
     assert all(_WARNING.fullmatch(warning) for warning in warnings)
     options = words.decode("latin-1").split(" ")
@@ -118,7 +118,9 @@ def check(data: bytes) -> None:
     if status >= _ERROR:
         assert "cache-control" not in names
     blocks = list(_blocks(text.decode("utf-8", "replace")))
-    paths = ProtectedPaths(protected)
+    # A path is protected by a refusal or by passwords.
+    paths = ProtectedPaths((*protected, *(rule.path for rule in passwords)))
+    assert all(name and password for rule in passwords for name, password in rule.passwords.items())
     if any(block.protected and matches_host_pattern(block.path, decoded) for block in blocks):
         assert paths.cover(decoded)
     assert bool(paths) is any(block.protected for block in blocks)
