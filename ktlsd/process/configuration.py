@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,7 +25,7 @@ from ktlsd.process.listeners import https_port
 from ktlsd.process.opened import Opened, Opening
 from ktlsd.service import Service
 from ktlsd.settings import Loaded
-from ktlsd.tls.pairs import Fault, out_of_time, refused_for
+from ktlsd.tls.pairs import Fault, FaultKey, out_of_time, refused_for
 from ktlsd.tls.ticket_file import TicketFile
 from ktlsd.tls.ticket_keys import Ring
 
@@ -292,10 +292,12 @@ def _closed_on_error(service: Service) -> Iterator[None]:
         raise
 
 
-def validate_service(service: Service, loaded: Loaded, former: Service | None) -> None:
-    """Raise SettingsError where a start, or a reload of the configuration, is to be refused for a certificate."""
+def validate_service(service: Service, loaded: Loaded, before: Iterable[FaultKey] | None) -> None:
+    """Raise SettingsError where a start, or a reload of the configuration, is to be refused for a certificate.
+
+    `before` are the faults of the service in force, at a reload or an upgrade.
+    """
     served = any(not hosted.refused for hosted in service.all)
-    before = None if former is None else former.faults
     fault = refused_for(service.faults, served=served, strict=loaded.settings.strict, before=before)
     if fault is not None:
         raise SettingsError(f"{loaded.where(fault.place)}{fault.text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.refusal import SettingsError, cause
@@ -14,6 +15,7 @@ from ktlsd.settings import Loaded
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls import ktls_state, offer
 from ktlsd.tls.ktls import Support
+from ktlsd.tls.pairs import FaultKey
 from ktlsd.tls.ticket_file import FILE, TicketFile, TicketFileError
 
 log = logging.getLogger("ktlsd")
@@ -23,12 +25,14 @@ def make_service(
     library: Library,
     support: Support,
     identity: Identity | None,
+    upgraded: Iterable[FaultKey] | None,
     loaded: Loaded,
     former: Service | None = None,
     *,
     renewing: bool = False,
 ) -> Service:
-    """What Configuration has built (configuration.Build)."""
+    """What Configuration has built (configuration.Build). `upgraded` are the faults of the process before this one, at
+    an upgrade."""
     settings = loaded.settings
     if by_acme(settings) and not renewing:
         from ktlsd.process import acme_folder
@@ -39,7 +43,7 @@ def make_service(
     service = Service(library, settings, support, former, renewing=renewing)
     try:
         if not renewing:
-            validate_service(service, loaded, former)
+            validate_service(service, loaded, upgraded if former is None else [fault.key for fault in former.faults])
             if service.tried is not None:
                 service.ktls_state = ktls_state.describe(library, service.tried, support, service.policy)
                 ciphers = offer.describe(service.tried, settings, support)

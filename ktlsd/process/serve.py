@@ -74,7 +74,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
     with privileges.acting_as(identity):
         logs = Logs(settings)
     logs.begin()
-    build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity)
+    build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity, inherited.faults)
     configuration = Configuration(read, loaded, build, open_tickets)
     service = configuration.service
     opened = Opened(settings, logs, passed, identity, inherited.listeners)

@@ -30,6 +30,7 @@ from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.reload_signals import UPGRADE, unblock_upgrade_signal
 from ktlsd.process.configuration import Configuration
 from ktlsd.process.opened import Opened
+from ktlsd.tls.pairs import FaultKey
 
 if TYPE_CHECKING:
     # It brings prometheus_client along, which takes long to import.
@@ -62,6 +63,8 @@ class _Handed(Struct, frozen=True):
     ready: int
     """The descriptor to write to."""
     sockets: list[_Socket]
+    faults: list[FaultKey] = []
+    """Certificates that cannot be used."""
 
 
 class Inherited:
@@ -71,6 +74,8 @@ class Inherited:
         """Takes the variable away, since no child is meant by it. Raises Refusal."""
         self.listeners: list[Listener] = []
         self.metrics: list[tuple[Listen, socket.socket]] = []
+        self.faults: list[FaultKey] | None = None
+        """Certificates that it could not use: the only ones that may be left out."""
         self._ready: int | None = None
         self._owned = True
         """False as long as the process before this one serves."""
@@ -84,7 +89,7 @@ class Inherited:
 
     def _take(self, handed: _Handed) -> None:
         """Raises OSError for what is no socket."""
-        self._ready, self._owned = handed.ready, False
+        self._ready, self._owned, self.faults = handed.ready, False, handed.faults
         os.set_inheritable(handed.ready, False)
         for told in handed.sockets:
             os.set_inheritable(told.descriptor, False)
@@ -126,13 +131,18 @@ class Inherited:
 class Successor:
     """The process that is to take the place of this one."""
 
-    def __init__(self, listeners: Iterable[Listener], metrics: Iterable[tuple[Listen, socket.socket]]) -> None:
+    def __init__(
+        self,
+        listeners: Iterable[Listener],
+        metrics: Iterable[tuple[Listen, socket.socket]],
+        faults: Iterable[FaultKey],
+    ) -> None:
         """Start it. Raises OSError."""
         told = [_described(listener) for listener in listeners]
         told += [_Socket(sock.fileno(), address=(listen.host, listen.port)) for listen, sock in metrics]
         self.ready, ready = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._deadline = time.monotonic() + START_SECONDS
-        handed = msgspec.json.encode(_Handed(ready, told)).decode()
+        handed = msgspec.json.encode(_Handed(ready, told, list(faults))).decode()
         descriptors = [ready, *(one.descriptor for one in told)]
         command = [sys.executable, *sys.orig_argv[1:]]
         try:
@@ -191,8 +201,9 @@ class Upgrades:
             reason = "a container ends with its process 1: start another container"
         else:
             try:
-                metrics = self._metrics
-                return Successor(self._opened.listeners, () if metrics is None else metrics.places())
+                metrics, faults = self._metrics, self._configuration.service.faults
+                places = () if metrics is None else metrics.places()
+                return Successor(self._opened.listeners, places, [fault.key for fault in faults])
             except OSError as error:
                 reason = f"no process can be started: {cause(error)}"
         log.error("not upgraded, this process goes on: %s", reason)

@@ -37,6 +37,10 @@ USABLE_KEYS: Final = "use ECDSA (P-256, P-384 or P-521), RSA (2048 bits or more)
 PROTOCOLS: Final = (("TLS 1.3", TLS_1_3), ("TLS 1.2", TLS_1_2))
 
 
+FaultKey = tuple[str, str]
+"""The site and the file of a fault."""
+
+
 class Fault(NamedTuple):
     """A certificate or another file that a site cannot use."""
 
@@ -52,6 +56,11 @@ class Fault(NamedTuple):
     """True if the former version of the same files stays in force."""
     served: bool
     """True if the site is served all the same, with the former version or with its other certificates."""
+
+    @property
+    def key(self) -> FaultKey:
+        """The same for the same fault of another service."""
+        return self.site, self.file
 
     def line(self, where: str) -> str:
         """One line for the log; `where` is the place as a message begins with it."""
@@ -196,12 +205,12 @@ def _together(groups: str) -> tuple[str, ...]:
 
 
 def refused_for(
-    faults: Sequence[Fault], *, served: bool, strict: bool, before: Iterable[Fault] | None = None
+    faults: Sequence[Fault], *, served: bool, strict: bool, before: Iterable[FaultKey] | None = None
 ) -> Fault | None:
     """The fault for which a start, or a reload of the configuration, is refused as a whole.
 
     `served` is True if any site is served, `before` are the faults of the service in force, at a
-    reload: it may leave as it is what was so, and take nothing new that cannot be used.
+    reload or an upgrade: it may leave as it is what was so, and take nothing new that cannot be used.
     """
     if not faults:
         return None
@@ -209,8 +218,8 @@ def refused_for(
         return next((fault for fault in faults if not fault.served), faults[0])
     if before is None:
         return None
-    known = {(fault.site, fault.file) for fault in before}
-    return next((fault for fault in faults if not fault.former and (fault.site, fault.file) not in known), None)
+    known = set(before)
+    return next((fault for fault in faults if not fault.former and fault.key not in known), None)
 
 
 def out_of_time(begins: int, ends: int, now: float) -> str:

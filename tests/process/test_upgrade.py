@@ -15,6 +15,7 @@ import pytest
 from bench.ports import free_ports
 from ktlsd.config.refusal import Refusal
 from ktlsd.process.upgrade import Inherited
+from ktlsd.tls.certificate import localhost_certificate
 from tests.process.test_reload import Busy
 from tests.serving import (
     Running,
@@ -109,6 +110,31 @@ def test_a_successor_takes_only_the_addresses_of_its_configuration(folder: Path)
         assert get(other, "/a.txt").body == b"hello"
         assert is_refused(port)
         assert not (folder / "socket").exists()
+
+
+def test_a_site_that_is_served_is_not_left_out(folder: Path) -> None:
+    """One that the old process does not serve either may be."""
+    (port,) = free_ports(1)
+    config = folder / "ktlsd.toml"
+    for name in ("default", "good", "bad"):
+        (folder / name).mkdir()
+        localhost_certificate(folder / name).rename(folder / f"{name}.pem")
+    (folder / "bad.pem").unlink()
+    lines = [f'listen = "127.0.0.1:{port}"', 'root = "root"', 'cert = "default.pem"', 'key = "default.pem"']
+    for name in ("good", "bad"):
+        lines += ["[[site]]", f'names = ["{name}.example"]', f'cert = "{name}.pem"', f'key = "{name}.pem"']
+    config.write_text("\n".join(lines))
+    with upgradable(folder, config) as server:
+        server.wait_for_line("site bad.example is not served")
+        (folder / "good.pem").rename(folder / "away.pem")
+        server.process.send_signal(signal.SIGRTMIN)
+        server.wait_for_line(r"site\[0\].*good\.pem")
+        server.wait_for_line(r"^not upgraded, this process goes on: process \d+ has ended \(exit status 2\)$")
+        assert get(port, "/a.txt", name="good.example", host="good.example").body == b"hello"
+        (folder / "away.pem").rename(folder / "good.pem")
+        server.process.send_signal(signal.SIGRTMIN)
+        server.wait_for_line(r"^upgrade: process \d+ accepts connections, this one ends$")
+        assert get(port, "/a.txt", name="good.example", host="good.example").body == b"hello"
 
 
 def test_under_systemd_there_is_another_way(folder: Path) -> None:

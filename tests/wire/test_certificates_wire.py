@@ -409,7 +409,7 @@ def test_a_bad_certificate_is_told_and_tried_again_once_an_hour(
     later = 0.0
     monotonic = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
-    build = partial(make_service, library, support(library, Mode.OFF), None)
+    build = partial(make_service, library, support(library, Mode.OFF), None, None)
     options = {"config": str(place.config)}
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     configuration = Configuration(lambda: load(options), load(options), build, lambda settings: None)
