@@ -22,7 +22,15 @@ import msgspec
 from ktlsd.config import errors
 from ktlsd.config.environment import CONFIG, name_of, read_environment, with_environment
 from ktlsd.config.errors import Read, Steps
-from ktlsd.config.options import ONE_OR_MORE, AcmeOptions, NamedSiteOptions, Settings, SiteOptions, by_acme
+from ktlsd.config.options import (
+    ONE_OR_MORE,
+    AccessOptions,
+    AcmeOptions,
+    NamedSiteOptions,
+    Settings,
+    SiteOptions,
+    by_acme,
+)
 from ktlsd.config.refusal import SettingsError
 from ktlsd.config.values import (
     BackendListen,
@@ -356,6 +364,8 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], object]]]:
             yield ("header", number), partial(header_rules.check, SiteOptions(header=(header,)))
         for number, cache in enumerate(site.cache):
             yield ("cache", number), partial(header_rules.check, SiteOptions(cache=(cache,)))
+    for number, access in enumerate(site.access):
+        yield ("access", number), partial(_check_access, access)
     if site.rate:
         from ktlsd.http import rate_check
 
@@ -365,6 +375,11 @@ def _checks(site: SiteOptions) -> Iterator[tuple[Steps, Callable[[], object]]]:
         from ktlsd.http import cors
 
         yield ("cors",), partial(cors.check, site.cors)
+
+
+def _check_access(rule: AccessOptions) -> None:
+    if not (rule.allow or rule.deny or rule.certificate or rule.certificate_names):
+        raise ValueError("every client has access: give allow, deny, certificate or certificate_names")
 
 
 def _check_extra(module: str, package: str) -> None:

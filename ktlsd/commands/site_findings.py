@@ -47,6 +47,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from _answering(place, site)
         yield from _caches((*place, "cache"), site)
         yield from _host_files(place, site)
+        yield from _listing(place, site)
     yield from _exposed(settings)
 
 
@@ -159,6 +160,13 @@ def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
             if name == HEADERS_FILE and not absence(site, f"/{name}"):
                 what += ", and every client can fetch it with its passwords"
             yield Finding((*place, key), what, f"set {key} = true, or remove the file")
+
+
+def _listing(place: Place, site: SiteOptions) -> Iterator[Finding]:
+    """Options of listings without a listing."""
+    for key in ("readme", "thumbnails", "zip_bytes"):
+        if getattr(site, key) and not site.listing:
+            yield Finding((*place, key), "has no effect: folders are not listed", "set listing = true, or remove it")
 
 
 def _parsed(root: Path, name: str) -> HeadersFile | RedirectsFile:

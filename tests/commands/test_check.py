@@ -305,3 +305,11 @@ def test_strict_makes_warnings_a_failure(folder: Path, options: list[str], statu
     file.write_text('root = "www"\n')
     ended = run_to_end("check", "--config", str(file), *options, state=folder)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{file}: ok, 1 site\n", "")
+
+
+def test_options_of_listings_without_a_listing(folder: Path) -> None:
+    text = "root = 'www'\nreadme = true\nthumbnails = true\nzip_bytes = 1000\n"
+    without = "has no effect: folders are not listed: set listing = true, or remove it"
+    found = [f"ktlsd.toml:{line}: warning: {key}: {without}" for line, key in ((2, "readme"), (3, "thumbnails"))]
+    assert warnings(folder, text) == [*found, f"ktlsd.toml:4: warning: zip_bytes: {without}"]
+    assert warnings(folder, text + "listing = true\n") == []

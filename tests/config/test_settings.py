@@ -523,6 +523,13 @@ def test_without_a_root_there_is_nothing_to_serve() -> None:
     assert "--root" in refusal_of({})
 
 
+def test_an_access_rule_for_everybody_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('root = "/srv"\n[[access]]\npath = "**"\n')
+    complaint = "every client has access: give allow, deny, certificate or certificate_names"
+    assert refusal_of({"config": str(file)}) == f"{file}:2: access[0]: {complaint}"
+
+
 @pytest.mark.parametrize(("given", "lacking"), [("cert", "key"), ("key", "cert")])
 def test_a_certificate_needs_its_key(tmp_path: Path, given: str, lacking: str) -> None:
     ending = "give both, or neither for a self-signed certificate"
