@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.ports import free_ports
-from tests.serving import START_SECONDS, WAIT_SECONDS, is_refused
+from tests.serving import START_SECONDS, WAIT_SECONDS, eventually, is_refused
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "proxies.md"
 TOOL_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -141,6 +141,8 @@ def haproxy(places: Places) -> Iterator[dict[str, int]]:
         f"global\n    stats socket {admin_socket(places)} mode 600 level admin\ndefaults\n{patience}{text}"
     )
     with running("haproxy", places.folder, ports, "haproxy", "-db", "-f", str(configuration)):
+        # HAProxy gives it its name only after it listens everywhere.
+        assert eventually(lambda: Path(admin_socket(places)).exists())
         yield {
             "haproxy": tls,
             "haproxy-local": local,

@@ -250,7 +250,11 @@ def connect_plain(place: int | str) -> socket.socket:
         return socket.create_connection(("127.0.0.1", place), timeout=WAIT_SECONDS)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(WAIT_SECONDS)
-    connection.connect(place)
+    try:
+        connection.connect(place)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -196,7 +196,9 @@ def test_requests_arrive_by_the_nic_and_in_order(
         answers = parse_all(read_to_end(connection))
     assert b"".join(answer.body for answer in answers) == (root / "small.bin").read_bytes()[:200]
     assert counted.kernel["TlsRxDevice"] == 1
-    assert counted.nic["rx_tls_decrypted_bytes"] > (MIB if wire is contextlib.nullcontext else 0)
+    if wire is contextlib.nullcontext:
+        # Out of order, the NIC leaves any number of records to the kernel.
+        assert counted.nic["rx_tls_decrypted_bytes"] > MIB
     assert (counted.nic["wire_lost"] > 0) == (wire is losing)
     assert counted.nic["rx_tls_bad_tag"] == 0
 
