@@ -23,6 +23,11 @@ OTHER: Final = "-other"
 PATH: Final = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 IDLE_SECONDS: Final = 600
 MOST_CONNECTIONS: Final = 8192
+USERS: Final = (
+    "bench:$6$rounds=600000$wHb723eKZc24p3Da"
+    "$BRwyFpp2k93jojoUeusZIyfTd/d9qEy.ShpbPfEgLw2fnVnBw4r76D5O4R9Krd2jLL8x8A.VB1d.fBnk83ZsW1\n"
+)
+"""A file of users that nobody uses."""
 HEADER_RULES: Final = """/*
   X-Frame-Options: DENY
   Referrer-Policy: strict-origin-when-cross-origin
@@ -134,6 +139,14 @@ access_log = "{place.scratch}/access.log"
 names = ["www.example.org"]
 root = "{place.root}"
 """
+    configuration = _write(place, "ktlsd.toml", text)
+    return _run_ktlsd(place, programs, ["--listen", f"127.0.0.1:{place.port}", "--config", configuration])
+
+
+def _ktlsd_with_auth(place: Place, programs: Programs) -> Launch:
+    """With passwords for paths that nobody requests."""
+    users = _write(place, "users", USERS)
+    text = f'[[auth]]\npath = "/intern/**"\nusers = "{users}"\n'
     configuration = _write(place, "ktlsd.toml", text)
     return _run_ktlsd(place, programs, ["--listen", f"127.0.0.1:{place.port}", "--config", configuration])
 
@@ -387,6 +400,7 @@ _OURS: Final = (
     Peer("ktlsd-h2", "env", "coreutils", _ktlsd_http2("auto"), _ktlsd_version, http2=True),
     Peer("ktlsd-h2-off", "env", "coreutils", _ktlsd_http2("off"), _ktlsd_version, http2=True),
     Peer("ktlsd-rules", "env", "coreutils", _ktlsd_with_rules, _ktlsd_version),
+    Peer("ktlsd-auth", "env", "coreutils", _ktlsd_with_auth, _ktlsd_version),
     Peer("ktlsd-backend", "env", "coreutils", _ktlsd_backend, _ktlsd_version, plain=True),
 )
 _ALL: Final = (

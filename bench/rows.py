@@ -234,6 +234,16 @@ TRAFFIC: Final = (
         workers=(1,),
     ),
     Row(
+        "auth",
+        "real traffic with passwords for other paths, beside that without",
+        Setting.HOST,
+        Traffic(Browsing(SITE), timed=False),
+        (OURS,),
+        subject="ktlsd-auth",
+        at_least=_both(AT_FIRST_AND_LATER, 0.95, OURS),
+        workers=(1,),
+    ),
+    Row(
         "scanners",
         "random paths that do not exist, 32 connections",
         Setting.HOST,

@@ -278,6 +278,7 @@ def target(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Target]:
     [
         ("ktlsd", Browsing(TREE)),
         ("ktlsd-rules", Browsing(TREE)),
+        ("ktlsd-auth", Browsing(TREE)),
         ("ktlsd", Scanning()),
         ("ktlsd-backend", Forwarded("/10k.html")),
         ("nginx-backend", Forwarded("/10k.html")),
