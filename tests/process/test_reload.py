@@ -230,6 +230,8 @@ def test_a_worker_that_cannot_do_what_its_parent_could_tries_again(root: Path, t
             assert eventually(lambda: version_of(server) == "1")
         finally:
             os.kill(other, signal.SIGCONT)
+        # A last line may still be on its way.
+        time.sleep(0.5)
         tries = len([line for line in server.log if "not reloaded" in line])
         reload_to(server, config, "2")
         assert len([line for line in server.log if "not reloaded" in line]) == tries
