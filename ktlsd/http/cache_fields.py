@@ -39,14 +39,17 @@ def with_control(fields: Fields, control: list[str]) -> Fields:
 def private(fields: Fields) -> Fields:
     """Fields that forbid shared caches to keep the response (sections 3.5 and 5.2.2.7)."""
     kept = [directive for directive in directives(fields) if name_of(directive) not in _SHARED]
-    targeted = {name.lower() for name, _ in fields if name.lower().endswith(_TARGETED)}
-    return with_control(without(fields, targeted), ["private", *kept])
+    return with_control(without(fields, _targeted(fields)), ["private", *kept])
 
 
 def never_stored(fields: Fields) -> Fields:
     """Fields that forbid all caches to keep the response."""
-    targeted = {name.lower() for name, _ in fields if name.lower().endswith(_TARGETED)}
-    return with_control(without(fields, targeted | {"expires"}), ["no-store"])
+    return with_control(without(fields, _targeted(fields) | {_EXPIRES}), ["no-store"])
+
+
+def _targeted(fields: Fields) -> set[str]:
+    """The lower-case names of fields for shared caches only."""
+    return {name.lower() for name, _ in fields if name.lower().endswith(_TARGETED)}
 
 
 def ending(fields: Fields, now: float, end: float) -> Fields:
