@@ -42,6 +42,11 @@ class Running:
         return self.ports[0]
 
     @property
+    def unix_socket(self) -> str:
+        """The path of the first backend on a Unix socket."""
+        return next(place for place in self.backends if place.startswith("unix:")).removeprefix("unix:")
+
+    @property
     def certificate(self) -> Path:
         return self.state / "ktlsd/localhost.pem"
 

@@ -114,7 +114,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
 
         web, passed = start("web"), start("passed")
         local = start("local", "--access-log", "stderr", backend=(socket, "127.0.0.1:0"))
-        path, plain = local.backends[0].removeprefix("unix:"), int(local.backends[1].rpartition(":")[2])
+        path, plain = local.unix_socket, int(local.backends[1].rpartition(":")[2])
         places = Places(folder, web.port, passed.port, path, plain, authority.ca, certificate)
         ports: dict[str, int] = {}
         for proxy in PROXIES.values():

@@ -53,11 +53,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def place(server: Running) -> str:
-    """The Unix socket."""
-    return server.backends[0].removeprefix("unix:")
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     ("client", "target", "status"),
@@ -87,7 +82,7 @@ def place(server: Running) -> str:
     ],
 )
 def test_networks_with_access(server: Running, protocol: str, client: str, target: str, status: int) -> None:
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         for _ in range(3):
             # The second is remembered, and asked for by others in between.
             connection.get(target, f"X-Forwarded-For: {INSIDE}")
@@ -100,13 +95,13 @@ def test_networks_with_access(server: Running, protocol: str, client: str, targe
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_sibling_that_is_elsewhere_is_not_sent(server: Running, protocol: str) -> None:
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         answer = connection.get("/open/page.txt", f"X-Forwarded-For: {OUTSIDE}", "Accept-Encoding: br")
         assert (answer.status, answer.body) == (200, b"page")
 
 
 def test_the_reason_is_logged(server: Running) -> None:
-    with plain_conversation(place(server), PROTOCOLS[0]) as connection:
+    with plain_conversation(server.unix_socket, PROTOCOLS[0]) as connection:
         connection.get("/intern/", f"X-Forwarded-For: {OUTSIDE}")
     line = server.wait_for_line(f"{OUTSIDE} .*403.*network")
     assert "/intern/" in line

@@ -129,10 +129,6 @@ def port_of(server: Running) -> int:
     return int(server.backends[0].rpartition(":")[2])
 
 
-def socket_of(server: Running) -> str:
-    return server.backends[1].removeprefix("unix:")
-
-
 def request(target: str, *fields: str, host: str = "a", method: str = "GET") -> bytes:
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *fields, "", ""]
     return "\r\n".join(lines).encode()
@@ -155,7 +151,7 @@ class Way:
     def open(self, server: Running, before: bytes = b"") -> contextlib.AbstractContextManager[Conversation]:
         if self.tls:
             return conversation(server.port, self.protocol, before=before)
-        place = socket_of(server) if self.unix else port_of(server)
+        place = server.unix_socket if self.unix else port_of(server)
         return plain_conversation(place, self.protocol, before=before)
 
     @property
@@ -202,7 +198,7 @@ def test_sites_are_served_every_way(server: Running, way: Way) -> None:
 
 
 def test_the_unix_socket_has_its_permissions(server: Running) -> None:
-    status = os.stat(socket_of(server))
+    status = os.stat(server.unix_socket)
     assert stat.S_ISSOCK(status.st_mode)
     assert stat.S_IMODE(status.st_mode) == 0o660
 
@@ -307,7 +303,7 @@ def test_what_one_request_said_is_not_the_next_ones(server: Running, way: Way) -
 
 def test_a_malformed_head_has_no_clients_name(server: Running) -> None:
     since = len(server.log)
-    assert ask(socket_of(server), "/\xff", "X-Forwarded-For: 198.51.100.1", "Bad Name: 1").status == 400
+    assert ask(server.unix_socket, "/\xff", "X-Forwarded-For: 198.51.100.1", "Bad Name: 1").status == 400
     assert server.wait_for_line("^unix 400 ", since)
 
 
@@ -377,7 +373,7 @@ def test_who_must_send_a_header_and_does_not_is_cut_off(behind: Running, kind: s
         "tls": behind.port,
         "redirect": behind.http_ports[0],
         "backend": port_of(behind),
-        "unix": socket_of(behind),
+        "unix": behind.unix_socket,
     }
     with connect_plain(places[kind]) as connection:
         connection.sendall(b"GET /name.txt HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -404,7 +400,7 @@ def test_a_header_from_anyone_else_is_no_http(server: Running) -> None:
 
 def test_headers_come_before_plain_http_too(behind: Running) -> None:
     assert ask(port_of(behind), "/name.txt", before=V1).body == b"root"
-    assert ask(socket_of(behind), "/name.txt", before=v2(ADDRESSES_4)).body == b"root"
+    assert ask(behind.unix_socket, "/name.txt", before=v2(ADDRESSES_4)).body == b"root"
     assert ask(behind.http_ports[0], "/name.txt", before=V1).status == 301
 
 

@@ -55,10 +55,6 @@ def port_of(server: Running) -> int:
     return int(server.backends[0].rpartition(":")[2])
 
 
-def socket_of(server: Running) -> str:
-    return server.backends[1].removeprefix("unix:")
-
-
 def connected(place: int | str) -> socket.socket:
     connection = connect_plain(place)
     if isinstance(place, int):
@@ -82,7 +78,7 @@ def response_to(connection: socket.socket) -> tuple[int, bytes]:
 @pytest.mark.parametrize("unix", [False, True])
 @pytest.mark.parametrize("first", [1, 3, 18, 24, 30, len(ONE_REQUEST)])
 def test_preface_in_pieces(server: Running, first: int, unix: bool) -> None:
-    with connected(socket_of(server) if unix else port_of(server)) as connection:
+    with connected(server.unix_socket if unix else port_of(server)) as connection:
         connection.sendall(ONE_REQUEST[:first])
         connection.sendall(ONE_REQUEST[first:])
         assert response_to(connection) == (1, b"small")
@@ -174,7 +170,7 @@ def test_a_preface_that_does_not_end(root: Path, tmp_path: Path) -> None:
 
 
 def test_streams_share_a_connection(server: Running) -> None:
-    with connected(socket_of(server)) as connection:
+    with connected(server.unix_socket) as connection:
         client = Http2Client(connection, scheme="http")
         big, small = client.ask("/big?streams"), [client.ask("/small.txt") for _ in range(20)]
         client.wait_for(big, *small)
@@ -212,7 +208,7 @@ def run(*command: str) -> str:
 def test_curl(server: Running, tmp_path: Path) -> None:
     out = tmp_path / "out"
     url, common = f"http://localhost:{port_of(server)}/big", ("curl", "-sS", "-w", "%{http_version}", "-o", str(out))
-    for words in (("--ipv4",), ("--unix-socket", socket_of(server))):
+    for words in (("--ipv4",), ("--unix-socket", server.unix_socket)):
         assert run(*common, "--http2-prior-knowledge", *words, url) == "2"
         assert out.read_bytes() == BIG
     # By Upgrade.

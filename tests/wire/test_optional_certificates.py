@@ -15,7 +15,8 @@ from cryptography.x509.oid import NameOID
 
 from tests.authority import Authority
 from tests.protocols import HTTP_1, HTTP_2, PROTOCOLS, conversation, plain_conversation
-from tests.serving import Running, client_context, counts, serving
+from tests.serving import Running, counts, serving
+from tests.wire.test_client_certificates import client
 
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 CONFIGURATION = """
@@ -109,13 +110,6 @@ def server(folder: Path, certificates: dict[str, Path | None]) -> Iterator[Runni
     arguments = ("--config", str(folder / "ktlsd.toml"), "--metrics-listen", "127.0.0.1:0")
     with serving(None, *arguments, state=folder / "state", backend_listen=("127.0.0.1:0",)) as running:
         yield running
-
-
-def client(certificate: Path | None, newest: ssl.TLSVersion = TLS_1_3) -> ssl.SSLContext:
-    context = client_context(newest=newest)
-    if certificate is not None:
-        context.load_cert_chain(certificate)
-    return context
 
 
 @pytest.mark.parametrize(("protocol", "newest"), [(HTTP_1, TLS_1_2), (HTTP_2, TLS_1_3)])

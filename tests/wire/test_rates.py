@@ -85,11 +85,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def place(server: Running) -> str:
-    """The Unix socket."""
-    return server.backends[0].removeprefix("unix:")
-
-
 def address(protocol: str, number: int) -> str:
     """The field that names a client of one test."""
     return f"X-Forwarded-For: 192.0.2.{2 * number + PROTOCOLS.index(protocol)}"
@@ -98,7 +93,7 @@ def address(protocol: str, number: int) -> str:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_requests_a_second(server: Running, protocol: str) -> None:
     client, other = address(protocol, 1), address(protocol, 2)
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         # The first is decided, the next is remembered; 304, HEAD and 404 count, too.
         assert connection.get("/few/a.txt", client).status == 200
         answer = connection.get("/few/a.txt", client)
@@ -116,17 +111,17 @@ def test_requests_a_second(server: Running, protocol: str) -> None:
         assert connection.get("/few/a.txt", other).status == 200
         assert connection.get("/few/absent", other).status == 404
         assert connection.get("/few/absent", client).status == 429
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         assert connection.get("/few/a.txt", client).status == 429
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_responses_in_progress(server: Running, protocol: str) -> None:
     client, other = address(protocol, 3), address(protocol, 4)
-    with plain_conversation(place(server), protocol) as third:
+    with plain_conversation(server.unix_socket, protocol) as third:
         with (
-            plain_conversation(place(server), protocol) as first,
-            plain_conversation(place(server), protocol) as second,
+            plain_conversation(server.unix_socket, protocol) as first,
+            plain_conversation(server.unix_socket, protocol) as second,
         ):
             first.begin("/large/file", client).read(1)
             download = second.begin("/large/file", client)
@@ -150,7 +145,7 @@ def test_responses_in_progress(server: Running, protocol: str) -> None:
 def test_a_remembered_refusal_has_no_id_of_a_request(server: Running) -> None:
     # Of a rate without an error page of its own.
     client, json = address(PROTOCOLS[1], 11), "Accept: application/json"
-    with plain_conversation(place(server), PROTOCOLS[0]) as connection:
+    with plain_conversation(server.unix_socket, PROTOCOLS[0]) as connection:
         assert connection.get("/once", client, host="other.example").status == 404
         for number in range(3):
             answer = connection.get("/once", client, json, f"X-Request-ID: id-{number}", host="other.example")
@@ -160,7 +155,7 @@ def test_a_remembered_refusal_has_no_id_of_a_request(server: Running) -> None:
 
 def test_refusals_are_counted_and_logged_now_and_then(server: Running) -> None:
     client = address(PROTOCOLS[0], 5)
-    with plain_conversation(place(server), PROTOCOLS[0]) as connection:
+    with plain_conversation(server.unix_socket, PROTOCOLS[0]) as connection:
         assert [connection.get("/few/a.txt", client).status for _ in range(9)] == [200] * 5 + [429] * 4
     line = server.wait_for_line(
         " 429 .*: more than 0.001 requests a second from the client's network: limit requests_per"
@@ -178,7 +173,7 @@ class Taker(threading.Thread):
 
     def __init__(self, server: Running, protocol: str, name: str, client: str, count: int, size: int = SLOW) -> None:
         super().__init__()
-        self._place, self._protocol, self._size = place(server), protocol, size
+        self._place, self._protocol, self._size = server.unix_socket, protocol, size
         self._asked = f"/slow/{name}", client, f"Range: bytes=0-{size - 1}"
         self._count = count
         self.after_a_second = 0
@@ -220,7 +215,7 @@ def test_send_rates(server: Running) -> None:
 
 
 def test_small_responses_together_have_the_rate(server: Running) -> None:
-    with connect_plain(place(server)) as connection:
+    with connect_plain(server.unix_socket) as connection:
         client = Http2Client(connection, scheme="http")
         for _ in range(2):
             assert client.get("/slow/small").status == 200
@@ -252,14 +247,14 @@ def test_every_byte_arrives_over_tls(server: Running, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_response_begins_at_full_speed(server: Running, protocol: str) -> None:
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         # Of the rest, it is 8 seconds' worth.
         began = time.monotonic()
         got = len(connection.begin("/slow/burst", address(protocol, 10)).read(900_000))
         assert got <= 900_000 + 5000 + 1000 * (time.monotonic() - began)
         assert time.monotonic() < began + 30
     # What has no body waits for nobody.
-    with plain_conversation(place(server), protocol) as connection:
+    with plain_conversation(server.unix_socket, protocol) as connection:
         answer = connection.get("/slow/burst", address(protocol, 10), method="HEAD")
         assert answer.status == 200
         tag = f"If-None-Match: {answer.fields['etag']}"
@@ -283,8 +278,8 @@ def test_a_client_that_the_server_slows_down_is_not_too_slow(tmp_path: Path) -> 
     options, backend = ("--config", str(tmp_path / "ktlsd.toml")), f"unix:{tmp_path / 'socket'}"
     with (
         serving(None, *options, state=tmp_path / "state", backend_listen=(backend,)) as running,
-        plain_conversation(place(running), PROTOCOLS[0]) as one,
-        plain_conversation(place(running), PROTOCOLS[1]) as other,
+        plain_conversation(running.unix_socket, PROTOCOLS[0]) as one,
+        plain_conversation(running.unix_socket, PROTOCOLS[1]) as other,
     ):
         began = time.monotonic()
         downloads = [connection.begin("/file") for connection in (one, other)]
