@@ -467,9 +467,18 @@ class Site:
 
     def _is_withheld(self, found: OpenFile | Folder, visitor: Visitor | None) -> bool:
         """True if what is open must not be sent, or a visitor has not passed all of its checks."""
-        if self._rules.protecting and self._is_protected(found):
+        if not self._rules.protecting and (self.access is None or visitor is None):
+            return False
+        try:
+            return self._withholds(tuple(_paths_of(found)), visitor)
+        except OSError:
             return True
-        return self.access is not None and visitor is not None and self.access.hides(visitor, _paths_of(found))
+
+    def _withholds(self, paths: Sequence[str], visitor: Visitor | None) -> bool:
+        """The same for the paths of a file below the root: its name, and the place where links led to."""
+        if self._rules.protecting and any(map(self._rules.protect, paths)):
+            return True
+        return self.access is not None and visitor is not None and self.access.hides(visitor, paths)
 
     def _needs_password(self, found: OpenFile) -> bool:
         """True if `_headers` asks for a password, by the name of an open file or by the place links led to."""
@@ -608,10 +617,7 @@ class Site:
         name = target.names[-1] if target.names else _NAME_OF_ROOT
 
         def withheld(paths: Iterable[bytes]) -> bool:
-            texts = ["/" + ("" if path == b"." else os.fsdecode(path)) for path in paths]
-            if self._rules.protecting and any(map(self._rules.protect, texts)):
-                return True
-            return self.access is not None and visitor is not None and self.access.hides(visitor, texts)
+            return self._withholds(tuple(map(_as_requested, paths)), visitor)
 
         try:
             async with self._listings.one(root.threads.seconds, waits=folder.waits):
@@ -741,7 +747,12 @@ def _paths_of(found: OpenFile | Folder) -> Iterator[str]:
     """The paths below the root of what was found: its name, and the place where links led to. Raises OSError."""
     with found.root as root:
         paths = paths_below(root, found.path, found.descriptor)
-    return ("/" + ("" if path == b"." else os.fsdecode(path)) for path in paths)
+    return map(_as_requested, paths)
+
+
+def _as_requested(path: bytes) -> str:
+    """A path below the root ("." for the root itself) as that of a request, decoded."""
+    return "/" + ("" if path == b"." else os.fsdecode(path))
 
 
 async def read_first(opened: OpenFile, response: Response) -> None:
