@@ -261,10 +261,10 @@ def _serve(options: Mapping[str, Any]) -> int:
     terminal = Terminal()
     loaded = load(options)
     library = Library(loaded.settings.libssl)
+    from ktlsd.process.address_display import AddressDisplay
     from ktlsd.process.serve import serve
-    from ktlsd.process.visitors import Visitors
 
-    return serve(lambda: load(options), loaded, library, terminal, Visitors(options["open"], options["qr"]))
+    return serve(lambda: load(options), loaded, library, terminal, AddressDisplay(options["open"], options["qr"]))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges
+from ktlsd.process.address_display import AddressDisplay
 from ktlsd.process.configuration import Configuration, certificate_files
 from ktlsd.process.cores import usable_cores
 from ktlsd.process.file_probe import may_wait
@@ -44,7 +45,6 @@ from ktlsd.process.opened import Opened
 from ktlsd.process.reload import Reloader
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.upgrade import Inherited, Upgrades
-from ktlsd.process.visitors import Visitors
 from ktlsd.process.watchdog import Watchdog
 from ktlsd.server import END_SIGNALS, Server
 from ktlsd.service import Service
@@ -61,13 +61,15 @@ _YOUNG_OBJECTS: Final = 10_000
 _MOUNTS_TOLD: Final = 3
 
 
-def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal, visitors: Visitors) -> int:
+def serve(
+    read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal: Terminal, display: AddressDisplay
+) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit status. `read` reads the settings again, for a reload.
 
     Raises Refusal, LibraryError, ContextError.
     """
     settings = loaded.settings
-    visitors.check()
+    display.check()
     open_files.allow_most()
     passed, inherited = activation.take(), Inherited()
     identity = privileges.resolve(settings.user, settings.group)
@@ -152,7 +154,7 @@ def serve(read: Callable[[], Loaded], loaded: Loaded, library: Library, terminal
                 print_error(f"metrics on {url}")
             for listener in opened.listeners:
                 print_error(listener.announcement())
-            visitors.announce(opened.listeners)
+            display.announce(opened.listeners)
             watchdog.notifier.ready()
             inherited.tell_ready(opened.listeners, settings.metrics_listen)
 

@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from ktlsd import netlink
 from ktlsd.system_calls import SOL_TLS, TCP_ULP
 from ktlsd.tls.ktls import Direction, Offload
-from ktlsd.tls.tls_stat import ask_kernel, attributes, query
+from ktlsd.tls.tls_stat import ask_kernel
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GSTRINGS: Final = 0x1B
@@ -31,7 +32,6 @@ _FEATURES_IN_A_BLOCK: Final = 32
 _BLOCK: Final = struct.Struct("=IIII")  # ethtool_get_features_block: available, requested, active, never_changed
 _FEATURES: Final = {Direction.TX: b"tls-hw-tx-offload", Direction.RX: b"tls-hw-rx-offload"}
 
-_NETLINK_ROUTE: Final = 0
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # family, lengths of both addresses, five fields that stay 0, flags
 _RTA_DST, _RTA_SRC, _RTA_OIF = 1, 2, 4
@@ -250,12 +250,11 @@ class Nics:
         bits = 8 * len(ends[0])
         body = _RTMSG.pack(family, bits, bits, 0, 0, 0, 0, 0, 0) + fields
         if self._netlink is None:
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
-            self._netlink.settimeout(1)
-        kind, reply = query(self._netlink, _RTM_GETROUTE, body)
+            self._netlink = netlink.connect(netlink.ROUTE)
+        kind, reply = netlink.query(self._netlink, _RTM_GETROUTE, body)
         if kind != _RTM_NEWROUTE:
             return 0
-        found = dict(attributes(reply[_RTMSG.size :])).get(_RTA_OIF, b"")
+        found = dict(netlink.attributes(reply[_RTMSG.size :])).get(_RTA_OIF, b"")
         return int.from_bytes(found, sys.byteorder)
 
 

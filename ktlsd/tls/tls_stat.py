@@ -10,24 +10,20 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 from typing import Final
 
+from ktlsd import netlink
 from ktlsd.tls.ktls import Direction, Offload
 
 TLS_STAT: Final = "/proc/net/tls_stat"
 
-_NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 1
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST: Final = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to its sockid: family, protocol, extensions, states
 _SOCKID: Final = struct.Struct(">HH16s16s4s8s")  # inet_diag_sockid: ports, addresses, interface, cookie
 _WITH_INFO: Final = 1 << 1  # INET_DIAG_INFO: the kernel tells of the ULP only together with it
 _NO_COOKIE: Final = b"\xff" * 8
 _SO_BINDTOIFINDEX: Final = 62
 _DIAG_MSG_SIZE: Final = 72
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _INET_DIAG_ULP_INFO: Final = 19
 _INET_ULP_INFO_TLS: Final = 2
 _CONFIGURATION: Final = {Direction.TX: 3, Direction.RX: 4}  # TLS_INFO_TXCONF, TLS_INFO_RXCONF
@@ -92,34 +88,14 @@ def ask_kernel(connection: socket.socket) -> dict[Direction, Offload]:
     ends = (address.ljust(16, b"\0") for address in addresses)
     sockid = _SOCKID.pack(local[1], remote[1], *ends, interface, _NO_COOKIE)
     request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, _WITH_INFO, 0xFFFFFFFF) + sockid
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(1)
-        kind, reply = query(netlink, _SOCK_DIAG_BY_FAMILY, request)
+    with netlink.connect(netlink.SOCK_DIAG) as asking:
+        kind, reply = netlink.query(asking, _SOCK_DIAG_BY_FAMILY, request)
     if kind != _SOCK_DIAG_BY_FAMILY:
         return {}
-    ulp = dict(attributes(reply[_DIAG_MSG_SIZE:])).get(_INET_DIAG_ULP_INFO, b"")
-    tls = dict(attributes(dict(attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
+    ulp = dict(netlink.attributes(reply[_DIAG_MSG_SIZE:])).get(_INET_DIAG_ULP_INFO, b"")
+    tls = dict(netlink.attributes(dict(netlink.attributes(ulp)).get(_INET_ULP_INFO_TLS, b"")))
     return {
         direction: _OFFLOADS.get(int.from_bytes(tls[number][:2], sys.byteorder), Offload.KERNEL)
         for direction, number in _CONFIGURATION.items()
         if number in tls
     }
-
-
-def query(netlink: socket.socket, kind: int, body: bytes) -> tuple[int, bytes]:
-    """Ask the kernel over netlink (netlink(7)); the type of its first reply, and the bytes after the header. Raises
-    OSError."""
-    netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST, 1, 0) + body)
-    reply = netlink.recv(8192)
-    length, answered, *_ = _HEADER.unpack_from(reply)
-    return answered, reply[_HEADER.size : length]
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The netlink attributes in `data`: each a length with its header, a type, and padding to four bytes."""
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, data[_ATTRIBUTE.size : length]
-        data = data[length + 3 & ~3 :]

@@ -1,4 +1,4 @@
-"""The way to a server for people: addresses on the network, --open for the browser, --qr for a phone.
+"""The addresses of a server for people: those on the network, --open for the browser, --qr for a phone.
 
 Strategy: lines on stderr after those of the listeners, which programs read. The kernel names the addresses of all
 interfaces (rtnetlink(7)); a program of its own opens the browser, and segno, an extra, makes the code.
@@ -15,18 +15,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from ktlsd import netlink
 from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import Refusal
 from ktlsd.config.values import address_text
 from ktlsd.connection.listener import Listener
-from ktlsd.tls.tls_stat import attributes
 
-_NETLINK_ROUTE: Final = 0
 _RTM_GETADDR: Final = 22
-_NLMSG_DONE: Final = 3
-_REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST and NLM_F_DUMP
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, interface
 _IFA_ADDRESS: Final = 1
 _OF_NO_USE: Final = 0x20 | 0x40  # IFA_F_DEPRECATED, IFA_F_TENTATIVE
@@ -34,7 +30,7 @@ _MOST: Final = 16
 """Addresses that are named."""
 
 
-class Visitors(NamedTuple):
+class AddressDisplay(NamedTuple):
     """What the command line asks for."""
 
     browser: bool = False
@@ -58,25 +54,17 @@ class Visitors(NamedTuple):
 
 def network_addresses() -> list[str]:
     """The addresses of all interfaces by which other machines reach this one, IPv4 first. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as netlink:
-        netlink.settimeout(1)
-        netlink.send(_HEADER.pack(_HEADER.size + _ADDRESS.size, _RTM_GETADDR, _REQUEST_DUMP, 1, 0) + bytes(8))
-        return sorted(_addresses(netlink), key=lambda address: ":" in address)
+    with netlink.connect(netlink.ROUTE) as connection:
+        return sorted(_addresses(connection), key=lambda address: ":" in address)
 
 
-def _addresses(netlink: socket.socket) -> Iterator[str]:
-    while True:
-        data = netlink.recv(65536)
-        while len(data) >= _HEADER.size:
-            length, kind, *_ = _HEADER.unpack_from(data)
-            if kind == _NLMSG_DONE or length < _HEADER.size:
-                return
-            family, _, flags, scope, _ = _ADDRESS.unpack_from(data, _HEADER.size)
-            found = dict(attributes(data[_HEADER.size + _ADDRESS.size : length]))
-            # Scope 0 is the universe: no loopback, and no address that needs the name of its interface.
-            if scope == 0 and not flags & _OF_NO_USE and _IFA_ADDRESS in found:
-                yield socket.inet_ntop(family, found[_IFA_ADDRESS])
-            data = data[length + 3 & ~3 :]
+def _addresses(connection: socket.socket) -> Iterator[str]:
+    for message in netlink.dump(connection, _RTM_GETADDR, bytes(_ADDRESS.size)):
+        family, _, flags, scope, _ = _ADDRESS.unpack_from(message)
+        found = dict(netlink.attributes(message[_ADDRESS.size :]))
+        # Scope 0 is the universe: no loopback, and no address that needs the name of its interface.
+        if scope == 0 and not flags & _OF_NO_USE and _IFA_ADDRESS in found:
+            yield socket.inet_ntop(family, found[_IFA_ADDRESS])
 
 
 def _urls(listeners: Iterable[Listener]) -> tuple[str | None, list[str]]:

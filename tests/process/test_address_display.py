@@ -12,7 +12,7 @@ import pytest
 import segno
 
 from ktlsd.config.refusal import Refusal
-from ktlsd.process.visitors import Visitors, network_addresses
+from ktlsd.process.address_display import AddressDisplay, network_addresses
 from tests.serving import eventually, serving
 
 
@@ -61,6 +61,6 @@ def test_an_address_of_this_machine_has_no_code(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segno", None)
-    Visitors().check()
+    AddressDisplay().check()
     with pytest.raises(Refusal, match=r"^--qr needs the package segno, which is missing: pip install segno"):
-        Visitors(code=True).check()
+        AddressDisplay(code=True).check()
