@@ -28,7 +28,7 @@ from ktlsd.openssl.results import Handshake
 from ktlsd.protocol.client import Secured
 from ktlsd.protocol.refusals import last_words
 from ktlsd.protocol.shared import Shared
-from ktlsd.service import Hosted
+from ktlsd.service import Hosted, unknown_name
 from ktlsd.tls.client_hello import NOTHING, Asked
 from ktlsd.tls.ktls import Direction, Offload, Path, explain
 from ktlsd.tls.nic import Nics
@@ -239,10 +239,7 @@ class Handshakes:
 
     def _count_unknown_name(self, asked: Asked, peer: Peer) -> None:
         self._shared.row[FAILED[Failure.UNKNOWN_NAME]] += 1
-        name = asked.server_name
-        log.info(
-            "%s handshake refused: %s", peer, "it names no site" if name is None else f"no site has the name {name}"
-        )
+        log.info("%s handshake refused: %s", peer, unknown_name(asked.server_name))
 
     def _may_go_on(self, peer: Peer, secured: Secured, *, optional: bool) -> bool:
         """True if the paths of a connection and its client certificate, which may be `optional`, are allowed; logs

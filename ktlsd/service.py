@@ -512,6 +512,11 @@ def _clients_of(options: SiteOptions) -> tuple[object, ...]:
     return options.client_ca, options.client_names, options.client_crl, *how, of_paths
 
 
+def unknown_name(name: str | None) -> str:
+    """The reason of a refusal by `unknown_names`, for the log."""
+    return "it names no site" if name is None else f"no site has the name {name}"
+
+
 def _folder_advice(error: OSError) -> str:
     if isinstance(error, NotADirectoryError) and os.path.exists(error.filename):
         return "this is a file, not a folder: name the folder that it is in"

@@ -21,7 +21,7 @@ from ktlsd.http.request_target import BadTarget, parse_target
 from ktlsd.http.uri_host import host_of
 from ktlsd.metrics.metrics import LIMITED
 from ktlsd.protocol.responder import Responder
-from ktlsd.service import Service
+from ktlsd.service import Service, unknown_name
 from ktlsd.site.error_page import for_client
 from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import OpenFile
@@ -91,8 +91,7 @@ class Exchange:
             reason = f"{host} is not of the site {client.server_name} that the handshake was for"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         if service.refuses_unknown_names and not service.knows(host or client.server_name):
-            reason = "it names no site" if host is None else f"no site has the name {host}"
-            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, unknown_name(host))
         demanded = hosted.context.clients
         if demanded and demanded != client.clients and not hosted.context.optional:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
@@ -156,11 +155,9 @@ class Exchange:
         key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
         if answer.excess is not None:
             refusals = self._service.refusals
-            return (
-                None
-                if refusals is None
-                else refusals.remember_refusal(key, response, head, answer.checks, answer.excess)
-            )
+            if refusals is None:
+                return None
+            return refusals.remember_refusal(key, response, head, answer.checks, answer.excess)
         cache, began_ns = self._service.response_cache, self._began_ns
         if opened is not None:
             return cache.remember(

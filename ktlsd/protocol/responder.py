@@ -166,8 +166,8 @@ class Responder:
         self.requests_left -= 1
 
     def log_refusal(self, client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
-        """Log a response if it refuses a request, unless the log has had a line about the same limit or wrong passwords
-        recently; `client` describes it."""
+        """Log a response if it refuses a request, unless the log has had a line about the same limit, or about another
+        reason that could fill it, recently; `client` describes the sender."""
         if response.reason:
             ending: str | None = ""
             if response.limit is not None:
