@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-import trio
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
@@ -24,6 +23,7 @@ from ktlsd.attempt import needs_task
 from ktlsd.file_identity import FileIdentity
 from ktlsd.site.folder import Entry
 from ktlsd.site.lookup import OpenFile
+from ktlsd.site.shared_work import SharedWork
 
 NAME: Final = b"readme.md"
 """In lower case."""
@@ -52,24 +52,19 @@ class Readmes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[FileIdentity, bytes] = OrderedDict()
-        self._rendering: dict[FileIdentity, trio.Event] = {}
+        self._rendering = SharedWork[FileIdentity]()
 
     async def rendered(self, opened: OpenFile) -> bytes:
         """The HTML of an open file, b"" if there is none to show. Raises OSError."""
         identity = opened.identity
         while identity not in self._known:
             needs_task()
-            if (rendering := self._rendering.get(identity)) is not None:
-                await rendering.wait()
+            if await self._rendering.ended_elsewhere(identity):
                 continue
-            done = self._rendering[identity] = trio.Event()
-            try:
+            with self._rendering.doing(identity):
                 self._known[identity] = await opened.run(_render_file)
                 if len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
-            finally:
-                del self._rendering[identity]
-                done.set()
         self._known.move_to_end(identity)
         return self._known[identity]
 

@@ -18,6 +18,7 @@ from ktlsd.config.values import Coding
 from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.http.validators import is_dated
 from ktlsd.site.lookup import OpenFile
+from ktlsd.site.shared_work import SharedWork
 
 SETTLED_NS: Final = 2_000_000_000
 """Least age of the last change of both files before they are compared: not after each write of a slow compressor, and
@@ -35,7 +36,7 @@ class Siblings:
 
     def __init__(self) -> None:
         self._known: OrderedDict[_Pair, bool] = OrderedDict()
-        self._comparing: dict[_Pair, trio.Event] = {}
+        self._comparing = SharedWork[_Pair]()
         self._limiter = trio.CapacityLimiter(2)
 
     async def belong(self, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
@@ -56,22 +57,18 @@ class Siblings:
         pair = identity, other
         while pair not in self._known:
             needs_task()
-            if (comparing := self._comparing.get(pair)) is None:
+            if not await self._comparing.ended_elsewhere(pair):
                 return await self._compare(pair, original, sibling, coding)
-            await comparing.wait()
         self._known.move_to_end(pair)
         return self._known[pair]
 
     async def _compare(self, pair: _Pair, original: OpenFile, sibling: OpenFile, coding: Coding) -> bool:
-        done = self._comparing[pair] = trio.Event()
         try:
-            verdict = await trio.to_thread.run_sync(_is_packed, original, sibling, coding, limiter=self._limiter)
+            with self._comparing.doing(pair):
+                verdict = await trio.to_thread.run_sync(_is_packed, original, sibling, coding, limiter=self._limiter)
         except OSError:
             # An unreadable sibling is one more reason to send the original.
             return False
-        finally:
-            del self._comparing[pair]
-            done.set()
         # A file that was written to meanwhile is another version, for which this verdict does not hold.
         if tuple(identify(file.descriptor) for file in (original, sibling)) != pair:
             return False

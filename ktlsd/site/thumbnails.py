@@ -17,6 +17,7 @@ import trio
 from ktlsd.attempt import needs_task
 from ktlsd.file_identity import FileIdentity
 from ktlsd.site.lookup import OpenFile
+from ktlsd.site.shared_work import SharedWork
 
 QUERY: Final = b"?thumbnail"
 TYPES: Final = frozenset("image/" + name for name in ("bmp", "gif", "jpeg", "png", "webp"))
@@ -39,7 +40,7 @@ class Thumbnails:
     def __init__(self) -> None:
         self._known: OrderedDict[FileIdentity, bytes] = OrderedDict()
         self._bytes = 0
-        self._making: dict[FileIdentity, trio.Event] = {}
+        self._making = SharedWork[FileIdentity]()
         self._limiter = trio.CapacityLimiter(1)
 
     async def made(self, opened: OpenFile) -> bytes | None:
@@ -47,21 +48,16 @@ class Thumbnails:
         identity = opened.identity
         while identity not in self._known:
             needs_task()
-            if (making := self._making.get(identity)) is not None:
-                await making.wait()
+            if await self._making.ended_elsewhere(identity):
                 continue
             if len(self._making) >= MOST_WAITING:
                 return None
-            done = self._making[identity] = trio.Event()
-            try:
+            with self._making.doing(identity):
                 async with self._limiter:
                     data = await _make(opened.descriptor)
                 if data is None:
                     return None
                 self._keep(identity, data)
-            finally:
-                del self._making[identity]
-                done.set()
         self._known.move_to_end(identity)
         return self._known[identity]
 
