@@ -31,7 +31,7 @@ from ktlsd.config.options import (
     SiteOptions,
     by_acme,
 )
-from ktlsd.config.refusal import SettingsError
+from ktlsd.config.refusal import SettingsError, install
 from ktlsd.config.values import (
     BackendListen,
     Listen,
@@ -384,8 +384,7 @@ def _check_access(rule: AccessOptions) -> None:
 
 def _check_extra(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
-        remedy = f"pip install {package}, or pip install '.[pages]' in a checkout of ktlsd"
-        raise ValueError(f"the package {package} is missing: {remedy}")
+        raise ValueError(f"the package {package} is missing: {install(package, 'pages')}")
 
 
 def _check_try_files(entries: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from ktlsd.acme.folder import of_settings
 from ktlsd.acme.names import challenges, complaint, wanted
 from ktlsd.config.findings import Place
 from ktlsd.config.options import AcmeOptions, NamedSiteOptions, Settings
+from ktlsd.config.refusal import install
 from ktlsd.config.values import Listen
 
 HTTPS_PORT = 443
@@ -90,8 +91,7 @@ def machine_complaints(settings: Settings) -> Iterator[tuple[Place, str]]:
     """The same, of this machine: the packages, and the files that the table names."""
     certificates = wanted(settings)
     if certificates and any(importlib.util.find_spec(module) is None for module in ("acme", "josepy")):
-        remedy = "pip install acme josepy, or pip install '.[acme]' in a checkout of ktlsd"
-        yield certificates[0].place, f"the packages acme and josepy are missing: {remedy}"
+        yield certificates[0].place, f"the packages acme and josepy are missing: {install('acme josepy', 'acme')}"
     options = settings.acme
     if options is None or not certificates:
         return

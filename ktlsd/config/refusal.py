@@ -23,3 +23,8 @@ def cause(error: Exception) -> str:
 
 class SettingsError(Refusal):
     """A setting that cannot be used; the text is one line for the operator."""
+
+
+def install(packages: str, extra: str) -> str:
+    """The remedy for missing packages of an extra."""
+    return f"pip install {packages}, or pip install '.[{extra}]' in a checkout of ktlsd"

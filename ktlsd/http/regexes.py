@@ -10,6 +10,7 @@ import functools
 from typing import Any, Final
 
 from ktlsd.config.file_names import fsdecode, fsencode
+from ktlsd.config.refusal import install
 
 MOST_EXPRESSIONS: Final = 100
 """In a list of rules: a request may try them all."""
@@ -51,7 +52,7 @@ def _compile(expression: str) -> Any:
     try:
         import re2
     except ImportError:
-        remedy = "pip install google-re2, or pip install '.[regex]' in a checkout of ktlsd"
+        remedy = install("google-re2", "regex")
         raise ValueError(f"regular expressions need the package google-re2, which is missing: {remedy}") from None
     options = re2.Options()
     options.max_mem = MOST_BYTES

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from ktlsd import netlink
 from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.refusal import Refusal
+from ktlsd.config.refusal import Refusal, install
 from ktlsd.config.values import address_text
 from ktlsd.connection.listener import Listener
 
@@ -116,8 +116,5 @@ def _segno() -> Any:
     try:
         import segno
     except ImportError as error:
-        raise Refusal(
-            "--qr needs the package segno, which is missing: pip install segno, or pip install '.[qr]' in a checkout"
-            " of ktlsd"
-        ) from error
+        raise Refusal(f"--qr needs the package segno, which is missing: {install('segno', 'qr')}") from error
     return segno
