@@ -1,7 +1,7 @@
 """ktlsd within another Python program: `async with serving(settings)`, or a thread of its own for the others.
 
 Strategy: the same service, listeners and event loop as the command's, without what belongs to a whole process: signals,
-workers, users, log files, systemd. What makes the server blocks for some milliseconds, so a thread does it.
+workers, users, log files, systemd. Making the server blocks for some milliseconds, so a thread does it.
 """
 
 from __future__ import annotations

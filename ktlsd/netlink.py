@@ -1,7 +1,7 @@
 """Requests to the kernel over netlink (netlink(7)).
 
 Strategy: a request has one reply, or, for a dump, a message for each thing that there is. Callers know the layout of
-what stands behind the header; the attributes that follow it have the same form everywhere.
+the bytes behind the header; the attributes that follow them have the same form everywhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Fields for caches of responses that not everybody may see (RFC 9111). Pure.
+"""Fields for caches of responses with restricted access (RFC 9111). Pure.
 
-Strategy: what the site's rules say about caches stays, but for permissions to shared caches.
+Strategy: the directives of the site's rules stay, but for permissions to shared caches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long a cache may keep a file: times such as "7d", from the response or from the file's last change on. Pure.
 
-Strategy: what counts from the response on is a max-age, what counts from the last change on a date (Expires). Neither
-changes while the file does not, so that a response may be remembered.
+Strategy: a lifetime from the response on is a max-age, one from the last change on a date (Expires). Neither changes
+while the file does not, so that a response may be remembered.
 """
 
 from __future__ import annotations

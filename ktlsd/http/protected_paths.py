@@ -1,5 +1,5 @@
-"""Paths that not everybody may see: pure. GuardedPaths are those of the site's options, ProtectedPaths those that the
-files of a static host protect by what ktlsd does not do (Basic-Auth, Role=).
+"""Paths with restricted access: pure. GuardedPaths are those of the site's options, ProtectedPaths those that the
+files of a static host protect (Basic-Auth, Role=).
 
 Strategy: a path is covered if any way to name the same file is: with and without its slash, its index file or its
 `.html`, the name that `try_files` makes it from, the original of a precompressed sibling. In doubt it is covered.

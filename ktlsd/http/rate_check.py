@@ -25,7 +25,7 @@ from ktlsd.http.forwarded import Origin
 from ktlsd.http.protected_paths import GuardedPaths
 
 _RETRY_SECONDS: Final = 1
-"""For a client with too many responses in progress: nobody knows when one of them ends."""
+"""For a client with too many responses in progress: when one of them ends is not known."""
 _REASONS: Final = {
     Limit.CLIENT_REQUESTS: "requests a second from",
     Limit.CLIENT_RESPONSES: "responses in progress for",

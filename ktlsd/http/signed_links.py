@@ -2,8 +2,8 @@
 
 Strategy: the signature is the HMAC-SHA-256 of the decoded path, a question mark, and the query as it stands before
 "&signature=", so that other languages can sign in a few lines. The query has no question mark, so that the last one
-ends the path: one signature is never for two files. What else the query says before the signature restricts the link or
-extends it to a folder; what comes after it is not signed and has no say.
+ends the path: one signature is never for two files. Other parameters before the signature restrict the link or
+extend it to a folder; the rest of the query is not signed and has no effect.
 """
 
 from __future__ import annotations
@@ -92,5 +92,5 @@ def _values(signed: bytes) -> Mapping[bytes, bytes]:
 
 
 def without_signatures(text: bytes) -> bytes:
-    """A target or URL for logs: whoever has a whole signature has the file."""
+    """A target or URL for logs: a whole signature gives access to the file."""
     return _SHOWN.sub(rb"\1...", text) if b"signature=" in text else text

@@ -217,7 +217,7 @@ class Body:
         return found
 
     def hold(self) -> None:
-        """Keep the file open until let_go(), whatever becomes of the response: the kernel is to send parts of it."""
+        """Keep the file open until let_go(), even if the response ends earlier: the kernel is to send parts of it."""
         self._holds += 1
 
     def let_go(self) -> None:

@@ -1,7 +1,7 @@
 """The frames of a turn as the kernel is to send them: headers and bytes from memory, and parts of the open file.
 
-Strategy: what can be found out before the first frame is found out here, as long as the stream can still be postponed
-or reset by itself: whether a disk has to be waited for, and whether the file is still large enough.
+Strategy: two checks come before the first frame, while the stream can still be postponed or reset by itself: whether a
+disk has to be waited for, and whether the file is still large enough.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Lack(Struct, frozen=True, eq=False):
     """The checks of its site."""
 
     def holds(self, target: bytes) -> bool:
-        """Whether the root surely lacks what a target names, and nobody has to pass a check to be told so."""
+        """Whether the root surely lacks what a target names, and no check of access is for the path."""
         name = top_name(target)
         if name is None or not self.root.lacks(name):
             return False

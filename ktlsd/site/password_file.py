@@ -1,7 +1,7 @@
 """Files of users and their password hashes, as Apache's htpasswd and `ktlsd hash-password` write them.
 
-Strategy: a line that cannot be used refuses the file, so that nobody believes in a user who cannot log in. No message
-has a hash.
+Strategy: a line that cannot be used refuses the file, so that no user is listed there without a way to log in. No
+message has a hash.
 """
 
 from __future__ import annotations

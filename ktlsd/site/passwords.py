@@ -2,8 +2,8 @@
 
 Strategy: a hash costs up to hundreds of milliseconds, so a right password is remembered for a while, under a digest
 with a random key. Requests with the same unknown password share one verification. A client network has a token bucket
-of wrong passwords; a token is taken before the verification and put back if the password was right. What is left of the
-queue bounds everybody. Unknown users cost the time of a known one.
+of wrong passwords; a token is taken before the verification and put back if the password was right. The length of the
+queue bounds all networks together. Unknown users cost the time of a known one.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class Site:
         self._server: Fields = SERVER_FIELD if site.server_header else ()
         checks = checks_of(site, networks, passwords)
         self.access = Access(checks, lambda: self._rules.checks) if checks or site.headers_file else None
-        """None for a site without checks: everybody may see its files."""
+        """None for a site without checks: all clients may see its files."""
 
     @property
     def root(self) -> Root:

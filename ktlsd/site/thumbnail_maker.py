@@ -1,6 +1,6 @@
 """A thumbnail of one picture: the program that thumbnails.py runs, with the picture as its standard input.
 
-Strategy: decoders of pictures are large and their input is anybody's, so they run in a process of their own, with
+Strategy: decoders of pictures are large and their input is not trusted, so they run in a process of their own, with
 limits on memory, processor time and pixels. It needs Pillow, of the extra `pages`.
 """
 

@@ -1,4 +1,4 @@
-"""The lists of ciphers and groups that a configuration chooses: what OpenSSL does not know, and what has no kTLS.
+"""The lists of ciphers and groups that a configuration chooses: names unknown to OpenSSL, and ciphers without kTLS.
 
 Strategy: OpenSSL leaves unknown names of a list out without a word, so it is asked about each by itself.
 """

@@ -48,7 +48,7 @@ POLICIES: Final[Mapping[TlsPolicy, Policy]] = {
     "nic": Policy(TLS_1_2, CIPHER_LIST),
 }
 
-# No server without a certificate, whatever a list says.
+# Never without a certificate, even if a list has such ciphers.
 _NEVER: Final = ":!aNULL:!eNULL:!PSK:!SRP"
 _VERSIONS: Final[Mapping[TlsVersion, int]] = {"1.2": TLS_1_2, "1.3": TLS_1_3}
 
