@@ -24,7 +24,7 @@ from ktlsd.config.findings import Place
 from ktlsd.config.networks import Networks
 from ktlsd.config.options import NamedSiteOptions, Settings, SiteOptions, by_acme, default_site
 from ktlsd.config.printable import printable
-from ktlsd.config.refusal import SettingsError, cause
+from ktlsd.config.refusal import PlacedError, SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.config.values import Mode, TlsPolicy
 from ktlsd.file_threads import Patience
@@ -110,6 +110,7 @@ class _ServedFolders:
             for place, options in ((default_place(settings), default_options), *_named(settings)):
                 if place not in self.sites:
                     self.sites[place] = site = _site(
+                        place,
                         options,
                         settings.limits.file_seconds,
                         may_be_missing=may_be_missing(options.root),
@@ -130,12 +131,12 @@ class _ServedFolders:
                 )
             except OSError as error:
                 reason = f"acme_challenges {answers}: cannot be served: {_folder_advice(error)}"
-                raise SettingsError(reason) from error
+                raise PlacedError((), "acme_challenges", reason) from error
             stack.callback(self.https_redirect.close)
-            missing = [(site.options.root, site.followed.fault) for site in self.sites.values() if site.followed.fault]
+            missing = [(at, site, site.followed.fault) for at, site in self.sites.items() if site.followed.fault]
             if len(missing) == len(self.sites):
-                root, fault = missing[0]
-                raise SettingsError(f"root {root}: cannot be served: {_folder_advice(fault)}") from fault
+                at, site, fault = missing[0]
+                raise _unservable(at, site.options, fault) from fault
             challenges = self.https_redirect.followed
             followed = [site.followed for site in self.sites.values()]
             self.followed = (*followed, challenges) if challenges is not None else tuple(followed)
@@ -435,6 +436,7 @@ def _name_of(options: SiteOptions) -> str:
 
 
 def _site(
+    place: Place,
     options: SiteOptions,
     file_seconds: float,
     *,
@@ -452,8 +454,14 @@ def _site(
             networks=networks,
             passwords=passwords,
         )
+    except PlacedError as error:
+        raise error.within(place) from error
     except OSError as error:
-        raise SettingsError(f"root {options.root}: cannot be served: {_folder_advice(error)}") from error
+        raise _unservable(place, options, error) from error
+
+
+def _unservable(place: Place, options: SiteOptions, error: OSError) -> PlacedError:
+    return PlacedError(place, "root", f"root {options.root}: cannot be served: {_folder_advice(error)}")
 
 
 def _demand(context: Context, options: SiteOptions, place: Place) -> _Error | None:

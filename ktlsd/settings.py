@@ -6,6 +6,7 @@ names the option, or file, line and key. What a [[site]] does not give is taken 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.util
 import itertools
@@ -31,7 +32,7 @@ from ktlsd.config.options import (
     SiteOptions,
     by_acme,
 )
-from ktlsd.config.refusal import SettingsError, install
+from ktlsd.config.refusal import PlacedError, SettingsError, install
 from ktlsd.config.values import (
     BackendListen,
     Listen,
@@ -113,10 +114,8 @@ class Loaded(NamedTuple):
 
         `place` is the key of a site, which may inherit it, or of the top level.
         """
+        place = self._written(place)
         own = place[:1] == ("site",)
-        if own and place[_OF_SITE] not in self.document.table["site"][place[1]]:
-            place = place[_OF_SITE:]
-            own = False
         if not own and place and place[0] in self.given:
             return f"--{str(place[0]).replace('_', '-')}: "
         if not own and (variable := self.document.variable(place)):
@@ -127,6 +126,22 @@ class Loaded(NamedTuple):
             return f"{label_of(place)}: "
         line, written = self.document.locate(place)
         return f"{self.document.path}:{line}: {label_of(written)}: "
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[None]:
+        """Give a PlacedError the place where its key is written."""
+        try:
+            yield
+        except PlacedError as error:
+            *table, key = self._written((*error.place, error.key))
+            place, first = tuple(table), (*table, key)[0]
+            given = first in self.given or (first not in self.document.table and not self.document.variable((first,)))
+            raise SettingsError(str(error)) if given else self.document.error(place, str(error), str(key)) from error
+
+    def _written(self, place: Steps) -> Steps:
+        """The place of a key of a site; that of the top level if the site inherits it."""
+        inherited = place[:1] == ("site",) and place[_OF_SITE] not in self.document.table["site"][place[1]]
+        return place[_OF_SITE:] if inherited else place
 
 
 def combine(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:

@@ -95,7 +95,9 @@ def _build(loaded: Loaded) -> int:
 
     refuse_lists(library, loaded)
     strictly = msgspec.structs.replace(settings, strict=True)
-    with contextlib.closing(Service(library, strictly, ktls_state.support(library, settings.ktls))) as service:
+    with loaded.placed():
+        built = Service(library, strictly, ktls_state.support(library, settings.ktls))
+    with contextlib.closing(built) as service:
         validate_service(service, loaded._replace(settings=strictly), None)
         return len(service.all)
 

@@ -6,15 +6,17 @@ machine or as another user: so it looks, and warns.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ktlsd.commands.credentials import without_absent
 from ktlsd.config.findings import Finding, Place
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.values import Listen, Mode
 from ktlsd.openssl.algorithms import TLS_1_2
-from ktlsd.process import privileges
+from ktlsd.process import privileges, unreadable_files
 from ktlsd.tls.policy import policy_of
 
 _LISTENERS: Final = ("listen", "http_listen", "backend_listen")
@@ -23,6 +25,7 @@ _LISTENERS: Final = ("listen", "http_listen", "backend_listen")
 def findings(settings: Settings) -> Iterator[Finding]:
     """The findings of the top level."""
     yield from _identity(settings)
+    yield from _unreadable_files(settings)
     yield from _folders(settings)
     yield from _places_twice(settings)
     yield from _without_effect(settings)
@@ -35,6 +38,24 @@ def _identity(settings: Settings) -> Iterator[Finding]:
         place = ("user",) if settings.user is not None else ("group",)
         *_, what, remedy = str(error).split(": ")
         yield Finding(place, what, remedy)
+
+
+def _unreadable_files(settings: Settings) -> Iterator[Finding]:
+    """Files that the user of a service may not read again; nothing if this is neither that user nor root."""
+    try:
+        identity = privileges.look_up(settings.user, settings.group)
+    except privileges.PrivilegeError:
+        return
+    if identity is None or os.geteuid() not in (0, identity.user):
+        return
+    if by_acme(settings):
+        from ktlsd.acme.settings import without_certificates
+
+        # They are made as that user.
+        settings = without_certificates(settings)
+    with privileges.acting_as(identity):
+        found = list(unreadable_files.findings(without_absent(settings)))
+    yield from found
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:

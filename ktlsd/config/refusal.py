@@ -25,6 +25,20 @@ class SettingsError(Refusal):
     """A setting that cannot be used; the text is one line for the operator."""
 
 
+class PlacedError(SettingsError):
+    """The same, with the place of the key, for a caller that knows where it is written (Loaded.placed)."""
+
+    def __init__(self, place: tuple[str | int, ...], key: str, complaint: str) -> None:
+        """`place` is that of the table which has the key: () for the top level or the site."""
+        super().__init__(complaint)
+        self.place = place
+        self.key = key
+
+    def within(self, place: tuple[str | int, ...]) -> PlacedError:
+        """The same error in a table at this place."""
+        return PlacedError((*place, *self.place), self.key, str(self))
+
+
 def install(packages: str, extra: str) -> str:
     """The remedy for missing packages of an extra."""
     return f"pip install {packages}, or pip install '.[{extra}]' in a checkout of ktlsd"

@@ -40,7 +40,8 @@ def make_service(
         acme_folder.make(loaded, identity)
     if not renewing:
         refuse_lists(library, loaded)
-    service = Service(library, settings, support, former, renewing=renewing)
+    with loaded.placed():
+        service = Service(library, settings, support, former, renewing=renewing)
     try:
         if not renewing:
             validate_service(service, loaded, upgraded if former is None else [fault.key for fault in former.faults])

@@ -32,9 +32,9 @@ from ktlsd.logs.logs import Logs
 from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
 from ktlsd.metrics.connection_kinds import ConnectionKinds
 from ktlsd.metrics.metrics import MetricsStore
-from ktlsd.process import activation, privileges
+from ktlsd.process import activation, privileges, unreadable_files
 from ktlsd.process.address_display import AddressDisplay
-from ktlsd.process.configuration import Configuration, certificate_files
+from ktlsd.process.configuration import Configuration
 from ktlsd.process.cores import usable_cores
 from ktlsd.process.file_probe import may_wait
 from ktlsd.process.handed_sockets import follow_parent
@@ -93,7 +93,7 @@ def serve(
             listen = settings.metrics_listen
             sockets = inherited.metrics_sockets(listen) or bind_metrics(listen)
             metrics = MetricsListener(listen, sockets, store)
-        _drop_privileges(identity, service)
+        _drop_privileges(identity, service, loaded)
         if identity is not None:
             configuration.settle()
         logs.follow_rotation()
@@ -173,7 +173,7 @@ def serve(
     return 0
 
 
-def _drop_privileges(identity: privileges.Identity | None, service: Service) -> None:
+def _drop_privileges(identity: privileges.Identity | None, service: Service, loaded: Loaded) -> None:
     """Give up root if requested; refuse if ktlsd could not work without it."""
     if identity is None:
         return
@@ -198,13 +198,9 @@ def _drop_privileges(identity: privileges.Identity | None, service: Service) -> 
             log.warning(
                 "root %s: %s has no permission to list it: run chmod o+r, or turn listing off", followed.path, account
             )
-    if unreadable := [file for file in certificate_files(service.settings) if not os.access(file, os.R_OK)]:
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        log.warning(
-            "renewed certificates will not be loaded: %s may not read %s%s: let the user's group read"
-            " copies of them, or restart ktlsd after each renewal (docs/operations.md, Without systemd)",
-            *(account, unreadable[0], more),
-        )
+    document = loaded.document
+    for finding in unreadable_files.findings(loaded.settings, document.path if document.written else None):
+        log.warning("%s", finding)
 
 
 def _tell_waiting(service: Service) -> bool:

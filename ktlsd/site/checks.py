@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ktlsd.config.options import AccessOptions, SiteOptions
-from ktlsd.config.refusal import SettingsError, cause
+from ktlsd.config.refusal import PlacedError, cause
 from ktlsd.http.access import Check
 from ktlsd.http.certificate_check import CertificateCheck
 from ktlsd.http.client_networks import ClientNetworks
@@ -38,7 +38,7 @@ _MAKES: Final = {
 def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords) -> list[Check]:
     """Cheap checks come first: a network that is denied is never asked for a password.
 
-    Raises SettingsError for a file that cannot be used.
+    Raises PlacedError for a file that cannot be used.
     """
     checks: list[Check] = [
         *_maintenance(site),
@@ -58,15 +58,15 @@ def checks_of(site: SiteOptions, networks: ClientNetworks, passwords: Passwords)
         from ktlsd.site.signed_check import SignedCheck
         from ktlsd.site.signing_keys import parse_keys
 
-        keys = {path: _watched(site, "keys", path, parse_keys) for path in {rule.keys for rule in site.signed}}
+        keys = _watched(site, "signed", "keys", parse_keys)
         checks += (SignedCheck(_guarded(site, rule.path), keys[rule.keys]) for rule in site.signed)
     if site.auth:
         from ktlsd.site.password_check import PasswordCheck
         from ktlsd.site.password_file import parse_users
 
-        files = {path: _watched(site, "users", path, parse_users) for path in {rule.users for rule in site.auth}}
+        users = _watched(site, "auth", "users", parse_users)
         checks += (
-            PasswordCheck(_guarded(site, rule.path), files[rule.users], rule.realm, passwords) for rule in site.auth
+            PasswordCheck(_guarded(site, rule.path), users[rule.users], rule.realm, passwords) for rule in site.auth
         )
     return checks
 
@@ -77,12 +77,13 @@ def _maintenance(site: SiteOptions) -> list[Check]:
         return []
     from ktlsd.site.maintenance import MaintenanceCheck
 
-    page = None if rule.page is None else _read("maintenance.page", rule.page, bytes)
+    place = ("maintenance",)
+    page = None if rule.page is None else _read(place, "page", rule.page, bytes)
     kind = "" if rule.page is None else ContentTypes(site.types, site.charset, {}).described(bytes(rule.page))[0]
     try:
         return [MaintenanceCheck(rule, page, kind)]
     except OSError as error:
-        raise SettingsError(f"maintenance.file {rule.file}: {error.strerror}") from error
+        raise _unusable(place, "file", cast(Path, rule.file), error) from error
 
 
 def asks_for_certificate(rule: AccessOptions) -> bool:
@@ -94,23 +95,38 @@ def _guarded(site: SiteOptions, path: str) -> GuardedPaths:
     return GuardedPaths((path,), site.index, site.try_files)
 
 
-def _watched(site: SiteOptions, key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
-
+def _watched(site: SiteOptions, table: str, key: str, parse: Callable[[bytes], T]) -> dict[Path, WatchedFile[T]]:
+    """The files that a key of all tables [[table]] names, which must not be served."""
     # Path.resolve() raises RuntimeError for links in a circle, before Python 3.13.
-    root, real = (Path(os.path.realpath(one)) for one in (cast(Path, site.root), path))
-    if real.is_relative_to(root):
-        below = real.relative_to(root).parts
-        if site.dotfiles or not any(part.startswith(".") for part in below):
-            raise SettingsError(f"{key} {path}: is inside root, where clients could get it: move it elsewhere")
-    return _read(key, path, parse)
+    root = Path(os.path.realpath(cast(Path, site.root)))
+    files: dict[Path, WatchedFile[T]] = {}
+    for number, rule in enumerate(getattr(site, table)):
+        path = getattr(rule, key)
+        if path in files:
+            continue
+        place, real = (table, number), Path(os.path.realpath(path))
+        if real.is_relative_to(root):
+            below = real.relative_to(root).parts
+            if site.dotfiles or not any(part.startswith(".") for part in below):
+                complaint = f"{key} {path}: is inside root, where clients could get it: move it elsewhere"
+                raise PlacedError(place, key, complaint)
+        files[path] = _read(place, key, path, parse)
+    return files
 
 
-def _read(key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
+def _read(place: tuple[str | int, ...], key: str, path: Path, parse: Callable[[bytes], T]) -> WatchedFile[T]:
     from ktlsd.site.watched_file import WatchedFile
 
     try:
         return WatchedFile(path, parse)
     except (OSError, ValueError) as error:
-        made = isinstance(error, FileNotFoundError) and key in _MAKES
-        remedy = f": {_MAKES[key]} makes it" if made else ""
-        raise SettingsError(f"{key} {path}: {cause(error).removeprefix(f'{path}: ')}{remedy}") from error
+        raise _unusable(place, key, path, error) from error
+
+
+def _unusable(place: tuple[str | int, ...], key: str, path: Path, error: OSError | ValueError) -> PlacedError:
+    remedy = ""
+    if isinstance(error, FileNotFoundError):
+        remedy = f": {_MAKES[key]} makes it" if key in _MAKES else ": create it, or name another"
+    elif isinstance(error, PermissionError):
+        remedy = ": let the user of ktlsd read it, and enter the folders above it"
+    return PlacedError(place, key, f"{key} {path}: {cause(error).removeprefix(f'{path}: ')}{remedy}")

@@ -10,28 +10,29 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from ktlsd.site.line_file import parse_lines
+
 LEAST_SECRET: Final = 32
 """Characters."""
 
+_REMEDY: Final = "a line is ID:SECRET, with a secret of `openssl rand -hex 32`"
 _LINE: Final = re.compile(rb"([A-Za-z0-9._-]{1,64}):([!-~]+)")
 
 
 def parse_keys(data: bytes) -> Mapping[bytes, bytes]:
     """The secrets by their ids, in the order of the file. Raises ValueError with the number of a line."""
-    keys: dict[bytes, bytes] = {}
-    for number, line in enumerate(data.splitlines(), 1):
-        text = line.strip()
-        if not text or text.startswith(b"#"):
-            continue
-        found = _LINE.fullmatch(text)
-        if found is None:
-            raise ValueError(f"line {number}: not a line ID:SECRET of printable ASCII")
-        name, secret = found.groups()
-        if len(secret) < LEAST_SECRET:
-            raise ValueError(f"line {number}: a secret has {LEAST_SECRET} characters at least: `openssl rand -hex 32`")
-        if name in keys:
-            raise ValueError(f"line {number}: the key {name.decode('ascii')} is in a line above already")
-        keys[name] = secret
+    keys = parse_lines(data, _key, _REMEDY)
     if not keys:
-        raise ValueError("no keys: a line is ID:SECRET")
+        raise ValueError(f"no keys: {_REMEDY}")
     return keys
+
+
+def _key(line: bytes) -> tuple[bytes, bytes]:
+    """Raises ValueError."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise ValueError("not a line ID:SECRET of printable ASCII")
+    name, secret = found.groups()
+    if len(secret) < LEAST_SECRET:
+        raise ValueError(f"a secret has {LEAST_SECRET} characters at least")
+    return name, secret

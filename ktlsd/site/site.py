@@ -135,8 +135,8 @@ class Site:
         """`file_seconds` is the time that one call on a file may take; a root that `may_be_missing` may come later,
         as may one that stalls beyond the `patience`. Rates count by `networks`.
 
-        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves, SettingsError
-        for a file of users that cannot be used."""
+        Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves, PlacedError
+        for a file of users, keys or maintenance that cannot be used."""
         self.options = site
         if site.listing:
             # Its import is slow, and must not delay a request.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 LARGEST: Final = 4 << 20
 """Bytes."""
+
+_SPECIAL: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 _LOOK_SECONDS: Final = 1.0
 _SOON_SECONDS: Final = 0.2
@@ -102,15 +105,18 @@ class WatchedFile(_Watched, Generic[T]):
 
     def _read(self, known: FileIdentity | None = None) -> tuple[FileIdentity, bytes]:
         """The version and the content, unless it is the `known` version. Raises OSError and ValueError."""
-        # Opening a named pipe would wait for its other end.
+        # To open a device may have an effect.
+        _refuse_special(os.stat(self.path))
+        # To open a named pipe, which it may have become, would wait for its other end.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            _refuse_special(os.fstat(descriptor))
             identity = identify(descriptor)
             data = b"" if identity == known else _content(descriptor)
         finally:
             os.close(descriptor)
         if len(data) > LARGEST:
-            raise ValueError(f"more than {LARGEST} bytes")
+            raise ValueError(f"is larger than {LARGEST} bytes: shorten it")
         return identity, data
 
 
@@ -135,8 +141,15 @@ class WatchedSwitch(_Watched):
         return True
 
 
+def _refuse_special(status: os.stat_result) -> None:
+    """Raises ValueError for all but a regular file: others would count as empty, or never end."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise ValueError(f"is {_SPECIAL.get(kind, 'a device')}, not a regular file: put a file there")
+
+
 def _content(descriptor: int) -> bytes:
-    """At most a byte more than the largest file. Raises OSError, also for a folder."""
+    """At most a byte more than the largest file. Raises OSError."""
     pieces, left = [], LARGEST + 1
     while left and (piece := os.read(descriptor, left)):
         pieces.append(piece)

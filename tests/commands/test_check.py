@@ -228,6 +228,24 @@ names = "a.example"
     assert warnings(folder, text) == [f"ktlsd.toml:2: warning: cert: {told}: check again as root while it runs"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at files as another user")
+def test_files_that_the_user_of_the_service_may_not_read_again(folder: Path) -> None:
+    for name in ("users", "other", "keys"):
+        (folder / name).write_text(f"k1:{32 * 'x'}" if name == "keys" else "")
+    text = """root = "www"
+user = "nobody"
+auth = [{ path = "/a", users = "users" }, { path = "/b", users = "users" }, { path = "/c", users = "other" }]
+"""
+    text += '[[signed]]\npath = "/d"\nkeys = "keys"\n[[site]]\nnames = "a"\n'
+    told = warnings(folder, text)
+    assert len(told) == 1
+    what = r"changes will not be read, and a reload will be refused: user \d+, group \d+ may not read keys and 2 more"
+    remedy = r"let the group read it \(chgrp \d+, chmod g\+r\), or restart ktlsd after each change"
+    assert re.fullmatch(rf"ktlsd.toml:6: warning: signed\[0\].keys: {what}: {remedy}", told[0])
+    assert not warnings(folder, text.replace('user = "nobody"', ""))
+    assert os.geteuid() == 0
+
+
 def test_a_loop_between_sites_is_found(folder: Path) -> None:
     text = """root = "www"
 [[site]]

@@ -901,10 +901,40 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
     [
         ("workers = 0", '{0}/ktlsd.toml:1: workers: 0 is not a number from 1 to 256 or "auto"'),
         ("", '{0}/ktlsd.toml: root is missing: add root = "DIR"'),
-        ("root = 'nowhere'", "root {0}/nowhere: cannot be served: there is no such folder"),
-        ("root = 'a.pem'", "root {0}/a.pem: cannot be served: this is a file, not a folder: name .*"),
-        ("root = '.'\nacme_challenges = 'b'", "acme_challenges {0}/b: cannot be served: there is no such folder"),
-        ("root = '.'\n[[site]]\nnames = 'a'\nroot = 'b'", "root {0}/b: cannot be served: there is no such folder"),
+        ("root = 'nowhere'", "{0}/ktlsd.toml:1: root {0}/nowhere: cannot be served: there is no such folder"),
+        ("root = 'a.pem'", "{0}/ktlsd.toml:1: root {0}/a.pem: cannot be served: this is a file, not a folder: name .*"),
+        (
+            "root = '.'\nacme_challenges = 'b'",
+            "{0}/ktlsd.toml:2: acme_challenges {0}/b: cannot be served: there is no such folder",
+        ),
+        (
+            "root = '.'\n[[site]]\nnames = 'a'\nroot = 'b'",
+            r"{0}/ktlsd.toml:4: site\[0\]: root {0}/b: cannot be served: there is no such folder",
+        ),
+        (
+            "root = 'www'\n[[auth]]\npath = '**'\nusers = 'a.key'",
+            r"{0}/ktlsd.toml:4: auth\[0\]: users {0}/a.key: line 1: not a line NAME:HASH: `ktlsd hash-password .*",
+        ),
+        (
+            "root = 'www'\n[[auth]]\npath = '**'\nusers = 'www/a'",
+            r"{0}/ktlsd.toml:4: auth\[0\]: users {0}/www/a: is inside root, where clients could get it: move .*",
+        ),
+        (
+            "root = 'www'\n[[site]]\nnames = 'a'\n[[site.signed]]\npath = '**'\nkeys = 'no'",
+            r"{0}/ktlsd.toml:6: site\[0\].signed\[0\]: keys {0}/no: No such file or directory: `echo .* makes it",
+        ),
+        (
+            "root = 'www'\nsigned = [{ path = '**', keys = 'www' }]\n[[site]]\nnames = 'a'\ndotfiles = true",
+            r"{0}/ktlsd.toml:2: signed\[0\]: keys {0}/www: is inside root, .*",
+        ),
+        (
+            "root = 'www'\n[maintenance]\nenabled = true\npage = 'www'",
+            r"{0}/ktlsd.toml:4: maintenance: page {0}/www: is a folder, not a regular file: put a file there",
+        ),
+        (
+            "root = 'www'\n[maintenance]\nfile = 'switch'\npage = 'no'",
+            r"{0}/ktlsd.toml:4: maintenance: page {0}/no: No such file or directory: create it, or name another",
+        ),
         (
             "root = '.'\ncert = 'b'\nkey = 'a.key'",
             "{0}/ktlsd.toml:2: cert: {0}/b cannot be used as a PEM certificate chain: .*",
@@ -917,6 +947,7 @@ def test_check_says_that_a_file_is_good(tmp_path: Path, pair: tuple[Path, Path],
     ],
 )
 def test_check_says_in_one_line_what_is_wrong(tmp_path: Path, pair: tuple[Path, Path], content: str, said: str) -> None:
+    (tmp_path / "www").mkdir()
     ended = run_to_end("check", "--config", str(write(tmp_path, content)), state=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert re.fullmatch(f"ktlsd: {said.format(re.escape(str(tmp_path)))}\n", ended.stderr), ended.stderr

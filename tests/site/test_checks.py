@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,11 @@ async def test_a_refusal_looks_for_no_file(tmp_path: Path, monkeypatch: pytest.M
         ("absent", "absent: No such file or directory"),
         ("www/users", "www/users: is inside root, where clients could get it"),
         ("www/.hidden/users", None),
-        (".", "Is a directory"),
+        (".", "is a folder, not a regular file"),
         ("circle", "Too many levels of symbolic links"),
+        ("pipe", "is a named pipe, not a regular file"),
+        ("socket", "is a socket, not a regular file"),
+        ("/dev/null", "is a device, not a regular file"),
     ],
 )
 def test_files_of_users(tmp_path: Path, users: str, reason: str | None) -> None:
@@ -54,6 +59,9 @@ def test_files_of_users(tmp_path: Path, users: str, reason: str | None) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.fspath(tmp_path / "socket"))
     path = tmp_path / users
     options = SiteOptions(root=tmp_path / "www", auth=(AuthOptions(path="**", users=path),))
     if reason is None:

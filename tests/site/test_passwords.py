@@ -79,7 +79,7 @@ def test_yescrypt() -> None:
         ("bob:rl.3StKT.4T8M", "line 3: not a hash"),
         ("bob", "line 3: not a line NAME:HASH"),
         (":$2y$", "line 3: not a line NAME:HASH"),
-        (f"ann:{made(b'x', LOW_BCRYPT)}", "line 3: the user is in a line above already"),
+        (f"ann:{made(b'x', LOW_BCRYPT)}", "line 3: ann is in a line above already"),
         ("bob:$2y$31$" + "a" * 53, "line 3: its cost"),
         ("bob:$6$rounds=999999999$salt$" + "a" * 86, "line 3: its cost"),
         ("bob:$argon2id$v=19$m=99999999,t=9,p=1$MTIzNDU2Nzg$" + "a" * 43, "line 3: its cost"),
@@ -236,7 +236,13 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
         file._look_again = 0.0
         await file.refresh()
     assert len(os.listdir("/proc/self/fd")) == open_files
-    assert caplog.records[-1].message.startswith(f"{path}: Is a directory; ")
+    assert caplog.records[-1].message.startswith(f"{path}: is a folder, not a regular file: ")
     path.rmdir()
+    os.mkfifo(path)
+    file._look_again = 0.0
+    await file.refresh()
+    assert caplog.records[-1].message.startswith(f"{path}: is a named pipe, not a regular file: ")
+    assert file.value == b"three"
+    path.unlink()
     in_the_future = int(time.time()) + 3600
     assert await after(b"from a machine whose clock is ahead", (in_the_future, in_the_future)) != b"three"

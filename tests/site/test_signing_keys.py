@@ -22,7 +22,7 @@ def test_a_file() -> None:
         (b"k:short", "line 1: a secret has 32 characters at least"),
         (b"k&:" + SECRET, "line 1: not a line"),
         (b"k:" + SECRET + b" " + SECRET, "line 1: not a line"),
-        (b"k:" + SECRET + b"\nk:" + SECRET, "line 2: the key k is in a line above"),
+        (b"k:" + SECRET + b"\nk:" + SECRET, "line 2: k is in a line above"),
     ],
 )
 def test_what_refuses_a_file(data: bytes, reason: str) -> None:

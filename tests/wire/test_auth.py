@@ -189,7 +189,8 @@ def test_a_file_that_cannot_be_used_ends_the_start(folder: Path) -> None:
     config.write_text('root = "www"\n[[auth]]\npath = "**"\nusers = "plain"\n')
     ended = run_to_end("--config", str(config), state=folder / "state")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert f"users {folder / 'plain'}: line 2: not a hash" in ended.stderr
+    said = f"ktlsd: {config}:4: auth[0]: users {folder / 'plain'}: line 2: not a hash"
+    assert ended.stderr.startswith(said)
 
 
 def test_the_file_reloads(server: Running, folder: Path) -> None:

@@ -474,6 +474,10 @@ def test_another_user_who_may_not_read_the_keys_is_told_so_and_renewals_are_load
     place = Place(open_folder, 2)
     place.pair(0).chmod(0o600)
     place.pair(1).chmod(0o644)
+    place.config.chmod(0o600)
+    (open_folder / "users").touch(mode=0o600)
+    with place.config.open("a") as config:
+        config.write("[[auth]]\npath = '/in/**'\nusers = 'users'\n")
     state = open_folder / "state"
     state.mkdir(mode=0o700)
     options = ("--config", str(place.config), "--user", "nobody", "--workers", workers)
@@ -483,6 +487,9 @@ def test_another_user_who_may_not_read_the_keys_is_told_so_and_renewals_are_load
         who = f"user {NOBODY.pw_uid}, group {NOBODY.pw_gid}"
         assert len(told) == 1
         assert f"{who} may not read {place.pair(0)}: let the user's group read copies of them, or restart" in told[0]
+        told = lines(server, "^changes will not be read, and a reload will be refused: ")
+        assert len(told) == 1
+        assert f"{who} may not read {open_folder / 'users'} and 1 more: let the group read it (chgrp " in told[0]
         # Nothing changed, so nothing is said.
         time.sleep(5)
         assert not lines(server, "reloaded")

@@ -320,8 +320,10 @@ def test_a_start_without_any_folder_or_a_strict_one_is_refused(place: Path, stri
         (place / "current").unlink()
     config = two_sites(place, "strict = true") if strict else two_sites(place)
     ended = run_to_end("--config", str(config), "--listen", "127.0.0.1:0", state=place / "state")
-    missing = "other" if strict else "current"
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines() == [f"ktlsd: root {place}/{missing}: cannot be served: there is no such folder"]
+    missing = "site[0]: root {}/other" if strict else "root {}/current"
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    said = f": {missing.format(place)}: cannot be served: there is no such folder\n"
+    assert ended.stderr.startswith(f"ktlsd: {config}:")
+    assert ended.stderr.endswith(said)
     checked = run_to_end("check", "--config", str(config), state=place / "state")
     assert checked.returncode == 2
