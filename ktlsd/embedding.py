@@ -185,6 +185,7 @@ def _open(stack: contextlib.ExitStack, loaded: Loaded, certificate: Path | None)
     port = https_port(listeners)
     configuration.serve_https_on(port)
     store, metrics = MetricsStore(1), None
+    configuration.count_by(store.sites)
     if settings.metrics_listen is not None:
         sockets = bind_metrics(settings.metrics_listen)
         for sock in sockets:

@@ -81,6 +81,7 @@ class Server:
             kinds or ConnectionKinds(),
         )
         self._arrivals = Arrivals(self._shared)
+        self._count_sites(service)
 
     async def run(self, listeners: Sequence[Listener], ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish requests in progress; a second signal aborts them.
@@ -152,7 +153,14 @@ class Server:
         old, self._shared.service = self._shared.service, service
         self._shared.idle.seconds = service.settings.limits.idle_seconds
         self._arrivals.use(service)
+        self._count_sites(service)
         old.retire()
+
+    def _count_sites(self, service: Service) -> None:
+        """Count by site from the first service on that has several."""
+        if len(service.all) > 1:
+            for counts in self._shared.responses.values():
+                counts.count_sites()
 
     async def _follow_roots(self) -> None:
         """Have each root follow its path, forever."""

@@ -313,7 +313,7 @@ class Service:
     ) -> _Offer:
         """The SSL_CTX of a site, with its usable pairs; unusable ones become faults."""
         holder, holder_place = (options, place) if options.cert else (default, default_place)
-        site, kind = _name_of(options), _kind_of(options, holder)
+        site, kind = name_of(options), _kind_of(options, holder)
         context = self._bare_context()
         usable: list[Validity] = []
         errors: list[_Error] = []
@@ -431,7 +431,8 @@ def _named(settings: Settings) -> list[tuple[Place, NamedSiteOptions]]:
     return [(("site", number), options) for number, options in enumerate(settings.site)]
 
 
-def _name_of(options: SiteOptions) -> str:
+def name_of(options: SiteOptions) -> str:
+    """The name of a site in logs and metrics."""
     return options.names[0] if isinstance(options, NamedSiteOptions) else DEFAULT_SITE
 
 

@@ -20,13 +20,12 @@ from typing import Final, NamedTuple, Protocol
 from ktlsd.config import listener_kind
 from ktlsd.config.limits import Limit
 from ktlsd.http.decide import Denied
+from ktlsd.metrics.site_names import MOST_SITES, OTHER, SiteNames
 from ktlsd.openssl.algorithms import CIPHERSUITES
 from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Direction, Offload, Path, Reason
 from ktlsd.tls.policy import EVERY_CIPHER
 
-OTHER: Final = "other"
-"""The value of a label for unexpected values."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histogram of handshakes, in seconds."""
 DURATION_BUCKETS: Final = (
@@ -36,6 +35,10 @@ DURATION_BUCKETS: Final = (
 """Upper bounds of the histogram of requests, in seconds: from a response out of memory to a long download."""
 SIZE_BUCKETS: Final = tuple(4**power for power in range(4, 18))
 """Upper bounds of the histogram of bodies: 256 bytes to 16 GiB."""
+
+SITE_BUCKETS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
+"""Upper bounds of the histogram of requests of each site, in seconds: few, since there is one for each site."""
+STATUS_CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
 
 _NS: Final = 1_000_000_000
 _BYTES_IN_A_SLOT: Final = 8
@@ -250,7 +253,10 @@ _SLOTS: Final = {
     for number, values in enumerate(metric.series)
 }
 SLOTS: Final = _RESERVED + sum(metric.size for metric in METRICS)
-"""Numbers in a row."""
+"""Numbers in a row, without those of sites."""
+SITE_SLOTS: Final = len(STATUS_CLASSES) + len(SITE_BUCKETS) + 2
+"""Numbers for one site and one protocol (site_counts.py)."""
+_ALL_SLOTS: Final = SLOTS + len(HttpVersion) * (MOST_SITES + 2) * SITE_SLOTS
 
 
 class Row(Protocol):
@@ -261,7 +267,7 @@ class Row(Protocol):
     def __setitem__(self, slot: int, value: int, /) -> None: ...
 
 
-UNCOUNTED: Final[Row] = [0] * SLOTS
+UNCOUNTED: Final[Row] = [0] * _ALL_SLOTS
 """A row for counts that are not reported."""
 
 
@@ -318,6 +324,11 @@ _FALLBACKS: Final = {
     for direction in Direction
     for reason in Reason
 }
+_WORKERS: Final = 0
+"""The place of the number of workers before all rows."""
+_USED: Final = 1
+"""The place of the number of rows in use."""
+_OF_ALL_ROWS: Final = 2
 _GAUGES: Final = tuple(
     _FIRST[metric.name] + number for metric in METRICS if metric.kind is Kind.GAUGE for number in range(metric.size)
 )
@@ -363,27 +374,61 @@ class counted:  # noqa: N801  a context manager
 class MetricsStore:
     """The rows of all workers, in memory that processes forked later share."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, most_workers: int = 0) -> None:
+        """`most_workers` is the most that set_workers() may ask for, if that is more than `workers`: processes that run
+        cannot get more shared memory. Rows that are not used take none."""
         self.first_process: Final = os.getpid()
         """The process that starts the workers, or the only one."""
         self.started: Final = time.time()
         """When it started, in seconds since the epoch."""
-        memory = memoryview(mmap.mmap(-1, workers * SLOTS * _BYTES_IN_A_SLOT)).cast("q")
-        self.rows: Final = tuple(memory[number * SLOTS : (number + 1) * SLOTS] for number in range(workers))
+        self.most_workers: Final = max(workers, most_workers)
+        size = (_OF_ALL_ROWS + self.most_workers * _ALL_SLOTS) * _BYTES_IN_A_SLOT
+        self._memory: Final = memoryview(mmap.mmap(-1, size)).cast("q")
+        self.sites: Final = SiteNames()
+        self.set_workers(workers)
+
+    def set_workers(self, workers: int) -> None:
+        """Change the number of workers; only the first process may."""
+        self._memory[_WORKERS] = workers
+        self._memory[_USED] = max(self._memory[_USED], workers)
+
+    @property
+    def workers(self) -> int:
+        """The configured number of workers."""
+        return self._memory[_WORKERS]
+
+    @property
+    def rows(self) -> tuple[memoryview[int], ...]:
+        """All rows that are, or were, in use: what a former worker has counted stays counted."""
+        return tuple(map(self._row, range(self._memory[_USED])))
+
+    def _row(self, number: int) -> memoryview[int]:
+        begin = _OF_ALL_ROWS + number * _ALL_SLOTS
+        return self._memory[begin : begin + _ALL_SLOTS]
 
     def take(self, number: int) -> Row:
         """A row for the exclusive use of the calling process; `number` counts workers from 0."""
-        row = self.rows[number]
-        for gauge in _GAUGES:
-            row[gauge] = 0
+        row = self._row(number)
+        _reset_gauges(row)
         if row[STARTED]:
             row[_RESTARTS] += 1
         row[PID], row[STARTED] = os.getpid(), int(time.time())
         return row
 
+    def leave(self, number: int) -> None:
+        """The worker of a row has ended, and none takes its place."""
+        row = self._row(number)
+        _reset_gauges(row)
+        row[PID] = row[STARTED] = 0
+
     def totals(self) -> list[int]:
         """The sums over all rows, by slot; those of PID, STARTED and BEAT mean nothing."""
         return [sum(column) for column in zip(*(row.tolist() for row in self.rows), strict=True)]
+
+
+def _reset_gauges(row: Row) -> None:
+    for gauge in _GAUGES:
+        row[gauge] = 0
 
 
 class Series(NamedTuple):

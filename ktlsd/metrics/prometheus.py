@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
@@ -18,7 +18,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ktlsd import __version__
-from ktlsd.metrics.metrics import METRICS, PID, Kind, Metric, MetricsStore, histograms, series
+from ktlsd.metrics import site_counts
+from ktlsd.metrics.metrics import METRICS, PID, Histogram, Kind, Metric, MetricsStore, Series, histograms, series
 from ktlsd.metrics.processes import figures_of_all
 from ktlsd.tls.pairs import Fault, Validity
 
@@ -71,7 +72,8 @@ class _Counts(Collector):
         totals = self._store.totals()
         for metric in METRICS:
             yield _family(metric, totals)
-        yield GaugeMetricFamily("ktlsd_workers", "Configured number of worker processes.", value=len(self._store.rows))
+        yield from _of_sites(self._store.sites.labels(), totals)
+        yield GaugeMetricFamily("ktlsd_workers", "Configured number of worker processes.", value=self._store.workers)
         dates = GaugeMetricFamily(
             "ktlsd_certificate_expiry_timestamp_seconds",
             "Expiry of a served certificate, in seconds since the epoch.",
@@ -101,6 +103,14 @@ class _Counts(Collector):
         build.add_metric((__version__, self._openssl, platform.python_version()), 1)
         yield build
         yield from _of_processes(self._store)
+
+
+def _of_sites(labels: Mapping[int, str], totals: Sequence[int]) -> Iterator[Family]:
+    """The counts by site; nothing with one site."""
+    found = site_counts.requests(labels, totals)
+    if found:
+        yield _of_series(site_counts.REQUESTS, found)
+        yield _of_histograms(site_counts.DURATIONS, site_counts.durations(labels, totals))
 
 
 def _of_orders(orders: Sequence[tuple[str, Record]]) -> Iterator[Family]:
@@ -146,13 +156,21 @@ def _of_processes(store: MetricsStore) -> Iterator[Family]:
 
 def _family(metric: Metric, totals: list[int]) -> Family:
     if metric.kind is Kind.HISTOGRAM:
-        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels[:-1])
-        for labels, buckets, total in histograms(metric, totals):
-            sums = itertools.accumulate(bucket.value for bucket in buckets)
-            bounds = [(bucket.labels[-1], float(value)) for bucket, value in zip(buckets, sums, strict=True)]
-            family.add_metric(labels, bounds, total)
-        return family
+        return _of_histograms(metric, histograms(metric, totals))
+    return _of_series(metric, series(metric, totals))
+
+
+def _of_histograms(metric: Metric, found: Iterable[Histogram]) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels[:-1])
+    for labels, buckets, total in found:
+        sums = itertools.accumulate(bucket.value for bucket in buckets)
+        bounds = [(bucket.labels[-1], float(value)) for bucket, value in zip(buckets, sums, strict=True)]
+        family.add_metric(labels, bounds, total)
+    return family
+
+
+def _of_series(metric: Metric, found: Iterable[Series]) -> Family:
     simple = _SIMPLE[metric.kind](metric.name, metric.help, labels=metric.labels)
-    for number in series(metric, totals):
+    for number in found:
         simple.add_metric(number.labels, number.value)
     return simple

@@ -20,10 +20,11 @@ from ktlsd.config.listener_kind import Kind
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal, SettingsError, cause
+from ktlsd.metrics.site_names import SiteNames
 from ktlsd.openssl.errors import ContextError
 from ktlsd.process.listeners import https_port
 from ktlsd.process.opened import Opened, Opening
-from ktlsd.service import Service
+from ktlsd.service import Service, name_of
 from ktlsd.settings import Loaded
 from ktlsd.tls.pairs import Fault, FaultKey, out_of_time, refused_for
 from ktlsd.tls.ticket_file import TicketFile
@@ -90,6 +91,7 @@ class Configuration:
         self._tried = self._seen = _versions(loaded.settings)
         self._https_port = 443
         self._loaded = loaded
+        self._sites: SiteNames | None = None
         self.quiet = False
         """True if another process logs missing folders and faults of certificates."""
         self._told: dict[Hashable, float] = {}
@@ -106,6 +108,16 @@ class Configuration:
         """Whether http-01 is possible; None if another process orders certificates."""
         self.service.log_missing_folders()
         self._report(self.service, loaded)
+
+    def count_by(self, sites: SiteNames) -> None:
+        """Give each site of this service, and of those to come, its number in metrics."""
+        self._sites = sites
+        self._number_sites()
+
+    def _number_sites(self) -> None:
+        if self._sites is not None:
+            for hosted in self.service.all:
+                hosted.site.number = self._sites.number(name_of(hosted.site.options))
 
     def change_with(self, opened: Opened) -> None:
         """Let a reload change this, too."""
@@ -232,6 +244,7 @@ class Configuration:
     def take(self, service: Service) -> None:
         """Put a service into force; the server retires the old one."""
         self.service = service
+        self._number_sites()
         opening, self._opening = self._opening, None
         if self._opened is not None and opening is not None:
             self._opened.take(opening)

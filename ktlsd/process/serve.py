@@ -86,6 +86,7 @@ def serve(
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
         waits = _tell_waiting(service) or bool(may_wait(configuration.files()))
         store, kinds = MetricsStore(workers), ConnectionKinds()
+        configuration.count_by(store.sites)
         metrics = None
         if settings.metrics_listen is not None:
             from ktlsd.status.metrics_listener import MetricsListener

@@ -20,6 +20,7 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
 from ktlsd.http.uri_host import host_of
 from ktlsd.metrics.metrics import LIMITED
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service, unknown_name
 from ktlsd.site.error_page import for_client
@@ -48,6 +49,8 @@ class Exchange:
         self._began_ns = time.time_ns()
         self._service: Service = responder.shared.service
         self._answer: Answer | None = None
+        self.site = NO_SITE
+        """The number of the site that answers it."""
         fields = TrackedFields(head.of_fields.values)
         self.request = Request(head.method.decode("ascii"), fields)
         self.origin = responder.origin_of(fields.sent, self._service)
@@ -97,6 +100,7 @@ class Exchange:
             reason = f"{host} demands a client certificate, and the handshake was for another site or none"
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
         site, given = hosted.site, self._request_id
+        self.site = site.number
         if site.access is None:
             return await site.answer(request, parsed, secure=self.origin.https, request_id=given)
         visitor = responder.visitor(self.head, self.origin)
@@ -138,6 +142,12 @@ class Exchange:
 
         `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
+        entry = self._kept(opened, head)
+        if entry is not None:
+            entry.site = self.site
+        return entry
+
+    def _kept(self, opened: OpenFile | None, head: bytes) -> CacheEntry | None:
         answer = cast(Answer, self._answer)
         response, lack = answer.response, answer.lack
         repeatable = (

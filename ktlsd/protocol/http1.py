@@ -30,6 +30,7 @@ from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.frames import PREFACE
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED, HttpVersion, counted
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.openssl.errors import ConnectionLost
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.client import Client
@@ -128,7 +129,7 @@ class Http1:
                 os.close(descriptor)
             self._inline.end_in_progress()
             size = left.size - unsent + self._transport.sent - sent
-            self._responder.responses.count(left.arrived, (max(0, size),))
+            self._responder.responses.count(left.arrived, (max(0, size),), (self._inline.site,))
             if self._log is not None:
                 self._log.end(complete=complete)
 
@@ -188,7 +189,7 @@ class Http1:
         opened = None if answer is None else answer.opened
         in_progress = None
         try:
-            self._responder.count(response)
+            self._responder.count(response, self._site())
             if answer is not None and self._exchange is not None:
                 in_progress = self._exchange.begin()
             if head is None and response.status in LIMIT_OF:
@@ -258,6 +259,10 @@ class Http1:
             await self._transport.finish(unread=bool(self._reader.received) or (body is not None and not body.whole))
         return not closes
 
+    def _site(self) -> int:
+        """The number of the site of the request that is being answered."""
+        return NO_SITE if self._exchange is None else self._exchange.site
+
     def _client_described(self) -> str:
         """For the log."""
         return self._client.described(self._client.origin) if self._exchange is None else self._exchange.described()
@@ -288,7 +293,8 @@ class Http1:
         try:
             await self._send_body(data, response, opened, pace, chunked=chunked)
         finally:
-            self._responder.responses.count(self._arrived, (max(0, self._transport.sent - sent),))
+            size = max(0, self._transport.sent - sent)
+            self._responder.responses.count(self._arrived, (size,), (self._site(),))
         if self._log is not None:
             self._log.end(complete=True)
 

@@ -23,6 +23,7 @@ from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_head import RequestHead
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.openssl.results import Wait
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
@@ -56,17 +57,19 @@ class _Made(Struct, frozen=True, gc=False):
 class InlineResponses:
     """The connection as the event loop sees it while it has nothing to wait for (KeepAliveConnection)."""
 
-    __slots__ = ("_at_once", "_lines", "_log", "_responder", "_shared", "in_progress", "transport")
+    __slots__ = ("_counts", "_lines", "_log", "_responder", "_shared", "in_progress", "site", "transport")
     says_goodbye = False
 
     def __init__(self, responder: Responder, lines: EmptyLines, log: RequestLog | None) -> None:
         self._responder = responder
         self._shared = responder.shared
-        self._at_once = responder.responses.at_once
+        self._counts = responder.responses
         self._lines = lines
         self._log = log
         self.in_progress: InProgress | None = None
         """The response that is being sent, if rates count it."""
+        self.site = NO_SITE
+        """The number of the site of that response."""
         self.transport: PacedTransport = responder.transport
 
     def idle_since(self, now: float) -> float:
@@ -110,7 +113,10 @@ class InlineResponses:
             if rest is not None:
                 arrived = self._shared.idle.sockets.now
                 return PendingWork(received, rest, made.descriptor, ends=closes, size=made.size, arrived=arrived)
-            self._at_once.append(made.size)
+            counts = self._counts
+            counts.at_once.append(made.size)
+            if counts.by_site is not None:
+                counts.sites_at_once.append(self.site)
             if in_progress is not None:
                 self.end_in_progress()
             if self._log is not None:
@@ -165,6 +171,7 @@ class InlineResponses:
                 batch[entry] = made
         else:
             self._shared.service.response_cache.uses += 1
+        self.site = entry.site
         self.in_progress = responder.begin_remembered(entry, head, made.head_size, self._log)
         return made
 
@@ -205,7 +212,8 @@ class InlineResponses:
         return made
 
     def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
-        self._responder.count(response)
+        self.site = exchange.site
+        self._responder.count(response, exchange.site)
         self.in_progress = exchange.begin()
         if self._log is not None:
             self._log.answered(response.status.value, made.head_size)
@@ -249,7 +257,8 @@ class InlineResponses:
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
-            self._at_once.append(0)
+            self._counts.at_once.append(0)
+            self._counts.sites_at_once.append(self.site)
             self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=False)

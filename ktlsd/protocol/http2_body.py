@@ -21,6 +21,7 @@ from ktlsd.http.rate_check import InProgress
 from ktlsd.http2.frames import HEADER_BYTES
 from ktlsd.http2.turns import Turn, places
 from ktlsd.metrics.response_counts import ResponseCounts
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.site.lookup import OpenFile
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Body:
         "noted_at",
         "noted_moved",
         "sent",
+        "site",
     )
 
     def __init__(self, arrived: float) -> None:
@@ -70,6 +72,8 @@ class Body:
         self.arrived = arrived
         self.counts: ResponseCounts | None = None
         """Counts the response when it ends."""
+        self.site = NO_SITE
+        """The number of the site of the response."""
         self.sent = 0
         """Bytes that were sent."""
         self.log: RequestLog | None = None
@@ -242,7 +246,7 @@ class Body:
             self.in_progress.end()
         counts, self.counts = self.counts, None
         if counts is not None:
-            counts.count(self.arrived, (self.sent,))
+            counts.count(self.arrived, (self.sent,), (self.site,))
         log, self.log = self.log, None
         if log is not None:
             log.end(complete=complete)

@@ -30,6 +30,7 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.errors import ErrorCode
 from ktlsd.http2.sender import Sender
 from ktlsd.metrics.metrics import IN_FLIGHT, LIMITED
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.protocol import http1_writer
 from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
@@ -66,6 +67,7 @@ class Http2Responses:
         "_shared",
         "_wake",
         "_whole_since",
+        "_whole_sites",
         "bodies",
         "tasks",
         "waiting",
@@ -95,6 +97,8 @@ class Http2Responses:
         """Logged responses that the sender has as a whole, and the bytes of their bodies."""
         self.whole_sizes: list[int] = []
         """Bytes of the bodies of all responses that the sender has as a whole."""
+        self._whole_sites: list[int] = []
+        """The numbers of the sites of these responses, if they are counted by site."""
         self._whole_since = 0.0
         """When the request of the first of them arrived."""
 
@@ -157,7 +161,7 @@ class Http2Responses:
             log.begin()
             if head is not None:
                 log.asked(head)
-        self._responder.count(response)
+        self._responder.count(response, NO_SITE)
         body.counts = self._counts
         client = self._responder.client
         self._responder.log_refusal(lambda: client.described(client.origin), head, response)
@@ -222,12 +226,12 @@ class Http2Responses:
             if not (self._logged or entry.checks) and self._sender.respond(stream_id, block, data):
                 # As most are in a batch: nothing to be logged, no rates, nothing to be closed.
                 responder.begin_remembered(entry, head, 0, None)
-                self._note_whole(arrived, len(data))
+                self._note_whole(arrived, len(data), entry.site)
                 return True
             file = Body(arrived)
         file.log = responder.new_log(file)
         file.in_progress = responder.begin_remembered(entry, head, 0, file.log)
-        file.counts = self._counts
+        file.counts, file.site = self._counts, entry.site
         if file.pace is not None:
             self._give_paced(stream_id, block, cast(ByteRange, part) if data is None else data, file, None)
         elif data is not None:
@@ -243,8 +247,8 @@ class Http2Responses:
         with contextlib.ExitStack() as stack:
             if opened is not None:
                 stack.callback(opened.close)
-            self._responder.count(response)
-            body.counts = self._counts
+            self._responder.count(response, exchange.site)
+            body.counts, body.site = self._counts, exchange.site
             self._responder.log_refusal(exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
@@ -292,7 +296,7 @@ class Http2Responses:
         if stream_id not in self._sender.streams:
             self._release(stream_id, body)
         elif self._sender.respond(stream_id, block, data):
-            self._note_whole(body.arrived, len(data))
+            self._note_whole(body.arrived, len(data), body.site)
             body.counts = None
             if body.log is not None or stream_id in self.bodies:
                 self._release(stream_id, None)
@@ -310,10 +314,12 @@ class Http2Responses:
         elif self._begin(stream_id, block, body):
             self.tasks.append(partial(self._produce, stream_id, body, content, opened))
 
-    def _note_whole(self, arrived: float, size: int) -> None:
+    def _note_whole(self, arrived: float, size: int, site: int) -> None:
         if not self.whole_sizes:
             self._whole_since = arrived
         self.whole_sizes.append(size)
+        if self._counts.by_site is not None:
+            self._whole_sites.append(site)
 
     def _begin(self, stream_id: int, block: bytes, body: Body) -> bool:
         """Have the head sent, and the body known; False if the stream is gone, and so the body."""
@@ -446,9 +452,11 @@ class Http2Responses:
         """All that the sender gave was sent; `at_once` if in the batch of the poller in which the requests arrived."""
         if at_once:
             self._counts.at_once += self.whole_sizes
+            self._counts.sites_at_once += self._whole_sites
         elif self.whole_sizes:
-            self._counts.count(self._whole_since, self.whole_sizes)
+            self._counts.count(self._whole_since, self.whole_sizes, self._whole_sites)
         self.whole_sizes.clear()
+        self._whole_sites.clear()
         for body, count in self.whole:
             body.note_sent(count)
             body.end(complete=True)
@@ -485,8 +493,9 @@ class Http2Responses:
         """The connection has ended."""
         self.waiting.clear()
         if self.whole_sizes:
-            self._counts.count(self._whole_since, [0] * len(self.whole_sizes))
+            self._counts.count(self._whole_since, [0] * len(self.whole_sizes), self._whole_sites)
             self.whole_sizes.clear()
+            self._whole_sites.clear()
         for body, _ in self.whole:
             body.end(complete=False)
         self.whole.clear()

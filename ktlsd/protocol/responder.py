@@ -132,7 +132,7 @@ class Responder:
         """Count and log a request that gets a remembered response; `log.end()` follows, and the end of what is
         returned."""
         response = entry.response
-        self.count(response)
+        self.count(response, entry.site)
         if log is not None:
             log.begin()
             log.asked(head)
@@ -152,11 +152,13 @@ class Responder:
             self._buckets = {}
         return begin(checks, origin, self._buckets)
 
-    def count(self, response: Response) -> None:
-        """Count a request that gets this response."""
+    def count(self, response: Response, site: int) -> None:
+        """Count a request that gets this response from the site with this number."""
         row = self.shared.row
         requests = self._requests
         row[requests.get(response.status) or requests[0]] += 1
+        if self.responses.by_site is not None:
+            self.responses.by_site.begin(site, response.status)
         if response.reason:
             limit = Limit.FILE if response.reason == _STALLED else response.limit
             if limit is not None:

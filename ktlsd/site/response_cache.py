@@ -120,6 +120,8 @@ class CacheEntry(Struct, eq=False, gc=False):
     """The checks of access that each request must pass."""
     excess: Excess | None = None
     """The limit that each client must be at, if the response is a refusal for that."""
+    site: int = 0
+    """The number of its site (site_names.py)."""
 
     @property
     def size(self) -> int:

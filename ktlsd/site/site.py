@@ -39,6 +39,7 @@ from ktlsd.http.rate_check import refused_by_now
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
 from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.site import packing
 from ktlsd.site.beneath import paths_below
 from ktlsd.site.checks import checks_of
@@ -138,6 +139,8 @@ class Site:
         Raises OSError for a root that cannot be served, ValueError for rules that contradict themselves, PlacedError
         for a file of users, keys or maintenance that cannot be used."""
         self.options = site
+        self.number = NO_SITE
+        """Its number in metrics by site."""
         if site.listing:
             # Its import is slow, and must not delay a request.
             import ktlsd.site.listing  # noqa: F401

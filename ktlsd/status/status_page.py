@@ -16,6 +16,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktlsd import __version__
+from ktlsd.metrics import site_counts
 from ktlsd.metrics.metrics import (
     BY_NAME,
     OPEN_TLS,
@@ -161,6 +162,7 @@ def snapshot(view: View) -> Snapshot:
             4,
             [_latency(found) for found in histograms(BY_NAME["ktlsd_request_duration_seconds"], totals)],
         ),
+        *_by_site(view.store, totals),
         Table(
             "statuses",
             "Requests by protocol and status",
@@ -180,7 +182,11 @@ def snapshot(view: View) -> Snapshot:
             "Workers",
             ("Worker", "Process", "Up for", "Open connections", "Requests", "Sent"),
             6,
-            [_worker(number, row.tolist(), now) for number, row in enumerate(view.store.rows)],
+            [
+                _worker(number, row.tolist(), now)
+                for number, row in enumerate(view.store.rows)
+                if number < view.store.workers or row[PID]
+            ],
         ),
         Table(
             "certificates",
@@ -254,10 +260,23 @@ def _by_path(offload: str) -> str:
     return "user space" if offload == Offload.NONE.name.lower() else offload
 
 
-def _latency(found: Histogram) -> tuple[str, ...]:
+def _by_site(store: MetricsStore, totals: Sequence[int]) -> tuple[Table, ...]:
+    """The table of requests by site, if there are several."""
+    labels = store.sites.labels()
+    errors = {one.labels[:2]: one.value for one in site_counts.requests(labels, totals) if one.labels[2] == "5xx"}
+    rows = []
+    for found in site_counts.durations(labels, totals):
+        shown = _latency(found, "over a minute")
+        rows.append((*shown[:3], f"{errors.get(found.labels, 0):,}", *shown[3:]))
+    columns = ("Site", "Protocol", "Requests", "Server errors", "50 % within", "95 % within", "99 % within")
+    return (Table("sites", "Requests by site and protocol", columns, 5, rows),) if rows else ()
+
+
+def _latency(found: Histogram, beyond: str = "over an hour") -> tuple[str, ...]:
+    """`beyond` is the text for times above the largest bound."""
     count = sum(bucket.value for bucket in found.buckets)
     shares = (_quantile(found.buckets, share) for share in (0.5, 0.95, 0.99))
-    return (*found.labels, f"{count:,}", *("\u2013" if bound is None else _seconds(bound) for bound in shares))
+    return (*found.labels, f"{count:,}", *("\u2013" if bound is None else _seconds(bound, beyond) for bound in shares))
 
 
 def _quantile(buckets: Sequence[Series], share: float) -> float | None:
@@ -272,9 +291,9 @@ def _quantile(buckets: Sequence[Series], share: float) -> float | None:
     return math.inf
 
 
-def _seconds(bound: float) -> str:
+def _seconds(bound: float, beyond: str) -> str:
     if math.isinf(bound):
-        return "over an hour"
+        return beyond
     return f"{bound * 1000:g} ms" if bound < 1 else f"{bound:g} s"
 
 

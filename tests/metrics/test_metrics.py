@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from ktlsd.acme.plan import Record
 from ktlsd.config import listener_kind
+from ktlsd.metrics import site_counts
 from ktlsd.metrics.metrics import (
     ACCEPTED,
     BEAT,
@@ -35,7 +36,6 @@ from ktlsd.metrics.metrics import (
     METRICS,
     OPEN,
     OPEN_TLS,
-    OTHER,
     PID,
     SIZE_BUCKETS,
     SLOTS,
@@ -52,6 +52,7 @@ from ktlsd.metrics.metrics import (
 from ktlsd.metrics.processes import figures_of_all
 from ktlsd.metrics.prometheus import render
 from ktlsd.metrics.response_counts import ResponseCounts
+from ktlsd.metrics.site_names import MOST_SITES, NO_SITE, OTHER, OTHER_SITE, SiteNames
 from ktlsd.openssl.results import Handshake
 from ktlsd.status.metrics_page import Asked, answer, is_own
 from ktlsd.status.status_page import View, render_html, render_json, snapshot
@@ -227,7 +228,9 @@ def test_sizes_by_protocol(sizes: list[int]) -> None:
     store = MetricsStore(2)
     for number, size in enumerate(sizes):
         for version in HttpVersion:
-            ResponseCounts(store.rows[number % 2], version).count(time.monotonic(), (size,) * (1 + (version is HTTP_2)))
+            ResponseCounts(store.rows[number % 2], version).count(
+                time.monotonic(), (size,) * (1 + (version is HTTP_2)), ()
+            )
     found = samples(store)
     for version, times in ((HttpVersion.HTTP_1, 1), (HTTP_2, 2)):
         for bound in (*map(float, SIZE_BUCKETS), float("inf")):
@@ -247,7 +250,7 @@ def test_durations_of_a_batch_and_of_single_responses() -> None:
     counts.at_once += [10, 20, 30]
     counts.end_batch(time.monotonic() - 7)
     counts.end_batch(time.monotonic() - 500)
-    counts.count(time.monotonic() - 100, [5])
+    counts.count(time.monotonic() - 100, [5], [3])
     found = samples(store)
     protocol = ("protocol", "HTTP/2")
 
@@ -257,6 +260,73 @@ def test_durations_of_a_batch_and_of_single_responses() -> None:
     assert [up_to(bound) for bound in ("5.0", "10.0", "60.0", "300.0", "+Inf")] == [0, 3, 3, 4, 4]
     assert 121 <= found["ktlsd_request_duration_seconds_sum", frozenset({protocol})] < 125
     assert found["ktlsd_response_size_bytes_sum", frozenset({protocol})] == 65
+
+
+# --- sites
+
+
+def test_requests_by_site() -> None:
+    store = MetricsStore(2)
+    one, two = store.sites.number("one.example"), store.sites.number("two.example")
+    assert (store.sites.number("one.example"), one, two) == (one, 1, 2)
+    for row in map(store.take, range(2)):
+        counts = ResponseCounts(row, HTTP_2)
+        counts.at_once.append(5)
+        counts.end_batch(time.monotonic())
+        counts.count_sites()
+        assert counts.by_site is not None
+        for site, status in ((one, 200), (one, 404), (two, 500), (NO_SITE, 400)):
+            counts.by_site.begin(site, status)
+        counts.at_once += [1, 2, 3]
+        counts.sites_at_once += [one, one, two]
+        counts.end_batch(time.monotonic() - 0.05)
+        counts.count(time.monotonic() - 100, (1,), (two,))
+    found = samples(store)
+
+    def value_of(name: str, of: str, **labels: str) -> float | None:
+        named = {"site": of, "protocol": "HTTP/2", **labels}
+        return found.get((f"ktlsd_site_{name}", frozenset(named.items())))
+
+    begun = {("one.example", "2xx"): 2, ("one.example", "4xx"): 2, ("two.example", "5xx"): 2, ("none", "4xx"): 2}
+    for (site_name, group), number in begun.items():
+        assert value_of("requests_total", site_name, **{"class": group}) == number
+    assert sum(name == "ktlsd_site_requests_total" for name, _ in found) == len(begun)
+    for label, values in (("one.example", (0, 4, 4, 4)), ("two.example", (0, 2, 2, 4))):
+        bounds = ("0.025", "0.1", "60.0", "+Inf")
+        assert tuple(value_of("request_duration_seconds_bucket", label, le=bound) for bound in bounds) == values
+    assert 200 < (value_of("request_duration_seconds_sum", "two.example") or 0) < 205
+    assert value_of("request_duration_seconds_count", "none") is None
+    rows = next(table.rows for table in snapshot(View(store, (), ready=True)).tables if table.name == "sites")
+    assert rows == [
+        ("one.example", "HTTP/2", "4", "0", "100 ms", "100 ms", "100 ms"),
+        ("two.example", "HTTP/2", "4", "2", "100 ms", "over a minute", "over a minute"),
+    ]
+
+
+def test_a_site_alone_is_not_counted_by_site() -> None:
+    store = MetricsStore(1)
+    ResponseCounts(store.take(0), HTTP_2).count(time.monotonic(), (1,), (store.sites.number("default"),))
+    assert not [name for name, _ in samples(store) if name.startswith("ktlsd_site_")]
+    assert "sites" not in [table.name for table in snapshot(View(store, (), ready=True)).tables]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_number_of_sites_is_bounded_and_only_the_first_process_names_them() -> None:
+    names = SiteNames()
+    assert [names.number(f"{number}.example") for number in range(MOST_SITES - 1)] == [*range(1, MOST_SITES)]
+    child = os.fork()
+    if child == 0:
+        os._exit(not (names.number("new.example") == OTHER_SITE and names.number("0.example") == 1))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert names.number("x" * 300) == OTHER_SITE
+    assert [names.number(name) for name in ("last.example", "more.example")] == [MOST_SITES, OTHER_SITE]
+    labels = names.labels()
+    assert [labels[place] for place in (NO_SITE, 1, MOST_SITES, OTHER_SITE)] == [
+        "none",
+        "0.example",
+        "last.example",
+        "other",
+    ]
 
 
 # --- processes
@@ -525,6 +595,7 @@ def test_the_first_certificate_to_expire(left: int, shown: str) -> None:
 # --- the documents
 
 
+SITE_METRICS = (site_counts.REQUESTS, site_counts.DURATIONS)
 PROCESS_METRICS = {
     "process_cpu_seconds_total": "counter",
     "process_resident_memory_bytes": "gauge",
@@ -538,8 +609,9 @@ PROCESS_METRICS = {
 def exposed() -> dict[str, set[str]]:
     """Every name in the output, those of a histogram's parts too, and the labels of each."""
     store = MetricsStore(1)
-    for place in range(2, SLOTS):
+    for place in range(2, len(store.rows[0])):
         store.rows[0][place] = 1
+    store.sites.number("www.example.test")
     found: dict[str, set[str]] = {}
     for name, labels in samples(store, VALIDITY):
         found.setdefault(name, set()).update(label for label, _ in labels)
@@ -549,7 +621,7 @@ def exposed() -> dict[str, set[str]]:
 def test_every_metric_is_described() -> None:
     rows = re.findall(r"^\| `((?:ktlsd|process)_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT, re.MULTILINE)
     described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    families = {metric.name: (metric.kind.value, set(metric.labels)) for metric in METRICS}
+    families = {metric.name: (metric.kind.value, set(metric.labels)) for metric in (*METRICS, *SITE_METRICS)}
     families["ktlsd_workers"] = ("gauge", set())
     families["ktlsd_certificate_expiry_timestamp_seconds"] = ("gauge", {"site", "file"})
     families["ktlsd_unusable_certificates"] = ("gauge", {"site", "served"})
@@ -604,7 +676,7 @@ def test_promtool_accepts_the_alerts_and_each_fires_when_it_should() -> None:
 
 def test_the_dashboard_has_every_metric_and_fits_together() -> None:
     text = json.dumps([panel["targets"] for panel in DASHBOARD["panels"]])
-    for metric in METRICS:
+    for metric in (*METRICS, *SITE_METRICS):
         assert metric.name in text
     for name in (
         "ktlsd_build_info",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -31,7 +32,7 @@ from ktlsd.status.metrics_listener import MOST_CONNECTIONS, MetricsListener
 from ktlsd.tls.ktls_probe import support
 from tests.commands.test_command_line import make_certificate
 from tests.in_process import in_a_thread
-from tests.protocols import HTTP_1, HTTP_2, conversation
+from tests.protocols import HTTP_1, HTTP_2, ask_by_both, conversation
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -43,6 +44,7 @@ from tests.serving import (
     eventually,
     exchange,
     exchange_plain,
+    get,
     is_refused,
     parse,
     parse_all,
@@ -353,6 +355,42 @@ def test_counts_outlive_a_reload_and_a_renewed_certificate_is_told(root: Path, t
         found = numbers(port)
         assert sum(by_status(found).values()) == 6
         assert value(found, "ktlsd_worker_restarts_total") == 0
+
+
+def test_requests_by_site_from_the_second_site_on(root: Path, tmp_path: Path) -> None:
+    """Small and large files, remembered responses, refusals without a site; by both protocols, in both workers."""
+    settings, other = tmp_path / "ktlsd.toml", tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "new.txt").write_text("new")
+    one = f'root = "{root}"\nworkers = 2\nmetrics_listen = "127.0.0.1:0"\n'
+    settings.write_text(one)
+    with serving(None, "--config", str(settings), state=tmp_path / "state") as running:
+        port = metrics_port(running)
+        assert ask_by_both(running.port, "/small.txt", host="b.example").status == 200
+        assert not [name for name, _ in numbers(port) if name.startswith("ktlsd_site_")]
+        settings.write_text(f'{one}[[site]]\nnames = ["b.example", "c.example"]\nroot = "{other}"\n')
+        running.process.send_signal(signal.SIGHUP)
+        # Both workers must have the new configuration.
+        assert eventually(lambda: all(get(running.port, "/new.txt", host="c.example").status == 200 for _ in range(8)))
+
+        def asked(protocol: str, site: str, status: str = "2xx") -> tuple[float, float]:
+            labels, found = {"site": site, "protocol": protocol}, numbers(port)
+            begun = value(found, "ktlsd_site_requests_total", **labels, **{"class": status})
+            return begun, value(found, "ktlsd_site_request_duration_seconds_count", **labels)
+
+        before, _ = asked("HTTP/1.1", "b.example")
+        for _ in range(8):
+            for name, target in (("b.example", "/small.txt"), ("c.example", "/large.bin"), ("b.example", "/nothing")):
+                ask_by_both(running.port, target, host=name)
+            ask_by_both(running.port, "/\\\\%", host="b.example")
+        for protocol, more in (("HTTP/1.1", before), ("HTTP/2", 0)):
+            assert asked(protocol, "b.example")[0] == more + 16
+            assert asked(protocol, "b.example", "4xx")[0] == 8
+            assert asked(protocol, "none", "4xx") == (8, 8)
+        assert asked("HTTP/2", "b.example")[1] == 24
+        page = ask(port, "/").body.decode()
+        assert "Requests by site and protocol" in page
+        assert ">b.example<" in page
 
 
 def test_a_certificate_whose_path_is_no_text_is_told(root: Path, tmp_path: Path) -> None:
