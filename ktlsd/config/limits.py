@@ -118,6 +118,10 @@ class TokenBuckets:
                 break
             del self._full_at[oldest]
 
+    def spent(self, network: int, now: float) -> float:
+        """The tokens that a network's bucket lacks."""
+        return max(0.0, self._full_at.get(network, now) - now) * self.rate
+
     def put_back(self, network: int) -> None:
         """Put a token back that was taken."""
         if network in self._full_at:

@@ -16,7 +16,7 @@ from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.forwarded import Origin
 from ktlsd.site import password_hashes, passwords
 from ktlsd.site.password_file import parse_users
-from ktlsd.site.passwords import MOST_QUEUED_OF_NETWORK, Passwords, Verdict
+from ktlsd.site.passwords import MOST_OF_NETWORK, Passwords, Verdict
 from ktlsd.site.watched_file import WatchedFile
 
 
@@ -131,19 +131,25 @@ async def test_wrong_passwords_of_a_network_are_limited() -> None:
             assert (await verifier.verify(users, given, Origin(other, https=True)))[0] is Verdict.WRONG
 
 
-async def test_the_queue_is_bounded_and_equal_requests_share_a_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    users = parse_users(f"ann:{made(b'right', LOW_BCRYPT)}".encode())
-    calls = []
-    free = trio.Event()
+class HeldVerifications:
+    """Verifications that end when they may."""
 
-    def verify(stored: str, password: bytes) -> bool:
-        calls.append(password)
-        trio.from_thread.run(free.wait)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = trio.Event()
+        self.calls: list[bytes] = []
+        monkeypatch.setattr(password_hashes, "verify", self._verify)
+
+    def _verify(self, stored: str, password: bytes) -> bool:
+        self.calls.append(password)
+        trio.from_thread.run(self.free.wait)
         return password == b"right"
 
-    monkeypatch.setattr(password_hashes, "verify", verify)
-    monkeypatch.setattr(passwords, "MOST_QUEUED", 6)
-    verifier = verifier_of()
+
+async def test_equal_requests_share_a_verification_and_a_network_has_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = parse_users(f"ann:{made(b'right', LOW_BCRYPT)}".encode())
+    held, verifier = HeldVerifications(monkeypatch), verifier_of()
     verdicts: dict[bytes, list[Verdict]] = {}
 
     async def ask(password: bytes, address: str) -> None:
@@ -153,20 +159,53 @@ async def test_the_queue_is_bounded_and_equal_requests_share_a_verification(monk
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(ask, b"right", "192.0.2.1")
-        for number in range(MOST_QUEUED_OF_NETWORK + 1):
+        for number in range(MOST_OF_NETWORK + 1):
             nursery.start_soon(ask, b"a%d" % number, "192.0.2.2")
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert [verdict for by in verdicts.values() for verdict in by] == [Verdict.TOO_MANY]
         nursery.start_soon(ask, b"b", "192.0.2.3")
         await trio.testing.wait_all_tasks_blocked(0.05)
-        nursery.start_soon(ask, b"c", "192.0.2.4")
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert verdicts[b"c"] == [Verdict.BUSY]
-        assert len(calls) <= passwords.THREADS
-        free.set()
+        assert len(held.calls) == passwords.THREADS
+        held.free.set()
     assert verdicts[b"right"] == [Verdict.RIGHT] * 20
-    assert calls.count(b"right") == 1
+    assert held.calls.count(b"right") == 1
     assert verdicts[b"b"] == [Verdict.WRONG]
+
+
+async def test_a_visitor_comes_before_an_attacker_with_many_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = parse_users(f"ann:{made(b'right', LOW_BCRYPT)}\nbob:{made(b'right', LOW_BCRYPT)}".encode())
+    held, verifier = HeldVerifications(monkeypatch), verifier_of()
+    order: list[str] = []
+
+    async def ask(user: str, password: str, address: str) -> None:
+        given = Credentials(user.encode(), password.encode())
+        verdict, seconds = await verifier.verify(users, given, Origin(address, https=True))
+        order.append(f"{user} {verdict.name} {seconds}")
+
+    held.free.set()
+    await ask("bob", "right", "192.0.2.1")
+    for number in range(80):
+        await ask("eve", f"{number}", f"198.51.{number}.1")
+    order.clear()
+    users.remembered[b"bob"] = users.remembered[b"bob"][0], 0.0
+    held.free = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(80):
+            nursery.start_soon(ask, "eve", f"again {number}", f"198.51.{number}.1")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        # Two run, 64 wait, and the oldest of these are refused.
+        assert order == ["eve BUSY 5"] * 14
+        nursery.start_soon(ask, "ann", "right", "192.0.2.2")
+        await trio.testing.wait_all_tasks_blocked()
+        # From a network of the attacker's, but with a password that was right before.
+        nursery.start_soon(ask, "bob", "right", "198.51.1.1")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        held.calls.clear()
+        order.clear()
+        held.free.set()
+    assert held.calls[:2] == [b"right"] * 2
+    first = [line for line in order if "BUSY" not in line][:4]
+    assert {"ann RIGHT 0", "bob RIGHT 0"} <= set(first)
 
 
 async def test_a_cancelled_verification_is_made_again() -> None:
