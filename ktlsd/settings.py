@@ -134,9 +134,14 @@ class Loaded(NamedTuple):
             yield
         except PlacedError as error:
             *table, key = self._written((*error.place, error.key))
-            place, first = tuple(table), (*table, key)[0]
-            given = first in self.given or (first not in self.document.table and not self.document.variable((first,)))
-            raise SettingsError(str(error)) if given else self.document.error(place, str(error), str(key)) from error
+            first, text = str((*table, key)[0]), str(error)
+            document = self.document
+            if first in self.given or not (document.table or document.variables):
+                raise SettingsError(f"--{first.replace('_', '-')}{text.removeprefix(first)}") from error
+            if first in document.table or document.variable((first,)):
+                raise document.error(tuple(table), text, str(key)) from error
+            # A default.
+            raise SettingsError(text) from error
 
     def _written(self, place: Steps) -> Steps:
         """The place of a key of a site; that of the top level if the site inherits it."""

@@ -13,8 +13,9 @@ from typing import Final
 
 from ktlsd.commands.credentials import without_absent
 from ktlsd.config.findings import Finding, Place
+from ktlsd.config.networks import parse_address
 from ktlsd.config.options import Settings, by_acme
-from ktlsd.config.values import Listen, Mode
+from ktlsd.config.values import WILDCARDS, BackendListen, Listen, Mode
 from ktlsd.openssl.algorithms import TLS_1_2
 from ktlsd.process import privileges, unreadable_files
 from ktlsd.tls.policy import policy_of
@@ -73,16 +74,29 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _places_twice(settings: Settings) -> Iterator[Finding]:
-    seen: dict[str, str] = {}
+    seen: list[tuple[str, Listen | Path]] = []
     for key in _LISTENERS:
         for number, listen in enumerate(getattr(settings, key)):
-            label, text = f"{key}[{number}]", str(listen)
+            place = listen.place if isinstance(listen, BackendListen) else listen
             # Port 0 is another one each time.
-            if isinstance(listen, Listen) and not listen.port:
+            if isinstance(place, Listen) and not place.port:
                 continue
-            if text in seen:
-                yield Finding((key, number), f"{text} is in {seen[text]} already", "give each listener its own port")
-            seen.setdefault(text, label)
+            for label, other in seen:
+                if _overlap(place, other):
+                    how = f"is in {label} already" if place == other else f"overlaps {other} in {label}"
+                    yield Finding((key, number), f"{listen} {how}", "give each listener its own port")
+                    break
+            seen.append((f"{key}[{number}]", place))
+
+
+def _overlap(one: Listen | Path, other: Listen | Path) -> bool:
+    """Whether two places cannot be listened on at the same time. Names are not looked up."""
+    if one == other or isinstance(one, Path) or isinstance(other, Path):
+        return one == other
+    hosts = {one.host, other.host}
+    versions = [address.version for host in hosts if (address := parse_address(host)) is not None]
+    same_family = len(versions) == len(hosts) and len(set(versions)) == 1
+    return one.port == other.port and ("" in hosts or (same_family and bool(hosts & WILDCARDS)))
 
 
 def _without_effect(settings: Settings) -> Iterator[Finding]:

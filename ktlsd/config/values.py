@@ -151,6 +151,10 @@ class Mode(enum.Enum):
     OFF = "off"
 
 
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
+"""Addresses that stand for all addresses of this machine, of one family."""
+
+
 class Listen(tuple[str, int]):
     """An address to accept connections on: a host name or address (empty: every address of this machine) and a port."""
 

@@ -215,7 +215,7 @@ class Configuration:
             ring = self.ring()
             service = self._build(loaded, self.service, renewing=not anew)
             if anew and self._opened is not None:
-                with _closed_on_error(service):
+                with _closed_on_error(service), loaded.placed():
                     self._opening = self._opened.prepare(settings)
         except (Refusal, ContextError, OSError, ValueError) as error:
             if not anew:

@@ -14,13 +14,13 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from ktlsd.config.listener_kind import Kind
-from ktlsd.config.refusal import Refusal, cause
-from ktlsd.config.values import BackendListen, Listen
+from ktlsd.config.refusal import PlacedError, cause
+from ktlsd.config.values import WILDCARDS, BackendListen, Listen
 from ktlsd.connection.listener import BACKLOG, Listener, SocketFile
 from ktlsd.process.activation import Passed
 from ktlsd.process.privileges import Identity, acting_as
@@ -32,8 +32,11 @@ _LONGEST_BACKLOG: Final = Path("/proc/sys/net/core/somaxconn")
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class ListenError(Refusal):
+class ListenError(PlacedError):
     """An address that cannot be listened on; the text is one line for the operator."""
+
+    def __init__(self, key: str, listen: Listen | BackendListen, complaint: str) -> None:
+        super().__init__((), key, f"{key} {listen}: {complaint}")
 
 
 _PASSED: Final = {kind.value: kind for kind in Kind}
@@ -57,22 +60,23 @@ def bind_all(
     listeners = [Listener(sock, _PASSED.get(name, Kind.HTTPS)) for name, sock in passed]
     listeners += [listener for listener in known if listener.place is None]
     present = {listener.kind for listener in listeners}
-    wanted: tuple[tuple[Kind, Iterable[Listen | Path], str], ...] = (
-        (Kind.HTTPS, https, "--listen"),
-        (Kind.REDIRECT, http, "--http-listen"),
-        (Kind.BACKEND, (listen.place for listen in backend), "--backend-listen"),
-    )
+    keys = {Kind.HTTPS: "listen", Kind.REDIRECT: "http_listen", Kind.BACKEND: "backend_listen"}
+    wanted: list[tuple[Kind, Listen | Path]] = [(Kind.HTTPS, place) for place in https]
+    wanted += ((Kind.REDIRECT, place) for place in http)
+    wanted += ((Kind.BACKEND, listen.place) for listen in backend)
     try:
-        for kind, places, option in wanted:
-            for place in places if kind not in present else ():
-                again = [listener for listener in known if (listener.kind, listener.place) == (kind, place)]
-                if again and again[0] not in listeners:
-                    listeners += again
-                elif isinstance(place, Path):
-                    with acting_as(owner):
-                        listeners.append(_bind_unix(place, backend_mode))
-                else:
-                    listeners += [Listener(sock, kind, place=place) for sock in _bind(place, option)]
+        for kind, place in wanted:
+            if kind in present:
+                continue
+            again = [listener for listener in known if (listener.kind, listener.place) == (kind, place)]
+            if again and again[0] not in listeners:
+                listeners += again
+            elif isinstance(place, Path):
+                with acting_as(owner):
+                    listeners.append(_bind_unix(place, backend_mode))
+            else:
+                own = {one: one.place is None or (one.kind, one.place) in wanted for one in (*known, *listeners)}
+                listeners += [Listener(sock, kind, place=place) for sock in _bind(place, keys[kind], own)]
     except BaseException:
         close_all(listener for listener in listeners if listener not in known)
         raise
@@ -109,7 +113,7 @@ def warn_short_backlog() -> None:
 
 def bind_metrics(listen: Listen) -> list[socket.socket]:
     """Non-blocking listening sockets for metrics, on loopback where no address is given. Raises ListenError."""
-    return _bind(Listen(listen.host or "localhost", listen.port), "--metrics-listen")
+    return _bind(Listen(listen.host or "localhost", listen.port), "metrics_listen")
 
 
 def _bind_unix(path: Path, mode: int) -> Listener:
@@ -126,7 +130,8 @@ def _bind_unix(path: Path, mode: int) -> Listener:
     except OSError as error:
         sock.close()
         text = os.strerror(error.errno) if error.errno else str(error)
-        raise ListenError(f"--backend-listen unix:{path}: {text}{_UNIX_ADVICE.get(error.errno or 0, '')}") from error
+        advice = _UNIX_ADVICE.get(error.errno or 0, "")
+        raise ListenError("backend_listen", BackendListen(path), f"{text}{advice}") from error
     return Listener(sock, Kind.BACKEND, SocketFile(path, made.st_dev, made.st_ino), path)
 
 
@@ -164,16 +169,21 @@ _UNIX_ADVICE: Final = {
 }
 
 
-def _bind(listen: Listen, option: str) -> list[socket.socket]:
+def _bind(listen: Listen, key: str, own: Mapping[Listener, bool] | None = None) -> list[socket.socket]:
+    """The sockets of an address. `own` are the listeners of this process, and whether the settings want them.
+
+    Raises ListenError.
+    """
     # A text would have Python import its codec for international names.
     host = listen.host.encode() if listen.host.isascii() else listen.host
     flags = socket.AI_PASSIVE | socket.AI_NUMERICSERV
     try:
         found = socket.getaddrinfo(host or None, listen.port, type=socket.SOCK_STREAM, flags=flags)
     except (socket.gaierror, UnicodeError) as error:
-        raise ListenError(f"{option} {listen}: {listen.host} is no address or known name: {cause(error)}") from error
+        raise ListenError(key, listen, f"{listen.host} is no address or known name: {cause(error)}") from error
     sockets: list[socket.socket] = []
     last_error: OSError | None = None
+    failed: tuple[object, ...] = ()
     for family, kind, protocol, _, address in dict.fromkeys(found):
         sock = None
         try:
@@ -187,7 +197,7 @@ def _bind(listen: Listen, option: str) -> list[socket.socket]:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            last_error = error
+            last_error, failed = error, (family, *address[:2])
             if error.errno not in _ABSENT:
                 break
         else:
@@ -196,8 +206,22 @@ def _bind(listen: Listen, option: str) -> list[socket.socket]:
     if last_error is not None and (not sockets or last_error.errno not in _ABSENT):
         for bound in sockets:
             bound.close()
-        raise ListenError(f"{option} {listen}: {_advice(last_error)}") from last_error
+        raise ListenError(key, listen, _overlap(failed, own or {}) or _advice(last_error)) from last_error
     return sockets
+
+
+def _overlap(address: tuple[object, ...], own: Mapping[Listener, bool]) -> str:
+    """The reason why an address is in use: a listener of this process; "" if it is none of them."""
+    family, host, port = address
+    for listener, wanted in own.items():
+        if listener.socket.family != family or (name := listener.socket.getsockname())[1] != port:
+            continue
+        if host == name[0] or {host, name[0]} & WILDCARDS:
+            overlap = f"it overlaps {listener.url()}, where this ktlsd listens"
+            if wanted:
+                return f"{overlap}: leave one of the two out, or give it another port"
+            return f"{overlap}, and a reload opens before it closes: restart, or leave both out for one reload"
+    return ""
 
 
 def _advice(error: OSError) -> str:

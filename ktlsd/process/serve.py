@@ -79,7 +79,8 @@ def serve(
     build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity, inherited.faults)
     configuration = Configuration(read, loaded, build, open_tickets)
     service = configuration.service
-    opened = Opened(settings, logs, passed, identity, inherited.listeners)
+    with loaded.placed():
+        opened = Opened(settings, logs, passed, identity, inherited.listeners)
     try:
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
@@ -92,7 +93,8 @@ def serve(
             from ktlsd.status.metrics_listener import MetricsListener
 
             listen = settings.metrics_listen
-            sockets = inherited.metrics_sockets(listen) or bind_metrics(listen)
+            with loaded.placed():
+                sockets = inherited.metrics_sockets(listen) or bind_metrics(listen)
             metrics = MetricsListener(listen, sockets, store)
         _drop_privileges(identity, service, loaded)
         if identity is not None:

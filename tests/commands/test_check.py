@@ -154,6 +154,12 @@ def test_a_warning_about_a_default_names_the_key_and_the_line_of_the_table(folde
         ("ticket_keys = 'state/keys'", "ticket_keys: there is no folder {folder}/state: create it, .*"),
         ("backend_listen = 'unix:run/http.sock'", "backend_listen: there is no folder {folder}/run: create it, .*"),
         ("listen = [':1', ':1']", r"listen\[1\]: :1 is in listen\[0\] already: give each listener its own port"),
+        (
+            "listen = ['127.0.0.1:1', '0.0.0.0:1']",
+            r"listen\[1\]: 0.0.0.0:1 overlaps 127.0.0.1:1 in listen\[0\]: give .*",
+        ),
+        ("listen = ['[::1]:1', '0.0.0.0:1', ':2', '127.0.0.1:3', '127.0.0.2:3', 'localhost:3']", None),
+        ("listen = '[::1]:1'\nbackend_listen = ':1'", r"backend_listen: :1 overlaps \[::1\]:1 in listen\[0\]: give .*"),
         ("listen = ':1'\nhttp_listen = ':1'", r"http_listen: :1 is in listen\[0\] already: give .*"),
         ("access_log_format = 'json'", "access_log_format: there is no access_log: name its file, or leave this out"),
         (

@@ -265,9 +265,9 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
     ("arguments", "line"),
     [
         ([], r"no folder to serve: name one with --root DIR"),
-        (["--root", "/nonexistent"], r"root /nonexistent: cannot be served: there is no such folder"),
-        (["--root", "/etc/passwd"], r"root /etc/passwd: cannot be served: this is a file, not a folder: name .*"),
-        (["--root", "/etc/passwd/a"], r"root /etc/passwd/a: cannot be served: there is no such folder"),
+        (["--root", "/nonexistent"], r"--root /nonexistent: cannot be served: there is no such folder"),
+        (["--root", "/etc/passwd"], r"--root /etc/passwd: cannot be served: this is a file, not a folder: name .*"),
+        (["--root", "/etc/passwd/a"], r"--root /etc/passwd/a: cannot be served: there is no such folder"),
         (["--root"], r"argument --root: expected one argument .*"),
         (["--root", "/tmp", "--bogus"], r"unrecognized arguments: --bogus .*"),
         (["--root", "/tmp", "--listen", "nonsense"], r"--listen: 'nonsense' is not ADDR:PORT .*"),
@@ -281,11 +281,11 @@ def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) 
         (["--root", "/tmp", "--http-listen", "192.0.2.1:1"], r"--http-listen 192\.0\.2\.1:1: .*no such address"),
         (
             ["--root", "/tmp", "--acme-challenges", "/no", "--strict"],
-            r"acme_challenges /no: cannot be served: there is no such folder",
+            r"--acme-challenges /no: cannot be served: there is no such folder",
         ),
         (
             ["--root", "/tmp", "--acme-challenges", "/etc/passwd"],
-            r"acme_challenges /etc/passwd: cannot be served: this is a file, not a folder: name .*",
+            r"--acme-challenges /etc/passwd: cannot be served: this is a file, not a folder: name .*",
         ),
         (["--root", "/tmp", "--listing=yes"], r"argument --listing: ignored explicit argument 'yes' .*"),
         (["--root", "/tmp", "--workers", "0"], r"--workers: '0' is not a number from 1 to 256 or \"auto\""),

@@ -80,8 +80,13 @@ def test_addresses_and_logs_change_without_losing_a_connection(folder: Path, wor
         with socket.create_server(("127.0.0.1", taken)):
             wrong = [*first, 'backend_listen = "unix:other"', 'error_log = "error.log"']
             wrong[1] = f'listen = ["127.0.0.1:{old}", "127.0.0.1:{taken}"]'
-            complaint = f"--listen 127.0.0.1:{taken}: Address already in use: stop what listens there"
+            complaint = f"{config}:3: listen 127.0.0.1:{taken}: Address already in use: stop what listens there"
             reload_to(server, folder, *wrong, told=f"not reloaded, the old one stays in force: {complaint}")
+        # An address that overlaps one of its own, which is to stay or to go.
+        overlap = f"{config}:3: listen 0.0.0.0:{new}: it overlaps https://127.0.0.1:{new}, where this ktlsd listens"
+        for kept_too, remedy in ((f'"127.0.0.1:{new}", ', ": leave one of the two out"), ("", ", and a reload opens ")):
+            wrong[1] = f'listen = [{kept_too}"0.0.0.0:{new}"]'
+            reload_to(server, folder, *wrong, told=f"not reloaded, the old one stays in force: {overlap}{remedy}")
         assert is_refused(old)
         assert not (folder / "other").exists()
         assert get(new, "/a.txt").body == b"hello"

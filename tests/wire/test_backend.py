@@ -524,7 +524,7 @@ def test_what_is_no_socket_is_left_alone(path: Path, make: object, reason: str) 
     before = path.lstat() if path.parent.exists() else None
     with pytest.raises(ListenError, match=reason) as caught:
         bind_all([Listen("127.0.0.1", 0)], [], [BackendListen(path)])
-    assert str(caught.value).startswith(f"--backend-listen unix:{path}: ")
+    assert str(caught.value).startswith(f"backend_listen unix:{path}: ")
     assert before is None or path.lstat().st_ino == before.st_ino
 
 

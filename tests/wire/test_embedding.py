@@ -160,7 +160,7 @@ def test_servers_in_threads_end_with_their_blocks(root: Path) -> None:
         ({"root": ".", "cert": "a"}, "cert without key: give both, or neither for a self-signed certificate"),
         ({"root": ".", "cert": "a", "key": "b"}, "cert[0]: a cannot be used as a PEM certificate chain: .*"),
         ({"root": ".", "site": [{"names": "a"}, {"names": "a"}]}, "site[1].names[0]: 'a' is a name of site[0] already"),
-        ({"root": ".", "listen": "127.0.0.1:{taken}"}, "--listen 127.0.0.1:{taken}: Address already in use.*"),
+        ({"root": ".", "listen": "127.0.0.1:{taken}"}, "listen 127.0.0.1:{taken}: Address already in use.*"),
     ],
     ids=str,
 )
