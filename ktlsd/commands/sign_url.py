@@ -8,15 +8,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from ktlsd.commands.command_parser import CommandParser
 from ktlsd.config.console import print_output
+from ktlsd.config.file_names import fsencode
 from ktlsd.config.refusal import Refusal, cause
+from ktlsd.http.lifetimes import seconds_of
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_PERIOD: Final = re.compile("([0-9]{1,9})([smhdw])")
+_PERIOD: Final = re.compile("([0-9]{1,9}[smhdwy])+")
 _TIME: Final = re.compile("[0-9]{10,11}")
+_IN_URLS: Final = "!#$%&'()*+,-./:;=?@[]_~"
+"""Characters that stand in a URL as they are (RFC 3986 section 2)."""
+_NO_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,18 +44,22 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; the exit status. Raises Refusal."""
     options = parser().parse_args(arguments)
     from ktlsd.config.networks import parse_network
-    from ktlsd.http.signed_links import sign
+    from ktlsd.http.request_target import BadTarget, parse_target
+    from ktlsd.http.signed_links import Unsigned, read_link, sign
     from ktlsd.site.signing_keys import parse_keys
 
     try:
         keys = parse_keys(Path(options.keys).read_bytes())
     except (OSError, ValueError) as error:
         raise Refusal(f"{options.keys}: {cause(error).removeprefix(f'{options.keys}: ')}") from error
-    url = urlsplit(options.url)
-    path = unquote_to_bytes(url.path)
-    if not path.startswith(b"/") or url.fragment:
-        raise Refusal(f"{options.url}: not a URL with a path: give https://HOST/PATH or /PATH")
-    if options.folder and not path.endswith(b"/"):
+    url = _url(options.url)
+    try:
+        target = parse_target(url.path.encode("ascii"))
+    except BadTarget as error:
+        raise Refusal(f"{options.url}: {error}: give https://HOST/PATH or /PATH") from error
+    # As the server reads it.
+    path = fsencode(target.path())
+    if options.folder and not target.directory:
         raise Refusal(f"{options.url}: the path of a folder ends in a slash")
     name, secret = next(iter(keys.items()))
     # Signed links have none in their query (signed_links.py).
@@ -68,15 +76,35 @@ def run(arguments: Sequence[str]) -> int:
         parts.append(f"prefix={quote(path)}")
     parts.append(f"key={name.decode('ascii')}")
     query = "&".join(parts)
-    signature = sign(secret, path, query.encode("utf-8"))
-    print_output(url._replace(query=f"{query}&signature={signature}").geturl())
+    signed = f"{query}&signature={sign(secret, path, query.encode('ascii'))}"
+    try:
+        read_link(path, signed.encode("ascii"), keys.get)
+    except Unsigned as error:
+        raise Refusal(f"{options.url}: {error}: leave parameters of signed links out of its query") from error
+    print_output(url._replace(query=signed).geturl())
     return 0
+
+
+def _url(text: str) -> SplitResult:
+    """A URL with a path, in ASCII: what cannot stand in a URL is encoded, an escape is left. Raises Refusal."""
+    escaped = quote(_NO_ESCAPE.sub("%25", text).encode("utf-8", "surrogateescape"), safe=_IN_URLS)
+    try:
+        url, host = urlsplit(escaped), urlsplit(text).netloc
+        if not host.isascii():
+            url = url._replace(netloc=host.encode("idna").decode("ascii"))
+    except ValueError as error:
+        raise Refusal(f"{text}: its host is not valid: {error}") from error
+    if url.fragment or escaped.endswith("#"):
+        raise Refusal(f"{text}: a number sign in a path is written %23")
+    if not url.path.startswith("/") or (url.scheme and not url.netloc):
+        raise Refusal(f"{text}: not a URL with a path: give https://HOST/PATH or /PATH")
+    return url
 
 
 def _time(text: str) -> int:
     """Seconds since the epoch. Raises Refusal."""
-    if found := _PERIOD.fullmatch(text):
-        return int(time.time()) + int(found[1]) * _UNITS[found[2]]
+    if _PERIOD.fullmatch(text):
+        text = f"{int(time.time()) + seconds_of(text)}"
     if _TIME.fullmatch(text):
         return int(text)
     raise Refusal(f"{text}: not a time: give 30m, 24h, 7d or a Unix time")

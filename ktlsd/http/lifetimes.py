@@ -27,7 +27,12 @@ class Lifetime(NamedTuple):
 
 def parse_lifetime(text: str) -> Lifetime:
     """Read a Lifetime of values.py. Raises ValueError if it is too long."""
-    seconds = sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(text.removeprefix(_AFTER_CHANGE)))
+    seconds = seconds_of(text.removeprefix(_AFTER_CHANGE))
     if seconds > MOST_SECONDS:
         raise ValueError(f"{text} is more than {MOST_SECONDS} seconds")
     return Lifetime(seconds, text.startswith(_AFTER_CHANGE))
+
+
+def seconds_of(text: str) -> int:
+    """The seconds of a time such as "7d" or "1h30m"."""
+    return sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(text))

@@ -36,7 +36,13 @@ path = "*.mp4"
 control = "public, max-age=600"
 """
 SECRET = b"0123456789abcdef0123456789abcdef"
-FILES = {"shown.txt": "shown", "files/a.mp4": "film", "files/b c.txt": "text", "files/deep/x.html": "page"}
+FILES = {
+    "shown.txt": "shown",
+    "files/a.mp4": "film",
+    "files/b c.txt": "text",
+    "files/100% Größe.txt": "big",
+    "files/deep/x.html": "page",
+}
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +161,13 @@ def test_how_others_sign(
         ["--expires", "1h", "https://example.org/files/b%20c.txt?download=a?b"],
         ["--expires", str(int(time.time()) + 60), "--client", "127.0.0.1", "/files/a.mp4"],
         ["--expires", "1h", "--starts", "0s", "--folder", "/files/"],
+        ["--expires", "1h30m", "https://example.org/files/b c.txt?name=große Datei"],
+        ["--expires", "1h", "/files/100% Größe.txt"],
+        ["--expires", "1h", "/files//deep/./../b%20c.txt"],
     ):
         assert main(["sign-url", *keys, *arguments]) == 0
         links.append(capfd.readouterr().out)
+        assert re.fullmatch(r"[!-~]+\n", links[-1])
     with conversation(server.port, HTTP_1) as client:
         for url in links:
             target = url.strip().removeprefix("https://example.org").replace("/?", "/deep/x.html?")
@@ -169,7 +179,12 @@ def test_how_others_sign(
     [
         (["--expires", "soon", "/a"], "not a time"),
         (["--expires", "1h", "--folder", "/a"], "ends in a slash"),
+        (["--expires", "999999999y", "/a"], "not a time"),
         (["--expires", "1h", "a"], "not a URL with a path"),
+        (["--expires", "1h", "/a#b"], "a number sign in a path is written %23"),
+        (["--expires", "1h", "/a?expires=1"], "expires twice in a signed link: leave parameters"),
+        (["--expires", "1h", "/a?b&signature=0"], "a signature of an unknown key: leave parameters"),
+        (["--expires", "1h", "/a%2fb"], "slash"),
         (["--expires", "1h", "--client", "me", "/a"], "--client: 'me'"),
     ],
 )
