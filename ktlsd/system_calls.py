@@ -20,6 +20,7 @@ _SYS_openat2 = 437
 _OPEN_HOW_SIZE = 24
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 _STATFS_SIZE = 256
@@ -50,7 +51,7 @@ _libc: Final[Any] = ffi.dlopen(None)
 # openat2 is called for each request of a file: no look-up in the library, and no new struct, for each of them.
 _syscall: Final[Any] = _libc.syscall
 _MAP_FAILED: Final[Any] = ffi.cast("void *", -1)
-_hows: Final[dict[tuple[int, bool], Any]] = {}
+_hows: Final[dict[tuple[int, bool, bool], Any]] = {}
 
 
 class FolderIdentity(NamedTuple):
@@ -62,18 +63,21 @@ class FolderIdentity(NamedTuple):
     mount: int
 
 
-def openat2(directory: int, path: bytes, flags: int, *, cached: bool) -> int:
+def openat2(directory: int, path: bytes, flags: int, *, cached: bool, links: bool = True) -> int:
     """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new descriptor.
 
     With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12), and
-    with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Raises OSError.
+    with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Without `links`, fail
+    with ELOOP at a symbolic link (RESOLVE_NO_SYMLINKS). Raises OSError.
     """
-    how = _hows.get((flags, cached))
+    how = _hows.get((flags, cached, links))
     if how is None:
         resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
         if cached:
             resolve |= _RESOLVE_CACHED | _RESOLVE_NO_XDEV
-        how = _hows[flags, cached] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+        if not links:
+            resolve |= _RESOLVE_NO_SYMLINKS
+        how = _hows[flags, cached, links] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
     descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
     if descriptor < 0:
         raise _error()

@@ -8,6 +8,7 @@ without a wait, or takes the way of a new decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
@@ -91,21 +92,45 @@ class Access:
     """The checks of one site."""
 
     def __init__(self, checks: Sequence[Check], changing: Callable[[], Sequence[Check]] = tuple) -> None:
-        """They are made in this order; `changing` gives more, which come and go."""
+        """They are made in this order; `changing` gives more, which come and go: always the same sequence until they
+        do."""
         self._fixed = tuple(checks)
         self._changing = changing
+        self._changed: Sequence[Check] | None = None
+        self._all: tuple[Check, ...] = ()
+        self._literals: tuple[str, ...] | None = None
+        """GuardedPaths.literals of all checks; None if one has none."""
+
+    def _checks(self) -> tuple[Check, ...]:
+        changed = self._changing()
+        if changed is not self._changed:
+            self._changed, self._all = changed, (*self._fixed, *changed)
+            literals = [check.paths.literals for check in self._all]
+            self._literals = tuple(chain.from_iterable(filter(None, literals))) if None not in literals else None
+        return self._all
 
     @property
-    def _checks(self) -> tuple[Check, ...]:
-        return (*self._fixed, *self._changing())
+    def empty(self) -> bool:
+        """Whether there is no check at the moment."""
+        return not self._checks()
+
+    def may_guard(self, path: str) -> bool:
+        """Whether a check may be for a decoded path, or for another one that a file system may take for the same. Most
+        paths of a site get a quick no."""
+        if not self._checks():
+            return False
+        if self._literals is None or not path.isascii():
+            return True
+        lowered = path.lower()
+        return any(map(lowered.__contains__, self._literals))
 
     def guards(self, path: str) -> bool:
         """Whether any check is for a decoded path."""
-        return any(check.paths.cover(path) for check in self._checks)
+        return self.may_guard(path) and any(check.paths.cover(path) for check in self._checks())
 
     def _left(self, visitor: Visitor, path: str) -> Iterator[Check]:
         """The checks of a decoded path that a visitor has not passed."""
-        return (check for check in self._checks if check not in visitor.passed and check.paths.cover(path))
+        return (check for check in self._checks() if check not in visitor.passed and check.paths.cover(path))
 
     async def refusal(self, visitor: Visitor, paths: Iterable[str]) -> Response | None:
         """The response to a visitor that may not see one of these decoded paths; else None, and the checks are passed.
@@ -113,7 +138,7 @@ class Access:
         `paths` are a request's, or those of an open file below the root: its name, and the place where links led to.
         """
         for path in paths:
-            if path in visitor.paths:
+            if path in visitor.paths or not self.may_guard(path):
                 continue
             for check in self._left(visitor, path):
                 refused = await check.refusal(visitor)

@@ -21,7 +21,8 @@ Captures = Callable[[str], Mapping[str, str]]
 _GLOB_WILDCARDS: Final = re.compile(r"(\*+|\?)")
 # A placeholder is a whole segment.
 _HOST_WILDCARDS: Final = re.compile(rf"(\*+|(?<=/):{NAME}(?=/|\Z))")
-_LOOSE_WILDCARDS: Final = re.compile(rf"(\*+|:{NAME})")
+LOOSE_WILDCARDS: Final = re.compile(rf"(\*+|:{NAME})")
+"""Those of compile_protected()."""
 
 
 def compile_glob(pattern: str, *, either_case: bool = False) -> Matcher:
@@ -79,7 +80,7 @@ def compile_protected(pattern: str) -> Matcher:
     Letters match in either case, since there are file systems without the difference, and a `:name` stands for any
     part of a segment, the empty one too.
     """
-    text, *rest = _LOOSE_WILDCARDS.split(pattern)
+    text, *rest = LOOSE_WILDCARDS.split(pattern)
     pieces = [decoded(text)]
     for wildcard, text in zip(rest[::2], rest[1::2], strict=True):
         pieces += ("**" if wildcard.startswith("*") else "*", decoded(text))

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final
 
 from ktlsd.http.accept_encoding import SUFFIXES
-from ktlsd.http.path_glob import Matcher, compile_glob, compile_protected, decoded
+from ktlsd.http.path_glob import LOOSE_WILDCARDS, Matcher, compile_glob, compile_protected, decoded
 
 MOST_PATTERNS: Final = 1000
 """More than these protect the whole site: a request must not have to try them all."""
@@ -32,9 +32,18 @@ class _Paths:
     """Paths by patterns, and all other ways to name the same files."""
 
     def __init__(
-        self, fixed: frozenset[str], matchers: Sequence[Matcher], index: Sequence[str], try_files: Sequence[str]
+        self,
+        fixed: frozenset[str],
+        matchers: Sequence[Matcher],
+        literals: Sequence[str],
+        index: Sequence[str],
+        try_files: Sequence[str],
     ) -> None:
-        """`fixed` are case-folded paths; the last two are the site's options."""
+        """`fixed` are case-folded paths, `literals` a part of each pattern (_literal()); the last two are the site's
+        options."""
+        self.literals = tuple(literals) if all(literals) else None
+        """Texts in lower case. An ASCII path that has none of them is not covered, and neither is any path that a file
+        system may take for the same (another case of letters, another Unicode form). None if that cannot be told."""
         self._fixed = fixed
         self._matchers = matchers
         self._index = frozenset(name.casefold() for name in index)
@@ -51,6 +60,15 @@ class _Paths:
 
     def cover(self, path: str) -> bool:
         """Whether a decoded path, of a request or of a file below the root, is one of these."""
+        # All names of a file are parts of its path, and ASCII letters have no other case than these.
+        if self.literals is not None and path.isascii():
+            lowered = path.lower()
+            if not any(map(lowered.__contains__, self.literals)):
+                return False
+        return self.match(path)
+
+    def match(self, path: str) -> bool:
+        """The same by trying all names."""
         if not self:
             return False
         names = list(islice(self._names(path), MOST_NAMES + 1))
@@ -90,7 +108,9 @@ class ProtectedPaths(_Paths):
             written = {_EVERYTHING}
         wild = {pattern for pattern in written if "*" in pattern or ":" in pattern}
         fixed = frozenset(decoded(pattern).casefold() for pattern in written - wild)
-        super().__init__(fixed, [compile_protected(pattern) for pattern in sorted(wild)], index, try_files)
+        matchers = [compile_protected(pattern) for pattern in sorted(wild)]
+        literals = [_literal(map(decoded, LOOSE_WILDCARDS.split(pattern)[::2])) for pattern in sorted(written)]
+        super().__init__(fixed, matchers, literals, index, try_files)
 
 
 class GuardedPaths(_Paths):
@@ -101,24 +121,14 @@ class GuardedPaths(_Paths):
         the difference. The rest is the site's options."""
         patterns = tuple(patterns)
         matchers = [compile_glob(pattern, either_case=True) for pattern in patterns]
-        super().__init__(frozenset(), matchers, index, try_files)
-        literals = [_literal(pattern) for pattern in patterns]
-        self._literals = literals if all(literals) else None
-        """A part of each pattern that covered paths have; None if one has no such part."""
-
-    def cover(self, path: str) -> bool:
-        """The same, sooner for most paths."""
-        # All names of a file are parts of its path, and ASCII letters have no other case than these.
-        if self._literals is not None and path.isascii():
-            lowered = path.lower()
-            if not any(literal in lowered for literal in self._literals):
-                return False
-        return super().cover(path)
+        literals = [_literal(_GLOB_WILDCARDS.split(pattern)) for pattern in patterns]
+        super().__init__(frozenset(), matchers, literals, index, try_files)
 
 
-def _literal(pattern: str) -> str:
-    """The longest part of a glob that stands for itself, in lower case; "" if there is none that can be compared."""
-    longest = max((part.rstrip("/") for part in _GLOB_WILDCARDS.split(pattern)), key=len)
+def _literal(texts: Iterable[str]) -> str:
+    """The longest of the texts between a pattern's wildcards, in lower case and without the slash at its end, which a
+    path may lack; "" if it cannot be compared."""
+    longest = max((text.rstrip("/") for text in texts), key=len)
     return longest.lower() if longest.isascii() else ""
 
 

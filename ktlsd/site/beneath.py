@@ -20,23 +20,24 @@ _TRIES: Final = 16
 _RETRY_SECONDS: Final = 0.01
 
 
-def open_beneath(folder: int, path: bytes, flags: int) -> int:
+def open_beneath(folder: int, path: bytes, flags: int, *, links: bool = True) -> int:
     """A new descriptor of the file that `path` leads to below the descriptor `folder`.
 
-    Waits for the disk. Raises OSError: EXDEV for a link that leads outside, EAGAIN for a lease that is not given up.
+    Waits for the disk. Raises OSError: EXDEV for a link that leads outside, EAGAIN for a lease that is not given up;
+    without `links`, ELOOP for any link.
     """
     try:
-        return _open(folder, path, flags)
+        return _open(folder, path, flags, links=links)
     except OSError as error:
-        if error.errno != errno.EXDEV or (resolved := _resolved(folder, path)) is None:
+        if not links or error.errno != errno.EXDEV or (resolved := _resolved(folder, path)) is None:
             raise
     return _open(folder, resolved, flags)
 
 
-def _open(folder: int, path: bytes, flags: int) -> int:
+def _open(folder: int, path: bytes, flags: int, *, links: bool = True) -> int:
     for _ in range(_TRIES):
         try:
-            return openat2(folder, path, flags, cached=False)
+            return openat2(folder, path, flags, cached=False, links=links)
         except BlockingIOError:
             time.sleep(_RETRY_SECONDS)
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

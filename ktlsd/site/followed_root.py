@@ -41,19 +41,23 @@ class FollowedRoot:
         dotfiles: bool = False,
         hidden: frozenset[bytes] = NO_NAMES,
         hide: HiddenPaths | None = None,
+        notes_links: bool = False,
         seconds: float = DEFAULT_SECONDS,
         may_be_missing: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """`hidden` has paths below the folder that are not served, `hide` patterns for such; `seconds` is the time
-        that one call on a file may take. A folder that `may_be_missing`, or whose file system does not answer within
-        START_SECONDS, or within the `patience` for several of them, may come later.
+        """`hidden` has paths below the folder that are not served, `hide` patterns for such; with `notes_links`, what
+        is opened may be `direct`; `seconds` is the time that one call on a file may take. A folder that
+        `may_be_missing`, or whose file system does not answer within START_SECONDS, or within the `patience` for
+        several of them, may come later.
 
         Raises OSError if there is no such folder that can be served.
         """
         # Relative to the folder that the process was started in, even if a link there is swapped.
         self.path = absolute(path)
-        self._open_root = partial(Root, dotfiles=dotfiles, hidden=hidden, hide=hide, seconds=seconds)
+        self._open_root = partial(
+            Root, dotfiles=dotfiles, hidden=hidden, hide=hide, notes_links=notes_links, seconds=seconds
+        )
         self._threads = FileThreads(str(self.path), seconds, 1)
         self._looking = self._closed = False
         self._failures = 0

@@ -87,6 +87,8 @@ class OpenFile(Struct):
     """Whether its file system may hold up every call on it, close(2) too: they belong in the root's threads."""
     crosses: bool = False
     """Whether it is on another mount than its root."""
+    direct: bool = False
+    """Whether it surely was opened without a link on the way, on the root's own mount."""
     passes_link: bool = False
     """Whether a link that leads nowhere would be preferred to it if it led to a file."""
     original: OpenFile | None = None
@@ -161,6 +163,8 @@ class Folder(Struct):
     root: Root
     waits: bool = False
     """Whether its file system may hold up every call on it."""
+    direct: bool = False
+    """As that of an OpenFile."""
 
     def close(self) -> None:
         _close(self.descriptor, self.root.threads, waits=self.waits)
@@ -176,11 +180,13 @@ class Root:
         dotfiles: bool = False,
         hidden: frozenset[bytes] = NO_NAMES,
         hide: HiddenPaths | None = None,
+        notes_links: bool = False,
         seconds: float = DEFAULT_SECONDS,
         why: Miss = Miss.ABSENT,
     ) -> None:
-        """`hidden` has paths below the root that are not served, `hide` patterns for such; `seconds` is the time that
-        one call on a file may take. Without a path there is no folder, and every request gets `why`.
+        """`hidden` has paths below the root that are not served, `hide` patterns for such; with
+        `notes_links`, most of what is opened is found to be `direct`; `seconds` is the time that one call on a file may
+        take. Without a path there is no folder, and every request gets `why`.
 
         Waits for the file system. Raises OSError when `path` is no readable folder, or the kernel has no openat2 (Linux
         5.6).
@@ -188,6 +194,7 @@ class Root:
         self.dotfiles = dotfiles
         self.hidden = hidden
         self.hide = hide
+        self._notes_links = notes_links
         self.why = why
         """The answer once the root is closed."""
         self.threads = FileThreads(path or "", seconds)
@@ -367,10 +374,16 @@ class Root:
         unread: Unread | None = None
         try:
             with self as root:
-                reopens = self._opens_now
+                reopens, direct = self._opens_now, self._notes_links
                 if reopens:
                     try:
-                        descriptor = openat2(root, path, flags, cached=True)
+                        try:
+                            descriptor = openat2(root, path, flags, cached=True, links=not direct)
+                        except OSError as error:
+                            if not direct or error.errno != errno.ELOOP:
+                                raise
+                            direct = False
+                            descriptor = openat2(root, path, flags, cached=True)
                     except OSError as error:
                         # EAGAIN: the disk has to be asked, or another mount. EXDEV: an absolute link.
                         if error.errno not in (errno.EAGAIN, errno.EXDEV):
@@ -385,7 +398,7 @@ class Root:
                             if isinstance(verdict, Unread):
                                 unread = self._to_read(root, verdict)
                     else:
-                        return self._examined(descriptor, path, reopens=True)
+                        return self._examined(descriptor, path, reopens=True, direct=direct)
                 known = self._local_mounts.still_hold()
                 opening = partial(self._open_from_disk, root, path, flags, others, unread)
                 opened, mount = await self.threads.run(opening, _close_late)
@@ -446,7 +459,7 @@ class Root:
     ) -> tuple[OpenFile | Folder | Miss, int]:
         """The same for a thread, which may wait; and the mount ID."""
         try:
-            descriptor = open_beneath(root, path, flags)
+            descriptor, direct = self._open_beneath(root, path, flags)
         except FileNotFoundError:
             if unread is not None and self._names.read(root, unread.folder):
                 raise
@@ -460,7 +473,18 @@ class Root:
         except BaseException:
             os.close(descriptor)
             raise
-        return self._examined(descriptor, path, waits=waits, crosses=crosses), mount
+        direct = direct and not crosses
+        return self._examined(descriptor, path, waits=waits, crosses=crosses, direct=direct), mount
+
+    def _open_beneath(self, root: int, path: bytes, flags: int) -> tuple[int, bool]:
+        """A new descriptor; and whether there surely was no link on the way."""
+        if self._notes_links:
+            try:
+                return open_beneath(root, path, flags, links=False), True
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+        return open_beneath(root, path, flags), False
 
     def _look_at(self, root: int, paths: Sequence[bytes]) -> None:
         """Get the kernel to know whether these are there."""
@@ -469,7 +493,14 @@ class Root:
                 os.close(openat2(root, path, os.O_PATH, cached=False))
 
     def _examined(
-        self, descriptor: int, path: bytes, *, reopens: bool = False, waits: bool = False, crosses: bool = False
+        self,
+        descriptor: int,
+        path: bytes,
+        *,
+        reopens: bool = False,
+        waits: bool = False,
+        crosses: bool = False,
+        direct: bool = False,
     ) -> OpenFile | Folder | Miss:
         """Take a new descriptor over: a Miss for anything that is not to be read. Raises OSError."""
         try:
@@ -478,9 +509,9 @@ class Root:
             os.close(descriptor)
             raise
         if stat.S_ISREG(status.st_mode):
-            return OpenFile(descriptor, self, path, identity_of(status), reopens, waits, crosses)
+            return OpenFile(descriptor, self, path, identity_of(status), reopens, waits, crosses, direct)
         if stat.S_ISDIR(status.st_mode):
-            return Folder(descriptor, path, self, waits)
+            return Folder(descriptor, path, self, waits, direct)
         _close(descriptor, self.threads, waits=waits)
         return Miss.SPECIAL
 

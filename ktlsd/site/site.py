@@ -151,12 +151,16 @@ class Site:
         networks = networks or ClientNetworks(LimitOptions())
         passwords = passwords or Passwords(LimitOptions(), networks)
         self._rules = SiteRules(site, passwords)
+        checks = checks_of(site, networks, passwords)
+        self.access = Access(checks, lambda: self._rules.checks) if checks or site.headers_file else None
+        """None for a site without checks: all clients may see its files."""
         hide = HiddenPaths(site.hide, clean_urls=site.clean_urls) if site.hide else None
         self.followed = FollowedRoot(
             path,
             dotfiles=site.dotfiles,
             hidden=self._rules.files,
             hide=hide,
+            notes_links=self.access is not None,
             seconds=file_seconds,
             may_be_missing=may_be_missing,
             patience=patience,
@@ -182,9 +186,6 @@ class Site:
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
-        checks = checks_of(site, networks, passwords)
-        self.access = Access(checks, lambda: self._rules.checks) if checks or site.headers_file else None
-        """None for a site without checks: all clients may see its files."""
 
     @property
     def root(self) -> Root:
@@ -295,7 +296,7 @@ class Site:
 
     async def _draft(self, request: Request, target: Target, outcome: _Outcome, visitor: Visitor | None) -> _Draft:
         found, status = outcome.found, outcome.status
-        if self.access is not None and isinstance(found, OpenFile | Folder):
+        if self.access is not None and isinstance(found, OpenFile | Folder) and not self._is_unguarded(found):
             refusal = await self._refusal_of(visitor, found)
             if refusal is not None:
                 return _Draft(refusal)
@@ -330,18 +331,25 @@ class Site:
 
     # --- which visitors -----------------------------------------------------------------------------------------------
 
-    async def _refusal(self, visitor: Visitor | None, paths: Iterable[str]) -> Response | None:
+    async def _refusal(self, visitor: Visitor | None, paths: Sequence[str]) -> Response | None:
         """The response to a visitor that may not see one of these paths."""
         if self.access is None:
             return None
         if visitor is None:
             raise ValueError("a site with checks of access needs a visitor")
+        if not any(map(self.access.may_guard, paths)):
+            return None
         return await self.access.refusal(visitor, paths)
+
+    def _is_unguarded(self, found: OpenFile | Folder) -> bool:
+        """Whether surely no check is for what was found: not by its name, and no link led to another place."""
+        access = self.access
+        return access is None or access.empty or (found.direct and not access.may_guard(_as_requested(found.path)))
 
     async def _refusal_of(self, visitor: Visitor | None, found: OpenFile | Folder) -> Response | None:
         """The response to a visitor that may not see what was found under another path, which is closed then."""
         try:
-            refusal = await self._refusal(visitor, _paths_of(found))
+            refusal = await self._refusal(visitor, tuple(_paths_of(found)))
         except BaseException:
             found.close()
             raise
@@ -470,7 +478,7 @@ class Site:
 
     def _is_withheld(self, found: OpenFile | Folder, visitor: Visitor | None) -> bool:
         """True if what is open must not be sent, or a visitor has not passed all of its checks."""
-        if not self._rules.protecting and (self.access is None or visitor is None):
+        if not self._rules.protecting and (visitor is None or self._is_unguarded(found)):
             return False
         try:
             return self._withholds(tuple(_paths_of(found)), visitor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import unicodedata
 from urllib.parse import quote
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_path_of_more_names_than_can_be_tried_is_protected(path: str) -> None:
     paths = ProtectedPaths([f"/{number}/*a*b" for number in range(MOST_PATTERNS)], INDEX, TRY_FILES)
     assert path.count("/") + path.count(".") > MOST_NAMES
     start = time.process_time()
-    assert paths.cover(path)
+    assert paths.match(path)
     assert time.process_time() - start < 1
 
 
@@ -90,13 +91,34 @@ def test_every_path_can_be_protected(names: list[bytes], is_folder: bool) -> Non
         assert paths.cover(path + ending)
 
 
-@given(
-    st.sampled_from(["/in/**", "*.key", "/a?b/*/in", "in", "**", "/\u017f/**", "/IN/x", "/in/"]),
-    st.text(alphabet="/inxa.bkeyK\u017f\u0130", max_size=12).map("/".__add__)
-    | st.sampled_from(
-        ["/in", "/IN/x", "/in.html", "/x/a.key.gz", "/in/index.html", "/axb/c/in", "/\u0131/n", "/shown/in.txt"]
-    ),
+PATTERNS = st.sampled_from(
+    ["/in/**", "*.key", "/a?b/*/in", "in", "**", "/\u017f/**", "/IN/x", "/in/", "/s*k/i:n", "/%69n"]
 )
-def test_what_is_compared_first_decides_nothing(pattern: str, path: str) -> None:
-    guarded = GuardedPaths((pattern,), ("index.html",), ("{path}", "/shown{path}.txt"))
-    assert guarded.cover(path) == super(GuardedPaths, guarded).cover(path)
+PATHS = st.text(alphabet="/inxsa.bkeyK\u017f\u0130", max_size=12).map("/".__add__) | st.sampled_from(
+    ["/in", "/IN/x", "/in.html", "/x/a.key.gz", "/in/index.html", "/axb/c/in", "/\u0131/n", "/shown/in.txt", "/sk/in"]
+)
+OTHER_NAMES = ("index.html",), ("{path}", "/shown{path}.txt")
+
+
+@pytest.mark.parametrize("kind", [GuardedPaths, ProtectedPaths])
+@given(pattern=PATTERNS, path=PATHS)
+def test_what_is_compared_first_decides_nothing(
+    kind: type[GuardedPaths | ProtectedPaths], pattern: str, path: str
+) -> None:
+    paths = kind((pattern,), *OTHER_NAMES)
+    assert paths.cover(path) == paths.match(path)
+
+
+@pytest.mark.parametrize("kind", [GuardedPaths, ProtectedPaths])
+@given(pattern=PATTERNS, path=PATHS)
+def test_no_path_without_a_literal_is_the_same_as_a_covered_one(
+    kind: type[GuardedPaths | ProtectedPaths], pattern: str, path: str
+) -> None:
+    """A file system may take another case of letters, or another Unicode form, for the same name."""
+    paths = kind((pattern,), *OTHER_NAMES)
+    if not paths.cover(path) or paths.literals is None:
+        return
+    same = unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+    for name in (same, same.upper(), same.swapcase()):
+        if name.isascii():
+            assert any(literal in name.lower() for literal in paths.literals)

@@ -41,6 +41,38 @@ async def test_a_refusal_looks_for_no_file(tmp_path: Path, monkeypatch: pytest.M
     site.close()
 
 
+async def test_files_of_another_root_are_looked_at_again(tmp_path: Path) -> None:
+    (tmp_path / "users").touch()
+    for name in ("one/open", "two/intern"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "plan.html").write_text("plan")
+    (tmp_path / "two/open").symlink_to("intern")
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    site = Site(SiteOptions(root=current, auth=(AuthOptions(path="/intern/**", users=tmp_path / "users"),)))
+
+    async def status() -> int:
+        visitor = Visitor(b"GET", b"/open/plan.html", {}, Origin("192.0.2.1", https=True))
+        target = parse_target(b"/open/plan.html")
+        answer = await site.answer(Request("GET"), target, secure=True, visitor=visitor)
+        if answer.opened is not None:
+            answer.opened.close()
+        return answer.response.status
+
+    assert [await status() for _ in range(2)] == [200, 200]
+    current.unlink()
+    current.symlink_to("two")
+    await site.followed.look()
+    assert [await status() for _ in range(2)] == [401, 401]
+    # The former root itself has the link now.
+    (tmp_path / "two/open").unlink()
+    (tmp_path / "two").rename(tmp_path / "three")
+    (tmp_path / "three/open").mkdir()
+    (tmp_path / "three/open/plan.html").symlink_to("../intern/plan.html")
+    assert [await status() for _ in range(2)] == [401, 401]
+    site.close()
+
+
 @pytest.mark.parametrize(
     ("users", "reason"),
     [

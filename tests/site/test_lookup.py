@@ -74,6 +74,33 @@ Outcome = tuple[str, Any]
 FILE, FOLDER, MOVED = "file", "folder", "moved"
 
 
+async def is_direct(root: Root, path: bytes) -> bool:
+    found = await root.open_file(path)
+    assert isinstance(found, OpenFile)
+    found.close()
+    return found.direct
+
+
+async def test_files_that_no_link_led_to(folder: Path) -> None:
+    plain, root = Root(str(folder)), Root(str(folder), notes_links=True)
+    links = (b"inside.txt", b"to-sub/index.html", b"absolute.txt", b"to-absolute/index.html")
+    # In a thread and, once the kernel knows the name, on the event loop.
+    for _ in range(2):
+        assert [await is_direct(root, path) for path in (b"a.txt", b"sub/index.html")] == [True, True]
+        assert [await is_direct(root, path) for path in links] == [False] * len(links)
+        assert not await is_direct(plain, b"a.txt")
+    (folder / "sub").rename(folder / "former")
+    (folder / "sub").symlink_to("former")
+    assert not await is_direct(root, b"sub/index.html")
+    for one in (plain, root):
+        assert await look_up(one, "/dangling") is Miss.DANGLING
+        assert await look_up(one, "/loop") is Miss.DANGLING
+        assert await look_up(one, "/outside.txt") is Miss.OUTSIDE
+        assert await look_up(one, "/outside/") is Miss.OUTSIDE
+        assert await look_up(one, "/absent") is Miss.ABSENT
+        one.close()
+
+
 async def look_up(root: Root, target: str, *index: bytes) -> Outcome | Miss:
     """What is found, and its path, content and all closed."""
     wanted = parse_target(target.encode("latin-1"))

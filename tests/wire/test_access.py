@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,8 +41,12 @@ INSIDE, OUTSIDE, DENIED = "10.1.2.3", "192.0.2.1", "10.9.0.1"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("access")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("access")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Running]:
     write_all(folder / "www", FILES)
     (folder / "www" / "open" / "link.html").symlink_to("../intern/plan.html")
     (folder / "www" / "open" / "page.txt.br").symlink_to("../intern/plan.html")
@@ -91,6 +96,33 @@ def test_networks_with_access(server: Running, protocol: str, client: str, targe
             if status == 403:
                 assert answer.body == b"forbidden"
                 assert connection.get(target, f"X-Forwarded-For: {client}", method="HEAD").status == 403
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_links_that_appear_later_lead_to_nothing_guarded(server: Running, folder: Path, protocol: str) -> None:
+    top = folder / "www" / f"later-{protocol.replace('/', '')}"
+    files = ("file.html", "folder/plan.html", "up/down/plan.html", "absolute/plan.html")
+    for name in files:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("open")
+    targets = [f"/{top.name}/{name}" for name in files]
+    field = f"X-Forwarded-For: {OUTSIDE}"
+    with plain_conversation(server.unix_socket, protocol) as connection:
+        for target in (*targets, *targets):
+            assert connection.get(target, field).body == b"open"
+        (top / "file.html").unlink()
+        for name in ("folder", "up", "absolute"):
+            (top / name).rename(top / f"former-{name}")
+        (top / "file.html").symlink_to("../intern/plan.html")
+        (top / "folder").symlink_to("../intern")
+        (top / "aside").mkdir()
+        (top / "aside/down").symlink_to("../../intern")
+        (top / "up").symlink_to("aside")
+        (top / "absolute").symlink_to(folder / "www/intern")
+        for target in (*targets, *targets):
+            assert connection.get(target, field).status == 403
+            assert connection.get(target, f"X-Forwarded-For: {INSIDE}").body == b"plan"
+        assert connection.get(f"/{top.name}/former-folder/plan.html", field).body == b"open"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
