@@ -184,19 +184,18 @@ def _open(stack: contextlib.ExitStack, loaded: Loaded, certificate: Path | None)
     stack.callback(close_all, listeners)
     port = https_port(listeners)
     configuration.serve_https_on(port)
-    store, metrics = MetricsStore(1), None
+    store, metrics, metrics_url = MetricsStore(1), None, None
     configuration.count_by(store.sites)
     if settings.metrics_listen is not None:
         sockets = bind_metrics(settings.metrics_listen)
-        for sock in sockets:
-            stack.callback(sock.close)
-        metrics = MetricsListener(settings.metrics_listen, sockets, store)
+        stack.callback(sockets.close)
+        metrics, metrics_url = MetricsListener(sockets, store), sockets.urls()[0]
     running = RunningServer(
         url=next(listener.url() for listener in listeners if listener.kind is Kind.HTTPS),
         port=port,
         urls=tuple(listener.url() for listener in listeners),
         certificate=certificate,
-        metrics_url=None if metrics is None else metrics.urls()[0],
+        metrics_url=metrics_url,
     )
     return _Prepared(
         configuration=configuration,

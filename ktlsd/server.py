@@ -99,10 +99,8 @@ class Server:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shared.idle.watch)
                 nursery.start_soon(self._follow_roots)
-                if self._metrics is not None:
-                    nursery.start_soon(
-                        self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
-                    )
+                self._nursery = nursery
+                self._serve_metrics()
                 async with trio.open_nursery() as connections:
                     self._connections = connections
                     self._inline_tasks = InlineTasks(self._shared.idle.sockets, connections)
@@ -137,6 +135,19 @@ class Server:
         for listener in removed:
             if listener in self._listening:
                 self._listening[listener].cancel()
+
+    def use_metrics(self, metrics: MetricsListener | None) -> None:
+        """Answer with metrics there, and no longer where it was; None for nowhere."""
+        if self._metrics is not None:
+            self._metrics.stop()
+        self._metrics = metrics
+        self._serve_metrics()
+
+    def _serve_metrics(self) -> None:
+        if self._metrics is not None:
+            self._nursery.start_soon(
+                self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
+            )
 
     def use_access_log(self, access_log: AccessLog | None) -> None:
         """Log the requests of connections from now on there; None for no access log."""

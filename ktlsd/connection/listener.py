@@ -66,6 +66,22 @@ class Listener(NamedTuple):
         return f"{'backend' if self.kind is Kind.BACKEND else 'listening'} on {self.url()}"
 
 
+class MetricsSockets(NamedTuple):
+    """The listening sockets for metrics."""
+
+    listen: Listen
+    """What they were bound for."""
+    sockets: tuple[socket.socket, ...]
+
+    def urls(self) -> list[str]:
+        """Their addresses."""
+        return [f"http://{Listen(*sock.getsockname()[:2])}" for sock in self.sockets]
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
 def accepting(sock: socket.socket) -> Callable[[], tuple[socket.socket, Any]]:
     """A function that accepts one connection of a listening socket: its socket, and what accept(2) says of the peer.
 

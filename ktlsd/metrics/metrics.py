@@ -387,10 +387,11 @@ class MetricsStore:
         self.sites: Final = SiteNames()
         self.set_workers(workers)
 
-    def set_workers(self, workers: int) -> None:
-        """Change the number of workers; only the first process may."""
+    def set_workers(self, workers: int, rows: int = 0) -> None:
+        """Change the number of workers; only the first process may. They have more `rows` if workers that end have some
+        in between."""
         self._memory[_WORKERS] = workers
-        self._memory[_USED] = max(self._memory[_USED], workers)
+        self._memory[_USED] = max(self._memory[_USED], workers, rows)
 
     @property
     def workers(self) -> int:

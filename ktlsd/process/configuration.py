@@ -22,6 +22,7 @@ from ktlsd.config.printable import printable
 from ktlsd.config.refusal import Refusal, SettingsError, cause
 from ktlsd.metrics.site_names import SiteNames
 from ktlsd.openssl.errors import ContextError
+from ktlsd.process.cores import worker_count
 from ktlsd.process.listeners import https_port
 from ktlsd.process.opened import Opened, Opening
 from ktlsd.service import Service, name_of
@@ -43,11 +44,9 @@ REPEAT_SECONDS: Final = 3600.0
 """Least interval of equal lines about a certificate, and interval of trying an unusable one again."""
 RETRY_SECONDS: Final = 30.0
 """Pause after a renewal that failed as a whole, for lack of memory or descriptors."""
-RESTART_ONLY: Final = (
-    *("workers", "user", "group", "ktls", "libssl"),
-    *("session_tickets", "ticket_keys", "metrics_listen"),
-)
+RESTART_ONLY: Final = ("user", "group", "libssl")
 """Keys of which a running ktlsd takes no other values."""
+_OF_TICKETS: Final = ("session_tickets", "ticket_keys")
 
 WHAT: Final = {True: "configuration", False: "certificates"}
 """The subject of a reload in log lines, by `anew`."""
@@ -92,6 +91,8 @@ class Configuration:
         self._https_port = 443
         self._loaded = loaded
         self._sites: SiteNames | None = None
+        self.alone = True
+        """False if this is the parent of workers, or one of them."""
         self.quiet = False
         """True if another process logs missing folders and faults of certificates."""
         self._told: dict[Hashable, float] = {}
@@ -100,7 +101,12 @@ class Configuration:
         self._not_before = -math.inf
         """When a renewal may be tried, after one that failed as a whole."""
         self.service = build(loaded)
+        self._open_tickets = open_tickets
         self._tickets = open_tickets(loaded.settings)
+        self._new_tickets: TicketFile | None = None
+        """Those of the service that take() gets next."""
+        self._former_tickets: TicketFile | None = None
+        """Closed by the next load(): a thread may have begun to read them."""
         if (ring := self.ring()) is not None:
             self.service.use_ring(ring)
         self._orders: Orders | None = None
@@ -129,6 +135,9 @@ class Configuration:
         if self._opened is None:
             return
         listeners = self._opened.listeners
+        if any(listener.socket.fileno() < 0 for listener in listeners):
+            # The server drains.
+            return
         self.serve_https_on(https_port(listeners))
         http = any(listener.kind is Kind.REDIRECT for listener in listeners)
         if self._orders_by_http not in (None, http):
@@ -209,14 +218,19 @@ class Configuration:
         try:
             loaded = self._read() if anew else self._loaded
             settings = loaded.settings
-            if changed := [name for name in RESTART_ONLY if getattr(settings, name) != getattr(old, name)]:
-                raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
+            self._refuse_changes(old, settings)
+            self._close_former_tickets()
             versions = _versions(settings)
-            ring = self.ring()
-            service = self._build(loaded, self.service, renewing=not anew)
-            if anew and self._opened is not None:
-                with _closed_on_error(service), loaded.placed():
+            with contextlib.ExitStack() as stack, loaded.placed():
+                tickets = self._tickets_for(old, settings)
+                if tickets is not None and tickets is not self._tickets:
+                    stack.callback(tickets.close)
+                ring = None if tickets is None else tickets.ring()
+                service = self._build(loaded, self.service, renewing=not anew)
+                stack.callback(service.close)
+                if anew and self._opened is not None:
                     self._opening = self._opened.prepare(settings)
+                stack.pop_all()
         except (Refusal, ContextError, OSError, ValueError) as error:
             if not anew:
                 self._not_before = time.monotonic() + RETRY_SECONDS
@@ -228,6 +242,7 @@ class Configuration:
             return None
         if ring is not None:
             service.use_ring(ring)
+        self._new_tickets = tickets
         self._lead_to_https(service)
         service.renewed = anew or _is_renewed(service.faults, self._tried, versions)
         # Only here: certificates that changed are loaded even where another configuration, read at the same time, is
@@ -241,10 +256,30 @@ class Configuration:
         self._report(service, loaded)
         return service
 
+    def _refuse_changes(self, old: Settings, new: Settings) -> None:
+        """Raises SettingsError for changes that this process cannot make."""
+        changed = [name for name in RESTART_ONLY if getattr(new, name) != getattr(old, name)]
+        if changed:
+            raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
+        if self.alone and new.workers != old.workers and worker_count(new.workers) > 1:
+            raise SettingsError("workers: a change from 1, where one process does everything, needs a restart")
+
+    def _tickets_for(self, old: Settings, new: Settings) -> TicketFile | None:
+        """The session ticket keys by other settings. Raises Refusal."""
+        if all(getattr(new, name) == getattr(old, name) for name in _OF_TICKETS):
+            return self._tickets
+        tickets = self._open_tickets(new)
+        if tickets is not None and tickets.in_memory and not self.alone:
+            tickets.close()
+            raise SettingsError("session_tickets: a change needs a restart if the state folder cannot be written")
+        return tickets
+
     def take(self, service: Service) -> None:
         """Put a service into force; the server retires the old one."""
         self.service = service
         self._number_sites()
+        if self._tickets is not self._new_tickets:
+            self._former_tickets, self._tickets = self._tickets, self._new_tickets
         opening, self._opening = self._opening, None
         if self._opened is not None and opening is not None:
             self._opened.take(opening)
@@ -294,15 +329,12 @@ class Configuration:
         self.service.close()
         if self._tickets is not None:
             self._tickets.close()
+        self._close_former_tickets()
 
-
-@contextlib.contextmanager
-def _closed_on_error(service: Service) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        service.close()
-        raise
+    def _close_former_tickets(self) -> None:
+        former, self._former_tickets = self._former_tickets, None
+        if former is not None:
+            former.close()
 
 
 def validate_service(service: Service, loaded: Loaded, before: Iterable[FaultKey] | None) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -30,6 +30,11 @@ def usable_cores() -> int:
     """The number of cores that this process can keep busy, 1 at least."""
     quotas = [math.ceil(quota) for mount in _own_mounts() for quota in _quotas(mount)]
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+
+
+def worker_count(workers: int | Literal["auto"]) -> int:
+    """The number of worker processes by the option `workers`."""
+    return usable_cores() if workers == "auto" else workers
 
 
 def mounts(cgroup: str, mountinfo: str) -> list[Mount]:

@@ -21,7 +21,7 @@ from typing import Final
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import PlacedError, cause
 from ktlsd.config.values import WILDCARDS, BackendListen, Listen
-from ktlsd.connection.listener import BACKLOG, Listener, SocketFile
+from ktlsd.connection.listener import BACKLOG, Listener, MetricsSockets, SocketFile
 from ktlsd.process.activation import Passed
 from ktlsd.process.privileges import Identity, acting_as
 
@@ -111,9 +111,9 @@ def warn_short_backlog() -> None:
         )
 
 
-def bind_metrics(listen: Listen) -> list[socket.socket]:
+def bind_metrics(listen: Listen) -> MetricsSockets:
     """Non-blocking listening sockets for metrics, on loopback where no address is given. Raises ListenError."""
-    return _bind(Listen(listen.host or "localhost", listen.port), "metrics_listen")
+    return MetricsSockets(listen, tuple(_bind(Listen(listen.host or "localhost", listen.port), "metrics_listen")))
 
 
 def _bind_unix(path: Path, mode: int) -> Listener:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.refusal import SettingsError, cause
 from ktlsd.config.state import state_folder
@@ -34,6 +36,7 @@ def make_service(
     """What Configuration has built (configuration.Build). `upgraded` are the faults of the process before this one, at
     an upgrade."""
     settings = loaded.settings
+    support = replace(support, mode=settings.ktls)
     if by_acme(settings) and not renewing:
         from ktlsd.process import acme_folder
 

@@ -1,4 +1,4 @@
-"""What a whole process has opened by its settings and a reload may change: listening sockets and logs.
+"""What a whole process has opened by its settings and a reload may change: listening sockets, metrics' too, and logs.
 
 Strategy: all that is new is opened first, and changes nothing; then it takes force in one step, or is closed again. In
 a worker the listening sockets come from its parent (handed_sockets.py).
@@ -6,24 +6,29 @@ a worker the listening sockets come from its parent (handed_sockets.py).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ktlsd.config.options import Settings
 from ktlsd.config.refusal import cause
-from ktlsd.connection.listener import Listener, SocketFile
+from ktlsd.config.values import Listen
+from ktlsd.connection.listener import Listener, MetricsSockets, SocketFile
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.logs import Logs, LogsChange
 from ktlsd.process.activation import Passed
-from ktlsd.process.listeners import bind_all
+from ktlsd.process.listeners import bind_all, bind_metrics, close_all
 from ktlsd.process.privileges import Identity
 
 log = logging.getLogger("ktlsd")
 
 OnChange = Callable[[Sequence[Listener], Sequence[Listener]], None]
 """Called with the listeners that were added, and those that were removed, which it closes."""
+OnMetrics = Callable[[MetricsSockets | None, MetricsSockets | None], None]
+"""Called with the new sockets for metrics and the former ones, which it closes."""
 
 
 class Opening(NamedTuple):
@@ -32,6 +37,7 @@ class Opening(NamedTuple):
     settings: Settings
     logs: LogsChange
     listeners: list[Listener]
+    metrics: MetricsSockets | None
 
 
 class Opened:
@@ -57,24 +63,38 @@ class Opened:
         self.listeners = self._bind(settings, passed)
         self.on_change: OnChange = _noop
         """Called after each change of listeners or logs."""
+        self.metrics: MetricsSockets | None = None
+        self.on_metrics: OnMetrics = _noop
+        """Called after each change of the sockets for metrics."""
+
+    def open_metrics(self, listen: Listen | None, inherited: Sequence[tuple[Listen, socket.socket]] = ()) -> None:
+        """Bind the sockets for metrics, or use `inherited` ones of this address. Raises ListenError."""
+        if listen is not None:
+            same = tuple(sock for place, sock in inherited if place == listen)
+            self.metrics = MetricsSockets(listen, same) if same else bind_metrics(listen)
 
     def take_listeners_from_parent(self) -> None:
         """Leave it to the parent to bind addresses."""
         self._binds = False
 
-    def leave_files(self) -> None:
-        """Leave the files of Unix sockets to the process that takes the place of this one."""
+    def leave(self) -> None:
+        """Leave the files of Unix sockets, and metrics, to the process that takes the place of this one."""
         self.listeners = [listener._replace(file=None) for listener in self.listeners]
+        self.change_metrics(None)
 
     def prepare(self, settings: Settings) -> Opening:
         """Open what these settings need. Raises SettingsError, ListenError."""
-        logs = self._logs.prepare(settings)
-        try:
-            listeners = self._bind(settings) if self._binds else self.listeners
-        except BaseException:
-            logs.discard()
-            raise
-        return Opening(settings, logs, listeners)
+        listen, metrics, listeners = settings.metrics_listen, self.metrics, self.listeners
+        with contextlib.ExitStack() as stack:
+            logs = self._logs.prepare(settings)
+            stack.callback(logs.discard)
+            if self._binds:
+                listeners = self._bind(settings)
+                stack.callback(close_all, [one for one in listeners if one not in self.listeners])
+                if listen != (None if metrics is None else metrics.listen):
+                    metrics = None if listen is None else bind_metrics(listen)
+            stack.pop_all()
+        return Opening(settings, logs, listeners, metrics)
 
     def take(self, opening: Opening) -> None:
         """Put what was opened into force."""
@@ -96,6 +116,12 @@ class Opened:
             if listener.file is not None:
                 listener.file.remove()
         self.change_listeners(opening.listeners, added, removed)
+        if opening.metrics is not self.metrics:
+            for url in () if opening.metrics is None else opening.metrics.urls():
+                log.log(NOTICE, "metrics on %s", url)
+            for url in () if self.metrics is None else self.metrics.urls():
+                log.log(NOTICE, "no longer metrics on %s", url)
+            self.change_metrics(opening.metrics)
 
     def change_listeners(
         self, listeners: list[Listener], added: Sequence[Listener], removed: Sequence[Listener]
@@ -103,6 +129,11 @@ class Opened:
         """Listen on `listeners` from now on."""
         self.listeners = listeners
         self.on_change(added, removed)
+
+    def change_metrics(self, metrics: MetricsSockets | None) -> None:
+        """Answer with metrics there from now on; None for nowhere."""
+        former, self.metrics = self.metrics, metrics
+        self.on_metrics(metrics, former)
 
     def _bind(self, settings: Settings, passed: Sequence[Passed] = ()) -> list[Listener]:
         return bind_all(
@@ -112,7 +143,7 @@ class Opened:
         )
 
 
-def _noop(added: Sequence[Listener], removed: Sequence[Listener]) -> None:
+def _noop(added: object, removed: object) -> None:
     """Nothing listens yet."""
 
 

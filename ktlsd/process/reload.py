@@ -124,7 +124,6 @@ class Reloader:
             except OSError as error:
                 log.error("session ticket keys not reloaded, the old ones stay in force: %s", cause(error))
             else:
-                if ring is None:
-                    return
-                self._configuration.service.use_ring(ring)
+                if ring is not None:
+                    self._configuration.service.use_ring(ring)
             await trio.sleep(_TICKETS_SECONDS)

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -25,8 +25,9 @@ from ktlsd.admission import warn_lowered_limit
 from ktlsd.config.console import print_error
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import Refusal
+from ktlsd.config.values import MOST_WORKERS
 from ktlsd.connection import open_files
-from ktlsd.connection.listener import Listener
+from ktlsd.connection.listener import Listener, MetricsSockets
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.logs import Logs
 from ktlsd.logs.reload_signals import RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
@@ -35,10 +36,10 @@ from ktlsd.metrics.metrics import MetricsStore
 from ktlsd.process import activation, privileges, unreadable_files
 from ktlsd.process.address_display import AddressDisplay
 from ktlsd.process.configuration import Configuration
-from ktlsd.process.cores import usable_cores
+from ktlsd.process.cores import worker_count
 from ktlsd.process.file_probe import may_wait
 from ktlsd.process.handed_sockets import follow_parent
-from ktlsd.process.listeners import bind_metrics, close_all, warn_short_backlog
+from ktlsd.process.listeners import close_all, warn_short_backlog
 from ktlsd.process.new_service import make_service, open_tickets
 from ktlsd.process.notify import Notifier
 from ktlsd.process.opened import Opened
@@ -53,12 +54,18 @@ from ktlsd.ssl_ffi import Library
 from ktlsd.system_calls import end_with_parent
 from ktlsd.tls import ktls_state
 
+if TYPE_CHECKING:
+    # It brings prometheus_client along, which takes long to import.
+    from ktlsd.status.metrics_listener import MetricsListener
+
 log = logging.getLogger("ktlsd")
 
 _YOUNG_OBJECTS: Final = 10_000
 
 
 _MOUNTS_TOLD: Final = 3
+_MOST_ROWS: Final = 2 * MOST_WORKERS
+"""Rows of metrics: workers that a reload ends keep theirs until their last response is sent."""
 
 
 def serve(
@@ -82,20 +89,19 @@ def serve(
     with loaded.placed():
         opened = Opened(settings, logs, passed, identity, inherited.listeners)
     try:
-        workers = usable_cores() if settings.workers == "auto" else settings.workers
+        workers = worker_count(settings.workers)
         # While a file system holds up one of its threads, the kernel lets no process end (request_wait_answer() in
         # fs/fuse/dev.c, Linux 6.18): a parent that makes no such call does not wait for it.
         waits = _tell_waiting(service) or bool(may_wait(configuration.files()))
-        store, kinds = MetricsStore(workers), ConnectionKinds()
+        alone = configuration.alone = workers == 1 and not waits
+        store, kinds = MetricsStore(workers, 0 if alone else _MOST_ROWS), ConnectionKinds()
         configuration.count_by(store.sites)
-        metrics = None
-        if settings.metrics_listen is not None:
-            from ktlsd.status.metrics_listener import MetricsListener
+        with loaded.placed():
+            opened.open_metrics(settings.metrics_listen, inherited.metrics)
+        if opened.metrics is not None:
+            # Before there are workers, which then share what is imported.
+            import ktlsd.status.metrics_listener  # noqa: F401
 
-            listen = settings.metrics_listen
-            with loaded.placed():
-                sockets = inherited.metrics_sockets(listen) or bind_metrics(listen)
-            metrics = MetricsListener(listen, sockets, store)
         _drop_privileges(identity, service, loaded)
         if identity is not None:
             configuration.settle()
@@ -107,20 +113,27 @@ def serve(
         warn_lowered_limit(settings.limits)
         warn_short_backlog()
         watchdog = Watchdog(Notifier(), store, configuration.troubles)
-        upgrades = Upgrades(opened, metrics, configuration, managed=watchdog.notifier.heard)
+        upgrades = Upgrades(opened, configuration, managed=watchdog.notifier.heard)
         gc.freeze()
         # A request makes some tens of objects, nearly all of which reference counts free: the collector has little to
         # find, and with CPython's 700 it looks many times a second.
         gc.set_threshold(_YOUNG_OBJECTS)
         gc.enable()
 
+        def metrics_listener(sockets: MetricsSockets | None) -> MetricsListener | None:
+            if sockets is None:
+                return None
+            from ktlsd.status.metrics_listener import MetricsListener
+
+            return MetricsListener(sockets, store)
+
         def work(number: int, ready: Callable[[], None], parent: socket.socket | None = None) -> None:
             """Serve as the only process, or as one that its parent hands listening sockets."""
-            alone = parent is None
 
             async def event_loop() -> None:
                 async with logs.access_log.opened(), trio.open_nursery() as nursery:
                     row = store.take(number)
+                    metrics = metrics_listener(opened.metrics)
                     server = Server(
                         *(configuration.service, logs.access_log.current(), row, metrics, kinds),
                         alone=alone,
@@ -134,6 +147,7 @@ def serve(
 
                     def begin() -> None:
                         opened.on_change = on_change
+                        opened.on_metrics = lambda new, former: server.use_metrics(metrics_listener(new))
                         nursery.start_soon(reloader.run, terminal)
                         if parent is not None:
                             nursery.start_soon(follow_parent, parent, opened, configuration, upgrades.leave)
@@ -153,7 +167,7 @@ def serve(
                 signal.signal(late, signal.SIG_IGN)
 
         def announce() -> None:
-            for url in metrics.urls() if metrics is not None else ():
+            for url in opened.metrics.urls() if opened.metrics is not None else ():
                 print_error(f"metrics on {url}")
             for listener in opened.listeners:
                 print_error(listener.announcement())
@@ -161,7 +175,7 @@ def serve(
             watchdog.notifier.ready()
             inherited.tell_ready(opened.listeners, settings.metrics_listen)
 
-        if workers == 1 and not waits:
+        if alone:
             work(0, announce)
         else:
             from ktlsd.process.workers import Job, supervise

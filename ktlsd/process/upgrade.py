@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -25,16 +25,12 @@ from msgspec import Struct
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.refusal import Refusal, cause
 from ktlsd.config.values import Listen
-from ktlsd.connection.listener import Listener, SocketFile
+from ktlsd.connection.listener import Listener, MetricsSockets, SocketFile
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.reload_signals import UPGRADE, unblock_upgrade_signal
 from ktlsd.process.configuration import Configuration
 from ktlsd.process.opened import Opened
 from ktlsd.tls.pairs import FaultKey
-
-if TYPE_CHECKING:
-    # It brings prometheus_client along, which takes long to import.
-    from ktlsd.status.metrics_listener import MetricsListener
 
 log = logging.getLogger("ktlsd")
 
@@ -102,10 +98,6 @@ class Inherited:
             elif listen is not None:
                 self.metrics.append((listen, sock))
 
-    def metrics_sockets(self, listen: Listen) -> list[socket.socket]:
-        """Those that were bound for this address."""
-        return [sock for place, sock in self.metrics if place == listen]
-
     def owns(self, listener: Listener) -> bool:
         """Whether this process may remove the file of a listener."""
         return self._owned or listener not in self.listeners
@@ -134,12 +126,14 @@ class Successor:
     def __init__(
         self,
         listeners: Iterable[Listener],
-        metrics: Iterable[tuple[Listen, socket.socket]],
+        metrics: MetricsSockets | None,
         faults: Iterable[FaultKey],
     ) -> None:
         """Start it. Raises OSError."""
         told = [_described(listener) for listener in listeners]
-        told += [_Socket(sock.fileno(), address=(listen.host, listen.port)) for listen, sock in metrics]
+        if metrics is not None:
+            address = metrics.listen.host, metrics.listen.port
+            told += [_Socket(sock.fileno(), address=address) for sock in metrics.sockets]
         self.ready, ready = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._deadline = time.monotonic() + START_SECONDS
         handed = msgspec.json.encode(_Handed(ready, told, list(faults))).decode()
@@ -184,12 +178,9 @@ class Successor:
 class Upgrades:
     """Upgrades of a whole process."""
 
-    def __init__(
-        self, opened: Opened, metrics: MetricsListener | None, configuration: Configuration, *, managed: bool
-    ) -> None:
+    def __init__(self, opened: Opened, configuration: Configuration, *, managed: bool) -> None:
         """`managed` if systemd has started this process."""
         self._opened = opened
-        self._metrics = metrics
         self._configuration = configuration
         self._managed = managed
 
@@ -201,9 +192,8 @@ class Upgrades:
             reason = "a container ends with its process 1: start another container"
         else:
             try:
-                metrics, faults = self._metrics, self._configuration.service.faults
-                places = () if metrics is None else metrics.places()
-                return Successor(self._opened.listeners, places, [fault.key for fault in faults])
+                opened, faults = self._opened, self._configuration.service.faults
+                return Successor(opened.listeners, opened.metrics, [fault.key for fault in faults])
             except OSError as error:
                 reason = f"no process can be started: {cause(error)}"
         log.error("not upgraded, this process goes on: %s", reason)
@@ -211,10 +201,8 @@ class Upgrades:
 
     def leave(self) -> None:
         """Leave to the successor what only one process may do."""
-        self._opened.leave_files()
+        self._opened.leave()
         self._configuration.stop_orders()
-        if self._metrics is not None:
-            self._metrics.stop()
 
     async def follow_signal(self) -> None:
         """Let a successor take the place of this process when the signal comes, until cancelled."""

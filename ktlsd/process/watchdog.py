@@ -29,7 +29,7 @@ class Watchdog:
         """`troubles` gives what the operator should know beside the figures, "" for nothing."""
         self.notifier = notifier
         self._troubles = troubles
-        self._store = store
+        self.store = store
         # Without systemd there are no heartbeats, so a missing one means nothing.
         self._limit = notifier.watchdog_seconds if notifier.heard else None
         self.seconds = STATUS_SECONDS if self._limit is None else min(STATUS_SECONDS, self._limit / _BEATS_IN_TIME)
@@ -55,14 +55,14 @@ class Watchdog:
     def silence(self, number: int, since: float) -> float | None:
         """Seconds since the last heartbeat of worker `number`, started at `since` (time.monotonic()); None if in
         time."""
-        silent = time.monotonic() - max(since, self._store.rows[number][BEAT] / _NS)
+        silent = time.monotonic() - max(since, self.store.rows[number][BEAT] / _NS)
         return silent if self._limit is not None and silent > self._limit else None
 
     def tell(self) -> None:
         """Report to systemd that the calling process is alive, and the status of all processes."""
         if self._limit is not None:
             self.notifier.alive()
-        status = "; ".join(filter(None, (describe(self._store.totals()), self._troubles())))
+        status = "; ".join(filter(None, (describe(self.store.totals()), self._troubles())))
         if status != self._status:
             self._status = status
             self.notifier.status(status)

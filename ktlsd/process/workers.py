@@ -2,12 +2,14 @@
 
 Strategy: the parent binds sockets and makes the service before it forks, so that workers share both; then it only waits
 for signals. A worker that crashes, or cannot be started, is replaced after a growing pause. A new
-configuration is tried by the parent, and then read by each worker; SIGTERM, SIGINT and SIGUSR1 are passed on.
+configuration is tried by the parent, and then read by each worker; it may have another number of workers. SIGTERM,
+SIGINT and SIGUSR1 are passed on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -20,13 +22,14 @@ from typing import Final
 from msgspec import Struct, field
 
 from ktlsd.config.refusal import Refusal, cause
-from ktlsd.connection.listener import Listener
+from ktlsd.connection.listener import Listener, MetricsSockets
 from ktlsd.logs.error_log import NOTICE
 from ktlsd.logs.reload_signals import RELOAD, RELOAD_CERTIFICATES, RELOAD_SIGNALS, REOPEN_SIGNAL, UPGRADE
 from ktlsd.process.backoff import Backoff
 from ktlsd.process.configuration import REPEAT_SECONDS, WATCH_SECONDS, WHAT, Configuration
+from ktlsd.process.cores import worker_count
 from ktlsd.process.file_probe import SECONDS, FileProbe
-from ktlsd.process.handed_sockets import hand_over, make_pair, tell_leave
+from ktlsd.process.handed_sockets import hand_over, hand_over_metrics, make_pair, tell_end, tell_leave
 from ktlsd.process.opened import Opened
 from ktlsd.process.terminal import Terminal
 from ktlsd.process.upgrade import LOOK_SECONDS, Successor, Upgrades
@@ -56,6 +59,8 @@ class Job(Struct, frozen=True):
 class _Place(Struct):
     """The place of one worker, running or to be started."""
 
+    number: int
+    """Which worker it is; the row of its counters."""
     backoff: Backoff = field(default_factory=Backoff)
     worker: int | None = None
     channel: socket.socket | None = None
@@ -64,6 +69,8 @@ class _Place(Struct):
     """When the worker was started; without one, when it is to be."""
     ended: float = math.inf
     """When it was seen first that the worker had ended while the kernel still held a thread of it."""
+    kill_at: float = math.inf
+    """When the worker is killed, if it is one too many and ends."""
 
 
 def supervise(
@@ -103,7 +110,9 @@ class _Parent:
         mask: set[int | signal.Signals],
         reopen_logs: Callable[[], None],
     ) -> None:
-        self._places = [_Place() for _ in range(count)]
+        self._places = [_Place(number) for number in range(count)]
+        self._surplus: list[_Place] = []
+        """Workers that end, and that none is to replace."""
         self._job = job
         self._opened = opened
         self._configuration = configuration
@@ -120,6 +129,7 @@ class _Parent:
 
     def run(self, ready: Callable[[], None]) -> None:
         self._opened.on_change = self._hand_over
+        self._opened.on_metrics = self._hand_over_metrics
         self._probe.watch(self._configuration.files())
         self._start_all()
         ready()
@@ -127,7 +137,10 @@ class _Parent:
         look_at = order_at + WATCH_SECONDS
         beat_at = time.monotonic()
         while True:
-            due = min([look_at, order_at, beat_at, *(place.since for place in self._places if place.worker is None)])
+            due = min(
+                *(look_at, order_at, beat_at, *(place.since for place in self._places if place.worker is None)),
+                *(min(place.kill_at, time.monotonic() + _HELD_SECONDS) for place in self._surplus),
+            )
             if self._successor is not None:
                 due = min(due, time.monotonic() + LOOK_SECONDS)
             # Signals come in the order of their numbers: without a wait for only these, repeated reload signals would
@@ -141,6 +154,7 @@ class _Parent:
             if number in END_SIGNALS:
                 break
             self._reap()
+            self._kill_late_ones()
             self._start_those_due()
             if number in RELOAD_SIGNALS:
                 self._reload(signal.Signals(number))
@@ -181,10 +195,10 @@ class _Parent:
 
     def _beat(self) -> float:
         """Kill stuck workers, and notify systemd of the others; the time of the next call."""
-        for number, place in enumerate(self._places):
+        for place in (*self._places, *self._surplus):
             if place.worker is None:
                 continue
-            silence = self._watchdog.silence(number, place.since)
+            silence = self._watchdog.silence(place.number, place.since)
             if silence is not None:
                 log.error("worker %d is stuck and will be replaced: no heartbeat for %.0f s", place.worker, silence)
                 os.kill(place.worker, signal.SIGKILL)
@@ -198,7 +212,8 @@ class _Parent:
         log.log(NOTICE, "shutting down on %s: %d workers, %d s to finish", number.name, len(self._workers()), seconds)
         patience = seconds + _PATIENCE_SECONDS
         kill_at = time.monotonic() + patience
-        self._tell(number)
+        # For a surplus worker it would be the second one, which ends it at once.
+        self._tell(number, self._places)
         beat_at = time.monotonic()
         while self._workers():
             # There is no signal for a worker that has ended but for a thread.
@@ -220,25 +235,69 @@ class _Parent:
             self._reap(ending=True)
 
     def _workers(self) -> list[int]:
-        return [place.worker for place in self._places if place.worker is not None]
+        return _running((*self._places, *self._surplus))
 
-    def _tell(self, number: signal.Signals) -> None:
-        for worker in self._workers():
+    def _tell(self, number: signal.Signals, places: Sequence[_Place] | None = None) -> None:
+        """Send a signal to all workers, or to those of some places."""
+        for worker in self._workers() if places is None else _running(places):
             os.kill(worker, number)
 
     def _hand_over(self, added: Sequence[Listener], removed: Sequence[Listener]) -> None:
-        """Have all workers listen on the changed addresses. One that takes nothing is killed: its successor listens on
-        all."""
+        """Have all workers listen on the changed addresses."""
+        self._tell_each(lambda channel: hand_over(channel, added, removed))
+        for listener in removed:
+            listener.socket.close()
+
+    def _hand_over_metrics(self, metrics: MetricsSockets | None, former: MetricsSockets | None) -> None:
+        """Have all workers answer with metrics there."""
+        self._tell_each(lambda channel: hand_over_metrics(channel, metrics))
+        if former is not None:
+            former.close()
+
+    def _tell_each(self, tell: Callable[[socket.socket], None]) -> None:
+        """Tell each worker something. One that takes nothing is killed: its successor knows."""
         for place in self._places:
             if place.worker is None or place.channel is None:
                 continue
             try:
-                hand_over(place.channel, added, removed)
+                tell(place.channel)
             except OSError as error:
                 log.error("worker %d is stuck and will be replaced: %s", place.worker, cause(error))
                 os.kill(place.worker, signal.SIGKILL)
-        for listener in removed:
-            listener.socket.close()
+
+    def _change_number(self, count: int) -> None:
+        """Have this many workers: start more, or have the last ones finish their requests and end."""
+        former = len(self._places)
+        if count == former:
+            return
+        log.log(NOTICE, "%d worker%s instead of %d", count, "" if count == 1 else "s", former)
+        kill_at = time.monotonic() + self._configuration.service.settings.drain_seconds + _PATIENCE_SECONDS
+        self._places, surplus = self._places[:count], self._places[count:]
+        for place in surplus:
+            if place.worker is None:
+                self._watchdog.store.leave(place.number)
+                continue
+            place.kill_at = kill_at
+            self._surplus.append(place)
+            try:
+                if place.channel is not None:
+                    tell_end(place.channel)
+            except OSError as error:
+                log.error("worker %d is stuck and killed: %s", place.worker, cause(error))
+                os.kill(place.worker, signal.SIGKILL)
+        used = {place.number for place in (*self._places, *self._surplus)}
+        free = (number for number in range(self._watchdog.store.most_workers) if number not in used)
+        now = time.monotonic()
+        self._places += [_Place(number, since=now) for number in itertools.islice(free, max(0, count - former))]
+        self._watchdog.store.set_workers(count, 1 + max(place.number for place in self._places))
+
+    def _kill_late_ones(self) -> None:
+        """Kill surplus workers that are beyond their time."""
+        for place in self._surplus:
+            if place.worker is not None and time.monotonic() >= place.kill_at:
+                log.error("worker %d killed: still running after the time for draining", place.worker)
+                os.kill(place.worker, signal.SIGKILL)
+                place.kill_at = math.inf
 
     def _reopen(self) -> None:
         self._reopen_logs()
@@ -253,7 +312,9 @@ class _Parent:
             self._configuration.service.close()
             self._configuration.take(service)
             self._probe.watch(self._configuration.files())
-            self._tell(number)
+            self._tell(number, self._places)
+            if anew:
+                self._change_number(worker_count(service.settings.workers))
             log.log(NOTICE if service.renewed else logging.DEBUG, "%s reloaded", WHAT[anew])
         if anew:
             self._watchdog.notifier.ready()
@@ -272,7 +333,7 @@ class _Parent:
         return False
 
     def _reap(self, *, ending: bool = False) -> None:
-        for place in self._places:
+        for place in (*self._places, *self._surplus):
             if place.worker is None:
                 continue
             worker, now = place.worker, time.monotonic()
@@ -290,6 +351,10 @@ class _Parent:
                 place.channel.close()
             lived = now - place.since
             place.worker, place.since, place.ended = None, now + place.backoff.pause(lived), math.inf
+            if place in self._surplus:
+                self._surplus.remove(place)
+                self._watchdog.store.leave(place.number)
+                continue
             if not ending:
                 how = _how(status) if ended else "held by a file system"
                 log.error(
@@ -299,8 +364,8 @@ class _Parent:
 
     def _start_all(self) -> None:
         try:
-            for number in range(len(self._places)):
-                self._start(number)
+            for place in self._places:
+                self._start(place)
         except OSError as error:
             started = self._workers()
             self._tell(signal.SIGKILL)
@@ -310,21 +375,20 @@ class _Parent:
             raise Refusal(f"{reason}: have fewer, or allow this user more processes or memory") from error
 
     def _start_those_due(self) -> None:
-        for number, place in enumerate(self._places):
+        for place in self._places:
             if place.worker is None and place.since <= time.monotonic():
                 try:
-                    self._start(number)
+                    self._start(place)
                 except OSError as error:
                     pause = place.backoff.pause(0.0)
                     place.since = time.monotonic() + pause
                     log.error("a worker cannot be started (%s), next try in %g s", error.strerror, pause)
 
-    def _start(self, number: int) -> None:
+    def _start(self, place: _Place) -> None:
         """Raises OSError where there can be no more processes."""
-        place = self._places[number]
         ours, theirs = make_pair()
         try:
-            place.worker, place.since = self._fork(number, ours, theirs), time.monotonic()
+            place.worker, place.since = self._fork(place.number, ours, theirs), time.monotonic()
         except OSError:
             ours.close()
             raise
@@ -343,7 +407,7 @@ class _Parent:
             # A group of its own: a terminal's Ctrl-C reaches only the parent, which passes it on once.
             os.setpgid(0, 0)
             self._job.prepare(parent)
-            for channel in (ours, *(place.channel for place in self._places)):
+            for channel in (ours, *(place.channel for place in (*self._places, *self._surplus))):
                 if channel is not None:
                     channel.close()
             self._opened.take_listeners_from_parent()
@@ -356,6 +420,10 @@ class _Parent:
             log.exception("worker %d failed", os.getpid())
         finally:
             os._exit(status)
+
+
+def _running(places: Sequence[_Place]) -> list[int]:
+    return [place.worker for place in places if place.worker is not None]
 
 
 def _is_zombie(process: int) -> bool:

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 import trio
 
-from ktlsd.config.values import Listen
+from ktlsd.connection.listener import MetricsSockets
 from ktlsd.connection.scheduler import current_scheduler
 from ktlsd.http.empty_lines import HALF, from_request_line
 from ktlsd.http.validators import http_date
@@ -41,34 +41,25 @@ MOST_CONNECTIONS: Final = 64
 """Most connections at once; one more is closed unanswered."""
 
 _READ_SIZE: Final = 16384
+_EXHAUSTED_PAUSE_SECONDS: Final = 0.1
 
 
 class MetricsListener:
     """The listener of a process."""
 
-    def __init__(self, listen: Listen, sockets: Sequence[socket.socket], store: MetricsStore) -> None:
-        """`listen` is the option's value, `sockets` are those bound for it."""
-        self._listen = listen
-        self._serving = trio.CancelScope()
-        self._own_name = listen.host or "localhost"
-        self._sockets = sockets
+    def __init__(self, sockets: MetricsSockets, store: MetricsStore) -> None:
+        self._accepting = trio.CancelScope()
+        self._own_name = sockets.listen.host or "localhost"
+        self._sockets = sockets.sockets
         self._store = store
         self._open = 0
 
-    def places(self) -> list[tuple[Listen, socket.socket]]:
-        """The sockets, each with the option's value."""
-        return [(self._listen, sock) for sock in self._sockets]
-
     def stop(self) -> None:
-        """Answer no more."""
-        self._serving.cancel()
-
-    def urls(self) -> list[str]:
-        """Its addresses."""
-        return [f"http://{Listen(*sock.getsockname()[:2])}" for sock in self._sockets]
+        """Close the sockets, and let serve() return once all that came are answered."""
+        self._accepting.cancel()
 
     async def serve(self, service: Callable[[], Service], ready: Callable[[], bool]) -> None:
-        """Answer forever, with figures of `service()`; `ready()` is True while the server accepts connections."""
+        """Answer until stop(), with figures of `service()`; `ready()` is True while the server accepts connections."""
 
         def view() -> View:
             orders: list[tuple[str, Record]] = []
@@ -79,17 +70,13 @@ class MetricsListener:
             openssl = ".".join(map(str, service().library.version))
             return View(self._store, service().validities, ready(), service().faults, orders, openssl)
 
-        with self._serving:
-            await self._serve(view)
-
-    async def _serve(self, view: Callable[[], View]) -> None:
-        async with trio.open_nursery() as nursery:
-            for sock in self._sockets:
-                loopback = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
-                own_name = self._own_name if loopback else None
-                handler = partial(self._serve_connection, own_name, view)
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-                nursery.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=nursery))
+        async with trio.open_nursery() as exchanges:
+            with self._accepting:
+                async with trio.open_nursery() as acceptors:
+                    for sock in self._sockets:
+                        loopback = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+                        handler = partial(self._serve_connection, self._own_name if loopback else None, view)
+                        acceptors.start_soon(_accept, sock, exchanges, handler)
 
     async def _serve_connection(
         self, own_name: str | None, view: Callable[[], View], stream: trio.SocketStream
@@ -133,6 +120,35 @@ class MetricsListener:
         # Closing a socket with unread data resets the connection and can destroy the response (RFC 9112 section 9.6).
         while await stream.receive_some(_READ_SIZE):
             pass
+
+
+async def _accept(
+    sock: socket.socket, nursery: trio.Nursery, handler: Callable[[trio.SocketStream], Awaitable[None]]
+) -> None:
+    """Have all clients of a listening socket served in the nursery until cancelled, those too that are queued then;
+    close it."""
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                _accept_queued(sock, nursery, handler)
+            except OSError as error:
+                log.error("accepting clients of the metrics pauses: %s", error.strerror)
+                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+    finally:
+        with contextlib.suppress(OSError):
+            _accept_queued(sock, nursery, handler)
+        sock.close()
+
+
+def _accept_queued(
+    sock: socket.socket, nursery: trio.Nursery, handler: Callable[[trio.SocketStream], Awaitable[None]]
+) -> None:
+    """Raises OSError if there can be no more sockets."""
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        for _ in range(MOST_CONNECTIONS):
+            client, _ = sock.accept()
+            nursery.start_soon(handler, trio.SocketStream(trio.socket.from_stdlib_socket(client)))
 
 
 def _asked(event: h11.Request) -> Asked:

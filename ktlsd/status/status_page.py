@@ -182,11 +182,7 @@ def snapshot(view: View) -> Snapshot:
             "Workers",
             ("Worker", "Process", "Up for", "Open connections", "Requests", "Sent"),
             6,
-            [
-                _worker(number, row.tolist(), now)
-                for number, row in enumerate(view.store.rows)
-                if number < view.store.workers or row[PID]
-            ],
+            [_worker(number, row.tolist(), now) for number, row in enumerate(view.store.rows) if row[PID]],
         ),
         Table(
             "certificates",

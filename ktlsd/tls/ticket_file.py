@@ -36,6 +36,8 @@ class TicketFile:
         Raises TicketFileError: also for a file that others may read, since a reader of the keys can read what clients
         send in sessions that began with a ticket.
         """
+        self.in_memory = path is None
+        """Only processes that are forked from this one share the keys then."""
         self._descriptor = os.memfd_create("ktlsd-ticket-keys") if path is None else _open(path)
         try:
             self.ring()

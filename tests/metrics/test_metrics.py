@@ -525,6 +525,7 @@ def test_page_and_script_get_the_same_texts() -> None:
     store = MetricsStore(2)
     for number, place in itertools.product(range(2), range(2, SLOTS)):
         store.rows[number][place] = 1000 * place
+        store.rows[number][PID] = 1000 + number
     view = View(store, (VALIDITY,), ready=True)
     document = json.loads(render_json(view))
     page = unescape(render_html(view).decode())

@@ -380,7 +380,7 @@ def test_requests_by_site_from_the_second_site_on(root: Path, tmp_path: Path) ->
 
         before, _ = asked("HTTP/1.1", "b.example")
         for _ in range(8):
-            for name, target in (("b.example", "/small.txt"), ("c.example", "/large.bin"), ("b.example", "/nothing")):
+            for name, target in (("b.example", "/small.txt"), ("c.example", "/medium.bin"), ("b.example", "/nothing")):
                 ask_by_both(running.port, target, host=name)
             ask_by_both(running.port, "/\\\\%", host="b.example")
         for protocol, more in (("HTTP/1.1", before), ("HTTP/2", 0)):
@@ -474,9 +474,9 @@ def in_process(
     listeners = bind_all([wanted])
     store = MetricsStore(1)
     sockets = bind_metrics(wanted)
-    one = Server(service, None, store.take(0), MetricsListener(wanted, sockets, store))
+    one = Server(service, None, store.take(0), MetricsListener(sockets, store))
     with in_a_thread(one, listeners):
-        yield store, listeners[0].socket.getsockname()[1], sockets[0].getsockname()[1]
+        yield store, listeners[0].socket.getsockname()[1], sockets.sockets[0].getsockname()[1]
     service.close()
 
 
