@@ -144,10 +144,15 @@ class Server:
         self._serve_metrics()
 
     def _serve_metrics(self) -> None:
-        if self._metrics is not None:
-            self._nursery.start_soon(
-                self._metrics.serve, lambda: self._shared.service, lambda: not self._shared.idle.draining
-            )
+        metrics = self._metrics
+        if metrics is None:
+            return
+
+        def ready() -> bool:
+            # After use_metrics(), other processes go on if this one drains.
+            return not self._shared.idle.draining or metrics is not self._metrics
+
+        self._nursery.start_soon(metrics.serve, lambda: self._shared.service, ready)
 
     def use_access_log(self, access_log: AccessLog | None) -> None:
         """Log the requests of connections from now on there; None for no access log."""
