@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -30,6 +30,7 @@ from ktlsd.config.values import Mode, TlsPolicy
 from ktlsd.file_threads import Patience
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.host_names import Sites
+from ktlsd.http.uri_host import host_of
 from ktlsd.openssl.algorithms import TICKET_KEY_BYTES
 from ktlsd.openssl.errors import ContextError, PairError, RevokedError
 from ktlsd.site.followed_root import START_SECONDS, FollowedRoot, absolute
@@ -50,11 +51,24 @@ log = logging.getLogger("ktlsd")
 
 DEFAULT_SITE: Final = "default"
 """Name of the site at the top level, for logs and metrics."""
+_MOST_PLAIN_SITES: Final = 1024
 _REFUSAL_BYTES: Final = 1 << 20
 _OWN_SECONDS: Final = 30 * 86400
 """Time before its end at which the self-signed certificate is replaced."""
 
 _Kind = tuple[object, ...]
+
+
+class Demanded(Protocol):
+    """What the client of a connection has asked for in its handshake."""
+
+    @property
+    def server_name(self) -> str | None:
+        """The name of a site."""
+
+    @property
+    def clients(self) -> bytes:
+        """Digest of the requirements on the client's certificate (Context.clients)."""
 
 
 class Hosted(Struct, frozen=True):
@@ -236,6 +250,8 @@ class Service:
         self.all = tuple({id(hosted): hosted for hosted in (default, *(hosted for _, hosted in named))}.values())
         self.server_field = SERVER_FIELD if default_options.server_header else ()
         """For responses that no site gives."""
+        self._plain_sites: dict[tuple[bytes, str | None, bytes], Site | None] = {}
+        """By Host, and what the client of a connection has asked for."""
         self.refuses_unknown_names = settings.unknown_names == "refuse"
         """Whether requests and handshakes get nothing unless they name a site."""
         rates = any(options.rate for options in (settings, *settings.site))
@@ -258,6 +274,31 @@ class Service:
     def _demands(self) -> list[bytes]:
         """The requirements on client certificates, on which cached responses depend."""
         return [hosted.context.clients for hosted in self.all]
+
+    def hosted(self, host: str | None, client: Demanded) -> Hosted | str:
+        """The site of a request that names a host; or the reason why its client gets none on this connection (421)."""
+        # HTTP/1.0 may leave the host out: then only the handshake names the site.
+        name, server_name = host or client.server_name, client.server_name
+        hosted = self.sites.of_request(name, server_name)
+        if hosted is None:
+            return f"{host} is not of the site {server_name} that the handshake was for"
+        if self.refuses_unknown_names and not self.knows(name):
+            return unknown_name(host)
+        demanded = hosted.context.clients
+        if demanded and demanded != client.clients and not hosted.context.optional:
+            return f"{host} demands a client certificate, and the handshake was for another site or none"
+        return hosted
+
+    def plain_site(self, host: bytes, client: Demanded) -> Site | None:
+        """The site of a request with this Host, if there is one that has plain files."""
+        key = host, client.server_name, client.clients
+        if key not in self._plain_sites:
+            if len(self._plain_sites) >= _MOST_PLAIN_SITES:
+                self._plain_sites.clear()
+            found = self.hosted(host_of(host.decode("latin-1")) or None, client)
+            plain = isinstance(found, Hosted) and found.site.plain_files is not None
+            self._plain_sites[key] = found.site if isinstance(found, Hosted) and plain else None
+        return self._plain_sites[key]
 
     def knows(self, name: str | None) -> bool:
         """Whether a site has this host name; the default site has those of its certificate by ACME."""

@@ -180,6 +180,12 @@ def whole(request: Request, found: Representation, status: HTTPStatus, now: floa
     return Response(status, fields, b"" if request.method == "HEAD" else ByteRange(0, found.size))
 
 
+def fields_of_whole(found: Representation, now: float) -> Fields:
+    """The fields of a response with all of a representation, to a request without conditions and ranges."""
+    more = (("Accept-Ranges", "bytes"), ("ETag", found.tag), *_modified(found, now))
+    return _of_content(found.content_type, found.size, found) + more
+
+
 def short(
     status: HTTPStatus,
     reason: str = "",
@@ -217,10 +223,9 @@ def _decide_representation(request: Request, found: Representation, now: float, 
             return short(
                 HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"the range {asked} of {found.size} bytes", extra=extra
             )
-    more = (("Accept-Ranges", "bytes"), *validators)
     if not parts:
-        fields = (*_of_content(found.content_type, found.size, found), *more)
-        return Response(HTTPStatus.OK, fields, b"" if head else ByteRange(0, found.size))
+        return Response(HTTPStatus.OK, fields_of_whole(found, now), b"" if head else ByteRange(0, found.size))
+    more = (("Accept-Ranges", "bytes"), *validators)
     if len(parts) == 1:
         content_range = ("Content-Range", parts[0].content_range(found.size))
         fields = (*_of_content(found.content_type, parts[0].count, found), *more, content_range)

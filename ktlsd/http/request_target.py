@@ -25,6 +25,8 @@ _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _NOT_PLAIN: Final = re.compile(rb"[%\0]|//|/\.")
 # A path with nothing to decode or to resolve, and no name that begins with a dot; and a query.
 _PLAIN_BELOW: Final = re.compile(rb"/([^./%?#\0][^/%?#\0]*+)(?:/(?!\.)[^/%?#\0]*+)*+(?:\?[^#]*+)?")
+# Of one or more names, none of which is empty or begins with a dot; and a query.
+_PLAIN_FILE: Final = re.compile(rb"/([^./%?#\0][^/%?#\0]*+(?:/[^./%?#\0][^/%?#\0]*+)*+)(?:\?[^#]*+)?")
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
 
@@ -105,6 +107,13 @@ def parse_target(target: bytes) -> Target:
 def top_name(target: bytes) -> bytes | None:
     """The first name of a request-target, if a look suffices to tell it and that no name is hidden()."""
     found = _PLAIN_BELOW.fullmatch(target)
+    return found[1] if found is not None else None
+
+
+def plain_path(target: bytes) -> bytes | None:
+    """The path below the root of a request-target that names a file, if a look suffices to tell it, and that no name is
+    hidden()."""
+    found = _PLAIN_FILE.fullmatch(target)
     return found[1] if found is not None else None
 
 

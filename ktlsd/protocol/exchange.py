@@ -22,7 +22,7 @@ from ktlsd.http.uri_host import host_of
 from ktlsd.metrics.metrics import LIMITED
 from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.protocol.responder import Responder
-from ktlsd.service import Service, unknown_name
+from ktlsd.service import Service
 from ktlsd.site.error_page import for_client
 from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import OpenFile
@@ -88,23 +88,15 @@ class Exchange:
         if client.redirected:
             answer = await service.https_redirect.answer(request, parsed, host)
             return self.refused(answer.response) if answer.response.reason else answer
-        # HTTP/1.0 may leave the host out: then only the handshake names the site.
-        hosted = service.sites.of_request(host or client.server_name, client.server_name)
-        if hosted is None:
-            reason = f"{host} is not of the site {client.server_name} that the handshake was for"
-            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
-        if service.refuses_unknown_names and not service.knows(host or client.server_name):
-            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, unknown_name(host))
-        demanded = hosted.context.clients
-        if demanded and demanded != client.clients and not hosted.context.optional:
-            reason = f"{host} demands a client certificate, and the handshake was for another site or none"
-            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        hosted = service.hosted(host, client)
+        if isinstance(hosted, str):
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, hosted)
         site, given = hosted.site, self._request_id
         self.site = site.number
         if site.access is None:
             return await site.answer(request, parsed, secure=self.origin.https, request_id=given)
         visitor = responder.visitor(self.head, self.origin)
-        if demanded != client.clients:
+        if hosted.context.clients != client.clients:
             visitor.certificate, visitor.certificate_fault, visitor.misdirected = None, "", client.secure
         answer = await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
         if self._log is not None:

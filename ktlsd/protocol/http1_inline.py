@@ -157,13 +157,14 @@ class InlineResponses:
         """The response, counted and logged as begun; None if it would wait."""
         responder = self._responder
         entry, closes = responder.find(head), head.closes
-        if entry is None:
-            return self._decide(head)
-        made: _Made | None = None if closes else batch.get(entry)
-        if made is None:
-            descriptor = responder.recall(entry)
-            if descriptor is None:
-                return self._decide(head)
+        made: _Made | None = None if closes or entry is None else batch.get(entry)
+        if entry is None or made is None:
+            descriptor = None if entry is None else responder.recall(entry)
+            if entry is None or descriptor is None:
+                found = responder.find_file(head)
+                if found is None:
+                    return self._decide(head)
+                entry, descriptor = found
             made = self._join(entry.head, closes, descriptor, entry.part, entry.body, entry.identity)
             if made is None:
                 return None

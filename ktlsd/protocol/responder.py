@@ -1,8 +1,9 @@
 """The interface between a protocol and the rest of ktlsd, which HTTP/1.1 and HTTP/2 share.
 
-A protocol turns bytes into request heads, and responses into bytes. It needs five things for that:
+A protocol turns bytes into request heads, and responses into bytes. It needs six things for that:
 
 - remembered responses: Responder.find(), recall() and begin_remembered(), and Exchange.remember();
+- plain files that are not remembered: Responder.find_file(), whose entry is used as a remembered one's;
 - decisions: Exchange.decide() and Responder.count(), one Exchange for each request that has no remembered response
   (exchange.py). Most return without a wait: try that first, outside of a task (attempt.py);
 - the access log: Responder.new_log(), for each sequence of requests that come one after the other (exchange_log.py):
@@ -20,23 +21,27 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ktlsd.config.limits import Limit, more
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
 from ktlsd.http.access import Check, Visitor
+from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Denied, Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.rate_check import ConnectionBuckets, InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import DENIED, LIMITED, REQUESTS, HttpVersion
+from ktlsd.protocol import http1_writer
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.shared import Shared
 from ktlsd.service import Service
-from ktlsd.site.response_cache import CacheEntry
+from ktlsd.site.plain_files import DECIDING
+from ktlsd.site.response_cache import CacheEntry, CacheKey, new_entry
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -87,13 +92,9 @@ class Responder:
 
     def find(self, head: RequestHead) -> CacheEntry | None:
         """The response to an earlier request that agrees with this one in everything that decided."""
-        limits, client = self.limits, self.client
-        if client.redirected or len(head.headers) > limits.header_fields or len(head.target) > limits.target_bytes:
+        if not self._is_ordinary(head):
             return None
-        service, https = self.shared.service, client.origin.https
-        if client.trusted is not None:
-            fields = TrackedFields(head.of_fields.values)
-            https = forwarded.is_https(fields, client.origin, client.trusted, service.forwarded)
+        service, https = self.shared.service, self._is_https(head)
         entry = service.response_cache.get(self._partitions[https], head)
         if entry is not None and (not entry.checks or self._passes(entry, head)):
             return entry
@@ -101,6 +102,46 @@ class Responder:
             return None
         entry = service.refusals.get(self._partitions[https], head)
         return entry if entry is not None and self._passes(entry, head) else None
+
+    def find_file(self, head: RequestHead) -> tuple[CacheEntry, int] | None:
+        """The response to a plain request of a plain file (plain_files.py) and a descriptor of the file, for the caller
+        to close, as if the response were remembered; None if Exchange has to decide."""
+        service = self.shared.service
+        site = service.plain_site(head.of_fields.values.get(b"host", b""), self.client)
+        if site is None or site.plain_files is None or not self._is_ordinary(head):
+            return None
+        https, began_ns = self._is_https(head), time.time_ns()
+        found = site.plain_files.find(head, secure=https, now=began_ns / 1e9)
+        if found is None:
+            return None
+        opened, cache = found.opened, service.response_cache
+        try:
+            beginning = http1_writer.beginning(HTTPStatus.OK, found.fields)
+            part, entry = ByteRange(0, opened.size), None
+            if cache.came_before(opened.path):
+                key = CacheKey.of(self._partitions[https], head, DECIDING, any_query=True)
+                response = Response(HTTPStatus.OK, found.fields, part)
+                entry = cache.remember(key, response, beginning, opened, rules=found.rules, asked_ns=began_ns)
+            entry = entry or new_entry(beginning, opened, part)
+            entry.site = site.number
+        except BaseException:
+            opened.close()
+            raise
+        return entry, opened.descriptor
+
+    def _is_ordinary(self, head: RequestHead) -> bool:
+        """Whether no limit and no redirect of all requests is for this one."""
+        limits = self.limits
+        within = len(head.headers) <= limits.header_fields and len(head.target) <= limits.target_bytes
+        return within and not self.client.redirected
+
+    def _is_https(self, head: RequestHead) -> bool:
+        """The scheme of a request, from a trusted proxy."""
+        client = self.client
+        if client.trusted is None:
+            return client.origin.https
+        fields = TrackedFields(head.of_fields.values)
+        return forwarded.is_https(fields, client.origin, client.trusted, self.shared.service.forwarded)
 
     def _passes(self, entry: CacheEntry, head: RequestHead) -> bool:
         """Whether a remembered response to others is right for a request, by its checks of access and by the limit that

@@ -44,7 +44,8 @@ AHEAD_SECONDS: Final = 5.0
 LATELY_SECONDS: Final = 0.2
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
-_SUFFIXES: Final = tuple(os.fsdecode(suffix) for suffix in SUFFIXES.values())
+# At the end of names that NUL separates.
+_ENDINGS: Final = tuple(f"{os.fsdecode(suffix)}\0" for suffix in SUFFIXES.values())
 # A folder that has changed lately can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
 # A folder that changes again and again is read for at most a fiftieth of the time.
@@ -129,7 +130,20 @@ class FolderNames:
     def possible_siblings(self, root: int, paths: Sequence[bytes]) -> Sequence[bytes]:
         """Relative paths of precompressed siblings in one folder without those that are surely absent; up to
         LATELY_SECONDS old."""
-        folder = paths[0].rpartition(b"/")[0] or b"."
+        known = self._known_lately(root, paths[0].rpartition(b"/")[0] or b".")
+        if known is None:
+            return paths
+        if not known.packed:
+            return ()
+        return [path for path in paths if _find(known, path.rpartition(b"/")[2]) is not Verdict.ABSENT]
+
+    def lack_siblings(self, root: int, folder: bytes) -> bool:
+        """Whether a folder surely had no precompressed sibling of any file; up to LATELY_SECONDS old."""
+        known = self._known_lately(root, folder)
+        return known is not None and not known.packed
+
+    def _known_lately(self, root: int, folder: bytes) -> _Known | None:
+        """A folder whose names are known, as it was up to LATELY_SECONDS ago."""
         if (now := time.monotonic()) >= self._lately_until:
             self._lately.clear()
             self._lately_until = now + LATELY_SECONDS
@@ -137,14 +151,12 @@ class FolderNames:
             try:
                 status = _status(root, folder)
             except OSError:
-                return paths
+                return None
             known, _ = self._look_up(status)
             if known is None or known.names is None or known.version != (status.st_mtime_ns, status.st_ctime_ns):
-                return paths
+                return None
             self._lately[folder] = known
-        if not known.packed:
-            return ()
-        return [path for path in paths if _find(known, path.rpartition(b"/")[2]) is not Verdict.ABSENT]
+        return known
 
     def judge(self, root: int, path: bytes) -> Verdict | Unread:
         """The verdict of this moment on a relative path below the root's descriptor; asks the kernel's name cache
@@ -298,6 +310,8 @@ def _find(known: _Known, name: bytes) -> Verdict:
 
 def pack(hashes: Sequence[int]) -> Names:
     """The hashes of names, sorted in short runs: one long sort would hold the interpreter up."""
+    if len(hashes) <= _BUCKET:
+        return (array("q", sorted(hashes)),)
     buckets = [array("q") for _ in range(len(hashes) // _BUCKET + 1)]
     for number in hashes:
         buckets[number % len(buckets)].append(number)
@@ -329,7 +343,8 @@ def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
                 while len(hashes) <= most and (piece := [found.name for found in islice(scan, _BUCKET)]):
                     hashes.extend(map(hash, piece))
                     sample = sample or next(filter(_swapped, piece), None)
-                    packed = packed or any(name.endswith(_SUFFIXES) for name in piece)
+                    text = "\0".join((*piece, ""))
+                    packed = packed or any(ending in text for ending in _ENDINGS)
             too_many = len(hashes) > most
             if not too_many and _matches_bytes(descriptor, sample, hashes):
                 names = pack(hashes)

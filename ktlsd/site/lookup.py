@@ -289,6 +289,26 @@ class Root:
             return self._file_of(await self._open_shown(path, others))
         return self._file_of(await self._open(path, _FLAGS, others))
 
+    def open_file_now(self, path: bytes) -> OpenFile | None:
+        """The same for a file that can be opened at once; None for all else, and with `notes_links` for one behind a
+        link. Patterns that hide files are not looked at."""
+        if not self._opens_now or path in self.hidden:
+            return None
+        try:
+            descriptor = openat2(self.descriptor, path, _FLAGS, cached=True, links=not self._notes_links)
+            opened = self._examined(descriptor, path, reopens=True, direct=self._notes_links)
+        except OSError:
+            return None
+        if isinstance(opened, OpenFile):
+            return opened
+        if isinstance(opened, Folder):
+            opened.close()
+        return None
+
+    def lacks_siblings(self, path: bytes) -> bool:
+        """Whether the folder of a path surely had no precompressed siblings folder_names.LATELY_SECONDS ago."""
+        return self._opens_now and self._names.lack_siblings(self.descriptor, path.rpartition(b"/")[0] or b".")
+
     def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
         with self as root:

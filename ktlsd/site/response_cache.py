@@ -46,6 +46,8 @@ MOST_BODY_BYTES: Final = 16_777_216
 MOST_FOLDERS: Final = 4096
 """Folders whose looks are shared by new entries."""
 
+_MARKS: Final = 65536
+"""Number of the latest requests that are known to have come before, at most."""
 _ENTRY_BYTES: Final = 1280
 # A recently changed file can change again without a change of its times: their clock has ticks.
 _SETTLED_NS: Final = 2_000_000_000
@@ -140,6 +142,8 @@ class CacheEntry(Struct, eq=False, gc=False):
         return self.sources[0][2] if self.sources else None
 
 
+_NOTHING: Final = CacheKey(b"", False, (), ())
+
 _ByNames = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], CacheEntry]]
 """Entries by CacheKey.names and values."""
 _Asked = dict[bytes, CacheEntry | _ByNames]
@@ -164,11 +168,19 @@ class ResponseCache:
         self._folders: dict[tuple[Root, bytes, frozenset[bytes]], Looks] = {}
         """The latest of files in one folder under the same rules."""
         self._looks_until = 0.0
+        self._marks = bytearray(_MARKS)
         self.uses = 0
         """Number of cache hits."""
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def came_before(self, path: bytes) -> bool:
+        """Whether there was a call with this path, or with one that looks like it: only then it is worth an entry."""
+        number = hash(path)
+        place, mark = number % _MARKS, number >> 16 & 0xFF
+        marked, self._marks[place] = self._marks[place] == mark, mark
+        return marked
 
     def get(self, partition: str | None, head: RequestHead) -> CacheEntry | None:
         """The entry for a request, if it has not expired."""
@@ -442,6 +454,12 @@ class ResponseCache:
             settled_ns = max(settled_ns, mtime_ns + delay_ns, ctime_ns + delay_ns)
             looks.append((root, path, identity))
         return Looks(tuple(looks), settled_ns, self._looks_until)
+
+
+def new_entry(head: bytes, opened: OpenFile, part: ByteRange) -> CacheEntry:
+    """What a response with status 200 and this part of a file would be remembered as; it is not."""
+    source = opened.root, opened.path, opened.identity
+    return CacheEntry(_NOTHING, _bare(HTTPStatus.OK, ""), head, (source,), None, 0.0, 0.0, part if part.count else None)
 
 
 def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping[bytes, bytes]) -> CacheEntry | None:

@@ -91,6 +91,13 @@ class SiteRules:
         """Read the files again before the next answer: the root is another folder."""
         self._wanted += int(bool(self.files))
 
+    def due(self) -> bool:
+        """True if refresh() has something to do."""
+        if self._had != self._wanted:
+            return True
+        # Never two looks at a time: the slower one could put older rules into force.
+        return bool(self.files) and time.monotonic() >= self._look_again and not self._looking.locked()
+
     async def refresh(self, root: Root) -> None:
         """Read the files that have changed. A concurrent request gets the former rules, but waits for the first ones.
         Raises OSError if those cannot be read for the moment."""
@@ -111,8 +118,7 @@ class SiteRules:
                     self._failures += 1
                     self._failed_as = miss_of(error)
                     raise
-        # Never two looks at a time: the slower one could put older rules into force.
-        elif self.files and time.monotonic() >= self._look_again and not self._looking.locked():
+        elif self.due():
             needs_task()
             async with self._looking:
                 await self._look(root, first=False)

@@ -55,6 +55,7 @@ from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
 from ktlsd.site.packing import CODINGS, PackedFiles, packed, packed_fields
 from ktlsd.site.passwords import Passwords
+from ktlsd.site.plain_files import PlainFiles
 from ktlsd.site.rules import SiteRules
 from ktlsd.site.siblings import Siblings
 from ktlsd.site.thumbnails import MEDIA_TYPE as THUMBNAIL_TYPE
@@ -186,6 +187,9 @@ class Site:
         self._cors = Cors(site.cors) if site.cors is not None else None
         self._error_pages = ErrorPages(site)
         self._server: Fields = SERVER_FIELD if site.server_header else ()
+        self.plain_files: PlainFiles | None = None
+        if PlainFiles.serve(site):
+            self.plain_files = PlainFiles(site, self.followed, self._rules, self._types, self.access, self._server)
 
     @property
     def root(self) -> Root:
