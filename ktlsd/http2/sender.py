@@ -37,7 +37,7 @@ from ktlsd.http2.turns import RECORD_BYTES, Turn, frame_sizes, largest_payload
 MOST_BODIES: Final = 131072
 """Bytes of bodies in memory that take() can hold; then a response has to be offered."""
 SHARED_TURN_BYTES: Final = 4 * RECORD_BYTES
-"""Of a turn with its headers if others of the same urgency take turns with it."""
+"""Of a turn with its headers if others of the same urgency take turns with it; and the largest body of respond()."""
 
 _HEADERS: Final = int(FrameType.HEADERS)
 
@@ -57,8 +57,8 @@ class Sender:
         """Bytes of DATA that may be sent on the connection."""
         self._credit = credit
         self._closed = closed
-        self._out = [first]
-        self._later: list[bytes] = []
+        self._out: list[bytes | bytearray | memoryview] = [first]
+        self._later: list[bytes | bytearray | memoryview] = []
         """Frames for the take() after the next one."""
         self._bodies = 0
         self._scheduler = Scheduler()
@@ -96,7 +96,20 @@ class Sender:
 
     # --- responses ---------------------------------------------------------------------------------------------------
 
-    def respond(self, stream_id: int, block: bytes, body: bytes = b"") -> bool:
+    def takes(self, stream_id: int, size: int) -> bool:
+        """Whether respond() takes a body of this size now."""
+        stream = self.streams.get(stream_id)
+        return stream is not None and self._takes(stream, size)
+
+    def _takes(self, stream: Stream, size: int) -> bool:
+        if size > stream.window or size > self.window or size > SHARED_TURN_BYTES:
+            return False
+        if self._bodies + size > MOST_BODIES:
+            return False
+        # A body of several frames does not go before others of its urgency.
+        return not self._scheduler.more_urgent_than(stream.priority.urgency + (size > self._frame_bytes))
+
+    def respond(self, stream_id: int, block: bytes, body: bytes | bytearray = b"") -> bool:
         """A whole response from memory: a header block (hpack_encoder.py), and a body that may be empty.
 
         False if windows, priorities or the size do not allow it at once: then begin() and offer().
@@ -105,15 +118,16 @@ class Sender:
         if stream is None:
             return True
         size = len(body)
-        if size:
-            if size > stream.window or size > self.window or size > self._frame_bytes:
-                return False
-            if self._bodies + size > MOST_BODIES or self._scheduler.more_urgent_than(stream.priority.urgency):
-                return False
-        if self._update or len(block) > self._frame_bytes:
+        if size and not self._takes(stream, size):
+            return False
+        frame_bytes = self._frame_bytes
+        if self._update or len(block) > frame_bytes or size > frame_bytes:
             self._write_headers(stream_id, block, end=not size)
-            if size:
-                self._out += (data_header(size, stream_id, end=True), body)
+            rest = memoryview(body)
+            for start in range(0, size, frame_bytes):
+                piece = rest[start : start + frame_bytes]
+                self._out += (data_header(len(piece), stream_id, end=start + frame_bytes >= size), piece)
+            self._credit.earn_bytes(size)
         elif size:
             head = HEADER.pack(len(block) << 8 | _HEADERS, END_HEADERS, stream_id)
             self._out += (head, block, HEADER.pack(size << 8, END_STREAM, stream_id), body)

@@ -56,8 +56,6 @@ _CHECK_SECONDS: Final = 1.0
 """Time between two looks at the deadlines of a busy connection."""
 _FEW: Final = 4
 """Streams for which a dictionary has room in its smallest size."""
-_LONGEST_BEFORE: Final = 65536
-"""Bytes of heads and control frames that share a write with bodies."""
 _LEAST_ROOM: Final = 1024
 """Bytes: no turn begins in less of a batch."""
 
@@ -459,11 +457,11 @@ class Http2:
         sender, bodies = self._sender, self._responses.bodies
         data = sender.take() if sender.pending else b""
         used = len(data)
-        if not bodies or used > _LONGEST_BEFORE:
+        room = self.transport.page_cache.room
+        if not bodies or room - used < _LEAST_ROOM:
             return memoryview(data)
         if self.transport.nic_encrypts:
             return self._next_file_frames(data)
-        room = self.transport.page_cache.room
         turn = sender.next_turn(room - used, used)
         if turn is None:
             return memoryview(data)

@@ -111,9 +111,9 @@ class Body:
         self.descriptor, self.identity = opened.descriptor, opened.identity
         self._close = opened.close
 
-    def push(self, piece: bytes | ByteRange) -> None:
+    def push(self, piece: bytes | bytearray | ByteRange) -> None:
         """The next piece, not empty."""
-        self._pieces.append(memoryview(piece) if isinstance(piece, bytes) else piece)
+        self._pieces.append(piece if isinstance(piece, ByteRange) else memoryview(piece))
 
     @property
     def waits(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from ktlsd.config.limits import Limit
 from ktlsd.config.refusal import cause
 from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import SMALL, FileShrank
+from ktlsd.file_identity import FileIdentity
 from ktlsd.file_threads import Stalled
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response, short
@@ -60,6 +62,7 @@ class Http2Responses:
         "_counts",
         "_date",
         "_logged",
+        "_nic_encrypts",
         "_page_cache",
         "_responder",
         "_row",
@@ -81,6 +84,7 @@ class Http2Responses:
         self._shared = responder.shared
         self._row = responder.shared.row
         self._page_cache = responder.transport.page_cache
+        self._nic_encrypts = responder.transport.nic_encrypts
         self._sender = sender
         self._wake = wake
         self._counts = responder.responses
@@ -197,43 +201,44 @@ class Http2Responses:
         """Answer with a remembered response; False if it does not hold any more."""
         responder = self._responder
         key = Http2Responses, entry
-        known: tuple[bytes, bytes] | None = batch.get(key)
-        part = entry.part
-        if known is None:
+        part, checked = entry.part, bool(entry.checks)
+        known: tuple[bytes, bytes | bytearray] | None = batch.get(key)
+        file, data = None, None
+        if known is not None:
+            self._shared.service.response_cache.uses += 1
+            block, data = known
+        else:
             recalled = responder.recall(entry)
             if recalled is None:
                 return False
-            file = Body(arrived)
-            if recalled >= 0:
-                file.use_descriptor(recalled, entry.identity)
-            kept = False
             try:
                 if not entry.block:
                     # It was remembered over HTTP/1.1.
                     entry.block = writer.beginning(entry.response.status, entry.fields)
                 block = entry.block + self._date.block()
-                data = entry.body if part is None else self._small(file, part)
-                if data is None:
-                    kept = True
-                else:
-                    batch[key] = block, data
+                data = entry.body
+                if part is not None:
+                    data = self._whole(stream_id, recalled, part, entry.identity, checked=checked)
+                    if data is None:
+                        file = Body(arrived)
+                        file.use_descriptor(recalled, entry.identity)
             finally:
-                if not kept:
-                    file.end(complete=True)
-        else:
-            self._shared.service.response_cache.uses += 1
-            block, data = known
-            if not (self._logged or entry.checks) and self._sender.respond(stream_id, block, data):
-                # As most are in a batch: nothing to be logged, no rates, nothing to be closed.
-                responder.begin_remembered(entry, head, 0, None)
-                self._note_whole(arrived, len(data), entry.site)
-                return True
+                if recalled >= 0 and file is None:
+                    os.close(recalled)
+            if data is not None:
+                batch[key] = block, data
+        if data is not None and not (self._logged or checked) and self._sender.respond(stream_id, block, data):
+            # As most are: nothing to be logged, no rates, nothing to be closed.
+            responder.begin_remembered(entry, head, 0, None)
+            self._note_whole(arrived, len(data), entry.site)
+            return True
+        if file is None:
             file = Body(arrived)
         file.log = responder.new_log(file)
         file.in_progress = responder.begin_remembered(entry, head, 0, file.log)
         file.counts, file.site = self._counts, entry.site
         if file.pace is not None:
-            self._give_paced(stream_id, block, cast(ByteRange, part) if data is None else data, file, None)
+            self._give_paced(stream_id, block, cast(ByteRange, part) if data is None else bytes(data), file, None)
         elif data is not None:
             self._give(stream_id, block, data, file)
         else:
@@ -244,9 +249,9 @@ class Http2Responses:
     def _send(self, stream_id: int, exchange: Exchange, answer: Answer, body: Body) -> None:
         """Send a decided response, and have it remembered; takes its file over."""
         response, opened = answer.response, answer.opened
-        with contextlib.ExitStack() as stack:
-            if opened is not None:
-                stack.callback(opened.close)
+        content = response.body
+        data: bytes | bytearray | None = content if isinstance(content, bytes) else None
+        try:
             self._responder.count(response, exchange.site)
             body.counts, body.site = self._counts, exchange.site
             self._responder.log_refusal(exchange.described, exchange.head, response)
@@ -260,38 +265,45 @@ class Http2Responses:
                 if entry is not None and entry.head == head:
                     entry.block = beginning
             block = beginning + self._date.block()
-            content, data = response.body, None
-            if isinstance(content, bytes):
-                data = content
-            elif isinstance(content, ByteRange) and not content.count:
-                data = b""
-            elif opened is not None:
-                stack.pop_all()
+            if isinstance(content, ByteRange):
+                if not content.count:
+                    data = b""
+                elif opened is not None and not opened.waits:
+                    checked = bool(answer.checks)
+                    data = self._whole(stream_id, opened.descriptor, content, opened.identity, checked=checked)
+            if data is None and opened is not None:
                 body.use_file(opened)
-                if isinstance(content, ByteRange) and not opened.waits:
-                    data = self._small(body, content)
-            body.in_progress = exchange.begin()
-            if body.pace is not None:
-                self._give_paced(stream_id, block, content if data is None else data, body, opened)
-            elif data is not None:
-                self._give(stream_id, block, data, body)
-            elif not self._begin(stream_id, block, body):
-                return
-            elif opened is None or opened.waits or is_made_while_sent(content):
-                self.tasks.append(partial(self._produce, stream_id, body, content, opened))
-            else:
-                self._offer(stream_id, body, cast("ByteRange | Multipart", content))
+                opened = None
+        finally:
+            if opened is not None:
+                opened.close()
+        body.in_progress = exchange.begin()
+        if body.pace is not None:
+            self._give_paced(stream_id, block, content if data is None else bytes(data), body, answer.opened)
+        elif data is not None:
+            self._give(stream_id, block, data, body)
+        elif not self._begin(stream_id, block, body):
+            return
+        elif answer.opened is None or answer.opened.waits or is_made_while_sent(content):
+            self.tasks.append(partial(self._produce, stream_id, body, content, answer.opened))
+        else:
+            self._offer(stream_id, body, cast("ByteRange | Multipart", content))
 
-    def _small(self, body: Body, part: ByteRange) -> bytes | None:
-        """A small part of the body's file; None if it is larger, or a disk has to be waited for."""
-        if part.count > SMALL:
+    def _whole(
+        self, stream_id: int, descriptor: int, part: ByteRange, identity: FileIdentity | None, *, checked: bool
+    ) -> bytearray | None:
+        """A part of a file that goes with the head; None if it is too large for that, or a disk has to be waited for.
+
+        `checked` if the response can have a pace.
+        """
+        count = part.count
+        if count > SMALL and (checked or self._nic_encrypts or not self._sender.takes(stream_id, count)):
             return None
-        data = self._page_cache.read_after(b"", body.descriptor, part.offset, part.count, body.identity)
-        return None if data is None else bytes(data)
+        return self._page_cache.read_after(b"", descriptor, part.offset, count, identity)
 
     # --- bodies -------------------------------------------------------------------------------------------------------
 
-    def _give(self, stream_id: int, block: bytes, data: bytes, body: Body) -> None:
+    def _give(self, stream_id: int, block: bytes, data: bytes | bytearray, body: Body) -> None:
         """Have head and body sent, together if that can be."""
         if stream_id not in self._sender.streams:
             self._release(stream_id, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import pytest
@@ -69,14 +70,37 @@ def test_a_response_without_a_body() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "fits"), [(100, 99, False), (100, 100, True), (16384, 65535, True), (16385, 65535, False)]
+    ("size", "window", "fits"),
+    [
+        *((100, 99, False), (100, 100, True), (16384, 65535, True), (65535, 65534, False), (65535, 65535, True)),
+        *((SHARED_TURN_BYTES, 1 << 20, True), (SHARED_TURN_BYTES + 1, 1 << 20, False)),
+    ],
 )
 def test_a_body_that_does_not_fit_has_to_be_offered(size: int, window: int, fits: bool) -> None:
     client = begun((4, window))
+    client.receive(window_update(0, WIDE))
     stream_id = client.request()
+    assert client.sender.takes(stream_id, size) == fits
     assert client.sender.respond(stream_id, OK_BLOCK, b"x" * size) == fits
     assert client.sender.pending == fits
     assert (stream_id in client.sender.streams) != fits
+
+
+@pytest.mark.parametrize("frame_bytes", [16384, 20000, 65536])
+def test_a_body_from_memory_in_several_frames(frame_bytes: int) -> None:
+    client = begun((5, frame_bytes))
+    size = 50_000
+    body = random.Random(size).randbytes(size)
+    stream_id = client.request()
+    assert client.sender.respond(stream_id, OK_BLOCK, bytearray(body))
+    _, *frames = client.frames()
+    assert [len(frame.data) for frame in frames if isinstance(frame, DataFrame)] == [
+        min(frame_bytes, size - start) for start in range(0, size, frame_bytes)
+    ]
+    assert b"".join(frame.data for frame in frames if isinstance(frame, DataFrame)) == body
+    assert [set(frame.flags) for frame in frames] == [*[set[str]()] * (len(frames) - 1), {"END_STREAM"}]
+    assert stream_id not in client.sender.streams
+    assert client.sender.window == 65535 - size
 
 
 def test_the_connections_window_counts_too() -> None:
@@ -106,6 +130,17 @@ def test_a_small_body_does_not_overtake_a_more_urgent_one() -> None:
     assert not client.sender.respond(later, OK_BLOCK, b"x")
     assert client.sender.respond(equal, OK_BLOCK, b"x")
     assert client.sender.respond(later, OK_BLOCK)
+
+
+def test_a_body_of_several_frames_does_not_overtake_others_of_its_urgency() -> None:
+    client = begun()
+    first = big(client, 10)
+    later = client.request()
+    assert not client.sender.takes(later, 16385)
+    assert not client.sender.respond(later, OK_BLOCK, b"x" * 16385)
+    assert client.sender.takes(later, 16384)
+    assert all_turns(client) == [(first, 10, True)]
+    assert client.sender.respond(later, OK_BLOCK, b"x" * 16385)
 
 
 # --- header blocks ---------------------------------------------------------------------------------------------------
