@@ -35,7 +35,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 def _identity(settings: Settings) -> Iterator[Finding]:
     try:
         privileges.look_up(settings.user, settings.group)
-    except privileges.PrivilegeError as error:
+    except privileges.IdentityError as error:
         place = ("user",) if settings.user is not None else ("group",)
         *_, what, remedy = str(error).split(": ")
         yield Finding(place, what, remedy)
@@ -45,7 +45,7 @@ def _unreadable_files(settings: Settings) -> Iterator[Finding]:
     """Files that the user of a service may not read again; nothing if this is neither that user nor root."""
     try:
         identity = privileges.look_up(settings.user, settings.group)
-    except privileges.PrivilegeError:
+    except privileges.IdentityError:
         return
     if identity is None or os.geteuid() not in (0, identity.user):
         return
@@ -69,8 +69,14 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         if isinstance(backend.place, Path):
             files.append((("backend_listen", number), backend.place))
     for place, path in files:
-        if path is not None and not path.parent.is_dir():
+        if path is None:
+            continue
+        if not path.parent.is_dir():
             yield Finding(place, f"there is no folder {path.parent}", "create it, writable for ktlsd, or name another")
+        elif path.is_dir():
+            yield Finding(place, f"{path} is a folder", "name a file")
+        elif place == ("ticket_keys",) and path.is_file() and path.stat().st_mode & 0o077:
+            yield Finding(place, f"{path} is open to other users", "chmod 600 it")
 
 
 def _places_twice(settings: Settings) -> Iterator[Finding]:

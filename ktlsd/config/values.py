@@ -131,7 +131,7 @@ MoreSeconds = Annotated[float, Meta(gt=0, description="a number of seconds above
 _LARGEST_COUNT: Final = (1 << 31) - 1
 Count = Annotated[int, Meta(ge=1, le=_LARGEST_COUNT, description=f"a whole number from 1 to {_LARGEST_COUNT}")]
 """A number that fits into a setting of HTTP/2 (RFC 9113 section 6.5.1), and into C's int."""
-PositiveNumber = Annotated[float, Meta(gt=0, description="a number above 0")]
+PositiveNumber = Annotated[float, Meta(gt=0, le=1_000_000_000, description="a number above 0, at most 1000000000")]
 CountOrNone = Annotated[int, Meta(ge=0, description="a whole number from 1 on, or 0 for no limit")]
 Port = Annotated[int, Meta(ge=1, le=_MOST_PORT, description=f"a port from 1 to {_MOST_PORT}")]
 FileMode = Annotated[

@@ -8,17 +8,18 @@ opens what is new before it changes anything. Connections keep the format that t
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import signal
 from collections.abc import AsyncIterator
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from ktlsd.config.options import Settings
-from ktlsd.config.refusal import SettingsError
+from ktlsd.config.refusal import PlacedError, SettingsError
 from ktlsd.config.values import LogPlace
 from ktlsd.logs import error_log
 from ktlsd.logs.log_files import LogFile
@@ -90,6 +91,9 @@ class AccessLogFile:
 def _move(file: LogFile, to: LogFile) -> None:
     file.become(to)
     to.close()
+
+
+_REMEDIES: Final = {errno.EISDIR: "name a file", errno.ENXIO: "a named pipe needs a reader first"}
 
 
 class LogsChange(NamedTuple):
@@ -178,5 +182,5 @@ def _open(name: str, place: LogPlace) -> LogFile:
     try:
         return LogFile(place)
     except OSError as error:
-        reason = f"{name} {place}: cannot be opened ({error.strerror})"
-        raise SettingsError(f"{reason}: ktlsd needs a folder there that it may write to") from error
+        remedy = _REMEDIES.get(error.errno or 0, "ktlsd needs a folder there that it may write to")
+        raise PlacedError((), name, f"{name} {place}: cannot be opened ({error.strerror}): {remedy}") from error

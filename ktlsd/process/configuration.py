@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ktlsd.config.listener_kind import Kind
 from ktlsd.config.options import Settings, by_acme
 from ktlsd.config.printable import printable
-from ktlsd.config.refusal import Refusal, SettingsError, cause
+from ktlsd.config.refusal import PlacedError, Refusal, SettingsError, cause
 from ktlsd.metrics.site_names import SiteNames
 from ktlsd.openssl.errors import ContextError
 from ktlsd.process.cores import worker_count
@@ -102,7 +102,8 @@ class Configuration:
         """When a renewal may be tried, after one that failed as a whole."""
         self.service = build(loaded)
         self._open_tickets = open_tickets
-        self._tickets = open_tickets(loaded.settings)
+        with loaded.placed():
+            self._tickets = open_tickets(loaded.settings)
         self._new_tickets: TicketFile | None = None
         """Those of the service that take() gets next."""
         self._former_tickets: TicketFile | None = None
@@ -218,7 +219,8 @@ class Configuration:
         try:
             loaded = self._read() if anew else self._loaded
             settings = loaded.settings
-            self._refuse_changes(old, settings)
+            with loaded.placed():
+                self._refuse_changes(old, settings)
             self._close_former_tickets()
             versions = _versions(settings)
             with contextlib.ExitStack() as stack, loaded.placed():
@@ -257,12 +259,13 @@ class Configuration:
         return service
 
     def _refuse_changes(self, old: Settings, new: Settings) -> None:
-        """Raises SettingsError for changes that this process cannot make."""
+        """Raises PlacedError for changes that this process cannot make."""
         changed = [name for name in RESTART_ONLY if getattr(new, name) != getattr(old, name)]
         if changed:
-            raise SettingsError(f"{', '.join(changed)}: a change needs a restart")
+            raise PlacedError((), changed[0], f"{', '.join(changed)}: a change needs a restart")
         if self.alone and new.workers != old.workers and worker_count(new.workers) > 1:
-            raise SettingsError("workers: a change from 1, where one process does everything, needs a restart")
+            complaint = "workers: a change from 1, where one process does everything, needs a restart"
+            raise PlacedError((), "workers", complaint)
 
     def _tickets_for(self, old: Settings, new: Settings) -> TicketFile | None:
         """The session ticket keys by other settings. Raises Refusal."""
@@ -271,7 +274,8 @@ class Configuration:
         tickets = self._open_tickets(new)
         if tickets is not None and tickets.in_memory and not self.alone:
             tickets.close()
-            raise SettingsError("session_tickets: a change needs a restart if the state folder cannot be written")
+            complaint = "session_tickets: a change needs a restart if the state folder cannot be written"
+            raise PlacedError((), "session_tickets", complaint)
         return tickets
 
     def take(self, service: Service) -> None:

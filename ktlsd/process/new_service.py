@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from ktlsd.config.options import Settings, by_acme
-from ktlsd.config.refusal import SettingsError, cause
+from ktlsd.config.refusal import PlacedError, SettingsError, cause
 from ktlsd.config.state import state_folder
 from ktlsd.process.configuration import validate_service
 from ktlsd.process.privileges import Identity
@@ -73,7 +73,10 @@ def open_tickets(settings: Settings) -> TicketFile | None:
     if not settings.session_tickets:
         return None
     if settings.ticket_keys is not None:
-        return TicketFile(settings.ticket_keys)
+        try:
+            return TicketFile(settings.ticket_keys)
+        except TicketFileError as error:
+            raise PlacedError((), "ticket_keys", f"ticket_keys {error}") from error
     try:
         folder = state_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,14 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ktlsd.config.refusal import Refusal
+from ktlsd.config.refusal import PlacedError, Refusal
 from ktlsd.system_calls import forbid_new_privileges
 
 _ROOT: Final = 0
 
 
 class PrivilegeError(Refusal):
-    """A user or group that this process cannot become; the text is one line for the operator."""
+    """A user or group that this process could not become; the text is one line for the operator."""
+
+
+class IdentityError(PlacedError):
+    """A user or group that cannot be used; the text is one line for the operator."""
+
+    def __init__(self, key: str, complaint: str) -> None:
+        super().__init__((), key, f"{key} {complaint}")
 
 
 class Identity(NamedTuple):
@@ -34,23 +41,23 @@ class Identity(NamedTuple):
 def resolve(user: str | None, group: str | None) -> Identity | None:
     """Resolve `user` and `group`, names or numbers; by default the user's primary group. None: no switch.
 
-    Raises PrivilegeError.
+    Raises IdentityError.
     """
     identity = look_up(user, group)
     if identity is None:
         return None
     if os.geteuid() not in (_ROOT, identity.user):
-        raise PrivilegeError(f"--user {user}: only root can switch to another user: start as root, or leave it out")
+        raise IdentityError("user", f"{user}: only root can switch to another user: start as root, or leave it out")
     if group is not None and os.geteuid() != _ROOT and identity.group != os.getegid():
-        raise PrivilegeError(f"--group {group}: only root can take another group: start as root, or leave it out")
+        raise IdentityError("group", f"{group}: only root can take another group: start as root, or leave it out")
     return identity
 
 
 def look_up(user: str | None, group: str | None) -> Identity | None:
-    """The same, regardless of the current user. Raises PrivilegeError."""
+    """The same, regardless of the current user. Raises IdentityError."""
     if user is None:
         if group is not None:
-            raise PrivilegeError("--group without --user: give both")
+            raise IdentityError("group", "without user: give both")
         return None
     account = _account(user)
     if group is not None:
@@ -58,9 +65,9 @@ def look_up(user: str | None, group: str | None) -> Identity | None:
     elif account[1] is not None:
         identity = Identity(account[0], account[1])
     else:
-        raise PrivilegeError(f"--user {user}: there is no such user to take the group from: give --group too")
+        raise IdentityError("user", f"{user}: there is no such user to take the group from: give the group, too")
     if identity.user == _ROOT:
-        raise PrivilegeError(f"--user {user} is root: name an unprivileged user")
+        raise IdentityError("user", f"{user} is root: name an unprivileged user")
     return identity
 
 
@@ -124,7 +131,7 @@ def _account(user: str) -> tuple[int, int | None]:
         if _is_number(user):
             return int(user), None
         remedy = f"create it (useradd --system {user}), or name another"
-        raise PrivilegeError(f"--user {user}: there is no such user: {remedy}") from error
+        raise IdentityError("user", f"{user}: there is no such user: {remedy}") from error
     return found.pw_uid, found.pw_gid
 
 
@@ -135,7 +142,7 @@ def _group(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
         remedy = f"create it (groupadd --system {group}), or name another"
-        raise PrivilegeError(f"--group {group}: there is no such group: {remedy}") from error
+        raise IdentityError("group", f"{group}: there is no such group: {remedy}") from error
 
 
 def _is_number(text: str) -> bool:

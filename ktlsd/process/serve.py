@@ -79,9 +79,10 @@ def serve(
     display.check()
     open_files.allow_most()
     passed, inherited = activation.take(), Inherited()
-    identity = privileges.resolve(settings.user, settings.group)
-    with privileges.acting_as(identity):
-        logs = Logs(settings)
+    with loaded.placed():
+        identity = privileges.resolve(settings.user, settings.group)
+        with privileges.acting_as(identity):
+            logs = Logs(settings)
     logs.begin()
     build = partial(make_service, library, ktls_state.support(library, settings.ktls), identity, inherited.faults)
     configuration = Configuration(read, loaded, build, open_tickets)

@@ -125,7 +125,7 @@ def _read(place: tuple[str | int, ...], key: str, path: Path, parse: Callable[[b
 
 def _unusable(place: tuple[str | int, ...], key: str, path: Path, error: OSError | ValueError) -> PlacedError:
     remedy = ""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         remedy = f": {_MAKES[key]} makes it" if key in _MAKES else ": create it, or name another"
     elif isinstance(error, PermissionError):
         remedy = ": let the user of ktlsd read it, and enter the folders above it"

@@ -252,6 +252,26 @@ def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
         assert complaint == "/srv/www: cannot be served: there is no such folder\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("user = 'nobody-of-that-name'", "user nobody-of-that-name: there is no such user: create it "),
+        ("access_log = 'absent/log'", "access_log {folder}/absent/log: cannot be opened "),
+        ("error_log = 'root'", "error_log {folder}/root: cannot be opened (Is a directory): name a file"),
+        ("ticket_keys = 'root'", "ticket_keys {folder}/root: cannot keep session ticket keys there: "),
+        ("listen = '192.0.2.1:1'", "listen 192.0.2.1:1: Cannot assign requested address: "),
+        ("rate = [{ path = '**', requests_per_second = inf }]", "rate[0].requests_per_second: inf is not a number "),
+    ],
+)
+def test_a_start_that_a_file_spoils_names_its_line(root: Path, tmp_path: Path, line: str, complaint: str) -> None:
+    config = tmp_path / "ktlsd.toml"
+    config.write_text(f"root = '{root}'\n{line}\n")
+    listen = () if "listen" in line else ("--listen", "127.0.0.1:0")
+    ended = run_to_end("--config", str(config), *listen, state=tmp_path / "state")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert ended.stderr.startswith(f"ktlsd: {config}:2: {complaint.format(folder=tmp_path)}")
+
+
 def test_two_commands_on_one_port_is_one_clear_line(root: Path, tmp_path: Path) -> None:
     with serving(root, state=tmp_path / "state") as server:
         place = f"127.0.0.1:{server.port}"

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 import ktlsd
-from ktlsd.process.privileges import Identity, PrivilegeError, first_inaccessible, resolve
+from ktlsd.process.privileges import Identity, IdentityError, first_inaccessible, resolve
 from tests.serving import PROGRAM, Running, children, exchange_plain, get, run_to_end, serving
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -78,17 +78,17 @@ def test_whom_names_and_numbers_mean(user: str | None, group: str | None, identi
 @pytest.mark.parametrize(
     ("user", "group", "complaint"),
     [
-        (None, "daemon", "--group without --user"),
+        (None, "daemon", "group without user"),
         ("no such user", None, "there is no such user"),
         ("nobody", "no such group", "there is no such group"),
-        ("123456", None, "give --group too"),
+        ("123456", None, "give the group, too"),
         ("1234567890", None, "there is no such user"),
         ("root", None, "is root"),
         ("0", "daemon", "is root"),
     ],
 )
 def test_what_nobody_can_become(user: str | None, group: str | None, complaint: str) -> None:
-    with pytest.raises(PrivilegeError, match=complaint):
+    with pytest.raises(IdentityError, match=complaint):
         resolve(user, group)
 
 
@@ -116,7 +116,7 @@ def test_only_root_can_take_another_group(monkeypatch: pytest.MonkeyPatch, group
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
     monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
     assert resolve("nobody", str(NOBODY.pw_gid)) == resolve("nobody", None)
-    with pytest.raises(PrivilegeError, match=f"--group {group}: only root can take another group: start as root"):
+    with pytest.raises(IdentityError, match=f"group {group}: only root can take another group: start as root"):
         resolve("nobody", group)
 
 

@@ -288,9 +288,18 @@ def test_a_service_stays_open_for_its_last_user(root: Path, tmp_path: Path, monk
         (["wrong = 1"], r"ktlsd\.toml:\d: 'wrong': no such key"),
         (["root = ["], r"ktlsd\.toml:\d: column \d: is not TOML: invalid value"),
         (["cert = 'absent.pem'", "key = 'absent.key'"], r"absent\.pem cannot be used as a PEM certificate chain: "),
-        (["listen = ['127.0.0.1:1']", "workers = 2"], "workers: a change from 1, where one process does everything, "),
-        (["metrics_listen = ':0'", "user = '1'", "group = '1'"], "user, group: a change needs a restart"),
-        (["ticket_keys = 'nowhere/keys'"], "nowhere/keys: cannot keep session ticket keys there"),
+        (
+            ["listen = ['127.0.0.1:1']", "workers = 2"],
+            r"ktlsd\.toml:\d: workers: a change from 1, where one process does ",
+        ),
+        (
+            ["metrics_listen = ':0'", "user = '1'", "group = '1'"],
+            r"ktlsd\.toml:\d: user, group: a change needs a restart",
+        ),
+        (
+            ["ticket_keys = 'nowhere/keys'"],
+            r"ktlsd\.toml:\d: ticket_keys .*nowhere/keys: cannot keep session ticket keys",
+        ),
     ],
 )
 def test_a_configuration_that_is_wrong_changes_nothing(
