@@ -164,7 +164,7 @@ def _host_files(place: Place, site: SiteOptions) -> Iterator[Finding]:
 
 def _listing(place: Place, site: SiteOptions) -> Iterator[Finding]:
     """Options of listings without a listing."""
-    for key in ("readme", "thumbnails", "zip_bytes"):
+    for key in ("readme", "thumbnails", "zip_bytes", "tar_bytes"):
         if getattr(site, key) and not site.listing:
             yield Finding((*place, key), "has no effect: folders are not listed", "set listing = true, or remove it")
 

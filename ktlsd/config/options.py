@@ -344,6 +344,8 @@ class SiteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     zip_bytes: Annotated[int, Meta(ge=0, description="a number of bytes, or 0 for no downloads")] = 0
     """Maximum size of the files in a listed folder and its subfolders to download as zip (`?zip`), in bytes; 0 for no
     downloads."""
+    tar_bytes: Annotated[int, Meta(ge=0, description="a number of bytes, or 0 for no downloads")] = 0
+    """The same for downloads as tar (`?tar`)."""
     dotfiles: bool = False
     """Serve names that begin with a dot (/.well-known/ at the top is always served)."""
     hide: tuple[Glob, ...] = ()

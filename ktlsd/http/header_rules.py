@@ -346,7 +346,8 @@ class HeaderRules:
             if of_rule is None and self._hashed_names and has_content_hash(name):
                 of_rule = (("Cache-Control", IMMUTABLE),)
             fields += of_rule or ()
-        if kind is _Kind.CONTENT and any(matches(path) for matches in self._downloads):
+        # A listing has no name, and an archive of a folder one of its own.
+        if kind is _Kind.CONTENT and name and any(matches(path) for matches in self._downloads):
             fields += (("Content-Disposition", attachment(name)),)
         return fields
 
@@ -374,12 +375,10 @@ def _hsts(options: HstsOptions) -> str:
 
 
 def attachment(name: str) -> str:
-    """A Content-Disposition to save a file as `name` (RFC 6266, RFC 8187 section 3.2); a folder has none.
+    """A Content-Disposition to save a file as `name` (RFC 6266, RFC 8187 section 3.2).
 
     A byte that is no UTF-8 becomes U+FFFD.
     """
-    if not name:
-        return "attachment"
     # A percent sign or backslash in the quoted form is not read alike by all (RFC 6266 appendix D).
     plain = _NOT_PLAIN.sub("_", name)
     value = f'attachment; filename="{plain}"'

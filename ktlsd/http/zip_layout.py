@@ -27,7 +27,7 @@ _OLDEST, _NEWEST = 315_532_800, 4_354_819_199
 _FILE_MODE, _FOLDER_MODE = 0o100644 << 16, (0o040755 << 16) | 0x10
 
 
-class Member(Struct, frozen=True, gc=False):
+class ZipMember(Struct, frozen=True, gc=False):
     """A file, or a folder if its name ends in a slash."""
 
     name: bytes
@@ -47,7 +47,7 @@ class Member(Struct, frozen=True, gc=False):
         flags = (_UTF_8 if _is_utf_8(self.name) else 0) | (_SIZES_FOLLOW if self.size else 0)
         return struct.pack("<HHHI", needed, flags, 0, _dos_time(self.mtime_ns))
 
-    def local_header(self) -> bytes:
+    def header(self) -> bytes:
         """The bytes before the file (section 4.3.7)."""
         large = self._large
         extra = (struct.pack("<HHQQ", _ZIP64_ID, 16, 0, 0) if large else b"") + _time_field(self.mtime_ns)
@@ -56,7 +56,7 @@ class Member(Struct, frozen=True, gc=False):
         lengths = struct.pack("<IIIHH", 0, size, size, len(self.name), len(extra))
         return b"PK\3\4" + common + lengths + self.name + extra
 
-    def descriptor(self, checksum: int) -> bytes:
+    def trailer(self, checksum: int) -> bytes:
         """The bytes after the file (section 4.3.9); an empty file and a folder have none."""
         if not self.size:
             return b""
@@ -65,7 +65,7 @@ class Member(Struct, frozen=True, gc=False):
     @property
     def span(self) -> int:
         """Bytes of header, file and descriptor."""
-        return len(self.local_header()) + self.size + len(self.descriptor(0))
+        return len(self.header()) + self.size + len(self.trailer(0))
 
     def central_entry(self, checksum: int, offset: int) -> bytes:
         """The entry of the central directory (section 4.3.12); `offset` is that of the local header."""
@@ -82,16 +82,22 @@ class Member(Struct, frozen=True, gc=False):
 
 
 class ZipLayout:
-    """An archive of these members."""
+    """An archive of these members: names, sizes and times in nanoseconds."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = tuple(members)
+    has_checksums = True
+
+    def __init__(self, members: Sequence[tuple[bytes, int, int]]) -> None:
+        self.members = tuple(ZipMember(*member) for member in members)
         self.offsets = tuple(accumulate((member.span for member in self.members), initial=0))
         """Of each member, then of the central directory."""
         self.directory_size = sum(
             len(member.central_entry(0, offset)) for member, offset in zip(self.members, self.offsets, strict=False)
         )
         self.size = self.offsets[-1] + self.directory_size + len(self.ending())
+
+    def entry(self, number: int, checksum: int) -> bytes:
+        """The entry of a member in the central directory."""
+        return self.members[number].central_entry(checksum, self.offsets[number])
 
     def ending(self) -> bytes:
         """The bytes after the central directory (sections 4.3.14 to 4.3.16)."""

@@ -130,12 +130,11 @@ def render_html(
     media_type: _MediaType,
     readme: bytes = b"",
     thumbnails: frozenset[str] = frozenset(),
-    *,
-    zipped: bool = False,
+    archives: Sequence[str] = (),
 ) -> Iterator[bytes]:
     """The page of the folder whose path below the root is `names`; `media_type` gives a file name's Content-Type.
-    `readme` is HTML to show below; pictures of the types in `thumbnails` have thumbnails (thumbnails.py). `zipped` is
-    whether the folder can be downloaded (folder_zip.py)."""
+    `readme` is HTML to show below; pictures of the types in `thumbnails` have thumbnails (thumbnails.py). `archives`
+    are the formats in which the folder can be downloaded (folder_archive.py)."""
     folders = size = 0
     pictures = False
     for piece in _pieces(entries):
@@ -150,7 +149,7 @@ def render_html(
         up = _table_begin("", _UP) + "</table>" if names else ""
         yield f'{up}<p class="empty">This folder is empty.</p></main></body></html>\n'.encode()
         return
-    yield _tools(pictures, zipped).encode()
+    yield _tools(pictures, archives).encode()
     yield _table_begin(_columns(sort), _UP if names else "").encode()
     for piece in _pieces(ordered):
         yield ("<tbody>" + "".join(_html_row(entry, media_type, thumbnails) for entry in piece) + "</tbody>\n").encode()
@@ -182,10 +181,10 @@ _UP: Final = (
 )
 
 
-def _tools(pictures: bool, zipped: bool) -> str:
-    download = '<a class="button" href="?zip" download>Download as zip</a>'
+def _tools(pictures: bool, archives: Sequence[str]) -> str:
+    downloads = "".join(f'<a class="button" href="?{form}" download>Download as {form}</a>' for form in archives)
     grid = '<label class="gallery"><input type="checkbox" id="gallery" autocomplete="off">Grid</label>'
-    buttons = (grid if pictures else "") + (download if zipped else "")
+    buttons = (grid if pictures else "") + downloads
     return f"""
 <div class="tools"><div class="script search"><input type="search" id="search" aria-label="Search in this folder"
  placeholder="Search in this folder" autocomplete="off" spellcheck="false"></div>{buttons}</div>

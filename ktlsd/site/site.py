@@ -47,9 +47,7 @@ from ktlsd.site.content_hash import ContentHashes
 from ktlsd.site.content_types import ContentTypes, Encoded, read_attribute
 from ktlsd.site.error_page import RequestId, for_client
 from ktlsd.site.folder import Entry, read_folder, without_siblings
-from ktlsd.site.folder_zip import MEDIA_TYPE as ZIP_TYPE
-from ktlsd.site.folder_zip import QUERY as ZIP_QUERY
-from ktlsd.site.folder_zip import FolderZips, TooLarge
+from ktlsd.site.folder_archive import TAR, ZIP, FolderArchives, TooLarge
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import Folder, OpenFile, Root, miss_of
@@ -179,7 +177,9 @@ class Site:
             from ktlsd.site.readme import Readmes
 
             self._readmes = Readmes()
-        self._zips = FolderZips(site.zip_bytes) if site.listing and site.zip_bytes else None
+        offered = ((ZIP, site.zip_bytes), (TAR, site.tar_bytes)) if site.listing else ()
+        self._archives = {form.query: FolderArchives(form, most) for form, most in offered if most}
+        """By the query that asks for one."""
         self._thumbnails = Thumbnails() if site.listing and site.thumbnails else None
         self._sibling_suffixes = tuple(SUFFIXES[coding] for coding in site.precompressed)
         # Each holds the interpreter up for a while.
@@ -597,8 +597,8 @@ class Site:
     async def _list(self, request: Request, target: Target, folder: Folder, visitor: Visitor | None) -> Response:
         from ktlsd.site import listing
 
-        if self._zips is not None and target.query == ZIP_QUERY:
-            return await self._zip(request, self._zips, target, folder, visitor)
+        if (archives := self._archives.get(target.query)) is not None:
+            return await self._archive(request, archives, target, folder, visitor)
         as_json = wants_json(request.fields.get("accept"))
         wanted = preferred(request.fields.get("accept-encoding"), CODINGS).codings
         coding = wanted[0] if wanted else None
@@ -619,15 +619,15 @@ class Site:
             return Response(HTTPStatus.OK, fields, packed(listing.render_json(entries, sort), coding))
         readme = b"" if self._readmes is None else await self._readme(self._readmes, folder, entries, visitor)
         thumbnails = THUMBNAIL_TYPES if self.options.thumbnails else frozenset[str]()
-        zipped = self._zips is not None
-        page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails, zipped=zipped)
+        forms = tuple(one.form.name for one in self._archives.values())
+        page = listing.render_html(target.names, entries, sort, self._type_of, readme, thumbnails, forms)
         return Response(HTTPStatus.OK, fields, packed(page, coding))
 
-    async def _zip(
-        self, request: Request, zips: FolderZips, target: Target, folder: Folder, visitor: Visitor | None
+    async def _archive(
+        self, request: Request, archives: FolderArchives, target: Target, folder: Folder, visitor: Visitor | None
     ) -> Response:
-        """The response with a folder as zip; closes the folder."""
-        root, is_head = folder.root, request.method == "HEAD"
+        """The response with a folder as an archive; closes the folder."""
+        root, is_head, form = folder.root, request.method == "HEAD", archives.form
         folder.close()
         name = target.names[-1] if target.names else _NAME_OF_ROOT
 
@@ -636,10 +636,10 @@ class Site:
 
         try:
             async with self._listings.one(root.threads.seconds, waits=folder.waits):
-                archive = await zips.archive(root, folder.path, name, self._index, self._read_folder, withheld)
+                archive = await archives.archive(root, folder.path, name, self._index, self._read_folder, withheld)
         except TooLarge as error:
-            return short(HTTPStatus.FORBIDDEN, f"a zip of {error}", head=is_head)
-        found = Representation(archive.layout.size, 0, ZIP_TYPE, archive.tag)
+            return short(HTTPStatus.FORBIDDEN, f"a {form.name} of {error}", head=is_head)
+        found = Representation(archive.layout.size, 0, form.media_type, archive.tag)
         # No client asks for several ranges of an archive.
         wanted = (*_CONDITIONS, "if-range", *(("range",) if "," not in request.fields.get("range", "") else ()))
         fields = {name: value for name in wanted if (value := request.fields.get(name)) is not None}
@@ -647,8 +647,8 @@ class Site:
         if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             return response
         if isinstance(response.body, ByteRange):
-            response = replace(response, body=zips.pieces(root, archive, response.body, withheld))
-        saved = ("Content-Disposition", attachment(os.fsdecode(name) + ".zip"))
+            response = replace(response, body=archives.pieces(root, archive, response.body, withheld))
+        saved = ("Content-Disposition", attachment(f"{os.fsdecode(name)}.{form.name}"))
         return replace(response, fields=(*response.fields, saved, ("Cache-Control", "no-cache")))
 
     def _has_thumbnail(self, target: Target) -> bool:
@@ -780,6 +780,6 @@ async def read_first(opened: OpenFile, response: Response) -> None:
 
 
 _NAME_OF_ROOT: Final = b"files"
-"""Name of the root in a zip."""
+"""Name of the root in an archive."""
 _CONDITIONS: Final = ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
 _OF_A_FILE: Final = frozenset({"etag", "last-modified", "accept-ranges"})

@@ -334,8 +334,9 @@ def test_strict_makes_warnings_a_failure(folder: Path, options: list[str], statu
 
 
 def test_options_of_listings_without_a_listing(folder: Path) -> None:
-    text = "root = 'www'\nreadme = true\nthumbnails = true\nzip_bytes = 1000\n"
+    text = "root = 'www'\nreadme = true\nthumbnails = true\nzip_bytes = 1000\ntar_bytes = 1000\n"
     without = "has no effect: folders are not listed: set listing = true, or remove it"
     found = [f"ktlsd.toml:{line}: warning: {key}: {without}" for line, key in ((2, "readme"), (3, "thumbnails"))]
-    assert warnings(folder, text) == [*found, f"ktlsd.toml:4: warning: zip_bytes: {without}"]
+    found += [f"ktlsd.toml:{line}: warning: {key}: {without}" for line, key in ((4, "zip_bytes"), (5, "tar_bytes"))]
+    assert warnings(folder, text) == found
     assert warnings(folder, text + "listing = true\n") == []

@@ -339,7 +339,10 @@ def test_downloads(status: int, saved: bool) -> None:
         'attachment; filename="b.zip"' if saved else None
     )
     assert "Content-Disposition" not in dict(applied(options, "/a.txt", status))
-    assert dict(applied(options, "/all/", status)).get("Content-Disposition") == ("attachment" if saved else None)
+    # A listing is shown, and an archive of a folder keeps its own name.
+    assert "Content-Disposition" not in dict(applied(options, "/all/", status))
+    named = (*BASE, ("Content-Disposition", 'attachment; filename="all.zip"'))
+    assert HeaderRules(options).apply("/all/", status, named, True) == named
 
 
 @pytest.mark.parametrize(

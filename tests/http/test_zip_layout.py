@@ -11,21 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktlsd.http.zip_layout import Member, ZipLayout
+from ktlsd.http.zip_layout import ZipLayout
 
 NOON = 1_700_000_000_000_000_000
 
 
 def whole(files: Sequence[tuple[bytes, bytes]], mtime_ns: int = NOON) -> bytes:
     """The archive of these names and contents."""
-    members = [Member(name, len(content), mtime_ns) for name, content in files]
-    layout = ZipLayout(members)
+    layout = ZipLayout([(name, len(content), mtime_ns) for name, content in files])
     made = b""
-    for member, (_, content), offset in zip(members, files, layout.offsets, strict=False):
+    for member, (_, content), offset in zip(layout.members, files, layout.offsets, strict=False):
         assert len(made) == offset
-        made += member.local_header() + content + member.descriptor(zlib.crc32(content))
-    for member, (_, content), offset in zip(members, files, layout.offsets, strict=False):
-        made += member.central_entry(zlib.crc32(content), offset)
+        made += member.header() + content + member.trailer(zlib.crc32(content))
+    for number, (_, content) in enumerate(files):
+        made += layout.entry(number, zlib.crc32(content))
     made += layout.ending()
     assert len(made) == layout.size
     return made
@@ -86,9 +85,8 @@ class Sparse(io.RawIOBase):
 
 @pytest.mark.parametrize("sizes", [[5 << 30, 3], [3, (1 << 32) - 1, 7], [1 << 32, 1 << 33, 1], [1] * 70_000])
 def test_beyond_32_and_16_bits(sizes: list[int]) -> None:
-    layout = ZipLayout([Member(b"%d" % number, size, NOON) for number, size in enumerate(sizes)])
-    pairs = zip(layout.members, layout.offsets, strict=False)
-    end = b"".join(member.central_entry(7, offset) for member, offset in pairs) + layout.ending()
+    layout = ZipLayout([(b"%d" % number, size, NOON) for number, size in enumerate(sizes)])
+    end = b"".join(layout.entry(number, 7) for number in range(len(sizes))) + layout.ending()
     with zipfile.ZipFile(Sparse(layout.size, end)) as archive:
         found = archive.infolist()
     assert [info.file_size for info in found] == sizes

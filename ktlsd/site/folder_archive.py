@@ -1,8 +1,8 @@
-"""A folder as a zip archive, made while it is sent.
+"""A folder as a zip or tar archive, made while it is sent.
 
 Strategy: threads walk the folder as a listing shows it, and note the version of each file. Then every offset and the
-length are known (http/zip_layout.py), so ranges work. A file's bytes are sent as any file's; its checksum is made from
-the same piece after that, from the page cache. A file that is another version by then ends the response.
+length are known (http/archive_layout.py), so ranges work. A file's bytes are sent as any file's; its checksum for zip
+is made from the same piece after that, from the page cache. A file that is another version by then ends the response.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import os
 import stat
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 import trio
 from msgspec import Struct
 
 from ktlsd.file_identity import FileIdentity, identify, identity_of
+from ktlsd.http.archive_layout import Layout
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.zip_layout import Member, ZipLayout
+from ktlsd.http.tar_layout import TarLayout
+from ktlsd.http.zip_layout import ZipLayout
 from ktlsd.site.beneath import open_beneath, paths_below
 from ktlsd.site.folder import Entry
 from ktlsd.site.lookup import FilePart, OpenFile, Root
 
-QUERY: Final = b"?zip"
-MEDIA_TYPE: Final = "application/zip"
 MOST_MEMBERS: Final = 10_000
 PIECE: Final = 4_194_304
 """Bytes of a file between two looks at its checksum."""
@@ -46,6 +46,26 @@ Read = Callable[[int, bytes, int], list[Entry]]
 """The entries of an open folder as they are listed: (root, path, folder)."""
 Withheld = Callable[[Iterable[bytes]], bool]
 """Whether a file must not be sent that has these paths below the root."""
+
+
+class Format(NamedTuple):
+    """A format of archives."""
+
+    name: str
+    """Its suffix, and the query that asks for it; the option with the limit is `NAME_bytes`."""
+    media_type: str
+    layout: Callable[[list[tuple[bytes, int, int]]], Layout]
+    """Made of names, sizes and times in nanoseconds."""
+    backslashes: bool
+    """Whether names may have backslashes, which extractors on Windows take for separators."""
+
+    @property
+    def query(self) -> bytes:
+        return b"?" + self.name.encode()
+
+
+ZIP: Final = Format("zip", "application/zip", ZipLayout, backslashes=False)
+TAR: Final = Format("tar", "application/x-tar", TarLayout, backslashes=True)
 
 
 class TooLarge(Exception):
@@ -65,19 +85,20 @@ class _Found(Struct, frozen=True, gc=False):
 class Archive:
     """What one archive has, for all who download it at the same time."""
 
-    def __init__(self, prefix: bytes, files: list[tuple[bytes, bytes, FileIdentity]]) -> None:
+    def __init__(self, form: Format, prefix: bytes, files: list[tuple[bytes, bytes, FileIdentity]]) -> None:
         """`files` are names in the archive with their paths below the root and their versions; a folder's name ends
         in a slash, and its version has no size."""
         self.files = files
-        self.layout = ZipLayout([Member(prefix + name, version[2], version[3]) for name, _, version in files])
-        self.tag = f'"{hashlib.sha256(repr((prefix, files)).encode()).hexdigest()[:32]}"'
+        self.layout = form.layout([(prefix + name, version[2], version[3]) for name, _, version in files])
+        self.tag = f'"{hashlib.sha256(repr((form.name, prefix, files)).encode()).hexdigest()[:32]}"'
 
 
-class FolderZips:
-    """One site's archives."""
+class FolderArchives:
+    """One site's archives in one format."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, form: Format, most_bytes: int) -> None:
         """`most_bytes` is the limit of all files in an archive."""
+        self.form: Final = form
         self._most_bytes = most_bytes
         self._checksums: OrderedDict[FileIdentity, int] = OrderedDict()
         self._archives: WeakValueDictionary[str, Archive] = WeakValueDictionary()
@@ -102,17 +123,23 @@ class FolderZips:
                 first = next((named[name] for name in index if name in named), None)
                 found = found if first is None else [first]
             found = [one for one in found if not withheld(one.paths)]
+            names = [one.name for one in found]
+            shown = dict(zip(names, names if self.form.backslashes else without_backslashes(names), strict=True))
             for one in sorted(found, key=lambda one: one.name):
+                name_in_it = inner + shown[one.name] + b"/" * one.directory
                 if one.directory:
-                    left.append((one.paths[0], inner + one.name + b"/"))
-                files.append((inner + one.name + b"/" * one.directory, one.paths[0], one.identity))
+                    left.append((one.paths[0], name_in_it))
+                files.append((name_in_it, one.paths[0], one.identity))
                 size += one.identity[2]
             if len(files) > MOST_MEMBERS:
                 raise TooLarge(f"more than {MOST_MEMBERS:,} files and folders")
             if size > self._most_bytes:
-                raise TooLarge(f"more than zip_bytes = {self._most_bytes}")
-        made = await root.threads.run(partial(Archive, name + b"/", files))
+                raise TooLarge(f"more than {self.form.name}_bytes = {self._most_bytes}")
+        made = await root.threads.run(partial(Archive, self.form, self._prefix(name), files))
         return self._archives.setdefault(made.tag, made)
+
+    def _prefix(self, name: bytes) -> bytes:
+        return (name if self.form.backslashes else name.replace(b"\\", b"_")) + b"/"
 
     # --- its bytes ----------------------------------------------------------------------------------------------------
 
@@ -128,7 +155,7 @@ class FolderZips:
                 break
             if end <= part.offset:
                 continue
-            header = member.local_header()
+            header = member.header()
             gathered += _cut(header, offset, part)
             begin = offset + len(header)
             if not member.size:
@@ -137,10 +164,11 @@ class FolderZips:
                 opened = await _opened(root, path, identity, withheld)
                 try:
                     if member.size <= _SMALL:
-                        data, checksum = await opened.run(partial(_read, member.size))
+                        data, checksum = await opened.run(partial(_read, member.size, checks=layout.has_checksums))
                         await _check(opened, path)
-                        self._remember(identity, checksum)
-                        gathered += _cut(data + member.descriptor(checksum), begin, part)
+                        if layout.has_checksums:
+                            self._remember(identity, checksum)
+                        gathered += _cut(data + member.trailer(checksum), begin, part)
                         if len(gathered) >= _GATHERED:
                             yield gathered
                             gathered = b""
@@ -148,16 +176,16 @@ class FolderZips:
                     if gathered:
                         yield gathered
                         gathered = b""
-                    async with aclosing(self._file(opened, begin, part)) as parts:
+                    async with aclosing(self._file(opened, begin, part, checks=layout.has_checksums)) as parts:
                         async for piece in parts:
                             yield piece
-                    descriptor = b""
+                    trailer = b""
                     if part.end > begin + member.size:
-                        descriptor = member.descriptor(await self._checksum(opened))
+                        trailer = member.trailer(await self._checksum(opened) if layout.has_checksums else 0)
                     await _check(opened, path)
                 finally:
                     opened.close()
-                gathered += _cut(descriptor, begin + member.size, part)
+                gathered += _cut(trailer, begin + member.size, part)
             if len(gathered) >= _GATHERED:
                 yield gathered
                 gathered = b""
@@ -170,10 +198,11 @@ class FolderZips:
         if gathered:
             yield gathered
 
-    async def _file(self, opened: OpenFile, begin: int, part: ByteRange) -> AsyncGenerator[FilePart]:
-        """The part of a file whose first byte is at `begin` in the archive; its checksum is known after all of it."""
+    async def _file(self, opened: OpenFile, begin: int, part: ByteRange, *, checks: bool) -> AsyncGenerator[FilePart]:
+        """The part of a file whose first byte is at `begin` in the archive; if it `checks`, its checksum is known after
+        all of it."""
         first, end = max(part.offset - begin, 0), min(part.end - begin, opened.size)
-        checksum, counts = 0, first == 0 and opened.identity not in self._checksums
+        checksum, counts = 0, checks and first == 0 and opened.identity not in self._checksums
         for offset in range(first, end, PIECE):
             count = min(PIECE, end - offset)
             yield FilePart(opened, ByteRange(offset, count))
@@ -203,19 +232,19 @@ class FolderZips:
     ) -> AsyncGenerator[bytes]:
         layout = archive.layout
         position = layout.offsets[-1]
-        for number, ((_, path, identity), member) in enumerate(zip(archive.files, layout.members, strict=True)):
-            offset = layout.offsets[number]
+        members = enumerate(zip(archive.files, layout.members, strict=True)) if layout.has_checksums else ()
+        for number, ((_, path, identity), member) in members:
             if position >= part.end:
                 return
             if not number % _MEMBERS_AT_A_TIME:
                 # Other connections get their turn.
                 await trio.lowlevel.checkpoint()
-            size = len(member.central_entry(0, offset))
+            size = len(layout.entry(number, 0))
             if position + size > part.offset:
                 checksum = 0
                 if member.size:
                     checksum = await self._known_checksum(root, path, identity, withheld)
-                yield _cut(member.central_entry(checksum, offset), position, part)
+                yield _cut(layout.entry(number, checksum), position, part)
             position += size
         yield _cut(layout.ending(), position, part)
 
@@ -261,6 +290,18 @@ def _look(root: int, path: bytes, read: Read) -> list[_Found]:
         os.close(folder)
 
 
+def without_backslashes(names: Sequence[bytes]) -> list[bytes]:
+    """The names in a folder with underscores for backslashes, each still different from the others."""
+    taken, found = set(names), []
+    for name in names:
+        plain = name.replace(b"\\", b"_")
+        while plain != name and plain in taken:
+            plain += b"_"
+        taken.add(plain)
+        found.append(plain)
+    return found
+
+
 def _joined(folder: bytes, name: bytes) -> bytes:
     return name if folder == b"." else folder + b"/" + name
 
@@ -288,7 +329,7 @@ async def _check(opened: OpenFile, path: bytes) -> None:
 
 
 def _changed(path: bytes) -> OSError:
-    return OSError(errno.ESTALE, "changed while its folder was sent as zip", path)
+    return OSError(errno.ESTALE, "changed while its folder was sent as an archive", path)
 
 
 def _add(checksum: int, offset: int, count: int, descriptor: int) -> int:
@@ -298,10 +339,10 @@ def _add(checksum: int, offset: int, count: int, descriptor: int) -> int:
     return checksum
 
 
-def _read(size: int, descriptor: int) -> tuple[bytes, int]:
-    """The content of a small file, and its checksum. Raises OSError."""
+def _read(size: int, descriptor: int, *, checks: bool) -> tuple[bytes, int]:
+    """The content of a small file, and its checksum if that is wanted. Raises OSError."""
     data = b"".join(_blocks(descriptor, 0, size))
-    return data, zlib.crc32(data)
+    return data, zlib.crc32(data) if checks else 0
 
 
 def _blocks(descriptor: int, offset: int, count: int) -> Iterator[bytes]:
@@ -309,7 +350,7 @@ def _blocks(descriptor: int, offset: int, count: int) -> Iterator[bytes]:
     while offset < end:
         piece = os.pread(descriptor, min(262_144, end - offset), offset)
         if not piece:
-            raise OSError(errno.ESTALE, "shrank while its folder was sent as zip")
+            raise OSError(errno.ESTALE, "shrank while its folder was sent as an archive")
         yield piece
         offset += len(piece)
 

@@ -1,13 +1,15 @@
-"""A folder as zip over both protocols: what is in it and what never is, ranges, and files that change meanwhile."""
+"""A folder as zip or tar over both protocols: what is in it and what never is, ranges, files that change meanwhile."""
 
 from __future__ import annotations
 
 import io
 import os
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
@@ -20,6 +22,8 @@ root = "root"
 listing = true
 headers_file = true
 zip_bytes = 8_000_000
+tar_bytes = 8_000_000
+downloads = ["**"]
 hide = ["*.bak"]
 [[access]]
 path = "/some/closed/**"
@@ -30,18 +34,24 @@ deny = ["127.0.0.1"]
 [[site]]
 names = ["without"]
 zip_bytes = 0
+tar_bytes = 0
 """
 OUTSIDE = b"never"
 
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The members of /some/?zip."""
+    """The members of /some/?tar, and of /some/?zip but for backslashes."""
     return {
         "some/": b"",
         "some/a.txt": b"a" * 1000,
         "some/ümlaut.txt": b"u",
         "some/empty": b"",
+        "some/up\\..\\..\\a": b"back",
+        "some/up_.._.._a": b"under",
+        "some/x\\y/": b"",
+        "some/x\\y/z.txt": b"z",
+        f"some/{'long' * 60}": b"long",
         "some/large.bin": os.urandom(LARGE),
         "some/link.txt": b"b" * 10,
         "some/sub/": b"",
@@ -92,16 +102,22 @@ def server(contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_is_in_it(server: Running, contents: dict[str, bytes], tmp_path: Path, protocol: str) -> None:
     with conversation(server.port, protocol) as client:
-        assert b'href="?zip"' in client.get("/some/").body
+        listing = client.get("/some/")
+        assert b'href="?zip"' in listing.body
         answer = client.get("/some/?zip")
         head = client.get("/some/?zip", method="HEAD")
+    # Also with downloads = ["**"].
+    assert "content-disposition" not in listing.fields
     assert (answer.status, answer.fields["content-type"]) == (200, "application/zip")
     assert answer.fields["content-disposition"] == 'attachment; filename="some.zip"'
     assert int(answer.fields["content-length"]) == len(answer.body) == int(head.fields["content-length"])
     assert (head.body, head.fields["etag"]) == (b"", answer.fields["etag"])
     with zipfile.ZipFile(io.BytesIO(answer.body)) as archive:
         assert archive.testzip() is None
-        assert {info.filename: archive.read(info) for info in archive.infolist()} | {"some/": b""} == contents
+        found = {info.filename: archive.read(info) for info in archive.infolist()}
+    # Extractors on Windows take backslashes for separators.
+    renamed = {"some/up\\..\\..\\a": "some/up_.._.._a_", "some/x\\y/": "some/x_y/", "some/x\\y/z.txt": "some/x_y/z.txt"}
+    assert found | {"some/": b""} == {renamed.get(name, name): content for name, content in contents.items()}
     assert OUTSIDE not in answer.body
     for name in (b".dot", b"bak", b"unlinked", b"protected", b"outside", b"closed", b"circle"):
         assert name not in answer.body.replace(contents["some/large.bin"], b"")
@@ -110,9 +126,33 @@ def test_what_is_in_it(server: Running, contents: dict[str, bytes], tmp_path: Pa
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_ranges(server: Running, protocol: str) -> None:
+def test_what_is_in_a_tar(server: Running, contents: dict[str, bytes], tmp_path: Path, protocol: str) -> None:
     with conversation(server.port, protocol) as client:
-        whole = client.get("/some/?zip")
+        assert b'href="?tar"' in client.get("/some/").body
+        answer = client.get("/some/?tar")
+        head = client.get("/some/?tar", method="HEAD")
+        assert client.get("/some/?zip").fields["etag"] != answer.fields["etag"]
+    assert (answer.status, answer.fields["content-type"]) == (200, "application/x-tar")
+    assert answer.fields["content-disposition"] == 'attachment; filename="some.tar"'
+    assert int(answer.fields["content-length"]) == len(answer.body) == int(head.fields["content-length"])
+    with tarfile.open(fileobj=io.BytesIO(answer.body)) as archive:
+        files = {
+            info.name + "/" * info.isdir(): b"" if info.isdir() else cast(IO[bytes], archive.extractfile(info)).read()
+            for info in archive
+        }
+    assert files | {"some/": b""} == contents
+    assert OUTSIDE not in answer.body
+    (tmp_path / "some.tar").write_bytes(answer.body)
+    subprocess.run(["tar", "-xf", "some.tar"], cwd=tmp_path, check=True)
+    for name, content in contents.items():
+        assert (tmp_path / name).is_dir() if name.endswith("/") else (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ranges(server: Running, protocol: str, form: str) -> None:
+    with conversation(server.port, protocol) as client:
+        whole = client.get(f"/some/?{form}")
         size, tag = len(whole.body), whole.fields["etag"]
         for first, end in (
             (0, 1),
@@ -122,41 +162,44 @@ def test_ranges(server: Running, protocol: str) -> None:
             (LARGE, size),
             (size - 5, size - 2),
         ):
-            answer = client.get("/some/?zip", f"Range: bytes={first}-{end - 1}", f"If-Range: {tag}")
+            answer = client.get(f"/some/?{form}", f"Range: bytes={first}-{end - 1}", f"If-Range: {tag}")
             assert (answer.status, answer.fields["content-range"]) == (206, f"bytes {first}-{end - 1}/{size}")
             assert answer.body == whole.body[first:end]
-        assert client.get("/some/?zip", "Range: bytes=0-1,5-6", method="HEAD").status == 200
-        assert client.get("/some/?zip", f"Range: bytes={size}-").status == 416
-        assert client.get("/some/?zip", f"If-None-Match: {tag}").status == 304
-        assert client.get("/some/?zip", "Range: bytes=0-1", 'If-Range: "other"', method="HEAD").status == 200
+        assert client.get(f"/some/?{form}", "Range: bytes=0-1,5-6", method="HEAD").status == 200
+        assert client.get(f"/some/?{form}", f"Range: bytes={size}-").status == 416
+        assert client.get(f"/some/?{form}", f"If-None-Match: {tag}").status == 304
+        assert client.get(f"/some/?{form}", "Range: bytes=0-1", 'If-Range: "other"', method="HEAD").status == 200
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_is_refused(server: Running, protocol: str) -> None:
     assert ask(server.port, "/huge/?zip", protocol=protocol).body == b"403 Forbidden\n"
     server.wait_for_line(r"403 GET /huge/\?zip: a zip of more than zip_bytes = 8000000")
+    assert ask(server.port, "/huge/?tar", protocol=protocol).status == 403
+    server.wait_for_line(r"403 GET /huge/\?tar: a tar of more than tar_bytes = 8000000")
     assert ask(server.port, "/secret/?zip", protocol=protocol).status == 401
     assert ask(server.port, "/some/closed/?zip", protocol=protocol).status == 403
     without = ask(server.port, "/some/?zip", protocol=protocol, host="without")
     assert without.fields["content-type"] == "text/html; charset=utf-8"
     assert b"?zip" not in without.body
+    assert b"?tar" not in without.body
 
 
-@pytest.mark.parametrize("protocol", [HTTP_1, HTTP_2])
-def test_a_file_that_changes_cuts_the_download_off(tmp_path: Path, protocol: str) -> None:
+@pytest.mark.parametrize(("protocol", "form"), [(HTTP_1, "zip"), (HTTP_2, "zip"), (HTTP_1, "tar")])
+def test_a_file_that_changes_cuts_the_download_off(tmp_path: Path, protocol: str, form: str) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root/a").write_bytes(os.urandom(20_000_000))
     (tmp_path / "root/b").write_bytes(b"former")
     config = tmp_path / "ktlsd.toml"
-    config.write_text('root = "root"\nlisting = true\nzip_bytes = 1_000_000_000\n')
+    config.write_text('root = "root"\nlisting = true\nzip_bytes = 1_000_000_000\ntar_bytes = 1_000_000_000\n')
     with (
         serving(None, "--config", str(config), state=tmp_path) as server,
         conversation(server.port, protocol) as client,
     ):
-        download = client.begin("/?zip")
+        download = client.begin(f"/?{form}")
         download.read(1000)
         (tmp_path / "root/new").write_bytes(b"latter")
         os.replace(tmp_path / "root/new", tmp_path / "root/b")
         with pytest.raises(BrokenError):
             download.answer()
-        server.wait_for_line("b: changed while its folder was sent as zip")
+        server.wait_for_line("b: changed while its folder was sent as an archive")
