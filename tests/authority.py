@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -45,11 +47,11 @@ class Authority:
         )
 
     def issue(self, subject: str, names: Sequence[str] = (), *, until: datetime.timedelta = _DAY) -> Path:
-        """A PEM file with the certificate, for these DNS names, and its key."""
+        """A PEM file with the certificate, for these DNS names and addresses, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(subject, key.public_key(), until)
         if names:
-            alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+            alternatives = x509.SubjectAlternativeName(list(map(_alternative, names)))
             builder = builder.add_extension(alternatives, critical=False)
         path = self._folder / f"{self._name}-{subject.replace(' ', '-')}.pem"
         path.write_bytes(
@@ -82,3 +84,8 @@ class Authority:
 
 def _named(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
+
+
+def _alternative(name: str) -> x509.DNSName | x509.IPAddress:
+    is_address = re.fullmatch(r"[\d.]+|.*:.*", name)
+    return x509.IPAddress(ipaddress.ip_address(name)) if is_address else x509.DNSName(name)

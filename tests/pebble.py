@@ -43,11 +43,12 @@ class Pebble:
     """Where it looks for http-01."""
     environment: dict[str, str]
     dns_port: int
+    host: str = "localhost"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def directory(self) -> str:
-        return f"https://localhost:{self.port}/dir"
+        return f"https://{self.host}:{self.port}/dir"
 
     @property
     def ca(self) -> Path:
@@ -108,13 +109,18 @@ class Pebble:
 
 
 @contextlib.contextmanager
-def pebble(folder: Path, environment: dict[str, str] | None = None, **config: Any) -> Iterator[Pebble]:
-    """An authority; `environment` are Pebble's variables beside QUICK, `config` keys of its configuration."""
+def pebble(
+    folder: Path, environment: dict[str, str] | None = None, address: str = "127.0.0.1", **config: Any
+) -> Iterator[Pebble]:
+    """An authority at an address of this machine, which all names in its DNS have; `environment` are Pebble's variables
+    beside QUICK, `config` keys of its configuration."""
     port, management, dns_port, dns_management, https, http = free_ports(6)
     server = Pebble(folder, port, management, dns_management, https, http, environment or {}, dns_port)
-    pem = Authority(folder).issue("localhost", ["localhost"])
+    server.host = "localhost" if address == "127.0.0.1" else address
+    pem = Authority(folder).issue("localhost", ["localhost", address])
     written: dict[str, Any] = {
-        "listenAddress": f"127.0.0.1:{port}",
+        # It is looked for on loopback, too.
+        "listenAddress": f"{address}:{port}" if address == "127.0.0.1" else f"0.0.0.0:{port}",
         "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(pem),
         "privateKey": str(pem),
@@ -143,7 +149,7 @@ def pebble(folder: Path, environment: dict[str, str] | None = None, **config: An
         "-tlsalpn01",
         "",
     ]
-    command = [str(_programs() / "pebble-challtestsrv"), "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", *places]
+    command = [str(_programs() / "pebble-challtestsrv"), "-defaultIPv4", address, "-defaultIPv6", "", *places]
     dns = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert eventually(lambda: not is_refused(dns_management))

@@ -1,6 +1,7 @@
 """Several machines by docs/beyond-one-machine.md: three ktlsd and HAProxy, each in a network namespace of its own.
 
-Under load one machine loses its power, one is shut down, one is upgraded. Clients ask again where HTTP lets them.
+They get one certificate by one account of an ACME authority, which asks the balancer. Under load one machine loses its
+power, one is shut down, one is upgraded. Clients ask again where HTTP lets them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +26,20 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.authority import Authority
+from tests.acme.sites import ISSUED
+from tests.pebble import Pebble, pebble
 from tests.proxies import TOOL_PATH
 from tests.serving import Running, end_successors, eventually, parse, read_to_end, serving
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "beyond-one-machine.md"
 TOML, HAPROXY = re.findall(r"^```(?:toml|haproxy)\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-NAME = "www.example.test"
+NAME = "www.example.org"
 BALANCER = "192.0.2.10"
 MACHINES = {"one": "192.0.2.11", "two": "192.0.2.12", "three": "192.0.2.13"}
 LARGE = 16 << 20
 CLONE_NEWNET = 0x40000000
 ATTEMPTS = 20
+PROXY_HEADER = b"PROXY TCP4 192.0.2.10 192.0.2.10 1 443\r\n"
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces"),
@@ -101,25 +104,17 @@ def placed(text: str, replaced: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def machine(network: Network, folder: Path, name: str) -> Iterator[Running]:
-    """A ktlsd by the document, with files of its own and a field that names it."""
+def machine(network: Network, folder: Path, name: str, authority: Pebble) -> Iterator[Running]:
+    """A ktlsd by the document, with files of its own, the shared state folder, and a field that names it."""
     own = folder / name
     if not own.exists():
         own.mkdir()
         shutil.copytree(folder / "www", own / "www")
-    certificate = f"{folder}/shared/site.pem"
-    text = placed(
-        TOML,
-        {
-            "/srv/www": f"{own}/www",
-            "/srv/shared/fullchain.pem": certificate,
-            "/srv/shared/privkey.pem": certificate,
-            "/srv/shared": f"{folder}/shared",
-        },
-    )
+    text = placed(TOML, {"/srv/www": f"{own}/www", "[acme]\n": authority.table()})
     config = own / "ktlsd.toml"
     config.write_text(f'{text}[[header]]\npath = "**"\nset = {{ X-Machine = "{name}" }}\n')
-    with serving(None, "--config", str(config), state=own / "state", listen=(), wrapper=network.within(name)) as server:
+    state, wrapper = folder / "shared", network.within(name)
+    with serving(None, "--config", str(config), state=state, listen=(), wrapper=wrapper) as server:
         try:
             server.wait_for_line("^listening on ")
             yield server
@@ -238,21 +233,51 @@ class Load:
         return eventually(serve_more)
 
 
+@contextlib.contextmanager
+def acme_authority(clients: ThreadPoolExecutor, folder: Path) -> Iterator[Pebble]:
+    """Pebble beside the balancer, which has all names; it does not answer until certified()."""
+    made = pebble(folder, address=BALANCER, tlsPort=443)
+    authority = clients.submit(made.__enter__).result()
+    try:
+        clients.submit(authority.stop).result()
+        yield authority
+    finally:
+        clients.submit(made.__exit__, None, None, None).result()
+
+
+def certified(clients: ThreadPoolExecutor, authority: Pebble, running: Iterable[Running]) -> ssl.SSLContext:
+    """Wait until all machines have the certificate; the context of clients that trust its authority."""
+    clients.submit(authority.start).result()
+    for server in running:
+        # It tries at once what has failed.
+        server.process.send_signal(signal.SIGHUP)
+    context = ssl.create_default_context(cafile=clients.submit(authority.root).result())
+
+    def is_trusted(address: str) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((address, 443), timeout=5) as raw:
+            raw.sendall(PROXY_HEADER)
+            context.wrap_socket(raw, server_hostname=NAME).close()
+            return True
+        return False
+
+    assert eventually(lambda: all(clients.submit(is_trusted, address).result() for address in MACHINES.values()))
+    return context
+
+
 def test_a_loss_a_shutdown_and_an_upgrade_under_load(network: Network, tmp_path: Path) -> None:
-    for made in ("www", "shared"):
+    for made in ("www", "pebble"):
         (tmp_path / made).mkdir()
     (tmp_path / "www/a.txt").write_text("hello")
     content = os.urandom(1 << 20) * (LARGE >> 20)
     (tmp_path / "www/large.bin").write_bytes(content)
-    authority = Authority(tmp_path)
-    shutil.copy(authority.issue("site", [NAME]), tmp_path / "shared/site.pem")
-    context = ssl.create_default_context(cafile=str(authority.ca))
-    load, client = Load(context), Client(context)
     with contextlib.ExitStack() as stack:
-        stacks = {name: stack.enter_context(contextlib.ExitStack()) for name in MACHINES}
-        running = {name: stacks[name].enter_context(machine(network, tmp_path, name)) for name in MACHINES}
-        stack.enter_context(haproxy(network, tmp_path))
         clients = stack.enter_context(ThreadPoolExecutor(8, initializer=network.enter, initargs=("balancer",)))
+        stack.enter_context(haproxy(network, tmp_path))
+        authority = stack.enter_context(acme_authority(clients, tmp_path / "pebble"))
+        stacks = {name: stack.enter_context(contextlib.ExitStack()) for name in MACHINES}
+        running = {name: stacks[name].enter_context(machine(network, tmp_path, name, authority)) for name in MACHINES}
+        context = certified(clients, authority, running.values())
+        load, client = Load(context), Client(context)
         stack.callback(load.stopped.set)
         load.asking += (clients.submit(load.ask) for _ in range(2))
         assert load.goes_on(*MACHINES)
@@ -288,7 +313,7 @@ def test_a_loss_a_shutdown_and_an_upgrade_under_load(network: Network, tmp_path:
         # It comes back, and another one is shut down.
         network.ip("balancer", "link", "set", f"to-{lost}", "up")
         stacks[lost].close()
-        running[lost] = stacks[lost].enter_context(machine(network, tmp_path, lost))
+        running[lost] = stacks[lost].enter_context(machine(network, tmp_path, lost, authority))
         assert load.goes_on(*MACHINES)
         load.client.retries = 0
         drained, on_machine, go_on, body = begin_download()
@@ -311,3 +336,6 @@ def test_a_loss_a_shutdown_and_an_upgrade_under_load(network: Network, tmp_path:
         load.stopped.set()
         for one in load.asking:
             one.result()
+        assert (tmp_path / "pebble/pebble.log").read_text().count("Added order") == 1
+        assert len(list((tmp_path / "shared/ktlsd/acme/accounts").glob("*.json"))) == 1
+        assert sum(bool(re.search(ISSUED, line)) for server in running.values() for line in server.log) <= 1
