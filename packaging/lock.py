@@ -16,15 +16,17 @@ from typing import Final
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = REPOSITORY / "requirements"
+EXTRAS: Final = ("acme", "pages", "regex")
+"""All that a service may use, so that a key of its configuration never lacks a package. `qr` is for a terminal."""
 OLDEST_PYTHON: Final = "3.11"
 
 
 def sources() -> dict[str, list[str]]:
     """What is asked for, by the name of the lock."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
     return {
-        # The extra is in it: a service gets its certificates itself.
-        "release.txt": project["project"]["dependencies"] + project["project"]["optional-dependencies"]["acme"],
+        "release.txt": project["project"]["dependencies"] + [one for name in EXTRAS for one in extras[name]],
         "build.txt": project["build-system"]["requires"],
         "tools.txt": project["dependency-groups"]["release"],
     }

@@ -225,7 +225,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheels(built: Path) -> Path:
     """A folder with the wheels of ktlsd and of all that it needs, for the Python that runs the tests."""
     folder = built.parent / "wheels"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, f"{next(built.glob('*.whl'))}[acme]")
+    run(sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, f"{next(built.glob('*.whl'))}[acme,pages,regex]")
     return folder
 
 
@@ -366,7 +366,16 @@ def test_the_deb_runs_where_it_is_unpacked(package: Path, tmp_path: Path) -> Non
     (tmp_path / "www/file.txt").write_text("content")
     # Its own place is /opt, where a test has no business.
     program = [str(root / "opt/ktlsd/bin/python"), str(root / "opt/ktlsd/bin/ktlsd")]
-    with serving(tmp_path / "www", program=program, state=tmp_path / "state") as server:
-        assert get(server.port, "/file.txt", context=client_context(cafile=server.certificate)).body == b"content"
+    # With the extras that a service may use.
+    (tmp_path / "www/README.md").write_text("# Title")
+    lines = ['root = "www"', "listing = true", "readme = true", "thumbnails = true"]
+    lines += ["[[redirect]]", "regex = '^/old/(.+)$'", 'to = "/$1"']
+    (tmp_path / "ktlsd.toml").write_text("\n".join(lines))
+    options = ("--config", str(tmp_path / "ktlsd.toml"))
+    with serving(None, *options, program=program, state=tmp_path / "state") as server:
+        context = client_context(cafile=server.certificate)
+        assert get(server.port, "/file.txt", context=context).body == b"content"
+        assert get(server.port, "/old/file.txt", context=context).fields["location"] == "/file.txt"
+        assert b">Title</h" in get(server.port, "/", context=context).body
         assert server.stop() == 0
     assert files_below(root) == made

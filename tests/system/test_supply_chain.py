@@ -25,8 +25,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOCKS = sorted((REPOSITORY / "requirements").glob("*.txt"))
 RELEASE = REPOSITORY / "requirements/release.txt"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+OPTIONAL = PROJECT["project"]["optional-dependencies"]
+EXTRAS = ("acme", "pages", "regex")
+"""Those of a service; the .deb and the container have the same."""
 WANTED = {
-    "release.txt": PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["acme"],
+    "release.txt": PROJECT["project"]["dependencies"] + [one for extra in EXTRAS for one in OPTIONAL[extra]],
     "build.txt": PROJECT["build-system"]["requires"],
     "tools.txt": PROJECT["dependency-groups"]["release"],
 }
