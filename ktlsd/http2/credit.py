@@ -43,7 +43,7 @@ _SENT_BYTE: Final = 2 * USEFUL_FRAME / SMALL_INCREMENT
 class Credit:
     """One connection's."""
 
-    __slots__ = ("_frames_full_at", "_limits", "_resets_full_at", "now")
+    __slots__ = ("_frames_full_at", "_limits", "_resets_full_at", "now", "responses")
 
     def __init__(self, limits: Http2Limits, now: float) -> None:
         self._limits = limits
@@ -51,9 +51,12 @@ class Credit:
         self._frames_full_at = self._resets_full_at = now
         self.now = now
         """Seconds on any clock that never goes back: when the frames came that are being read."""
+        self.responses = 0
+        """Responses that were sent to their end and have given nothing back yet: the sender counts them."""
 
     def spend(self, price: float, reason: str) -> None:
         """Pay for an overhead frame; `reason` names the kind. Raises ConnectionFault."""
+        self._earn()
         full_at = max(self._frames_full_at, self.now) + price / self._limits.overhead_frames_per_second
         if full_at - self.now > BURST_SECONDS:
             raise _fault(f"too many overhead frames, the last of them: {reason}", Exceeded.OVERHEAD_FRAMES)
@@ -61,15 +64,17 @@ class Credit:
 
     def spend_reset(self, price: float, reason: str) -> None:
         """Pay for a stream that is reset. Raises ConnectionFault."""
+        self._earn()
         full_at = max(self._resets_full_at, self.now) + price / self._limits.resets_per_second
         if full_at - self.now > BURST_SECONDS:
             raise _fault(f"too many resets of streams, the last of them: {reason}", Exceeded.RESETS)
         self._resets_full_at = full_at
 
-    def earn(self) -> None:
-        """A response was sent to its end."""
-        self._frames_full_at -= RESPONSE / self._limits.overhead_frames_per_second
-        self._resets_full_at -= RESPONSE / self._limits.resets_per_second
+    def _earn(self) -> None:
+        """Give back for the responses."""
+        self._frames_full_at -= self.responses * RESPONSE / self._limits.overhead_frames_per_second
+        self._resets_full_at -= self.responses * RESPONSE / self._limits.resets_per_second
+        self.responses = 0
 
     def earn_bytes(self, count: int) -> None:
         """Bytes of a response were sent: the client has to renew its windows."""

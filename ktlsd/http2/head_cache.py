@@ -8,12 +8,13 @@ remembered is dropped at once when it is too much.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.header_table import ENTRY_OVERHEAD, HeaderTable
-from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block, read_string
+from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block
 from ktlsd.http2.huffman import HuffmanError
 from ktlsd.http2.request_fields import NO_REQUEST, FieldChecks, SharedHead, is_path, oversized_head, request_head
 
@@ -30,10 +31,9 @@ LONGEST_BLOCK: Final = 1024
 
 _WEIGHT: Final = 1024
 """Bytes of the objects of an entry."""
-_MOST_BEFORE_PATH: Final = 8
-"""Bytes: a :path literal after more than that is not looked for."""
-_PATH_LITERALS: Final = (0x04, 0x14)
-""":path with a literal value, without indexing and never indexed: what clients write for a path of their own."""
+_BEFORE_PATH: Final = re.compile(rb"[\x81-\xfe]{0,8}[\x04\x14][^\x7f\xff]", re.DOTALL)
+"""Up to eight indexed fields, and the beginning of :path with a literal value up to the length of its string: without
+indexing or never indexed, as clients write a path of their own."""
 
 
 class HeadCache:
@@ -66,24 +66,39 @@ class HeadCache:
             return found
         if len(block) > LONGEST_BLOCK:
             return self._decode_new(table, block)
-        split = self._without_path(block)
-        if split is None:
+        literal = _BEFORE_PATH.match(block)
+        if literal is None:
             found = self._decode_new(table, block)
             self._remember(table, block, found, _weight(block, found))
             return found
-        path, rest = split
+        # The :path literal ends with a string of up to 126 bytes, in Huffman code or not.
+        begin = literal.end()
+        end = begin + (block[begin - 1] & 0x7F)
+        rest = block[: begin - 1] + block[end:]
         shared = table.known_rests.get(rest)
-        # With another path the list may be beyond the limit.
-        if shared is not None and shared[2] + len(path) <= self.most_list_bytes and is_path(path):
-            found = shared[0], shared[0].head(path), shared[1]
-            self._remember(table, block, found, _WEIGHT + 3 * len(block))
-            return found
+        if shared is not None and end <= len(block):
+            path = self._path(block, begin, end)
+            # With another path the list may be beyond the limit.
+            if path is not None and shared[2] + len(path) <= self.most_list_bytes:
+                found = shared[0], shared[0].head(path), shared[1]
+                self._remember(table, block, found, _WEIGHT + 3 * len(block))
+                return found
         found = self._decode_new(table, block)
         self._remember(table, block, found, _weight(block, found))
         head = found[0]
         if head.refused is None:
-            table.known_rests[rest] = head, found[2], head.list_bytes - len(path)
+            table.known_rests[rest] = head, found[2], head.list_bytes - len(found[1].target)
         return found
+
+    def _path(self, block: bytes, begin: int, end: int) -> bytes | None:
+        """The path in a :path literal whose string is there; None if it is no valid one."""
+        path = block[begin:end]
+        if block[begin - 1] & 0x80:
+            try:
+                path = self.strings.decode(path)
+            except HuffmanError:
+                return None
+        return path if is_path(path) else None
 
     def decode_fields(self, table: HeaderTable, block: bytes) -> tuple[list[Field], HeaderTable]:
         """The fields of a block that is no request's, and the table after it. Raises ConnectionFault."""
@@ -96,22 +111,6 @@ class HeadCache:
             return oversized_head(fields, list_bytes), NO_REQUEST, after
         return *request_head(fields, list_bytes, self.checks), after
 
-    def _without_path(self, block: bytes) -> tuple[bytes, bytes] | None:
-        """A block's :path and the rest of it, if a :path literal comes after indexed fields at most."""
-        size = len(block)
-        start = 0
-        while start < size and 0x80 < block[start] < 0xFF:
-            start += 1
-        if start > _MOST_BEFORE_PATH or start + 1 >= size or block[start] not in _PATH_LITERALS:
-            return None
-        if block[start + 1] & 0x7F == 0x7F:
-            return None
-        try:
-            path, end = read_string(block, start + 1, self.strings)
-        except (HuffmanError, IndexError):
-            return None
-        return path, b"%c%b%b" % (start, block[:start], block[end:])
-
     def _remember(self, table: HeaderTable, block: bytes, found: Decoded, weight: int) -> None:
         if self._entries >= MOST_ENTRIES or self._weight + weight > MOST_WEIGHT:
             for one in self._tables.values():
@@ -122,7 +121,8 @@ class HeadCache:
             self._forget(table)
         self._entries += 1
         self._weight += weight
-        self._tables[id(table)] = table
+        if not table.known:
+            self._tables[id(table)] = table
         table.known[block] = found
         table.known_weight += weight
 

@@ -25,7 +25,12 @@ from ktlsd.http2.huffman import decode as decode_huffman
 BOMB_FACTOR: Final = 4
 """A header list of more than this many times the limit is a connection error."""
 
-MOST_STRINGS: Final = 8192
+MOST_STRING_BYTES: Final = 8 << 20
+"""Memory of all strings that are kept, as _STRING_BYTES and _BYTES_OF_EACH estimate it."""
+_STRING_BYTES: Final = 160
+"""Of the objects of a string."""
+_BYTES_OF_EACH: Final = 3
+"""Of each byte of a coded string, with what it means: codes have 5 bits or more."""
 _LONGEST_KEPT: Final = 256
 """Bytes of a coded string that is kept."""
 _LARGEST_SHIFT: Final = 21
@@ -37,6 +42,7 @@ class HuffmanCache:
 
     def __init__(self) -> None:
         self._strings: dict[bytes, bytes] = {}
+        self._bytes = 0
 
     @property
     def entries(self) -> int:
@@ -49,8 +55,10 @@ class HuffmanCache:
         if found is None:
             found = decode_huffman(coded)
             if len(coded) <= _LONGEST_KEPT:
-                if len(self._strings) >= MOST_STRINGS:
+                self._bytes += _STRING_BYTES + _BYTES_OF_EACH * len(coded)
+                if self._bytes > MOST_STRING_BYTES:
                     self._strings.clear()
+                    self._bytes = 0
                 self._strings[coded] = found
         return found
 

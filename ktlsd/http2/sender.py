@@ -328,4 +328,4 @@ class Sender:
             self.drop(stream_id)
         else:
             del self.streams[stream_id]
-        self._credit.earn()
+        self._credit.responses += 1

@@ -37,12 +37,13 @@ def test_a_block_is_decoded_once() -> None:
     assert cache.entries == 1
 
 
-def test_another_path_shares_all_but_the_path() -> None:
+@pytest.mark.parametrize("kind", [b"\x04", b"\x14"], ids=["without indexing", "never indexed"])
+def test_another_path_shares_all_but_the_path(kind: bytes) -> None:
     cache = HeadCache(LIMIT)
-    first, _, table = cache.decode(cache.root, START + b"\x04\x02/a" + HOST)
+    first, _, table = cache.decode(cache.root, START + kind + b"\x02/a" + HOST)
     # The last is "/1" in Huffman code.
-    for literal, path in ((b"\x04\x02/b", b"/b"), (b"\x14\x03/cc", b"/cc"), (b"\x04\x82\x60\x3f", b"/1")):
-        block = START + literal + HOST
+    for string, path in ((b"\x02/b", b"/b"), (b"\x03/cc", b"/cc"), (b"\x82\x60\x3f", b"/1")):
+        block = START + kind + string + HOST
         shared, head, after = cache.decode(cache.root, block)
         assert shared is first
         assert after is table
@@ -50,6 +51,15 @@ def test_another_path_shares_all_but_the_path() -> None:
         # From then on it is remembered, so that what is derived from a head is derived once.
         assert cache.root.known[block][1] is head
     assert cache.entries == 4
+
+
+def test_the_place_of_the_path_is_not_shared() -> None:
+    cache = HeadCache(LIMIT)
+    cache.decode(cache.root, START + b"\x04\x02/a" + HOST)
+    assert cache.decode(cache.root, START + HOST + b"\x04\x02/a")[0].refused is None
+    # A field before :path, which is an indexed one, and one after it.
+    assert cache.decode(cache.root, START + b"\x04\x02/a\x90")[0].refused is None
+    assert cache.decode(cache.root, START + b"\x90\x04\x02/a")[0].refused == "a pseudo-header field after another field"
 
 
 def test_connections_with_equal_histories_share_tables() -> None:
