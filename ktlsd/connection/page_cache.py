@@ -90,10 +90,14 @@ class PageCache:
 
         The identity of the open file, if it is known, saves questions.
         """
-        data = bytearray(len(head) + count)
-        data[: len(head)] = head
+        begin = len(head)
+        data = bytearray(begin + count)
+        target = memoryview(data)
+        if begin:
+            data[:begin] = head
+            target = target[begin:]
         try:
-            got = self._read_now(descriptor, memoryview(data)[len(head) :], offset, identity)
+            got = self._read_now(descriptor, target, offset, identity)
         except OSError:
             return None
         return data if got == count else None

@@ -198,7 +198,7 @@ class Connection:
                 kind == _HEADERS
                 and flags & _WHOLE_REQUEST == _WHOLE_REQUEST
                 and self._ordinary
-                and stream_id > self._last
+                and stream_id == self._last + 2
                 and stream_id & 1
             ):
                 stop = position
@@ -211,7 +211,6 @@ class Connection:
                 if (
                     shared.refused is None
                     and not shared.content_length
-                    and stream_id == self._last + 2
                     and dependency != stream_id
                     and len(streams) < most_streams
                     and self._early_priorities is None

@@ -6,7 +6,6 @@ every connection, can be remembered with its response, and a field can be put be
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -33,22 +32,21 @@ def encode_field(field: Field) -> bytes:
     if index is not None:
         return _integer(0x80, 7, index)
     name, value = field
-    return _literal(name) + _length(len(value)) + value
+    return literal(name, len(value)) + value
 
 
-@functools.lru_cache(maxsize=256)
-def _literal(name: bytes) -> bytes:
-    """The beginning of a literal, with its name."""
+def literal(name: bytes, size: int) -> bytes:
+    """A literal with this name, but for its value of so many bytes, which follows as it is."""
     pattern = 0x10 if name in _SECRET else 0
     index = _NAMES.get(name)
-    return _integer(pattern, 4, index) if index is not None else _integer(pattern, 4, 0) + _string(name)
+    named = _integer(pattern, 4, index) if index is not None else _integer(pattern, 4, 0) + _string(name)
+    return named + _length(size)
 
 
 def _string(text: bytes) -> bytes:
     return _length(len(text)) + text
 
 
-@functools.lru_cache(maxsize=256)
 def _length(count: int) -> bytes:
     """The length of a string."""
     return _integer(0, 7, count)

@@ -35,19 +35,17 @@ class _Level:
 class Scheduler:
     """The streams of one connection that have bytes to send and a window for them."""
 
-    __slots__ = ("_levels",)
+    __slots__ = ("levels",)
 
     def __init__(self) -> None:
-        self._levels: dict[int, _Level] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._levels)
+        self.levels: dict[int, _Level] = {}
+        """By urgency, those with streams."""
 
     def add(self, stream: Stream) -> None:
         """Have it take part; `waiting` becomes true."""
-        level = self._levels.get(stream.priority.urgency)
+        level = self.levels.get(stream.priority.urgency)
         if level is None:
-            level = self._levels[stream.priority.urgency] = _Level()
+            level = self.levels[stream.priority.urgency] = _Level()
         stream.waiting = True
         stream.in_turns = stream.priority.incremental or stream.offered > LARGEST_IN_LINE
         if stream.in_turns:
@@ -58,24 +56,24 @@ class Scheduler:
     def remove(self, stream: Stream) -> None:
         """Have it take part no more; its priority has to be as it was."""
         urgency = stream.priority.urgency
-        level = self._levels[urgency]
+        level = self.levels[urgency]
         stream.waiting = False
         if stream.in_turns:
             del level.turns[stream.stream_id]
         else:
             del level.line[bisect.bisect_left(level.line, stream.stream_id, key=_BY_ID)]
         if not level.turns and not level.line:
-            del self._levels[urgency]
+            del self.levels[urgency]
 
     def more_urgent_than(self, urgency: int) -> bool:
         """Whether a stream waits that is more urgent than that."""
-        return bool(self._levels) and min(self._levels) < urgency
+        return min(self.levels, default=urgency) < urgency
 
     def next(self) -> tuple[Stream, bool] | None:
         """The stream whose turn it is, and whether no other takes turns with it; None if there is none."""
-        if not self._levels:
+        if not self.levels:
             return None
-        level = self._levels[min(self._levels)]
+        level = self.levels[min(self.levels)]
         turns, line = level.turns, level.line
         if line and (level.line_is_next or not turns):
             level.line_is_next = False

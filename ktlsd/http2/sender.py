@@ -40,6 +40,8 @@ SHARED_TURN_BYTES: Final = 4 * RECORD_BYTES
 """Of a turn with its headers if others of the same urgency take turns with it; and the largest body of respond()."""
 
 _HEADERS: Final = int(FrameType.HEADERS)
+_END: Final = END_HEADERS | END_STREAM
+_pack: Final = HEADER.pack
 
 
 class Sender:
@@ -102,12 +104,13 @@ class Sender:
         return stream is not None and self._takes(stream, size)
 
     def _takes(self, stream: Stream, size: int) -> bool:
-        if size > stream.window or size > self.window or size > SHARED_TURN_BYTES:
+        if size > stream.window or size > self.window or size > SHARED_TURN_BYTES or self._bodies + size > MOST_BODIES:
             return False
-        if self._bodies + size > MOST_BODIES:
-            return False
+        scheduler = self._scheduler
         # A body of several frames does not go before others of its urgency.
-        return not self._scheduler.more_urgent_than(stream.priority.urgency + (size > self._frame_bytes))
+        return not scheduler.levels or not scheduler.more_urgent_than(
+            stream.priority.urgency + (size > self._frame_bytes)
+        )
 
     def respond(self, stream_id: int, block: bytes, body: bytes | bytearray = b"") -> bool:
         """A whole response from memory: a header block (hpack_encoder.py), and a body that may be empty.
@@ -120,22 +123,27 @@ class Sender:
         size = len(body)
         if size and not self._takes(stream, size):
             return False
-        frame_bytes = self._frame_bytes
-        if self._update or len(block) > frame_bytes or size > frame_bytes:
+        most = self._frame_bytes
+        if size > most or len(block) > most or self._update:
             self._write_headers(stream_id, block, end=not size)
             rest = memoryview(body)
-            for start in range(0, size, frame_bytes):
-                piece = rest[start : start + frame_bytes]
-                self._out += (data_header(len(piece), stream_id, end=start + frame_bytes >= size), piece)
+            for start in range(0, size, most):
+                piece = rest[start : start + most]
+                self._out += (data_header(len(piece), stream_id, end=start + most >= size), piece)
             self._credit.earn_bytes(size)
         elif size:
-            head = HEADER.pack(len(block) << 8 | _HEADERS, END_HEADERS, stream_id)
-            self._out += (head, block, HEADER.pack(size << 8, END_STREAM, stream_id), body)
+            head = _pack(len(block) << 8 | _HEADERS, END_HEADERS, stream_id)
+            self._out += (head, block, _pack(size << 8, END_STREAM, stream_id), body)
         else:
-            self._out += (HEADER.pack(len(block) << 8 | _HEADERS, END_HEADERS | END_STREAM, stream_id), block)
+            self._out += (_pack(len(block) << 8 | _HEADERS, _END, stream_id), block)
         self.window -= size
         self._bodies += size
-        self._finish(stream)
+        if stream.receiving or stream.waiting:
+            self._finish(stream)
+        else:
+            # The same, without a call.
+            del self.streams[stream_id]
+            self._credit.responses += 1
         return True
 
     def begin(self, stream_id: int, block: bytes) -> bool:
@@ -248,7 +256,7 @@ class Sender:
 
     def stalled(self) -> bool:
         """Whether bytes are offered, but the client's windows let none of them go."""
-        if self._scheduler:
+        if self._scheduler.levels:
             return self.window <= 0
         return any(stream.offered and not stream.held for stream in self.streams.values())
 

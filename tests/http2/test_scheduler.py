@@ -32,7 +32,7 @@ def scheduler_of(*streams: Stream) -> Scheduler:
 
 def test_nothing_to_send() -> None:
     scheduler = Scheduler()
-    assert not scheduler
+    assert not scheduler.levels
     assert scheduler.next() is None
     assert not scheduler.more_urgent_than(7)
 
@@ -46,7 +46,7 @@ def test_the_most_urgent_first() -> None:
     assert scheduler.more_urgent_than(5)
     assert not scheduler.more_urgent_than(4)
     scheduler.remove(second)
-    assert not scheduler
+    assert not scheduler.levels
 
 
 def test_incremental_ones_take_turns() -> None:
@@ -107,4 +107,4 @@ def test_everyone_of_the_most_urgent_is_served(kinds: list[tuple[int, bool, int]
         left.remove(gone)
         scheduler.remove(gone)
         assert not gone.waiting
-    assert not scheduler
+    assert not scheduler.levels
