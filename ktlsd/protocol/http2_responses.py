@@ -199,9 +199,8 @@ class Http2Responses:
         self, stream_id: int, head: RequestHead, entry: CacheEntry, batch: Batch, arrived: float
     ) -> bool:
         """Answer with a remembered response; False if it does not hold any more."""
-        responder = self._responder
+        responder, part = self._responder, entry.part
         key = Http2Responses, entry
-        part, checked = entry.part, bool(entry.checks)
         known: tuple[bytes, bytes | bytearray] | None = batch.get(key)
         file, data = None, None
         if known is not None:
@@ -216,18 +215,19 @@ class Http2Responses:
                     # It was remembered over HTTP/1.1.
                     entry.block = writer.beginning(entry.response.status, entry.fields)
                 block = entry.block + self._date.block()
-                data = entry.body
-                if part is not None:
-                    data = self._whole(stream_id, recalled, part, entry.identity, checked=checked)
-                    if data is None:
-                        file = Body(arrived)
-                        file.use_descriptor(recalled, entry.identity)
+                if part is None:
+                    data = entry.body
+                else:
+                    data = self._whole(stream_id, recalled, part, entry.sources[0][2], checked=bool(entry.checks))
+                if data is None:
+                    file = Body(arrived)
+                    file.use_descriptor(recalled, entry.identity)
+                else:
+                    batch[key] = block, data
             finally:
                 if recalled >= 0 and file is None:
                     os.close(recalled)
-            if data is not None:
-                batch[key] = block, data
-        if data is not None and not (self._logged or checked) and self._sender.respond(stream_id, block, data):
+        if data is not None and not self._logged and not entry.checks and self._sender.respond(stream_id, block, data):
             # As most are: nothing to be logged, no rates, nothing to be closed.
             responder.begin_remembered(entry, head, 0, None)
             self._note_whole(arrived, len(data), entry.site)
