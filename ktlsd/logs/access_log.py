@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
@@ -26,8 +25,8 @@ Fragment = tuple[str, str]
 _ESCAPES: Final = {
     number: f"\\x{number:02X}" for number in range(256) if not " " <= chr(number) <= "~" or chr(number) in '"\\'
 }
-_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*+")
-"""What has nothing to escape, which is quickly seen."""
+_PLAIN: Final = bytes(number for number in range(128) if number not in _ESCAPES)
+"""The characters that neither format escapes."""
 _DELETE: Final = "\x7f"
 
 
@@ -111,7 +110,11 @@ class Combined:
         line = asked.received
         if asked.method is not None:
             line = b"%b %b HTTP/%b" % (asked.method, asked.target or b"", asked.version or b"")
-        return _quoted(line), f"{_quoted(asked.referer)} {_quoted(asked.user_agent)} host={_quoted(asked.host)}"
+        referer, agent, host = asked.referer, asked.user_agent, asked.host
+        if line and referer and agent and host and _is_plain(b"".join((line, referer, agent, host))):
+            # One look at all of them, as is right for nearly all requests.
+            return (b'"%b"' % line).decode("ascii"), (b'"%b" "%b" host="%b"' % (referer, agent, host)).decode("ascii")
+        return _quoted(line), f"{_quoted(referer)} {_quoted(agent)} host={_quoted(host)}"
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         return (
@@ -140,22 +143,18 @@ class Json:
         return _members({**fields, **tx, **rx}), ""
 
     def of_request(self, asked: Asked) -> Fragment:
-        fields = {
-            "method": asked.method,
-            "target": asked.target,
-            "protocol": None if asked.version is None else b"HTTP/" + asked.version,
-            "host": asked.host,
-            "referer": asked.referer,
-            "user_agent": asked.user_agent,
-            "received": asked.received,
-        }
-        return _members({name: _decoded(value) for name, value in fields.items()}), ""
+        return (
+            f'"method":{_json(asked.method)},"target":{_json(asked.target)},'
+            f'"protocol":{_json(None if asked.version is None else b"HTTP/" + asked.version)},'
+            f'"host":{_json(asked.host)},"referer":{_json(asked.referer)},"user_agent":{_json(asked.user_agent)},'
+            f'"received":{_json(asked.received)}'
+        ), ""
 
     def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
         second = int(outcome.at)
         return (
             f'{{"time":"{_rfc3339_time(second)}.{int((outcome.at - second) * 1000):03d}Z",'
-            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},{_member("user", outcome.user)},'
+            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},"user":{_json(outcome.user)},'
             f'"status":{outcome.status or "null"},"bytes":{outcome.sent},"duration_ms":{outcome.seconds * 1000:.3f},'
             f'"complete":{_boolean(outcome.complete)}}}\n'
         )
@@ -164,8 +163,13 @@ class Json:
 FORMATS: Final[Mapping[AccessLogFormat, Format]] = {"combined": Combined(), "json": Json()}
 
 
+def _is_plain(value: bytes) -> bool:
+    """Whether there is nothing to escape."""
+    return not value.translate(None, _PLAIN)
+
+
 def _escaped(value: bytes) -> str:
-    if _PLAIN.fullmatch(value):
+    if _is_plain(value):
         return value.decode("ascii")
     return value.decode("latin-1").translate(_ESCAPES)
 
@@ -179,10 +183,6 @@ def _user(name: bytes | None) -> str:
     return "-" if not name else _escaped(name).replace(" ", "\\x20")
 
 
-def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
-
-
 def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogateescape")
 
@@ -193,8 +193,14 @@ def _members(fields: Mapping[str, str | int | bool | None]) -> str:
     return json.dumps(fields, separators=(",", ":"))[1:-1].replace(_DELETE, "\\u007f")
 
 
-def _member(name: str, value: bytes | None) -> str:
-    return f'"{name}":null' if value is None else _members({name: _decoded(value)})
+def _json(value: bytes | None) -> str:
+    """A JSON value in ASCII."""
+    if value is None:
+        return "null"
+    if _is_plain(value):
+        return f'"{value.decode("ascii")}"'
+    # JSON lets DEL stand as it is.
+    return json.dumps(value.decode("latin-1")).replace(_DELETE, "\\u007f")
 
 
 def _of_path(name: str, path: Path | None) -> dict[str, str | None]:

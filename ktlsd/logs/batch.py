@@ -1,8 +1,9 @@
-"""Lines for a log that are made and written together, so that each costs little, and by a thread, so that no disk and
-no reader holds up the event loop.
+"""Lines for a log that are written together, so that each costs little, and by a thread, so that no disk and no reader
+holds up the event loop.
 
-Strategy: the first line wakes the thread, which gives the others a moment. Lines that cannot be written, or come while
-too many wait, are dropped and counted; the error log says so once, and again when it is over.
+Strategy: the caller makes the lines, since a thread that runs Python holds the event loop up. The first line wakes the
+thread, which gives the others a moment. Lines that cannot be written, or come while too many wait, are dropped and
+counted; the error log says so once, and again when it is over.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import trio
 
 from ktlsd.logs.log_files import LogFile, Lost
 
 log = logging.getLogger("ktlsd")
-
-T = TypeVar("T")
 
 GATHER_SECONDS: Final = 0.1
 MOST_WAITING: Final = 4 << 20
@@ -31,15 +30,13 @@ LAST_SECONDS: Final = 1.0
 """The same for the last one, before the process ends."""
 
 
-class LogBatch(Generic[T]):
+class LogBatch:
     """Lines of one process on their way to a LogFile, which stays the caller's to close."""
 
-    def __init__(self, file: LogFile, render: Callable[[Iterator[T]], Iterator[str]]) -> None:
-        """`render` makes lines of ASCII, with their ends, from the added items. It runs in the thread."""
+    def __init__(self, file: LogFile) -> None:
         self._file = file
-        self._render = render
-        self._waiting: deque[tuple[T, int] | Callable[[], None]] = deque()
-        """Items with their sizes, and calls between them."""
+        self._waiting: deque[str | Callable[[], None]] = deque()
+        """Lines, and calls between them."""
         self._next_call: Callable[[], None] | None = None
         # Each number has one writing thread: for these the one that adds, for the others the one that writes lines.
         self._added = self._overflowed = 0
@@ -53,13 +50,13 @@ class LogBatch(Generic[T]):
         """Lines that were not written."""
         return self._overflowed + self._unwritten
 
-    def add(self, told: T, size: int) -> None:
-        """Add the item of a line of about `size` characters."""
+    def add(self, line: str) -> None:
+        """Add a line of ASCII with its end."""
         if self._added - self._taken > MOST_WAITING:
             self._overflowed += 1
             return
-        self._waiting.append((told, size))
-        self._added += size
+        self._waiting.append(line)
+        self._added += len(line)
         # The thread takes what waits until nothing does.
         if len(self._waiting) == 1:
             self._some.set()
@@ -84,7 +81,7 @@ class LogBatch(Generic[T]):
         while not ended:
             self._some.wait()
             time.sleep(GATHER_SECONDS)
-            # Items added from here on are taken now, or set it again.
+            # Lines added from here on are taken now, or set it again.
             self._some.clear()
             ended = self._ending
             while self._write(LAST_SECONDS if ended else PATIENCE_SECONDS):
@@ -92,7 +89,7 @@ class LogBatch(Generic[T]):
 
     def _write(self, patience: float) -> bool:
         """Write what waits up to the next call, and make that; False if there is none."""
-        text = "".join(self._render(self._take()))
+        text = "".join(self._take())
         if text:
             self._tell(self._file.write(text.encode("ascii"), patience))
         self._taken = self._taking
@@ -102,15 +99,14 @@ class LogBatch(Generic[T]):
         function()
         return True
 
-    def _take(self) -> Iterator[T]:
+    def _take(self) -> Iterator[str]:
         while self._waiting:
             entry = self._waiting.popleft()
-            if not isinstance(entry, tuple):
+            if not isinstance(entry, str):
                 self._next_call = entry
                 return
-            told, size = entry
-            self._taking += size
-            yield told
+            self._taking += len(entry)
+            yield entry
 
     def _tell(self, lost: Lost | None) -> None:
         if lost is not None:

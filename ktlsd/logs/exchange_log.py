@@ -19,21 +19,12 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http.signed_links import without_signatures
 from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
 from ktlsd.logs.batch import LogBatch
-from ktlsd.logs.log_files import LogFile
 
 LONGEST_RECEIVED: Final = 1024
 """Bytes that are logged of what is no request."""
 
-_SIZE_OF_REST: Final = 512
-"""Characters of a line beside its fragment of the request, at most."""
 _ID_SIZE: Final = 16
 _IDS_AT_ONCE: Final = 256
-
-
-Told = tuple[Format, Fragment, Fragment, int | None, float, float, int, bool, str | None, bytes | None]
-"""The format of the line; a connection; a request on it; the status of its response, if any; when it began and ended by
-the monotonic clock; bytes sent; true if that is all; the request's id, if it has one already; the user, if one was
-asked for."""
 
 
 class Sending(Protocol):
@@ -43,24 +34,10 @@ class Sending(Protocol):
     """Bytes so far."""
 
 
-def log_batch(file: LogFile) -> LogBatch[Told]:
-    """The lines of one process's access log. `file` stays the caller's to close."""
-    ids = _request_ids()
-
-    def render(all_told: Iterator[Told]) -> Iterator[str]:
-        since = time.time() - time.monotonic()
-        for told, own in zip(all_told, ids, strict=False):
-            form, channel, noted, status, began, ended, sent, complete, given, user = told
-            outcome = Outcome(since + began, given or own, status, sent, ended - began, complete, user)
-            yield form.line(channel, noted, outcome)
-
-    return LogBatch(file, render)
-
-
 class AccessLog:
     """One process's access log, in one format. Logs of several formats may share their lines."""
 
-    def __init__(self, form: Format, lines: LogBatch[Told]) -> None:
+    def __init__(self, form: Format, lines: LogBatch) -> None:
         self.form = form
         self.lines = lines
         self._ids = _request_ids()
@@ -159,23 +136,14 @@ class RequestLog:
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` if the whole response was."""
-        noted = self.noted
-        sent = self._transport.sent - self._sent - self._head_size
-        told = (
-            *(
-                self._form,
-                self._fragment,
-                noted,
-                self._status,
-                self._began,
-                time.monotonic(),
-                sent if sent > 0 else 0,
-                complete,
-            ),
-            *(self._id, self._user),
+        log, ended = self._log, time.monotonic()
+        sent, seconds = self._transport.sent - self._sent - self._head_size, ended - self._began
+        at = time.time() - seconds
+        outcome = Outcome(
+            at, self._id or log.new_id(), self._status, sent if sent > 0 else 0, seconds, complete, self._user
         )
-        self._log.lines.add(told, _SIZE_OF_REST + len(noted[0]) + len(noted[1]))
-        self.noted = self._log.nothing
+        log.lines.add(self._form.line(self._fragment, self.noted, outcome))
+        self.noted = log.nothing
 
 
 def _request_ids() -> Iterator[str]:

@@ -27,7 +27,7 @@ from ktlsd.logs.reload_signals import REOPEN_SIGNAL, unblock_reopen_signal
 
 if TYPE_CHECKING:
     from ktlsd.logs.batch import LogBatch
-    from ktlsd.logs.exchange_log import AccessLog, Told
+    from ktlsd.logs.exchange_log import AccessLog
 
 log = logging.getLogger("ktlsd")
 
@@ -42,7 +42,7 @@ class AccessLogFile:
         self.place = settings.access_log
         """The file's, once all that is called for is done."""
         self.file = None if settings.access_log is None else _open("access_log", settings.access_log)
-        self._lines: LogBatch[Told] | None = None
+        self._lines: LogBatch | None = None
         self._nursery: trio.Nursery | None = None
 
     def close(self) -> None:
@@ -54,10 +54,11 @@ class AccessLogFile:
         if not self._written or self.file is None or self._nursery is None:
             return None
         from ktlsd.logs.access_log import FORMATS
-        from ktlsd.logs.exchange_log import AccessLog, log_batch
+        from ktlsd.logs.batch import LogBatch
+        from ktlsd.logs.exchange_log import AccessLog
 
         if self._lines is None:
-            self._lines = log_batch(self.file)
+            self._lines = LogBatch(self.file)
             self._nursery.start_soon(self._lines.write_until_end)
         return AccessLog(FORMATS[self._format], self._lines)
 
