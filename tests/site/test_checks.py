@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ktlsd.config.options import AuthOptions, LimitOptions, SiteOptions
+from ktlsd.config.options import AuthOptions, LimitOptions, MaintenanceOptions, SiteOptions
 from ktlsd.config.refusal import SettingsError
-from ktlsd.http.access import Visitor
+from ktlsd.http.access import Access, Visitor
 from ktlsd.http.client_networks import ClientNetworks
 from ktlsd.http.decide import Request
 from ktlsd.http.forwarded import Origin
@@ -102,3 +102,10 @@ def test_files_of_users(tmp_path: Path, users: str, reason: str | None) -> None:
     with pytest.raises(SettingsError, match=reason) as error:
         checks_of(options, NETWORKS, Passwords(LIMITS, NETWORKS))
     assert str(error.value).count(str(path)) == 1
+
+
+def test_maintenance_guards_all_paths_but_challenges(tmp_path: Path) -> None:
+    options = SiteOptions(root=tmp_path, maintenance=MaintenanceOptions(enabled=True))
+    access = Access(checks_of(options, NETWORKS, Passwords(LIMITS, NETWORKS)))
+    guarded = [path for path in ("/", "/a", "/é", "/.well-known/acme-challenge/x") if access.guards(path)]
+    assert guarded == ["/", "/a", "/é"]
