@@ -40,7 +40,7 @@ FILES: Final = {
 }
 PHOTOS: Final = {"beach.png": (40, 130, 200), "forest.png": (40, 140, 70), "sunset.png": (240, 120, 40)}
 SHOWN: Final = {"width": 900, "height": 560}
-STATUS_SHOWN: Final = {"width": 900, "height": 816}
+STATUS_SHOWN: Final = {"width": 900, "height": 848}
 RATE: Final = "3M"
 """Bytes per second of each download."""
 STATUS_SECONDS: Final = 75

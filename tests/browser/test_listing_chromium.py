@@ -64,7 +64,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.utime(path, (1_700_000_000 + (size or 0),) * 2)
     for number in range(MANY):
         (base / f"root/many/file {number}.txt").touch()
-    with serving(base / "root", "--listing", state=base / "state") as server:
+    config = base / "ktlsd.toml"
+    config.write_text('root = "root"\nlisting = true\nzip_bytes = 1_000_000\ntar_bytes = 1_000_000\n')
+    with serving(None, "--config", str(config), state=base / "state") as server:
         yield server.url()
 
 
@@ -208,6 +210,8 @@ def test_nothing_sticks_out_on_a_phone(browser: Browser, site: str, options: dic
     with opened(browser, site + "a%20folder/", **options) as page:
         page.set_checked("#gallery", gallery)
         assert page.evaluate("document.documentElement.scrollWidth") == options["viewport"]["width"]
+        tops = "all => all.map(one => one.getBoundingClientRect().top)"
+        assert len(set(page.eval_on_selector_all(".button", tops))) == 1
         page.locator("td img").first.click()
         bottoms = "all => new Set(all.map(one => one.getBoundingClientRect().bottom)).size"
         assert page.eval_on_selector_all("dialog button", bottoms) == 1

@@ -19,6 +19,8 @@ from tests.serving import Running, connect, exchange, get, serving
 from tests.wire.test_metrics_wire import ON_LOOPBACK, metrics_port
 
 DRAWN = "document.querySelector('.plot path')?.getAttribute('d')?.includes('L')"
+OTHER = "a-long-name-of-a-customer.of-a-department.example.test"
+"""The second site."""
 TITLES = ["Open connections", "Requests per second", "Throughput", "Open TLS connections with kTLS"]
 
 
@@ -27,7 +29,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     base = tmp_path_factory.mktemp("status")
     (base / "root").mkdir()
     (base / "root/a.txt").write_text("a" * 1_000_000)
-    with serving(base / "root", *ON_LOOPBACK, "--workers", "2", state=base / "state") as server:
+    config = base / "ktlsd.toml"
+    config.write_text(f'root = "root"\n[[site]]\nnames = ["{OTHER}"]\nroot = "root"\n')
+    options = ("--config", str(config), *ON_LOOPBACK, "--workers", "2")
+    with serving(None, *options, state=base / "state") as server:
+        get(server.port, "/a.txt", host=OTHER)
         exchange(server.port, b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         yield server
 
@@ -62,6 +68,10 @@ def test_everything_is_there_without_script(browser: Browser, running: Running, 
         assert page.inner_text("#expires").endswith(" days")
         assert rows(page, "latency")[0][0] == "HTTP/1.1"
         assert rows(page, "latency")[0][2].endswith("ms")
+        assert sorted(row[0] for row in rows(page, "sites")) == [
+            OTHER,
+            "default",
+        ]
         assert "none" not in page.inner_text("#paths")
         assert page.inner_text("#certificates").split("\t")[:2] == ["default", str(running.certificate)]
 
