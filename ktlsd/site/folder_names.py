@@ -124,6 +124,8 @@ class FolderNames:
         """For all of the above, between the event loop and threads."""
         self._waits: dict[bytes, int] = {}
         """Folders that requests waited for, by their parent."""
+        self._ahead: set[bytes] = set()
+        """Parents whose folders are being read."""
         self._lately: dict[bytes, _Known] = {}
         self._lately_until = 0.0
 
@@ -243,11 +245,18 @@ class FolderNames:
         if len(self._waits) >= _MOST_PARENTS:
             self._waits.clear()
         waits = self._waits[parent] = self._waits.get(parent, 0) + 1
-        return parent if waits >= WAITS and waits.bit_count() == 1 else None
+        return parent if waits >= WAITS and waits.bit_count() == 1 and parent not in self._ahead else None
 
     def read_below(self, root: int, parent: bytes, stop: Callable[[], bool]) -> None:
         """Read the folders in a folder, in a thread, until `stop`. It rests for half of the time, since the event loop
         needs the interpreter, and leaves half of the memory to folders that requests ask for. Raises OSError."""
+        self._ahead.add(parent)
+        try:
+            self._read_below(root, parent, stop)
+        finally:
+            self._ahead.discard(parent)
+
+    def _read_below(self, root: int, parent: bytes, stop: Callable[[], bool]) -> None:
         descriptor = openat2(root, parent, os.O_RDONLY | os.O_DIRECTORY, cached=False)
         try:
             with os.scandir(descriptor) as scan:
