@@ -51,7 +51,7 @@ _libc: Final[Any] = ffi.dlopen(None)
 # openat2 is called for each request of a file: no look-up in the library, and no new struct, for each of them.
 _syscall: Final[Any] = _libc.syscall
 _MAP_FAILED: Final[Any] = ffi.cast("void *", -1)
-_hows: Final[dict[tuple[int, bool, bool], Any]] = {}
+_hows: Final[dict[tuple[int, bool, bool, bool], Any]] = {}
 
 
 class FolderIdentity(NamedTuple):
@@ -63,21 +63,24 @@ class FolderIdentity(NamedTuple):
     mount: int
 
 
-def openat2(directory: int, path: bytes, flags: int, *, cached: bool, links: bool = True) -> int:
+def openat2(directory: int, path: bytes, flags: int, *, cached: bool, links: bool = True, mounts: bool = True) -> int:
     """Open `path` below the directory descriptor, never outside it (openat2(2), RESOLVE_BENEATH); the new descriptor.
 
     With `cached`, fail with EAGAIN instead of waiting for a disk to resolve the path (RESOLVE_CACHED, Linux 5.12), and
     with EXDEV at another mount, whose file system may hold up even open(2) (RESOLVE_NO_XDEV). Without `links`, fail
-    with ELOOP at a symbolic link (RESOLVE_NO_SYMLINKS). Raises OSError.
+    with ELOOP at a symbolic link (RESOLVE_NO_SYMLINKS). Without `mounts`, fail with EXDEV at another mount, too. Raises
+    OSError.
     """
-    how = _hows.get((flags, cached, links))
+    how = _hows.get((flags, cached, links, mounts))
     if how is None:
         resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
         if cached:
-            resolve |= _RESOLVE_CACHED | _RESOLVE_NO_XDEV
+            resolve |= _RESOLVE_CACHED
+        if cached or not mounts:
+            resolve |= _RESOLVE_NO_XDEV
         if not links:
             resolve |= _RESOLVE_NO_SYMLINKS
-        how = _hows[flags, cached, links] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+        how = _hows[flags, cached, links, mounts] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
     descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
     if descriptor < 0:
         raise _error()

@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import islice
@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ktlsd.http.accept_encoding import SUFFIXES
-from ktlsd.system_calls import file_system_type, folder_identity, openat2
+from ktlsd.system_calls import file_system_type, openat2
 
 MOST_BYTES: Final = 8_388_608
 """Approximate memory for the names below one root: about a million names."""
@@ -35,12 +35,12 @@ MOST_AT_ONCE: Final = 2_000
 MOST_NAMES: Final = 100_000
 """Names of a folder that is kept."""
 WAITS: Final = 8
-"""Folders of one parent that are read while a request waits, before a thread reads their neighbours, too. Then the
-number doubles."""
+"""Folders that requests wait for after the first one before a thread reads all others again. Then the number
+doubles."""
 MOST_AHEAD: Final = 4096
-"""Names of a parent among which neighbours are looked for."""
+"""Names of a folder among which folders to be read ahead are looked for."""
 AHEAD_SECONDS: Final = 5.0
-"""Time after which no further neighbour is read."""
+"""Time after which no further folder is read ahead."""
 LATELY_SECONDS: Final = 0.2
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
@@ -50,7 +50,6 @@ _ENDINGS: Final = tuple(f"{os.fsdecode(suffix)}\0" for suffix in SUFFIXES.values
 _SETTLED_NS: Final = 2_000_000_000
 # A folder that changes again and again is read for at most a fiftieth of the time.
 _PAUSES: Final = 50
-_MOST_PARENTS: Final = 1024
 _FOLDER_BYTES: Final = 512
 _BUCKET: Final = 1024
 _MOST_LEVELS: Final = 32
@@ -122,10 +121,9 @@ class FolderNames:
         self._reading: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         """For all of the above, between the event loop and threads."""
-        self._waits: dict[bytes, int] = {}
-        """Folders that requests waited for, by their parent."""
-        self._ahead: set[bytes] = set()
-        """Parents whose folders are being read."""
+        self._waits = 0
+        """Number of folders that requests waited for."""
+        self._reads_ahead = False
         self._lately: dict[bytes, _Known] = {}
         self._lately_until = 0.0
 
@@ -215,12 +213,11 @@ class FolderNames:
     def read(self, root: int, folder: bytes, *, large: bool = False) -> bool:
         """Read a folder's names, in a thread; `large`: more than MOST_AT_ONCE. True if the names are known now."""
         try:
-            descriptor = openat2(root, folder, os.O_PATH | os.O_DIRECTORY, cached=False)
+            # With O_DIRECTORY, the kernel would mount what is to be mounted there by autofs(5).
+            descriptor = openat2(root, folder, os.O_PATH, cached=False, mounts=False)
         except OSError:
             return False
         try:
-            if folder_identity(descriptor).mount != folder_identity(root).mount:
-                return False
             status = os.fstat(descriptor)
             key, version = (status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_ctime_ns)
             if not _is_settled(version) or not self._claim(key, version, large=large):
@@ -236,41 +233,30 @@ class FolderNames:
         finally:
             os.close(descriptor)
 
-    def parent_to_read(self, folder: bytes) -> bytes | None:
-        """Note that a request waits for a folder; its parent, if requests have waited for so many of its folders that
-        read_below() is due."""
-        if folder == b".":
-            return None
-        parent = folder.rpartition(b"/")[0] or b"."
-        if len(self._waits) >= _MOST_PARENTS:
-            self._waits.clear()
-        waits = self._waits[parent] = self._waits.get(parent, 0) + 1
-        return parent if waits >= WAITS and waits.bit_count() == 1 and parent not in self._ahead else None
+    def ahead_is_due(self) -> bool:
+        """Note that a request waits for a folder. True if read_ahead() is due: at the first one, and later again, since
+        folders may have changed."""
+        self._waits += 1
+        return not self._reads_ahead and (self._waits == 1 or (self._waits >= WAITS and self._waits.bit_count() == 1))
 
-    def read_below(self, root: int, parent: bytes, stop: Callable[[], bool]) -> None:
-        """Read the folders in a folder, in a thread, until `stop`. It rests for half of the time, since the event loop
-        needs the interpreter, and leaves half of the memory to folders that requests ask for. Raises OSError."""
-        self._ahead.add(parent)
+    def read_ahead(self, root: int, stop: Callable[[], bool]) -> None:
+        """Read the folders on the root's own mount, those at the top first, in a thread, until `stop`; hidden ones are
+        left out. It rests for half of the time, since the event loop needs the interpreter, and leaves half of the
+        memory to folders that requests ask for. Raises OSError."""
+        self._reads_ahead = True
         try:
-            self._read_below(root, parent, stop)
+            until, parents = time.monotonic() + AHEAD_SECONDS, deque([b""])
+            while parents:
+                parent = parents.popleft()
+                for name in _folders_in(root, parent or b"."):
+                    now = time.monotonic()
+                    if stop() or now > until or self._bytes > self._most_bytes // 2:
+                        return
+                    self.read(root, parent + name)
+                    parents.append(parent + name + b"/")
+                    time.sleep(time.monotonic() - now)
         finally:
-            self._ahead.discard(parent)
-
-    def _read_below(self, root: int, parent: bytes, stop: Callable[[], bool]) -> None:
-        descriptor = openat2(root, parent, os.O_RDONLY | os.O_DIRECTORY, cached=False)
-        try:
-            with os.scandir(descriptor) as scan:
-                entries = islice(scan, MOST_AHEAD)
-                names = [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
-        finally:
-            os.close(descriptor)
-        began = time.monotonic()
-        for name in names:
-            now = time.monotonic()
-            if stop() or now - began > AHEAD_SECONDS or self._bytes > self._most_bytes // 2:
-                return
-            self.read(root, name if parent == b"." else parent + b"/" + name)
-            time.sleep(time.monotonic() - now)
+            self._reads_ahead = False
 
     def _claim(self, key: tuple[int, int], version: _Version, *, large: bool) -> bool:
         """Whether this thread is to read the folder: no other does, or has."""
@@ -292,6 +278,23 @@ class FolderNames:
     def _drop(self, known: _Known | None) -> None:
         if known is not None:
             self._bytes -= known.size()
+
+
+def _folders_in(root: int, folder: bytes) -> list[bytes]:
+    """Names of the folders in a folder, but for hidden ones; none if it is on another mount, or not to be read. Raises
+    OSError."""
+    try:
+        descriptor = openat2(root, folder, os.O_RDONLY | os.O_DIRECTORY, cached=True)
+    except OSError:
+        return []
+    try:
+        with os.scandir(descriptor) as scan:
+            found = [
+                os.fsencode(entry.name) for entry in islice(scan, MOST_AHEAD) if entry.is_dir(follow_symlinks=False)
+            ]
+    finally:
+        os.close(descriptor)
+    return [name for name in found if not name.startswith(b".")]
 
 
 def _status(root: int, folder: bytes) -> os.stat_result:

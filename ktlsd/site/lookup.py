@@ -452,9 +452,8 @@ class Root:
         if unread.large:
             self._read_soon(root, unread)
             return None
-        parent = self._names.parent_to_read(unread.folder)
-        if parent is not None:
-            self._run_soon(root, lambda copy: self._names.read_below(copy, parent, lambda: self.closed))
+        if self._names.ahead_is_due():
+            self._run_soon(root, lambda copy: self._names.read_ahead(copy, lambda: self.closed))
         return unread
 
     def _read_soon(self, root: int, unread: Unread) -> None:

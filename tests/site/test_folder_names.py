@@ -214,7 +214,7 @@ async def test_links_lead_to_names_too(root: Root, site: Path) -> None:
 
 async def test_a_file_is_found_once_it_is_there(root: Root, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # overlayfs may remove an attribute of a folder that is read, which changes its times.
-    monkeypatch.setattr(folder_names, "WAITS", 1000)
+    monkeypatch.setattr(folder_names, "AHEAD_SECONDS", -1.0)
     await learn(root, "none", "sub/none")
     changes: tuple[Callable[[Path], object], ...] = (
         lambda path: path.write_text("new"),
@@ -307,32 +307,36 @@ async def test_siblings_need_no_system_call_each(
     root.close()
 
 
-async def test_neighbours_are_read_ahead(site: Path) -> None:
-    for number in range(2 * folder_names.WAITS):
-        (site / f"many/{number}").mkdir(parents=True)
-        (site / f"many/{number}/a.txt").touch()
+async def test_folders_are_read_ahead(site: Path) -> None:
+    for number in range(20):
+        (site / f"many/{number}/below").mkdir(parents=True)
+        (site / f"many/{number}/below/a.txt").touch()
+    (site / ".hidden").mkdir()
     (site / "many/link").symlink_to("0")
     settle()
     root = Root(str(site))
-    for number in range(folder_names.WAITS - 1):
-        assert await looked_up(root, f"many/{number}/none") is Miss.ABSENT
-    await trio.sleep(0.2)
-    last = 2 * folder_names.WAITS - 1
-    with pytest.raises(NeedsThread):
-        at_once(looked_up(root, f"many/{last}/none"))
-    assert await looked_up(root, f"many/{folder_names.WAITS}/none") is Miss.ABSENT
+    # The first request that waits has all others read.
+    assert await looked_up(root, "none") is Miss.ABSENT
     for number in range(50):
         with contextlib.suppress(NeedsThread):
-            assert at_once(looked_up(root, f"many/{last}/none{number}")) is Miss.ABSENT
+            assert at_once(looked_up(root, f"many/19/below/none{number}")) is Miss.ABSENT
             break
         await trio.sleep(0.1)
     else:
         raise NeedsThread
-    (site / f"many/{last}/new").touch()
-    found = await looked_up(root, f"many/{last}/new")
+    identities = {(status.st_dev, status.st_ino) for status in (os.stat(site / ".hidden"), os.stat(site / "many"))}
+    assert len(identities & root._names._folders.keys()) == 1
+    (site / "many/19/below/new").touch()
+    found = await looked_up(root, "many/19/below/new")
     assert isinstance(found, OpenFile)
     found.close()
     root.close()
+
+
+def test_reading_ahead_is_due_at_first_and_then_less_and_less_often() -> None:
+    names = FolderNames()
+    due = [number for number in range(1, 100) if names.ahead_is_due()]
+    assert due == [1, folder_names.WAITS, 2 * folder_names.WAITS, 4 * folder_names.WAITS, 8 * folder_names.WAITS]
 
 
 @pytest.mark.parametrize("most_bytes", [folder_names.MOST_BYTES, 20_000])
@@ -342,12 +346,30 @@ def test_reading_ahead_leaves_memory(tmp_path: Path, most_bytes: int) -> None:
     settle()
     names = FolderNames(most_bytes)
     descriptor = os.open(tmp_path, os.O_PATH)
-    names.read_below(descriptor, b"many", lambda: True)
+    names.read_ahead(descriptor, lambda: True)
     assert len(names._folders) == 0
-    names.read_below(descriptor, b"many", lambda: False)
+    names.read_ahead(descriptor, lambda: False)
     os.close(descriptor)
-    assert (len(names._folders) == 100) is (most_bytes == folder_names.MOST_BYTES)
+    assert (len(names._folders) == 101) is (most_bytes == folder_names.MOST_BYTES)
     assert 0 < names._bytes < most_bytes // 2 + 1024
+
+
+@as_root
+def test_reading_ahead_stays_on_the_mount(tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "other").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path / "mounted"], check=True)
+    try:
+        (tmp_path / "mounted/below").mkdir()
+        settle()
+        names = FolderNames()
+        descriptor = os.open(tmp_path, os.O_PATH)
+        names.read_ahead(descriptor, lambda: False)
+        os.close(descriptor)
+        status = os.stat(tmp_path / "other")
+        assert list(names._folders) == [(status.st_dev, status.st_ino)]
+    finally:
+        subprocess.run(["umount", tmp_path / "mounted"], check=True)
 
 
 async def test_hidden_names_keep_their_meaning(site: Path) -> None:
