@@ -93,4 +93,5 @@ def _values(signed: bytes) -> Mapping[bytes, bytes]:
 
 def without_signatures(text: bytes) -> bytes:
     """A target or URL for logs: a whole signature gives access to the file."""
-    return _SHOWN.sub(rb"\1...", text) if b"signature=" in text else text
+    # For bytes, `in` takes twice as long.
+    return text if text.find(b"signature=") < 0 else _SHOWN.sub(rb"\1...", text)

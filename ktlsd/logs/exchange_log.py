@@ -97,8 +97,8 @@ class RequestLog:
         if noted is None or request.noted_by is not self._form:
             get = request.of_fields.values.get
             target, referer = without_signatures(request.target), get(b"referer")
-            told = get(b"host"), referer and without_signatures(referer), get(b"user-agent")
-            noted = self._log.note(Asked(request.method, target, request.http_version, *told))
+            host, agent, referer = get(b"host"), get(b"user-agent"), referer and without_signatures(referer)
+            noted = self._log.note(Asked(request.method, target, request.http_version, host, referer, agent))
             request.noted, request.noted_by = noted, self._form
         self.noted = noted
 
