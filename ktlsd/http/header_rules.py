@@ -81,6 +81,9 @@ _BASE32_RUNS: Final = 3
 class _Kind(enum.Enum):
     """The kind of body of a status."""
 
+    # Enum's own is a function in Python, and these are parts of cache keys.
+    __hash__ = object.__hash__
+
     CONTENT = enum.auto()
     UNCHANGED = enum.auto()
     OTHER = enum.auto()
@@ -113,6 +116,8 @@ _KINDS: Final = {200: _Kind.CONTENT, 206: _Kind.CONTENT, 304: _Kind.UNCHANGED}
 class Origin(enum.Enum):
     """How the response's file was found; the value has the fields that are set by rules for the file, not by rules for
     the requested path."""
+
+    __hash__ = object.__hash__
 
     OWN = frozenset[str]()
     """The path names it."""
@@ -236,12 +241,13 @@ class HeaderRules:
         self._cache = [(matcher_of(rule), _of_cache(rule)) for rule in site.cache]
         self._hashed_names = site.hashed_names
         self._downloads = [compile_glob(pattern) for pattern in site.downloads]
+        self._any_by_kind = bool(self._cache or self._hashed_names or self._downloads)
         own = (
             HeaderRule(matcher_of(rule), tuple(rule.set.items()), rule.remove, default=tuple(rule.default.items()))
             for rule in site.header
         )
         self._rules = (*extra, *own)
-        by_path = self._cache or self._hashed_names or self._downloads or self._rules
+        by_path = self._any_by_kind or self._rules
         self._constants = None if by_path else (nosniff, nosniff + hsts)
         self._edit = lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
         self._combined = lru_cache(maxsize=_MOST_EDITS)(self._combine)
@@ -273,6 +279,8 @@ class HeaderRules:
         changed = None if edit.kept_seconds is None else dict(fields).get("Last-Modified")
         if edit.defaults and (given := edit.defaults.intersection(name.lower() for name, _ in fields)):
             fields = without(fields, edit.drop - given) + without(edit.put, given)
+        elif edit.drop.isdisjoint([name.lower() for name, _ in fields]):
+            fields += edit.put
         else:
             fields = without(fields, edit.drop) + edit.put
         if edit.kept_seconds is not None and (second := parse_http_date(changed or "")) is not None:
@@ -281,7 +289,7 @@ class HeaderRules:
 
     def _make_edit(self, path: str, file: str, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
         for_file = kind in _OF_FILES and bool(origin.value)
-        always = self._always + self._by_kind(file, kind)
+        always = self._always + self._by_kind(file, kind) if self._any_by_kind else self._always
         matched: list[tuple[Fields | None, Fields | None]] = [(always, always if for_file else None)]
         for rule in self._rules:
             of_path = rule.fields(path) if rule.matches(path) else None

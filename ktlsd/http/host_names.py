@@ -19,6 +19,7 @@ class Sites(Generic[T]):
         """`named` has for each site its names in lower case: "example.org", or "*.example.org"."""
         self.default = default
         self._by_name = {name: site for names, site in named for name in names}
+        self._any_wild = any(name.startswith("*.") for name in self._by_name)
 
     def of_name(self, name: str | None) -> T:
         """The site that a host name belongs to; the default for None and for unknown names."""
@@ -32,7 +33,7 @@ class Sites(Generic[T]):
         name = name.lower().removesuffix(".")
         if (exact := self._by_name.get(name)) is not None:
             return exact
-        while "." in name:
+        while self._any_wild and "." in name:
             name = name.partition(".")[2]
             if (wild := self._by_name.get("*." + name)) is not None:
                 return wild
@@ -45,6 +46,6 @@ class Sites(Generic[T]):
         proxies. RFC 9110 section 15.5.20.
         """
         site = self.of_name(host)
-        if server_name is not None and self.of_name(server_name) is not site:
+        if server_name not in (None, host) and self.of_name(server_name) is not site:
             return None
         return site
