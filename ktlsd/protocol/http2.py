@@ -56,6 +56,8 @@ _CHECK_SECONDS: Final = 1.0
 """Time between two looks at the deadlines of a busy connection."""
 _FEW: Final = 4
 """Streams for which a dictionary has room in its smallest size."""
+_AT_A_TIME: Final = 2
+"""Batches that are sent without a task, so that most requests that come together need none."""
 _LEAST_ROOM: Final = 1024
 """Bytes: no turn begins in less of a batch."""
 
@@ -153,9 +155,14 @@ class Http2:
             return None if received is Wait.READABLE else PendingWork(None)
         yield
         self._receive(received, batch)
-        yield
-        self._send_at_once(in_batch=True)
-        return None if self._is_idle() and not transport.holds() else PendingWork(None)
+        idle = False
+        for _ in range(_AT_A_TIME):
+            yield
+            sent = self._send_at_once(in_batch=True)
+            idle = self._is_idle()
+            if idle or not sent:
+                break
+        return None if idle and not transport.holds() else PendingWork(None)
 
     def _is_idle(self) -> bool:
         """Whether there is nothing to do before the client sends something."""
@@ -387,13 +394,17 @@ class Http2:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _send_at_once(self, *, in_batch: bool = False) -> None:
-        """Send one batch as far as that goes without waiting; `in_batch` if the poller's goes on."""
+    def _send_at_once(self, *, in_batch: bool = False) -> bool:
+        """Send one batch as far as that goes without waiting; whether there was one and all of it went. `in_batch` if
+        the poller's goes on."""
         data = self._next_batch()
-        if data:
-            self._send_view(data)
-            if not self._unsent:
-                self._batch_sent(at_once=in_batch)
+        if not data:
+            return False
+        self._send_view(data)
+        if self._unsent:
+            return False
+        self._batch_sent(at_once=in_batch)
+        return True
 
     def _send_view(self, data: memoryview | FileFrames) -> None:
         """Send what goes of a batch without waiting; the rest of it becomes `_unsent`."""
