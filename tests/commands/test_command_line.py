@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from ktlsd.cli import parsers
 from ktlsd.commands.command_parser import COMMANDS
 from ktlsd.config.refusal import cause
 from ktlsd.ssl_ffi import Library
+from tests.self_signed import ECDSA, RSA, self_signed
 from tests.serving import (
     client_context,
     command,
@@ -56,20 +56,6 @@ def root(tmp_path: Path) -> Path:
     (folder / "index.html").write_text("hello")
     (folder / ".hidden").write_text("hidden")
     return folder
-
-
-RSA = ("rsa:2048",)
-ECDSA = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
-
-
-def make_certificate(folder: Path, name: str, kind: Sequence[str] = RSA) -> tuple[Path, Path]:
-    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
-    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", *kind, "-nodes", *subject, *files], check=True, capture_output=True
-    )
-    return certificate, key
 
 
 def test_startup_says_what_is_served_where_and_how(root: Path, tmp_path: Path) -> None:
@@ -141,7 +127,7 @@ def test_localhost_8443_is_the_default(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_given_certificate_is_used(root: Path, tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path, "given")
+    certificate, key = self_signed(tmp_path, "given", "IP:127.0.0.1")
     options = ["--cert", str(certificate), "--key", str(key)]
     with serving(root, *options, state=tmp_path / "state") as server:
         curl = ["curl", "-sS", "--cacert", str(certificate), server.url()]
@@ -151,7 +137,10 @@ def test_a_given_certificate_is_used(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [("rsa", "ecdsa"), ("ecdsa", "rsa")], ids=repr)
 def test_certificates_of_several_types_are_used_together(root: Path, tmp_path: Path, order: tuple[str, str]) -> None:
-    pairs = {"rsa": make_certificate(tmp_path, "rsa", RSA), "ecdsa": make_certificate(tmp_path, "ecdsa", ECDSA)}
+    pairs = {
+        "rsa": self_signed(tmp_path, "rsa", "IP:127.0.0.1", kind=RSA),
+        "ecdsa": self_signed(tmp_path, "ecdsa", "IP:127.0.0.1", kind=ECDSA),
+    }
     options = [
         part for kind in order for pair in [pairs[kind]] for part in ("--cert", str(pair[0]), "--key", str(pair[1]))
     ]
@@ -371,7 +360,7 @@ def test_no_message_has_what_python_puts_around_it(root: Path, tmp_path: Path) -
 
 
 def test_check_says_what_a_file_would_serve(root: Path, tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path, "one")
+    certificate, key = self_signed(tmp_path, "one", "IP:127.0.0.1")
     config = tmp_path / "ktlsd.toml"
     config.write_text(f"root = 'root'\ncert = '{certificate.name}'\nkey = '{key.name}'\n")
     ended = run_to_end("check", "--config", str(config), state=tmp_path / "state")
@@ -431,13 +420,13 @@ def test_a_libssl_goes_with_the_libcrypto_beside_it(root: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("fault", ["key of another certificate", "encrypted key", "not PEM", "bad TOML", "unknown key"])
 def test_bad_files_are_one_line_that_names_them(tmp_path: Path, fault: str) -> None:
-    certificate, key = make_certificate(tmp_path, "one")
+    certificate, key = self_signed(tmp_path, "one", "IP:127.0.0.1")
     config = tmp_path / "config.toml"
     config.write_text(f'root = "{tmp_path}"\n')
     named = key
     match fault:
         case "key of another certificate":
-            key = named = make_certificate(tmp_path, "two")[1]
+            key = named = self_signed(tmp_path, "two", "IP:127.0.0.1")[1]
         case "encrypted key":
             encrypt = ["openssl", "pkey", "-in", str(key), "-aes128", "-passout", "pass:secret", "-out", f"{key}.enc"]
             subprocess.run(encrypt, check=True)

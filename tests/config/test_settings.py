@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-import subprocess
 import tempfile
 import tomllib
 from pathlib import Path
@@ -37,6 +36,7 @@ from ktlsd.config.refusal import SettingsError
 from ktlsd.config.schema import schema
 from ktlsd.config.values import MOST_WORKERS, Listen, LogPlace, Mode, parse_listen
 from ktlsd.settings import combine
+from tests.self_signed import self_signed
 from tests.serving import run_to_end
 
 KEYS = Settings.__struct_fields__
@@ -866,23 +866,7 @@ def test_the_schema_uses_only_what_draft_07_has() -> None:
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """A certificate and its key."""
-    certificate, key = tmp_path / "a.pem", tmp_path / "a.key"
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=a",
-        "-addext",
-        "subjectAltName=DNS:a",
-    ]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    return certificate, key
+    return self_signed(tmp_path, "a")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ktlsd.ssl_ffi import Context, Library
+from tests.self_signed import self_signed
 from tests.serving import Running, client_context, connect, run_to_end, serving
 
 pytestmark = pytest.mark.ktls(machine="debian13")
@@ -24,23 +25,7 @@ ALGORITHMS = ("zlib", "zstd")
 
 def make_certificate(folder: Path, names: int) -> tuple[Path, Path]:
     """One that signs itself, as large as a chain."""
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    alternatives = ",".join(f"DNS:host-{number}.example.org" for number in range(names))
-    request = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "9",
-    ]
-    request += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=host-0.example.org"]
-    subprocess.run([*request, "-addext", f"subjectAltName={alternatives}"], check=True, capture_output=True)
-    return certificate, key
+    return self_signed(folder, "cert", *(f"DNS:host-{number}.example.org" for number in range(names)))
 
 
 @pytest.fixture

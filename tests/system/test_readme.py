@@ -16,6 +16,7 @@ import pytest
 
 from bench.ports import free_ports
 from tests.proxies import running
+from tests.self_signed import self_signed
 from tests.serving import Running, eventually, serving
 from tests.system.test_packaging import REPOSITORY, UNTRACKED
 
@@ -66,15 +67,6 @@ def curl(url: str, *options: str) -> str:
     return ended.stdout
 
 
-def make_certificate(folder: Path, name: str) -> None:
-    """NAME.pem and NAME.key in `folder`."""
-    folder.mkdir(exist_ok=True)
-    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], capture_output=True, check=True)
-
-
 def make_root(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "index.html").write_text(text)
@@ -123,7 +115,7 @@ def test_a_folder_is_shared(tmp_path: Path) -> None:
 
 def test_a_site_has_its_certificate_and_plain_http_leads_to_it(tmp_path: Path) -> None:
     root = make_root(tmp_path / "www", "page")
-    make_certificate(tmp_path, "example.org")
+    self_signed(tmp_path, "example.org")
     https, http = free_ports(2)
     files = {"fullchain.pem": f"{tmp_path}/example.org.pem", "privkey.pem": f"{tmp_path}/example.org.key"}
     places = {"/srv/www": str(root), ":443": f"127.0.0.1:{https}", ":80": f"127.0.0.1:{http}"}
@@ -187,7 +179,7 @@ def test_two_sites_have_their_folders_and_certificates(tmp_path: Path) -> None:
     names = ("example.org", "example.net")
     for name in names:
         make_root(tmp_path / name, name)
-        make_certificate(tmp_path / "etc", name)
+        self_signed(tmp_path / "etc", name)
     (port,) = free_ports(1)
     replaced = {"/srv": str(tmp_path), "/etc/ktlsd": f"{tmp_path}/etc", '":443"': f'"127.0.0.1:{port}"'}
     options = configured("Two sites", tmp_path, replaced)
@@ -205,7 +197,7 @@ def test_two_sites_have_their_folders_and_certificates(tmp_path: Path) -> None:
 
 def test_haproxy_passes_tls_through_and_the_client_is_known(tmp_path: Path) -> None:
     root = make_root(tmp_path / "www", "page")
-    make_certificate(tmp_path / "etc", "example.org")
+    self_signed(tmp_path / "etc", "example.org")
     own, front = free_ports(2)
     replaced = {
         "/srv/www": str(root),

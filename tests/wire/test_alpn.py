@@ -14,6 +14,7 @@ import pytest
 
 from ktlsd.alpn import choose
 from tests.http2_client import Http2Client, h2_context
+from tests.self_signed import RSA, self_signed
 from tests.serving import WAIT_SECONDS, Running, client_context, connect, get, serving
 
 MDWE = """
@@ -140,10 +141,8 @@ def test_no_http2_with_a_cipher_that_it_refuses(compatible: Running) -> None:
 def test_no_http2_with_static_rsa(tmp_path: Path) -> None:
     """AEAD, but no ephemeral key exchange: only a list of one's own has such a cipher."""
     path = config(tmp_path, http2=True)
-    certificate = tmp_path / "rsa.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
-    subprocess.run([*made, "-keyout", certificate, "-out", tmp_path / "chain.pem"], check=True, capture_output=True)
-    lists = f"cert = '{tmp_path}/chain.pem'\nkey = '{certificate}'\ntls_ciphers = 'ECDHE+AESGCM:AES128-GCM-SHA256'\n"
+    certificate, key = self_signed(tmp_path, "localhost", kind=RSA)
+    lists = f"cert = '{certificate}'\nkey = '{key}'\ntls_ciphers = 'ECDHE+AESGCM:AES128-GCM-SHA256'\n"
     path.write_text(path.read_text() + lists)
     with serving(None, "--config", str(path), state=tmp_path) as server:
         for cipher, chosen in (("AES128-GCM-SHA256", "http/1.1"), ("ECDHE-RSA-AES128-GCM-SHA256", "h2")):

@@ -30,9 +30,9 @@ from ktlsd.ssl_ffi import Library
 from ktlsd.status import metrics_listener
 from ktlsd.status.metrics_listener import MOST_CONNECTIONS, MetricsListener
 from ktlsd.tls.ktls_probe import support
-from tests.commands.test_command_line import make_certificate
 from tests.in_process import in_a_thread
 from tests.protocols import HTTP_1, HTTP_2, ask_by_both, conversation
+from tests.self_signed import self_signed
 from tests.serving import (
     WAIT_SECONDS,
     Answer,
@@ -323,7 +323,7 @@ def test_ready_until_it_drains_and_told_until_it_ends(root: Path, tmp_path: Path
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_counts_outlive_a_reload_and_a_renewed_certificate_is_told(root: Path, tmp_path: Path, workers: str) -> None:
-    certificate, key = make_certificate(tmp_path, "one")
+    certificate, key = self_signed(tmp_path, "one")
     pair = ("--cert", str(certificate), "--key", str(key))
     with serving(root, *ON_LOOPBACK, *pair, "--workers", workers, state=tmp_path / "state") as running:
         port = metrics_port(running)
@@ -394,12 +394,12 @@ def test_requests_by_site_from_the_second_site_on(root: Path, tmp_path: Path) ->
 
 
 def test_a_certificate_whose_path_is_no_text_is_told(root: Path, tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path, os.fsdecode(b"caf\xe9"))
+    certificate, key = self_signed(tmp_path, os.fsdecode(b"caf\xe9"), "IP:127.0.0.1")
     with serving(
         root, *ON_LOOPBACK, "--cert", str(certificate), "--key", str(key), state=tmp_path / "state"
     ) as running:
         port = metrics_port(running)
-        labels = {"site": "default", "file": f"{tmp_path}/caf\\udce9.crt"}
+        labels = {"site": "default", "file": f"{tmp_path}/caf\\udce9.pem"}
         assert value(numbers(port), "ktlsd_certificate_expiry_timestamp_seconds", **labels) > time.time()
         for target in ("/", "/status.json"):
             assert ask(port, target).status == 200
