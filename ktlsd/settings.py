@@ -133,13 +133,12 @@ class Loaded(NamedTuple):
         try:
             yield
         except PlacedError as error:
-            *table, key = self._written((*error.place, error.key))
-            first, text = str((*table, key)[0]), str(error)
-            document = self.document
+            place = self._written((*error.place, error.key))
+            first, text, document = str(place[0]), str(error), self.document
             if first in self.given or not (document.table or document.variables):
                 raise SettingsError(f"--{first.replace('_', '-')}{text.removeprefix(first)}") from error
-            if first in document.table or document.variable((first,)):
-                raise document.error(tuple(table), text, str(key)) from error
+            if first in document.table or document.variable(place):
+                raise document.error(place[:-1], text, error.key) from error
             # A default.
             raise SettingsError(text) from error
 

@@ -54,8 +54,12 @@ def _unreadable_files(settings: Settings) -> Iterator[Finding]:
 
         # They are made as that user.
         settings = without_certificates(settings)
-    with privileges.acting_as(identity):
-        found = list(unreadable_files.findings(without_absent(settings)))
+    try:
+        with privileges.acting_as(identity):
+            found = list(unreadable_files.findings(without_absent(settings)))
+    except privileges.PrivilegeError:
+        # Root of a container may not be able to.
+        return
     yield from found
 
 

@@ -206,7 +206,8 @@ def _bind(listen: Listen, key: str, own: Mapping[Listener, bool] | None = None) 
     if last_error is not None and (not sockets or last_error.errno not in _ABSENT):
         for bound in sockets:
             bound.close()
-        raise ListenError(key, listen, _overlap(failed, own or {}) or _advice(last_error)) from last_error
+        overlap = _overlap(failed, own or {}) if last_error.errno == errno.EADDRINUSE else ""
+        raise ListenError(key, listen, overlap or _advice(last_error)) from last_error
     return sockets
 
 

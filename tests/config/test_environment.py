@@ -165,3 +165,10 @@ def test_check_names_the_variable(tmp_path: Path) -> None:
     ended = run_to_end("check", "--config", str(file), state=tmp_path, KTLSD_FALLBACK="/none.html")
     assert ended.returncode == 0
     assert ended.stderr.startswith("KTLSD_FALLBACK: warning: ")
+
+
+def test_a_file_that_a_variable_names_and_that_cannot_be_used(tmp_path: Path) -> None:
+    variables = {"KTLSD_ROOT": str(tmp_path), "KTLSD_MAINTENANCE_ENABLED": "true", "KTLSD_MAINTENANCE_PAGE": "/no"}
+    ended = run_to_end("--listen", "127.0.0.1:0", state=tmp_path, **variables)
+    complaint = "page /no: No such file or directory: create it, or name another"
+    assert (ended.returncode, ended.stderr) == (2, f"ktlsd: KTLSD_MAINTENANCE_PAGE: {complaint}\n")
