@@ -119,6 +119,9 @@ class Http2Responses:
         entry = None if expects else responder.find(head)
         if entry is not None and self._send_remembered(stream_id, head, entry, batch, arrived):
             return
+        if head.alone and (found := responder.find_file(head)) is not None:
+            self._send_remembered(stream_id, head, found[0], batch, arrived, found[1])
+            return
         body = Body(arrived)
         log = body.log = responder.new_log(body)
         if log is not None:
@@ -196,9 +199,16 @@ class Http2Responses:
     # --- responses ----------------------------------------------------------------------------------------------------
 
     def _send_remembered(
-        self, stream_id: int, head: RequestHead, entry: CacheEntry, batch: Batch, arrived: float
+        self,
+        stream_id: int,
+        head: RequestHead,
+        entry: CacheEntry,
+        batch: Batch,
+        arrived: float,
+        descriptor: int | None = None,
     ) -> bool:
-        """Answer with a remembered response; False if it does not hold any more."""
+        """Answer with a remembered response; False if it does not hold any more. The descriptor is of its file, if that
+        is open; it is taken over."""
         responder, part = self._responder, entry.part
         key = Http2Responses, entry
         known: tuple[bytes, bytes | bytearray] | None = batch.get(key)
@@ -207,7 +217,7 @@ class Http2Responses:
             self._shared.service.response_cache.uses += 1
             block, data = known
         else:
-            recalled = responder.recall(entry)
+            recalled = responder.recall(entry) if descriptor is None else descriptor
             if recalled is None:
                 return False
             try:

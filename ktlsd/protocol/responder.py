@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ktlsd")
 
+# The look-up of a member of an enumeration is slow in Python 3.11.
+_OK: Final = HTTPStatus.OK
 _STALLED: Final = Miss.STALLED.reason
 _THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY, Denied.MAINTENANCE})
 """Refusals that could fill the log."""
@@ -116,11 +118,11 @@ class Responder:
             return None
         opened, cache = found.opened, service.response_cache
         try:
-            beginning = http1_writer.beginning(HTTPStatus.OK, found.fields)
+            beginning = http1_writer.beginning(_OK, found.fields)
             part, entry = ByteRange(0, opened.size), None
             if cache.came_before(opened.path):
                 key = CacheKey.of(self._partitions[https], head, DECIDING, any_query=True)
-                response = Response(HTTPStatus.OK, found.fields, part)
+                response = Response(_OK, found.fields, part)
                 entry = cache.remember(key, response, beginning, opened, rules=found.rules, asked_ns=began_ns)
             entry = entry or new_entry(beginning, opened, part)
             entry.site = site.number

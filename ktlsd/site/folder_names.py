@@ -41,7 +41,7 @@ MOST_AHEAD: Final = 4096
 """Names of a folder among which folders to be read ahead are looked for."""
 AHEAD_SECONDS: Final = 5.0
 """Time after which no further folder is read ahead."""
-LATELY_SECONDS: Final = 0.2
+LATELY_SECONDS: Final = 1.0
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
 # At the end of names that NUL separates.

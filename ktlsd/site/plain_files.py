@@ -25,6 +25,7 @@ from ktlsd.site.rules import SiteRules
 
 DECIDING: Final = (b"host", b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"range")
 """Names of the fields that decide about such a file: all of them but Host are absent."""
+_OK: Final = HTTPStatus.OK
 _ABSENT: Final = frozenset(DECIDING[1:])
 
 
@@ -95,7 +96,7 @@ class PlainFiles:
                 opened.close()
                 return None
             fields = self._server + fields_of_whole(Representation(size, mtime_ns, kind, tag), now)
-            fields = rules.headers.apply(requested, HTTPStatus.OK, fields, secure)
+            fields = rules.headers.apply(requested, _OK, fields, secure)
         except BaseException:
             opened.close()
             raise

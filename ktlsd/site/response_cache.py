@@ -459,7 +459,7 @@ class ResponseCache:
 def new_entry(head: bytes, opened: OpenFile, part: ByteRange) -> CacheEntry:
     """What a response with status 200 and this part of a file would be remembered as; it is not."""
     source = opened.root, opened.path, opened.identity
-    return CacheEntry(_NOTHING, _bare(HTTPStatus.OK, ""), head, (source,), None, 0.0, 0.0, part if part.count else None)
+    return CacheEntry(_NOTHING, _WHOLE, head, (source,), None, 0.0, 0.0, part if part.count else None)
 
 
 def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping[bytes, bytes]) -> CacheEntry | None:
@@ -478,6 +478,9 @@ def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping
 def _bare(status: HTTPStatus, reason: str) -> Response:
     """A response of a site without fields and body."""
     return Response(status, (), reason=reason, signed=True)
+
+
+_WHOLE: Final = _bare(HTTPStatus.OK, "")
 
 
 def _is(descriptor: int, identity: FileIdentity) -> bool:
