@@ -51,7 +51,10 @@ log = logging.getLogger("ktlsd")
 
 DEFAULT_SITE: Final = "default"
 """Name of the site at the top level, for logs and metrics."""
-_MOST_PLAIN_SITES: Final = 1024
+_MOST_HOSTS: Final = 1024
+"""Values of Host of which the site is kept."""
+_LONGEST_HOST: Final = 256
+"""Bytes of one that is kept."""
 _REFUSAL_BYTES: Final = 1 << 20
 _OWN_SECONDS: Final = 30 * 86400
 """Time before its end at which the self-signed certificate is replaced."""
@@ -291,13 +294,15 @@ class Service:
 
     def plain_site(self, host: bytes, client: Demanded) -> Site | None:
         """The site of a request with this Host, if there is one that has plain files."""
+        if len(host) > _LONGEST_HOST:
+            return None
         key = host, client.server_name, client.clients
         if key not in self._plain_sites:
-            if len(self._plain_sites) >= _MOST_PLAIN_SITES:
+            if len(self._plain_sites) >= _MOST_HOSTS:
                 self._plain_sites.clear()
             found = self.hosted(host_of(host.decode("latin-1")) or None, client)
-            plain = isinstance(found, Hosted) and found.site.plain_files is not None
-            self._plain_sites[key] = found.site if isinstance(found, Hosted) and plain else None
+            site = found.site if isinstance(found, Hosted) else None
+            self._plain_sites[key] = site if site is not None and site.plain_files is not None else None
         return self._plain_sites[key]
 
     def knows(self, name: str | None) -> bool:

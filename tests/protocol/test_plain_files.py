@@ -236,6 +236,25 @@ def test_an_unusual_request_takes_the_long_way(service: Service, head: RequestHe
         assert responder.find_file(head) is None
 
 
+def test_a_request_for_another_site_than_the_handshake_takes_the_long_way(service: Service) -> None:
+    with responding(service) as responder:
+        responder.client = replace(responder.client, server_name="rules")
+        assert responder.find_file(request("default", b"/a.txt")) is None
+        assert short_way(responder, request("rules", b"/a.txt")) is not None
+        responder.client = replace(responder.client, redirected=True)
+        assert responder.find_file(request("rules", b"/a.txt")) is None
+
+
+def test_names_of_hosts_take_little_memory(service: Service) -> None:
+    with responding(service) as responder:
+        for number in range(3000):
+            found = responder.find_file(request(f"host{number}", b"/a.txt"))
+            assert found is not None
+            os.close(found[1])
+        assert responder.find_file(request("a" * 300, b"/a.txt")) is None
+    assert len(service._plain_sites) <= 1024
+
+
 FIELDS = st.tuples(
     st.sampled_from([*DECIDING, b"accept-encoding", b"if-range", b"origin", b"cookie", b"accept"]),
     st.sampled_from(
