@@ -89,6 +89,26 @@ def test_many_streams_side_by_side(server: Running, root: Path) -> None:
         assert client.streams[big].answer().body == (root / "big").read_bytes()
 
 
+def test_files_of_any_size_side_by_side(tmp_path: Path) -> None:
+    """Small files go with their heads, larger ones in turns; decided, remembered, and several of them at once. No log:
+    then most of them are sent the shortest way."""
+    files = tmp_path / "www"
+    files.mkdir()
+    before = time.time() - 3600
+    for size in (1, 15_360, 15_361, 16_384, 16_385, 32_768, 65_535, 65_536, 65_537, 131_072, 300_000):
+        (files / str(size)).write_bytes(os.urandom(size))
+        os.utime(files / str(size), (before, before))
+    names = [path.name for path in files.iterdir()]
+    with serving(None, "--config", str(config(tmp_path, files)), state=tmp_path) as server:
+        for frame_bytes in (None, 20_000, 1 << 20):
+            with http2(server.port, window=LARGEST, frame_bytes=frame_bytes) as client:
+                for _ in range(2):
+                    asked = {client.ask(f"/{name}"): files / name for name in [*names, *reversed(names)]}
+                    client.wait_for(*asked)
+                    for stream_id, path in asked.items():
+                        assert client.streams[stream_id].answer().body == path.read_bytes()
+
+
 @pytest.mark.parametrize(("window", "frame_bytes"), [(None, 1 << 20), (1, None), (4000, None), (100_000, None)])
 def test_windows_and_frames(server: Running, root: Path, window: int | None, frame_bytes: int | None) -> None:
     """A body comes through whatever windows a client has, and no more of it than they allow."""
