@@ -272,7 +272,7 @@ def assert_alike(one: Answer, other: Answer) -> None:
     ]
     dates = [answer.fields.get("date") for answer in (one, other)]
     if any(date and fields.get("last-modified") == date for date, fields in zip(dates, kept, strict=True)):
-        # A date in the future becomes that of the response (RFC 9110 section 8.8.2.1); in the next second it may be past.
+        # A date in the future becomes that of the response (RFC 9110 section 8.8.2.1), or is past by then.
         for fields in kept:
             fields.update({"last-modified": "now"} if "last-modified" in fields else {})
     assert (one.status, list(kept[0].items()), one.body) == (other.status, list(kept[1].items()), other.body)
