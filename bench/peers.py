@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ USERS: Final = (
     "$BRwyFpp2k93jojoUeusZIyfTd/d9qEy.ShpbPfEgLw2fnVnBw4r76D5O4R9Krd2jLL8x8A.VB1d.fBnk83ZsW1\n"
 )
 """A file of users that nobody uses."""
+RULES_SETTLED_SECONDS: Final = 11
+"""Age of rules from which on ktlsd keeps responses for more than a second."""
 HEADER_RULES: Final = """/*
   X-Frame-Options: DENY
   Referrer-Policy: strict-origin-when-cross-origin
@@ -132,6 +135,7 @@ def _ktlsd_with_rules(place: Place, programs: Programs) -> Launch:
     if not rules.exists():
         # Rules that have just changed end remembered responses after a second.
         rules.write_text(HEADER_RULES)
+        time.sleep(RULES_SETTLED_SECONDS)
     text = f"""headers_file = true
 access_log = "{place.scratch}/access.log"
 
