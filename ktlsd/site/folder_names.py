@@ -377,12 +377,22 @@ def _swapped(name: str) -> str | None:
     return os.fsdecode(swapped) if swapped != original else None
 
 
+def is_bytewise(folder: int) -> bool:
+    """Whether a name is found in an open folder under its own bytes only, but for upper and lower case of ASCII
+    letters. Raises OSError."""
+    return _kind(folder) in _TRUSTED and not _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL)
+
+
+def _kind(folder: int) -> int:
+    return file_system_type(folder) & 0xFFFFFFFF
+
+
 def _matches_bytes(folder: int, sample: str | None, hashes: array[int]) -> bool:
     """Whether a name is found in an open folder under its own bytes only; `sample` is one that has letters. Raises
     OSError."""
-    kind = file_system_type(folder) & 0xFFFFFFFF
-    if kind not in _TRUSTED or _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL):
+    if not is_bytewise(folder):
         return False
+    kind = _kind(folder)
     swapped = _swapped(sample) if sample is not None else None
     if swapped is None:
         return kind not in _TRIED

@@ -25,7 +25,7 @@ from ktlsd.http.decide import Miss, Moved
 from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
-from ktlsd.site import mounts
+from ktlsd.site import exact_names, mounts
 from ktlsd.site.beneath import open_beneath, paths_below
 from ktlsd.site.folder_names import FolderNames, Unread, Verdict
 from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
@@ -192,7 +192,8 @@ class Root:
         5.6).
         """
         self.dotfiles = dotfiles
-        self.hidden = hidden
+        # In lower case: there are file systems without the difference.
+        self._hidden = frozenset(map(bytes.lower, hidden))
         self.hide = hide
         self._notes_links = notes_links
         self.why = why
@@ -270,7 +271,7 @@ class Root:
         with self:
             if target.directory:
                 return await self._find_index(path, index)
-            if self.hide is not None or path in self.hidden:
+            if self.hide is not None or path.lower() in self._hidden:
                 found = await self._open_shown(path)
             else:
                 found = await self._open(path, _FLAGS)
@@ -285,14 +286,14 @@ class Root:
         Where the disk has to be asked, the kernel gets to know of `others` in the same go: a thread costs more than
         the look at a name.
         """
-        if self.hide is not None or path in self.hidden:
+        if self.hide is not None or path.lower() in self._hidden:
             return self._file_of(await self._open_shown(path, others))
         return self._file_of(await self._open(path, _FLAGS, others))
 
     def open_file_now(self, path: bytes) -> OpenFile | None:
         """The same for a file that can be opened at once; None for all else, and with `notes_links` for one behind a
         link. Patterns that hide files are not looked at."""
-        if not self._opens_now or path in self.hidden:
+        if not self._opens_now or path.lower() in self._hidden or not self._surely_listed(self.descriptor, path):
             return None
         try:
             descriptor = openat2(self.descriptor, path, _FLAGS, cached=True, links=not self._notes_links)
@@ -326,7 +327,7 @@ class Root:
 
     async def _open_shown(self, path: bytes, others: Sequence[bytes] = ()) -> OpenFile | Folder | Miss:
         """Open what may be served: neither its name nor the place where links led to is hidden."""
-        if path in self.hidden:
+        if path.lower() in self._hidden:
             return Miss.HIDDEN
         if self.hide is not None and self.hide.cover(path):
             return Miss.CONCEALED
@@ -394,7 +395,9 @@ class Root:
         unread: Unread | None = None
         try:
             with self as root:
-                reopens, direct = self._opens_now, self._notes_links
+                direct = self._notes_links
+                listed = self._surely_listed(root, path)
+                reopens = self._opens_now and listed
                 if reopens:
                     try:
                         try:
@@ -420,7 +423,7 @@ class Root:
                     else:
                         return self._examined(descriptor, path, reopens=True, direct=direct)
                 known = self._local_mounts.still_hold()
-                opening = partial(self._open_from_disk, root, path, flags, others, unread)
+                opening = partial(self._open_from_disk, root, path, flags, others, unread, listed=listed)
                 opened, mount = await self.threads.run(opening, _close_late)
                 if isinstance(opened, Miss) or self.identity is None:
                     return opened
@@ -435,6 +438,10 @@ class Root:
         except OSError as error:
             miss = miss_of(error)
             return Miss.DANGLING if miss is Miss.ABSENT and flags == _FLAGS and self._is_link(path) else miss
+
+    def _surely_listed(self, root: int, path: bytes) -> bool:
+        """Whether names of a path surely are those of their folders, told without a wait."""
+        return not exact_names.may_differ(path) or (self._opens_now and exact_names.surely_listed(root, path))
 
     def _is_link(self, path: bytes) -> bool:
         """Whether a name is that of a link, if the kernel knows it. Asks no file system."""
@@ -474,9 +481,10 @@ class Root:
                 os.close(copy)
 
     def _open_from_disk(
-        self, root: int, path: bytes, flags: int, others: Sequence[bytes], unread: Unread | None
+        self, root: int, path: bytes, flags: int, others: Sequence[bytes], unread: Unread | None, *, listed: bool
     ) -> tuple[OpenFile | Folder | Miss, int]:
-        """The same for a thread, which may wait; and the mount ID."""
+        """The same for a thread, which may wait; and the mount ID. Unless they are surely `listed`, names that the
+        folders do not list are absent."""
         try:
             descriptor, direct = self._open_beneath(root, path, flags)
         except FileNotFoundError:
@@ -486,6 +494,8 @@ class Root:
             raise
         self._look_at(root, others)
         try:
+            if not listed and not exact_names.listed(root, path):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             mount = folder_identity(descriptor).mount
             crosses = self.identity is not None and mount != self.identity.mount
             waits = mounts.waits(mount) if crosses else self.waits

@@ -247,7 +247,7 @@ async def test_without_names_of_index_files_a_folder_is_a_folder(folder: Path) -
         # Only of that path, whether it exists or not.
         ("/sub/_headers", (FILE, b"sub/_headers")),
         ("/_redirects", Miss.HIDDEN),
-        ("/_Headers", Miss.ABSENT),
+        ("/_Headers", Miss.HIDDEN),
         ("/a.txt", (FILE, b"a.txt")),
     ],
 )

@@ -72,6 +72,7 @@ PACKAGES = (
         "openssl",
         "gnutls-bin",
         "e2fsprogs",
+        "dosfstools",
         "squashfs-tools",
         "erofs-utils",
         "psmisc",
