@@ -73,31 +73,39 @@ class PlainFiles:
         path, rules = plain_path(head.target), self._rules
         if path is None or head.method != b"GET" or not _ABSENT.isdisjoint(head.of_fields.values):
             return None
-        if rules.redirects or rules.protecting or rules.due() or self._types.encoded(path):
+        if rules.redirects or rules.protecting or rules.due():
             return None
         requested = "/" + fsdecode(path)
         # No link leads a visitor to what is guarded either: with checks, links take the long way.
         if self._access is not None and self._access.may_guard(requested):
             return None
-        root = self._followed.root
-        kind, compressible = self._types.described(path)
-        if compressible and self._siblings and not root.lacks_siblings(path):
-            return None
-        opened = root.open_file_now(path)
+        opened = self._followed.root.open_file_now(path)
         if opened is None:
             return None
         try:
-            _, inode, size, mtime_ns, ctime_ns = opened.identity
-            if self._with_inode:
-                tag = entity_tag(mtime_ns, size, inode, ctime_ns)
-            elif is_dated(mtime_ns):
-                tag = size_mtime_tag(mtime_ns, size)
-            else:
+            fields = self._fields(opened, now)
+            if fields is None:
                 opened.close()
                 return None
-            fields = self._server + fields_of_whole(Representation(size, mtime_ns, kind, tag), now)
             fields = rules.headers.apply(requested, _OK, fields, secure)
         except BaseException:
             opened.close()
             raise
         return PlainFile(opened, fields, rules.present if rules.at_hand and not self._elsewhere else None)
+
+    def _fields(self, opened: OpenFile, now: float) -> Fields | None:
+        """The fields but for rules. Types are remembered by name: only names of files come here, since clients can make
+        up any others."""
+        if self._types.encoded(opened.path):
+            return None
+        kind, compressible = self._types.described(opened.path)
+        if compressible and self._siblings and not opened.root.lacks_siblings(opened.path):
+            return None
+        _, inode, size, mtime_ns, ctime_ns = opened.identity
+        if self._with_inode:
+            tag = entity_tag(mtime_ns, size, inode, ctime_ns)
+        elif is_dated(mtime_ns):
+            tag = size_mtime_tag(mtime_ns, size)
+        else:
+            return None
+        return self._server + fields_of_whole(Representation(size, mtime_ns, kind, tag), now)

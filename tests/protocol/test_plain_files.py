@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -253,6 +254,18 @@ def test_names_of_hosts_take_little_memory(service: Service) -> None:
             os.close(found[1])
         assert responder.find_file(request("a" * 300, b"/a.txt")) is None
     assert len(service._plain_sites) <= 1024
+
+
+def test_made_up_names_are_not_kept(service: Service) -> None:
+    """A site remembers types by suffix, and a target may have thousands of bytes."""
+    hosted = service.sites.of_name("default")
+    types = cast(Any, hosted.site._types)
+    caches = types._described, types.of_suffixes
+    before = [cache.cache_info().misses for cache in caches]
+    with responding(service) as responder:
+        for ending in (b"", b".svgz", b".js"):
+            assert responder.find_file(request("default", b"/deep/a." + b"x" * 4000 + ending)) is None
+    assert [cache.cache_info().misses for cache in caches] == before
 
 
 FIELDS = st.tuples(
