@@ -26,6 +26,8 @@ from ktlsd.http.validators import http_date, parse_http_date
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _MOST_EDITS: Final = 512
+_LONGEST_KEPT: Final = 512
+"""Characters of a path whose edit is kept: clients can make up paths."""
 
 _FRAMING: Final = "it frames the message"
 _BYTES: Final = "it says which bytes are sent"
@@ -275,7 +277,8 @@ class HeaderRules:
         if self._constants is not None:
             return fields + self._constants[secure]
         kind = _KINDS.get(status) or (_Kind.ERROR if status >= _FIRST_ERROR else _Kind.OTHER)
-        edit = self._edit(path, file or path, kind, origin, secure)
+        make = self._edit if len(path) <= _LONGEST_KEPT else self._make_edit
+        edit = make(path, file or path, kind, origin, secure)
         changed = None if edit.kept_seconds is None else dict(fields).get("Last-Modified")
         if edit.defaults and (given := edit.defaults.intersection(name.lower() for name, _ in fields)):
             fields = without(fields, edit.drop - given) + without(edit.put, given)
@@ -295,7 +298,9 @@ class HeaderRules:
             of_path = rule.fields(path) if rule.matches(path) else None
             of_file = rule.fields(file) if for_file and rule.matches(file) else None
             matched.append((of_path, of_file))
-        return self._combined(tuple(matched), kind, origin, secure)
+        # Rules with placeholders set parts of the path.
+        combine = self._combined if len(path) <= _LONGEST_KEPT else self._combine
+        return combine(tuple(matched), kind, origin, secure)
 
     def _combine(self, matched: _Matched, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
         """The edit of what all rules set, in their order; many paths have the same."""

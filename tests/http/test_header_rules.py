@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -326,6 +327,19 @@ def test_the_type_of_what_stands_in_for_a_missing_file_is_its_own() -> None:
     assert (
         dict(rules.apply(path, 200, BASE, True, "/store/a.js", Origin.REWRITE))["Content-Disposition"] == "attachment"
     )
+
+
+def test_long_paths_are_not_kept() -> None:
+    """Clients can make them up, thousands of bytes each, and each site has rules of its own."""
+    fill = HeaderRule(compile_glob("/deep/**"), fill=lambda path: (("X-Path", path),))
+    made = HeaderRules(SiteOptions(header=(HeaderOptions(path="/deep/**", set={"X-Deep": "1"}),)), [fill])
+    tracemalloc.start()
+    for number in range(600):
+        path = f"/deep/{number}/" + "x" * 8000
+        assert made.apply(path, 404, (), secure=True)[-2:] == (("X-Path", path), ("X-Deep", "1"))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 500_000
 
 
 def test_names_are_cached_for_ever_only_on_request() -> None:
