@@ -117,7 +117,7 @@ def pebble(
     port, management, dns_port, dns_management, https, http = free_ports(6)
     server = Pebble(folder, port, management, dns_management, https, http, environment or {}, dns_port)
     server.host = "localhost" if address == "127.0.0.1" else address
-    pem = Authority(folder).issue("localhost", ["localhost", address])
+    pem = Authority(folder).issue("localhost", [server.host])
     written: dict[str, Any] = {
         # It is looked for on loopback, too.
         "listenAddress": f"{address}:{port}" if address == "127.0.0.1" else f"0.0.0.0:{port}",
