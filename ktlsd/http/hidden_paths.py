@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from ktlsd.config.file_names import fsdecode
 from ktlsd.http.accept_encoding import SUFFIXES
 from ktlsd.http.path_glob import compile_glob
+from ktlsd.http.protected_paths import ends_with
 
 
 class HiddenPaths:
@@ -40,6 +41,6 @@ class HiddenPaths:
     def _forms(self, path: str) -> Iterator[str]:
         """The path of a file, and those of the files that it is a form of."""
         yield path
-        while path.endswith(self._endings) and not path.endswith(tuple("/" + ending for ending in self._endings)):
+        while any(ends_with(path, ending) and not ends_with(path, "/" + ending) for ending in self._endings):
             path = path[: path.rfind(".")]
             yield path

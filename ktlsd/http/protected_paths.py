@@ -28,6 +28,11 @@ _ENDINGS: Final = (".html", *(suffix.decode("ascii") for suffix in SUFFIXES.valu
 _AFTER_PATH: Final = re.compile(r"[\s?#]")
 
 
+def ends_with(name: str, ending: str) -> bool:
+    """Whether a name has an ending, in either case of letters: there are file systems without the difference."""
+    return name[-len(ending) :].lower() == ending
+
+
 class _Paths:
     """Paths by patterns, and all other ways to name the same files."""
 
@@ -91,10 +96,13 @@ class _Paths:
             folder, _, name = path.rpartition("/")
             if name.casefold() in self._index:
                 ahead.append(folder)
-            ahead += (path.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending) and name != ending)
+            ahead += (
+                path[: -len(ending)] for ending in _ENDINGS if ends_with(name, ending) and len(name) > len(ending)
+            )
             for before, after in self._around:
                 inner = path[len(before) : len(path) - len(after)]
-                if path == before + inner + after and inner[:1] in ("", "/"):
+                around = path[: len(before)] + path[len(before) + len(inner) :]
+                if around.casefold() == (before + after).casefold() and inner[:1] in ("", "/"):
                     ahead.append(inner)
 
 

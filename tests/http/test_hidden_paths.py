@@ -29,6 +29,7 @@ HIDDEN = HiddenPaths(("*.bak", "node_modules", "/private/**", "drafts", "/old/*.
         b"drafts/2026/x.html",
         b"old/x.html",
         b"old/x.html.gz",
+        b"old/x.HTML.GZ",
         b"old/x.html/y",
         b"logs/access.log",
         b"abc",

@@ -21,6 +21,7 @@ TRY_FILES = ("{path}", "{path}.htm", "/static{path}", "/app.html")
     ("pattern", "protected", "open_"),
     [
         ("/a", ["/a", "/a/", "/A", "/a.html", "/a/index.html", "/a.html.gz", "/a/index.html.br", "/a.zst"], ["/a/b"]),
+        ("/a", ["/A.HTML", "/a.Html.GZ", "/a.HTM", "/STATIC/a"], ["/a.txt", "/HTML"]),
         ("/a", ["/a.htm", "/static/a", "/static/a/home.htm"], ["/ab", "/b/a", "/", "/a.txt", "/static"]),
         ("/a/", ["/a", "/a/", "/a/home.htm"], ["/a/b", "/"]),
         ("/a.html", ["/a.html", "/a.html.gz", "/static/a.html"], ["/a", "/a.txt"]),
