@@ -223,25 +223,21 @@ TRAFFIC: Final = (
         aim=_both(AT_FIRST_AND_LATER, 1.0, "nginx-ktls"),
         workers=(1,),
     ),
-    Row(
-        "rules",
-        "real traffic with access log, two sites and header rules, beside that without",
-        Setting.HOST,
-        Traffic(Browsing(SITE), timed=False),
-        (OURS,),
-        subject="ktlsd-rules",
-        at_least=_both(AT_FIRST_AND_LATER, 0.9, OURS),
-        workers=(1,),
-    ),
-    Row(
-        "auth",
-        "real traffic with passwords for other paths, beside that without",
-        Setting.HOST,
-        Traffic(Browsing(SITE), timed=False),
-        (OURS,),
-        subject="ktlsd-auth",
-        at_least=_both(AT_FIRST_AND_LATER, 0.95, OURS),
-        workers=(1,),
+    *(
+        Row(
+            name,
+            f"real traffic with {what}, beside that without",
+            Setting.HOST,
+            Traffic(Browsing(SITE), timed=False),
+            (OURS,),
+            subject=f"{OURS}-{name}",
+            at_least=_both(AT_FIRST_AND_LATER, ratio, OURS),
+            workers=(1,),
+        )
+        for name, what, ratio in (
+            ("rules", "access log, two sites and header rules", 0.9),
+            ("auth", "passwords for other paths", 0.95),
+        )
     ),
     Row(
         "scanners",

@@ -505,6 +505,11 @@ def default_site(settings: Settings) -> SiteOptions:
     return settings if settings.root is not None or not settings.site else settings.site[0]
 
 
+def index_elsewhere(site: SiteOptions) -> bool:
+    """Whether an index file may be in a folder below the one that is requested."""
+    return any("/" in name for name in site.index)
+
+
 def by_acme(settings: Settings) -> bool:
     """Whether any certificate is got by ACME."""
     return (settings.acme is not None and bool(settings.acme.names)) or any(site.acme for site in settings.site)

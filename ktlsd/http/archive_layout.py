@@ -47,3 +47,12 @@ class Layout(Protocol):
 
     def ending(self) -> bytes:
         """The last bytes."""
+
+
+def is_utf_8(name: bytes) -> bool:
+    """Whether a member's name is valid UTF-8."""
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

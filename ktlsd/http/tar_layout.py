@@ -12,6 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from ktlsd.http.archive_layout import is_utf_8
+
 _BLOCK: Final = 512
 _MOST_NAME, _MOST_PREFIX = 100, 155
 _MOST_SIZE = _MOST_SECONDS = 8**11 - 1
@@ -33,8 +35,8 @@ class TarMember(Struct, frozen=True, gc=False):
         seconds, size = self.mtime_ns // 1_000_000_000, self.size
         records = b""
         prefix, name = _split(self.name)
-        if len(name) > _MOST_NAME or (not self.name.isascii() and _is_utf_8(self.name)):
-            if not _is_utf_8(self.name):
+        if len(name) > _MOST_NAME or (not self.name.isascii() and is_utf_8(self.name)):
+            if not is_utf_8(self.name):
                 records += _record(b"hdrcharset", b"BINARY")
             records += _record(b"path", self.name)
             prefix, name = b"", self.name[:_MOST_NAME]
@@ -107,11 +109,3 @@ def _ustar(prefix: bytes, name: bytes, mode: int, size: int, seconds: int, kind:
     after = kind + bytes(100) + b"ustar\x0000" + bytes(64) + b"%07o\0%07o\0" % (0, 0) + prefix.ljust(167, b"\0")
     # The checksum counts its own field as eight spaces.
     return before + b"%06o\0 " % (sum(before) + sum(after) + 8 * ord(" ")) + after
-
-
-def _is_utf_8(name: bytes) -> bool:
-    try:
-        name.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

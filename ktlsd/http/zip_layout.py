@@ -14,6 +14,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from ktlsd.http.archive_layout import is_utf_8
+
 _MOST_32: Final = 0xFFFFFFFF
 _MOST_16: Final = 0xFFFF
 _NEEDED, _NEEDED_64 = 20, 45
@@ -44,7 +46,7 @@ class ZipMember(Struct, frozen=True, gc=False):
 
     def _common(self, needed: int) -> bytes:
         """What a local header and an entry of the central directory have in common, up to the checksum."""
-        flags = (_UTF_8 if _is_utf_8(self.name) else 0) | (_SIZES_FOLLOW if self.size else 0)
+        flags = (_UTF_8 if is_utf_8(self.name) else 0) | (_SIZES_FOLLOW if self.size else 0)
         return struct.pack("<HHHI", needed, flags, 0, _dos_time(self.mtime_ns))
 
     def header(self) -> bytes:
@@ -110,14 +112,6 @@ class ZipLayout:
         shown = min(count, _MOST_16)
         sizes = (min(size, _MOST_32), min(offset, _MOST_32))
         return large + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, shown, shown, *sizes, 0)
-
-
-def _is_utf_8(name: bytes) -> bool:
-    try:
-        name.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _dos_time(mtime_ns: int) -> int:

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
+from ktlsd.config.values import EntityTagRecipe
 from ktlsd.file_identity import FileIdentity, identify, identity_of
 from ktlsd.file_threads import DEFAULT_SECONDS, FileThreads, Stalled
 from ktlsd.http.byte_range import ByteRange
@@ -25,6 +26,7 @@ from ktlsd.http.decide import Miss, Moved
 from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.multipart import Multipart
 from ktlsd.http.request_target import Target
+from ktlsd.http.validators import entity_tag, is_dated, size_mtime_tag
 from ktlsd.site import exact_names, mounts
 from ktlsd.site.beneath import open_beneath, paths_below
 from ktlsd.site.folder_names import FolderNames, Unread, Verdict
@@ -112,6 +114,15 @@ class OpenFile(Struct):
     def ctime_ns(self) -> int:
         """Of data and inode."""
         return self.identity[4]
+
+    def tag(self, recipe: EntityTagRecipe) -> str | None:
+        """The entity tag by this recipe; None if only the content can give it."""
+        _, inode, size, mtime_ns, ctime_ns = self.identity
+        if recipe == "strong":
+            return entity_tag(mtime_ns, size, inode, ctime_ns)
+        if recipe == "size-mtime" and is_dated(mtime_ns):
+            return size_mtime_tag(mtime_ns, size)
+        return None
 
     async def read_first(self, body: object) -> None:
         """If the file `waits`, read the beginning of what a response has of it, so that one that cannot be read gets an

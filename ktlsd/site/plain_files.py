@@ -11,13 +11,12 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from ktlsd.config.file_names import fsdecode
-from ktlsd.config.options import SiteOptions
+from ktlsd.config.options import SiteOptions, index_elsewhere
 from ktlsd.http.access import Access
 from ktlsd.http.decide import Representation, fields_of_whole
 from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import plain_path
-from ktlsd.http.validators import entity_tag, is_dated, size_mtime_tag
 from ktlsd.site.content_types import ContentTypes
 from ktlsd.site.followed_root import FollowedRoot
 from ktlsd.site.lookup import OpenFile
@@ -58,8 +57,8 @@ class PlainFiles:
         self._access = access
         self._server = server
         self._siblings = bool(site.precompressed)
-        self._with_inode = site.etag == "strong"
-        self._elsewhere = any("/" in name for name in site.index)
+        self._recipe = site.etag
+        self._elsewhere = index_elsewhere(site)
 
     @staticmethod
     def serve(site: SiteOptions) -> bool:
@@ -101,11 +100,7 @@ class PlainFiles:
         kind, compressible = self._types.described(opened.path)
         if compressible and self._siblings and not opened.root.lacks_siblings(opened.path):
             return None
-        _, inode, size, mtime_ns, ctime_ns = opened.identity
-        if self._with_inode:
-            tag = entity_tag(mtime_ns, size, inode, ctime_ns)
-        elif is_dated(mtime_ns):
-            tag = size_mtime_tag(mtime_ns, size)
-        else:
+        tag = opened.tag(self._recipe)
+        if tag is None:
             return None
-        return self._server + fields_of_whole(Representation(size, mtime_ns, kind, tag), now)
+        return self._server + fields_of_whole(Representation(opened.size, opened.mtime_ns, kind, tag), now)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ktlsd.config.options import LimitOptions, SiteOptions
+from ktlsd.config.options import LimitOptions, SiteOptions, index_elsewhere
 from ktlsd.file_threads import DEFAULT_SECONDS, JobLimiter, Patience
 from ktlsd.http.accept import wants_json
 from ktlsd.http.accept_encoding import SUFFIXES, preferred
@@ -38,7 +38,7 @@ from ktlsd.http.navigation import VARY, is_navigation
 from ktlsd.http.rate_check import refused_by_now
 from ktlsd.http.redirects import Redirected, Rewritten
 from ktlsd.http.request_target import Target, target_of_path
-from ktlsd.http.validators import coded_tag, content_tag, entity_tag, is_dated, size_mtime_tag
+from ktlsd.http.validators import coded_tag, content_tag
 from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.site import packing
 from ktlsd.site.beneath import paths_below
@@ -167,7 +167,7 @@ class Site:
         self.followed.on_change = self._rules.renew
         self._types = ContentTypes(site.types, site.charset, site.encoded)
         self._index = tuple(os.fsencode(name) for name in site.index)
-        self._index_elsewhere = any(b"/" in name for name in self._index)
+        self._index_elsewhere = index_elsewhere(site)
         """True if an index file may be in another folder than the one that it is for."""
         self._hashes = ContentHashes()
         self._siblings = Siblings()
@@ -584,13 +584,7 @@ class Site:
         return Representation(opened.size, opened.mtime_ns, self._type_of(opened.path), tag, varies=True)
 
     async def _tag(self, opened: OpenFile) -> str:
-        match self.options.etag:
-            case "strong":
-                return entity_tag(opened.mtime_ns, opened.size, opened.identity[1], opened.ctime_ns)
-            case "size-mtime" if is_dated(opened.mtime_ns):
-                return size_mtime_tag(opened.mtime_ns, opened.size)
-            case "size-mtime" | "content":
-                return content_tag(await self._hashes.digest(opened))
+        return opened.tag(self.options.etag) or content_tag(await self._hashes.digest(opened))
 
     # --- what is made, not found --------------------------------------------------------------------------------------
 
