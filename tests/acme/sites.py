@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tests.pebble import Pebble, pebble
-from tests.serving import PROGRAM, Running, client_context, connect, serving
+from tests.serving import PROGRAM, Running, client_context, connect, eventually, serving
 
 NAME = "www.example.test"
 CONTENT = b"the content of a file" * 100_000
@@ -67,12 +67,17 @@ def served(authority: Pebble, name: str = NAME, root: int = 0) -> int:
     return x509.load_der_x509_certificate(certificate).serial_number
 
 
-def is_trusted(authority: Pebble, name: str = NAME) -> bool:
+def is_trusted(authority: Pebble, name: str = NAME, root: int = 0) -> bool:
     try:
-        served(authority, name)
+        served(authority, name, root)
     except ssl.SSLCertVerificationError:
         return False
     return True
+
+
+def becomes_trusted(authority: Pebble, name: str = NAME, root: int = 0) -> bool:
+    """Whether every worker comes to have the certificate: each takes it up at a moment of its own."""
+    return eventually(lambda: all(is_trusted(authority, name, root) for _ in range(40)))
 
 
 def pem(www: Path, name: str = NAME) -> Path:

@@ -22,7 +22,19 @@ from cryptography.x509.oid import NameOID
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
-from tests.acme.sites import CONTENT, ISSUED, NAME, authority, is_trusted, pem, record, served, site, www
+from tests.acme.sites import (
+    CONTENT,
+    ISSUED,
+    NAME,
+    authority,
+    becomes_trusted,
+    is_trusted,
+    pem,
+    record,
+    served,
+    site,
+    www,
+)
 from tests.pebble import EAB_KEY, Pebble, pebble
 from tests.serving import (
     Running,
@@ -45,7 +57,7 @@ def test_a_first_certificate(authority: Pebble, www: Path, challenge: str, worke
     with site(authority, www, "--workers", workers, table=f'challenges = "{challenge}"\nemail = "a@b.test"') as server:
         assert not is_trusted(authority), "served at once, self-signed"
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
         context = client_context(cafile=authority.root())
         assert get(authority.https, "/a.txt", host=NAME, name=NAME, context=context).body == CONTENT
         moved = exchange_plain(
@@ -126,7 +138,7 @@ def test_without_the_authority_it_serves_and_says_what_it_waits_for(authority: P
             server.wait_for_line(ISSUED)
             assert record(www)["failures"] == 0
             assert f'ktlsd_acme_failures{{certificate="{NAME}"}} 0.0' in metrics(server, "/metrics")
-            assert is_trusted(authority)
+            assert becomes_trusted(authority)
     finally:
         authority.stop()
         authority.start()
@@ -183,7 +195,7 @@ def test_a_renewal_closes_no_connection_and_refuses_no_handshake(
     # Two orders of longer certificates would be an hour apart.
     with site(authority, www, "--workers", workers, table='profile = "brief"') as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
         context, first = client_context(cafile=authority.root()), served(authority)
         serials, ended = set[int](), threading.Event()
 
@@ -248,7 +260,7 @@ esac
     names = "example.test,*.example.test"
     with site(authority, www, table=f'dns_hook = "{hook}"', names=names) as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority, "any.example.test"))
+        assert becomes_trusted(authority, "any.example.test")
         assert is_trusted(authority, "example.test")
     said = [line.split() for line in calls.read_text().splitlines()]
     assert [action for action, _, _ in said] == ["add", "add", "wait", "wait", "remove", "remove"]
@@ -305,7 +317,7 @@ def test_key_type_chain_and_profile(tmp_path: Path, www: Path) -> None:
         table = f'key_type = "rsa2048"\nchain = "{issuer!s}"\nprofile = "brief"'
         with site(authority, www, table=table) as server:
             server.wait_for_line(ISSUED)
-            assert eventually(lambda: served(authority, root=2) > 0)
+            assert becomes_trusted(authority, root=2)
         chain = x509.load_pem_x509_certificates(pem(www).read_bytes())
         assert isinstance(chain[0].public_key(), rsa.RSAPublicKey)
         assert (chain[0].not_valid_after_utc - chain[0].not_valid_before_utc).days in (5, 6)
@@ -332,7 +344,7 @@ def test_killed_in_the_middle_and_started_again(authority: Pebble, www: Path) ->
             server.process.wait()
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
     assert not moments[0].exists()
     assert not moments[2].exists()
 
@@ -361,7 +373,7 @@ def test_an_order_that_was_paid_for_is_fetched(authority: Pebble, www: Path) -> 
     with site(authority, www, names=f"{NAME},other.example.test") as server:
         server.wait_for_line("an earlier order is of no use; ordered anew$")
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority, "other.example.test"))
+        assert becomes_trusted(authority, "other.example.test")
 
 
 def test_two_servers_with_one_state_folder_order_once(authority: Pebble, www: Path) -> None:
@@ -384,7 +396,7 @@ def test_two_servers_with_one_state_folder_order_once(authority: Pebble, www: Pa
             return False
 
         assert eventually(trusted_by_both)
-        assert any(re.search(ISSUED, line) for line in (*server.log, *other.log))
+        assert eventually(lambda: any(re.search(ISSUED, line) for line in (*server.log, *other.log)))
     assert log.read_text().count("Added order") == before + 1
 
 
@@ -397,7 +409,7 @@ def test_the_certificate_of_another_client_is_taken_over(authority: Pebble, www:
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
         assert not any("ordered" in line for line in server.log)
-        assert is_trusted(authority)
+        assert becomes_trusted(authority)
     assert pem(www).read_bytes() == first
     assert record(www)["terms"] == {"names": [NAME], "directory": "", "key_type": "", "profile": "", "chain": ""}
 
@@ -417,7 +429,7 @@ def test_a_site_of_its_own_and_a_reload(authority: Pebble, www: Path) -> None:
         config.write_text(f"{authority.table()}\n{sites}acme = true\n")
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("^certificate for files.example.test, f.example.test: valid until ")
-        assert eventually(lambda: is_trusted(authority, "f.example.test"))
+        assert becomes_trusted(authority, "f.example.test")
         assert not is_trusted(authority, "g.example.test")
         config.write_text(sites)
         since = len(server.log)
@@ -431,14 +443,14 @@ def test_an_ip_address(authority: Pebble, www: Path) -> None:
     with site(authority, www, table='profile = "default"\nchallenges = "tls-alpn-01"', names="127.0.0.1") as server:
         server.wait_for_line("ACME challenge answered for 1.0.0.127.in-addr.arpa")
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority, "127.0.0.1"))
+        assert becomes_trusted(authority, "127.0.0.1")
 
 
 def test_a_challenge_is_for_the_authority_only(authority: Pebble, www: Path) -> None:
     """Without a challenge, and with more protocols than that one, a handshake is that of any client."""
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
         for protocols, name in ((["acme-tls/1"], NAME), (["acme-tls/1", "http/1.1"], NAME), (["acme-tls/1"], "x.test")):
             context = client_context()
             context.set_alpn_protocols(protocols)

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.acme.sites import ISSUED, NAME, authority, is_trusted, pem, record, site, www
+from tests.acme.sites import ISSUED, NAME, authority, becomes_trusted, pem, record, site, www
 from tests.mounting import mount
 from tests.pebble import Pebble
 from tests.process.test_privileges import (
@@ -18,7 +18,7 @@ from tests.process.test_privileges import (
     needs_root,
     open_folder,
 )
-from tests.serving import eventually, get
+from tests.serving import get
 
 __all__ = ["authority", "open_folder", "www"]
 
@@ -42,7 +42,7 @@ def test_a_full_disk_costs_no_order_and_no_certificate(authority: Pebble, www: P
             filler.unlink()
             server.process.send_signal(signal.SIGHUP)
             server.wait_for_line(ISSUED)
-            assert eventually(lambda: is_trusted(authority))
+            assert becomes_trusted(authority)
 
 
 def test_a_certificate_that_was_removed_is_ordered_again(authority: Pebble, www: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_user_who_serves_orders(authority: Pebble, open_folder: Path) -> Non
         authority, folder, *options, "--config", str(config), program=PROGRAM_FOR_EVERYBODY, **ITS_ENVIRONMENT
     ) as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
         assert record(folder)["failures"] == 0
     state = open_folder / "state/ktlsd"
     assert {os.stat(path).st_uid for path in (state, *(state / "acme").rglob("*"))} == {NOBODY.pw_uid}

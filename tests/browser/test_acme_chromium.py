@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from tests.acme.sites import ISSUED, NAME, authority, is_trusted, site, www
+from tests.acme.sites import ISSUED, NAME, authority, becomes_trusted, site, www
 from tests.pebble import Pebble
-from tests.serving import eventually
 
 __all__ = ["authority", "www"]
 
@@ -32,7 +31,7 @@ def test_no_warning(authority: Pebble, www: Path) -> None:
     flags = ["--no-sandbox", f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
     with site(authority, www) as server:
         server.wait_for_line(ISSUED)
-        assert eventually(lambda: is_trusted(authority))
+        assert becomes_trusted(authority)
         url = f"https://{NAME}:{authority.https}/"
         environment: dict[str, str | float | bool] = {**os.environ, "HOME": str(home)}
         with sync_playwright() as playwright:
