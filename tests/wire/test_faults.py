@@ -409,10 +409,11 @@ def test_narrow_connections_get_every_byte(
     raw.settimeout(60)
     raw.connect(("127.0.0.1", faulty.port))
     with client_context().wrap_socket(raw, suppress_ragged_eofs=False) as connection:
-        connection.sendall(REQUEST % (b"medium.bin", b"Range: bytes=0-199999\r\n"))
+        # Four records: through the smallest window Linux 6.12 may take 0.2 s for 300 bytes, from nginx, too.
+        connection.sendall(REQUEST % (b"medium.bin", b"Range: bytes=0-49999\r\n"))
         data, in_order = read_all(connection)
     assert in_order
-    assert data.endswith(contents["medium.bin"][:200_000])
+    assert data.endswith(contents["medium.bin"][:50_000])
 
 
 @contextlib.contextmanager
