@@ -45,8 +45,6 @@ class RequestHead(Struct, eq=False, gc=False):
     """The access log's fragment for it."""
     noted_by: object = None
     """The format of the fragment."""
-    memo: object = None
-    """The response cache's last find for it: some clients send the same head again and again."""
 
     @property
     def headers(self) -> Sequence[Field]:

@@ -24,7 +24,6 @@ from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
 from ktlsd.site.error_page import for_client
-from ktlsd.site.lack import Lack
 from ktlsd.site.lookup import OpenFile
 from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
@@ -134,41 +133,31 @@ class Exchange:
 
         `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
-        entry = self._kept(opened, head)
+        answer = cast(Answer, self._answer)
+        response, excess, checks = answer.response, answer.excess, answer.checks
+        names = cast(TrackedFields, self.request.fields).asked_for()
+        if names is None or response.close or self._responder.client.redirected:
+            return None
+        service, entry = self._service, None
+        partition = self._responder.partitions[self.origin.https]
+        key = CacheKey.of(partition, self.head, names, any_query=answer.any_query)
+        if excess is not None:
+            if service.refusals is not None:
+                entry = service.refusals.remember_text(
+                    key, response, head, self._began_ns, checks=checks, excess=excess
+                )
+        elif opened is not None:
+            is_part = isinstance(response.body, ByteRange) or response.body == b""
+            if answer.lack is not None or (is_part and response.status in _REPEATABLE_STATUSES):
+                entry = service.response_cache.remember(
+                    key, response, head, opened, rules=answer.rules, asked_ns=self._began_ns, checks=checks
+                )
+        elif answer.lack is not None and b"host" in names:
+            # Otherwise the target itself named the site (RFC 9112 section 3.2.2), and the entry is for other targets.
+            entry = service.response_cache.remember_text(key, response, head, self._began_ns, lack=answer.lack)
         if entry is not None:
             entry.site = self.site
         return entry
-
-    def _kept(self, opened: OpenFile | None, head: bytes) -> CacheEntry | None:
-        answer = cast(Answer, self._answer)
-        response, lack = answer.response, answer.lack
-        repeatable = (
-            answer.excess is not None
-            or lack is not None
-            or (
-                opened is not None
-                and response.status in _REPEATABLE_STATUSES
-                and (isinstance(response.body, ByteRange) or response.body == b"")
-            )
-        )
-        names = cast(TrackedFields, self.request.fields).asked_for()
-        if not repeatable or names is None or response.close or self._responder.client.redirected:
-            return None
-        key = CacheKey.of(self._responder.partition(self.origin), self.head, names, any_query=answer.any_query)
-        if answer.excess is not None:
-            refusals = self._service.refusals
-            if refusals is None:
-                return None
-            return refusals.remember_refusal(key, response, head, answer.checks, answer.excess)
-        cache, began_ns = self._service.response_cache, self._began_ns
-        if opened is not None:
-            return cache.remember(
-                key, response, head, opened, rules=answer.rules, asked_ns=began_ns, checks=answer.checks
-            )
-        if b"host" not in names:
-            # The target itself named the site (RFC 9112 section 3.2.2), and the entry is for other targets.
-            return None
-        return cache.remember_lack(key, response, head, cast(Lack, lack), began_ns)
 
 
 def fields_of(response: Response, server_field: Fields) -> Fields:

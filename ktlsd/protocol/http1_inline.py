@@ -159,7 +159,7 @@ class InlineResponses:
         entry, closes = responder.find(head), head.closes
         made: _Made | None = None if closes or entry is None else batch.get(entry)
         if entry is None or made is None:
-            descriptor = None if entry is None else responder.recall(entry)
+            descriptor = None if entry is None else self._shared.service.response_cache.open(entry)
             if entry is None or descriptor is None:
                 found = responder.find_file(head)
                 if found is None:

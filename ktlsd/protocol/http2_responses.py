@@ -217,7 +217,7 @@ class Http2Responses:
             self._shared.service.response_cache.uses += 1
             block, data = known
         else:
-            recalled = responder.recall(entry) if descriptor is None else descriptor
+            recalled = self._shared.service.response_cache.open(entry) if descriptor is None else descriptor
             if recalled is None:
                 return False
             try:

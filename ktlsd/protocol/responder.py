@@ -2,7 +2,7 @@
 
 A protocol turns bytes into request heads, and responses into bytes. It needs six things for that:
 
-- remembered responses: Responder.find(), recall() and begin_remembered(), and Exchange.remember();
+- remembered responses: Responder.find(), ResponseCache.open(), Responder.begin_remembered() and Exchange.remember();
 - plain files that are not remembered: Responder.find_file(), whose entry is used as a remembered one's;
 - decisions: Exchange.decide() and Responder.count(), one Exchange for each request that has no remembered response
   (exchange.py). Most return without a wait: try that first, outside of a task (attempt.py);
@@ -61,8 +61,8 @@ class Responder:
     """The requests of one connection, independent of the protocol."""
 
     __slots__ = (
-        *("_buckets", "_origin", "_partitions", "_requests", "_user"),
-        *("client", "limits", "requests_left", "responses", "shared", "transport"),
+        *("_buckets", "_origin", "_requests", "_user"),
+        *("client", "limits", "partitions", "requests_left", "responses", "shared", "transport"),
     )
 
     def __init__(self, shared: Shared, transport: PacedTransport, client: Client, version: HttpVersion) -> None:
@@ -79,8 +79,9 @@ class Responder:
         """The name in the request that find() had last, if it passed checks."""
         self._origin = client.origin
         """The origin of that request."""
-        self._buckets: ConnectionBuckets | None = None
-        self._partitions = client.partition(https=False), client.partition(https=True)
+        self._buckets: ConnectionBuckets = {}
+        self.partitions = client.partition(https=False), client.partition(https=True)
+        """The cache partitions of requests, by whether their scheme is https."""
 
     def new_log(self, sending: Sending) -> RequestLog | None:
         """The access log of requests that come one after the other, and whose responses `sending` counts the bytes of.
@@ -97,12 +98,12 @@ class Responder:
         if not self._is_ordinary(head):
             return None
         service, https = self.shared.service, self._is_https(head)
-        entry = service.response_cache.get(self._partitions[https], head)
+        entry = service.response_cache.get(self.partitions[https], head)
         if entry is not None and (not entry.checks or self._passes(entry, head)):
             return entry
         if service.refusals is None:
             return None
-        entry = service.refusals.get(self._partitions[https], head)
+        entry = service.refusals.get(self.partitions[https], head)
         return entry if entry is not None and self._passes(entry, head) else None
 
     def find_file(self, head: RequestHead) -> tuple[CacheEntry, int] | None:
@@ -121,7 +122,7 @@ class Responder:
             beginning = http1_writer.beginning(_OK, found.fields)
             part, entry = ByteRange(0, opened.size), None
             if cache.came_before(opened.path):
-                key = CacheKey.of(self._partitions[https], head, DECIDING, any_query=True)
+                key = CacheKey.of(self.partitions[https], head, DECIDING, any_query=True)
                 response = Response(_OK, found.fields, part)
                 entry = cache.remember(key, response, beginning, opened, rules=found.rules, asked_ns=began_ns)
             entry = entry or new_entry(beginning, opened, part)
@@ -162,13 +163,6 @@ class Responder:
         visitor.certificate_names, visitor.certificate_fault = client.certificate_names, client.certificate_fault
         return visitor
 
-    def recall(self, entry: CacheEntry) -> int | None:
-        """A descriptor of a remembered response's file for the caller to close; -1 if its body is in memory.
-
-        None if the file is not what it was, or a disk has to be waited for.
-        """
-        return self.shared.service.response_cache.open(entry)
-
     def begin_remembered(
         self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None
     ) -> InProgress | None:
@@ -191,8 +185,6 @@ class Responder:
 
     def begin(self, checks: Iterable[Check], origin: Origin) -> InProgress | None:
         """Count a request from there, whose response begins, in the rates among the checks that it has passed."""
-        if self._buckets is None:
-            self._buckets = {}
         return begin(checks, origin, self._buckets)
 
     def count(self, response: Response, site: int) -> None:
@@ -240,7 +232,3 @@ class Responder:
         if client.trusted is None:
             return client.origin
         return forwarded.origin(TrackedFields(values), client.origin, client.trusted, service.forwarded)
-
-    def partition(self, origin: Origin) -> str | None:
-        """The cache partition of a request that came from there."""
-        return self._partitions[origin.https]

@@ -19,8 +19,8 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from msgspec import Struct
-from msgspec.structs import replace
 
+from ktlsd.config.limits import Limit
 from ktlsd.file_identity import FileIdentity, identify
 from ktlsd.http.access import Check, Excess
 from ktlsd.http.byte_range import ByteRange
@@ -54,6 +54,9 @@ _SETTLED_NS: Final = 2_000_000_000
 # Rules are read within a second of their change, but thousands of them take a while.
 _RULES_SETTLED_NS: Final = 10_000_000_000
 
+# No target has a space.
+_WITH_QUERY: Final = b" "
+
 Look = tuple[Root, bytes, FileIdentity]
 """A file or folder by its root and path, and its identity."""
 
@@ -72,9 +75,8 @@ class CacheKey(Struct, frozen=True, gc=False):
     """The parts of a request that influenced its response: requests with the same ones get the same response."""
 
     asked: bytes
-    """RequestHead.key; without the query if that had no influence. The method alone for names that the root lacks."""
-    any_query: bool
-    """Whether it had none."""
+    """Method and target without a query, if that had no influence; otherwise RequestHead.key and _WITH_QUERY. The
+    method alone for names that the root lacks."""
     names: tuple[bytes, ...]
     """Names of the fields that were read, present or not."""
     values: tuple[str | bytes | None, ...]
@@ -84,8 +86,8 @@ class CacheKey(Struct, frozen=True, gc=False):
     @classmethod
     def of(cls, partition: str | None, head: RequestHead, names: tuple[bytes, ...], *, any_query: bool) -> CacheKey:
         """Made from a request of which the fields `names` were read; `any_query`: the query had no influence."""
-        asked = head.key.partition(b"?")[0] if any_query else head.key
-        return cls(asked, any_query, names, (partition, *map(head.of_fields.values.get, names)))
+        asked = head.key.partition(b"?")[0] if any_query else head.key + _WITH_QUERY
+        return cls(asked, names, (partition, *map(head.of_fields.values.get, names)))
 
     @property
     def size(self) -> int:
@@ -142,7 +144,7 @@ class CacheEntry(Struct, eq=False, gc=False):
         return self.sources[0][2] if self.sources else None
 
 
-_NOTHING: Final = CacheKey(b"", False, (), ())
+_NOTHING: Final = CacheKey(b"", (), ())
 
 _ByNames = dict[tuple[bytes, ...], dict[tuple[str | bytes | None, ...], CacheEntry]]
 """Entries by CacheKey.names and values."""
@@ -161,8 +163,7 @@ class ResponseCache:
         self._body_bytes = 0
         self._entries: OrderedDict[CacheEntry, None] = OrderedDict()
         """All entries, those that expire first at the front."""
-        self._without_query: _Asked = {}
-        self._with_query: _Asked = {}
+        self._asked: _Asked = {}
         self._looks: dict[tuple[Root, bytes], FileIdentity] = {}
         """The identities of folders and rules at the last comparison, for all entries."""
         self._folders: dict[tuple[Root, bytes, frozenset[bytes]], Looks] = {}
@@ -183,41 +184,30 @@ class ResponseCache:
         return marked
 
     def get(self, partition: str | None, head: RequestHead) -> CacheEntry | None:
-        """The entry for a request, if it has not expired."""
-        memo = head.memo
-        if isinstance(memo, CacheEntry) and memo in self._entries and memo.key.values[0] == partition:
-            held = self._holding(memo)
-            if held is not None:
-                return held
-        asked, values = head.key, head.of_fields.values
+        """The entry for a request; open() tells whether it has expired."""
+        key, values, all_asked = head.key, head.of_fields.values, self._asked
         # A fragment is no part of a target (request_target.py).
-        bare = asked.partition(b"?")[0] if b"#" not in asked else asked
-        kinds = self._without_query
-        for known in (kinds.get(bare), self._with_query.get(asked), kinds.get(head.method)):
+        bare = key.partition(b"?")[0] if b"#" not in key else key
+        for asked in (bare, key + _WITH_QUERY, head.method):
+            known = all_asked.get(asked)
             if known is not None and (found := _search(known, partition, values)) is not None:
-                if found.lack is None:
-                    head.memo = found
-                elif not found.lack.holds(head.target):
-                    return None
-                return self._holding(found)
+                return found if found.lack is None or found.lack.holds(head.target) else None
         return None
 
-    def _holding(self, found: CacheEntry) -> CacheEntry | None:
-        if found.until < (now := time.monotonic()) and (found.folders is None or found.last < now):
-            self._forget(found)
-            return None
-        return found
-
     def open(self, entry: CacheEntry) -> int | None:
-        """A descriptor of the file, for the caller to close, -1 if the body is in memory; None if the file has changed,
-        or may have."""
+        """A descriptor of the file, for the caller to close, -1 if the body is in memory; None if the entry has
+        expired, or the file has changed, or may have."""
+        now, descriptor = time.monotonic(), -1
+        folders = entry.folders
+        if entry.until < now and (folders is None or entry.last < now):
+            self._forget(entry)
+            return None
         if entry.in_memory:
             if any(root.closed for root, _, _ in entry.sources):
                 self._forget(entry)
                 return None
             self.uses += 1
             return -1
-        descriptor = -1
         for root, path, identity in reversed(entry.sources):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -230,9 +220,7 @@ class ResponseCache:
                 os.close(descriptor)
                 self._forget(entry)
                 return None
-        now = time.monotonic()
         if entry.until < now:
-            folders = entry.folders
             # The kernel has the names on the way to an open file in memory: no disk access.
             if folders is None or not self._are_as_they_were(folders, now):
                 os.close(descriptor)
@@ -275,11 +263,7 @@ class ResponseCache:
         if entry.in_memory:
             del self._in_memory[entry]
             self._body_bytes -= len(entry.body)
-            # Request heads remember entries (RequestHead.memo).
-            entry.body = b""
-        entry.until = entry.last = 0.0
-        key = entry.key
-        asked = self._without_query if key.any_query else self._with_query
+        key, asked = entry.key, self._asked
         by_names = asked[key.asked]
         if by_names is entry:
             del asked[key.asked]
@@ -340,57 +324,52 @@ class ResponseCache:
         self._add(entry, now)
         return entry
 
-    def remember_lack(
-        self, key: CacheKey, response: Response, head: bytes, lack: Lack, asked_ns: int
+    def remember_text(
+        self,
+        key: CacheKey,
+        response: Response,
+        head: bytes,
+        asked_ns: int,
+        *,
+        lack: Lack | None = None,
+        checks: tuple[Check, ...] = (),
+        excess: Excess | None = None,
     ) -> CacheEntry | None:
-        """Cache the response to requests for names that a root lacks; the key is one request's."""
-        key = CacheKey(key.asked.partition(b" ")[0], True, key.names, key.values)
+        """Cache a response without a file for a second after its decision began: to requests for names that a root
+        lacks, or to those that have passed these checks, and whose clients are at a limit of a rate."""
+        if lack is not None:
+            key = CacheKey(key.asked.partition(b" ")[0], key.names, key.values)
         now, body = time.monotonic(), response.body
         former = self._kept(key)
-        if former is not None and former.until >= now:
+        if lack is not None and former is not None and former.until >= now:
             # It is for other names: the root has this one.
             return former
         if key.size > LONGEST_REMEMBERED or not isinstance(body, bytes):
             return None
         until = now + LASTING_SECONDS - (time.time_ns() - asked_ns) / 1e9
         entry = CacheEntry(
-            *(key, _bare(response.status, response.reason), head, (), None, until, until),
+            *(key, _bare(response.status, response.reason, response.limit), head, (), None, until, until),
             in_memory=True,
             body=body,
             lack=lack,
+            checks=checks,
+            excess=excess,
         )
         self._add(entry, now)
         return entry
 
     def _kept(self, key: CacheKey) -> CacheEntry | None:
         """The entry with this key."""
-        known = (self._without_query if key.any_query else self._with_query).get(key.asked)
+        known = self._asked.get(key.asked)
         if isinstance(known, CacheEntry):
             return known if (known.key.names, known.key.values) == (key.names, key.values) else None
         return None if known is None else known.get(key.names, {}).get(key.values)
 
-    def remember_refusal(
-        self, key: CacheKey, response: Response, head: bytes, checks: tuple[Check, ...], excess: Excess
-    ) -> CacheEntry | None:
-        """Cache the refusal of requests that have passed these checks, and whose clients are at a limit of a rate."""
-        body = response.body
-        if key.size > LONGEST_REMEMBERED or not isinstance(body, bytes):
-            return None
-        now = time.monotonic()
-        until = now + LASTING_SECONDS
-        bare = replace(_bare(response.status, response.reason), limit=response.limit)
-        entry = CacheEntry(
-            *(key, bare, head, (), None, until, until), in_memory=True, body=body, checks=checks, excess=excess
-        )
-        self._add(entry, now)
-        return entry
-
     def _add(self, entry: CacheEntry, now: float) -> None:
         """Add an entry in place of a former one, and bound the cache."""
-        key = entry.key
+        key, asked = entry.key, self._asked
         if (former := self._kept(key)) is not None:
             self._forget(former)
-        asked = self._without_query if key.any_query else self._with_query
         others = asked.setdefault(key.asked, entry)
         if others is not entry:
             if isinstance(others, CacheEntry):
@@ -475,9 +454,9 @@ def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping
 
 # Nearly all have the same status and no reason.
 @lru_cache(maxsize=64)
-def _bare(status: HTTPStatus, reason: str) -> Response:
+def _bare(status: HTTPStatus, reason: str, limit: Limit | None = None) -> Response:
     """A response of a site without fields and body."""
-    return Response(status, (), reason=reason, signed=True)
+    return Response(status, (), reason=reason, signed=True, limit=limit)
 
 
 _WHOLE: Final = _bare(HTTPStatus.OK, "")

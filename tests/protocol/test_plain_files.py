@@ -185,7 +185,7 @@ def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
 def _compare(entry: CacheEntry, other: CacheEntry | None) -> None:
     """Entries of the two ways differ in their times, and in the fields that were read of a file without a date."""
     assert other is not None
-    assert (entry.key.asked, entry.key.any_query) == (other.key.asked, other.key.any_query)
+    assert entry.key.asked == other.key.asked
     assert set(other.key.names) <= set(entry.key.names)
     dated = entry.identity is not None and is_dated(entry.identity[3])
     assert entry.key == other.key or not dated

@@ -123,7 +123,7 @@ def test_what_was_decided_is_remembered_recalled_and_counted(service: Service) -
         assert responder.find(asked(b"/a.txt#fragment", (HOST,))) is None
         assert responder.find(asked(b"/a.txt", (HOST,), method=b"HEAD")) is None
         assert (entry.head, entry.part, entry.response.status) == (b"written", ByteRange(0, len(CONTENT)), 200)
-        descriptor = responder.recall(entry)
+        descriptor = service.response_cache.open(entry)
         assert descriptor is not None
         with open(descriptor, "rb") as file:
             assert file.read() == CONTENT
@@ -166,7 +166,7 @@ def test_a_file_that_was_replaced_is_not_recalled(service: Service) -> None:
         assert found is not None
         (root / "new").write_bytes(b"new")
         os.replace(root / "new", root / "b.txt")
-        assert responder.recall(found) is None
+        assert service.response_cache.open(found) is None
         assert responder.find(head) is None
 
 
