@@ -24,7 +24,6 @@ from ktlsd.metrics.site_names import NO_SITE
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
 from ktlsd.site.error_page import for_client
-from ktlsd.site.lookup import OpenFile
 from ktlsd.site.response_cache import CacheEntry, CacheKey
 from ktlsd.site.site import Answer
 
@@ -47,7 +46,6 @@ class Exchange:
         self._log = log
         self._began_ns = time.time_ns()
         self._service: Service = responder.shared.service
-        self._answer: Answer | None = None
         self.site = NO_SITE
         """The number of the site that answers it."""
         fields = TrackedFields(head.of_fields.values)
@@ -59,11 +57,6 @@ class Exchange:
 
     async def decide(self) -> Answer:
         """The response, and the open file of its body for the caller to close."""
-        with self._service.in_use():
-            answer = self._answer = await self._decide()
-        return answer
-
-    async def _decide(self) -> Answer:
         responder, service, request = self._responder, self._service, self.request
         client, limits, row, target = responder.client, responder.limits, responder.shared.row, self.head.target
         refused = refuse_method(request.method)
@@ -85,28 +78,30 @@ class Exchange:
             return self._refusal(HTTPStatus.BAD_REQUEST, str(error))
         host = parsed.host or host_of(request.fields.get("host", "")) or None
         if client.redirected:
-            answer = await service.https_redirect.answer(request, parsed, host)
+            with service.in_use():
+                answer = await service.https_redirect.answer(request, parsed, host)
             return self.refused(answer.response) if answer.response.reason else answer
         hosted = service.hosted(host, client)
         if isinstance(hosted, str):
             return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, hosted)
-        site, given = hosted.site, self._request_id
+        site, origin, visitor = hosted.site, self.origin, None
         self.site = site.number
-        if site.access is None:
-            return await site.answer(request, parsed, secure=self.origin.https, request_id=given)
-        visitor = responder.visitor(self.head, self.origin)
-        if hosted.context.clients != client.clients:
-            visitor.certificate, visitor.certificate_fault, visitor.misdirected = None, "", client.secure
-        answer = await site.answer(request, parsed, secure=self.origin.https, request_id=given, visitor=visitor)
-        if self._log is not None:
+        if site.access is not None:
+            visitor = responder.visitor(self.head, origin)
+            if hosted.context.clients != client.clients:
+                visitor.certificate, visitor.certificate_fault, visitor.misdirected = None, "", client.secure
+        with service.in_use():
+            answer = await site.answer(
+                request, parsed, secure=origin.https, request_id=self._request_id, visitor=visitor
+            )
+        if self._log is not None and visitor is not None:
             self._log.came_as(visitor.user)
         return answer
 
-    def begin(self) -> InProgress | None:
+    def begin(self, answer: Answer) -> InProgress | None:
         """Count the request in the rates of its path, once, when its decided response begins; the end of what is
         returned follows."""
-        answer = self._answer
-        if answer is None or not answer.checks or answer.response.limit is not None:
+        if not answer.checks or answer.response.limit is not None:
             return None
         return self._responder.begin(answer.checks, self.origin)
 
@@ -127,14 +122,13 @@ class Exchange:
         """The client for the log."""
         return self._responder.client.described(self.origin)
 
-    def remember(self, opened: OpenFile | None, head: bytes) -> CacheEntry | None:
+    def remember(self, answer: Answer, head: bytes) -> CacheEntry | None:
         """Keep the decided response for requests that agree in everything that decided, if that is safe. The protocol
         has seen that the request is nothing but its head.
 
         `head` is the response's in HTTP/1.1, but for Date and what the request decides. Returns what is kept.
         """
-        answer = cast(Answer, self._answer)
-        response, excess, checks = answer.response, answer.excess, answer.checks
+        response, opened, excess, checks = answer.response, answer.opened, answer.excess, answer.checks
         names = cast(TrackedFields, self.request.fields).asked_for()
         if names is None or response.close or self._responder.client.redirected:
             return None

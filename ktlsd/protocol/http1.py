@@ -38,7 +38,7 @@ from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_inline import InlineResponses
 from ktlsd.protocol.http1_reader import LIMIT_OF, HeadReader
 from ktlsd.protocol.pacing import send_file, send_text
-from ktlsd.protocol.refusals import log_closed
+from ktlsd.protocol.refusals import log_closed, log_refusal
 from ktlsd.protocol.request_body import TooLarge
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces, send_part
@@ -191,12 +191,12 @@ class Http1:
         try:
             self._responder.count(response, self._site())
             if answer is not None and self._exchange is not None:
-                in_progress = self._exchange.begin()
+                in_progress = self._exchange.begin(answer)
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
-            self._responder.log_refusal(self._client_described, head, response)
+            log_refusal(self._shared.throttle, self._client_described, head, response)
             pace = None if in_progress is None else in_progress.pace
-            await self._send(head, response, opened, pace, closes=closes)
+            await self._send(head, response, answer, pace, closes=closes)
         finally:
             if opened is not None:
                 opened.close()
@@ -273,7 +273,7 @@ class Http1:
         self,
         head: RequestHead | None,
         response: Response,
-        opened: OpenFile | None,
+        answer: Answer | None,
         pace: Pace | None,
         *,
         closes: bool,
@@ -286,12 +286,12 @@ class Http1:
             if head is None:
                 self._log.received(self._reader.head)
             self._log.answered(response.status.value, len(data))
-        if head is not None and head.alone and self._exchange is not None:
-            self._exchange.remember(opened, beginning)
+        if head is not None and head.alone and answer is not None and self._exchange is not None:
+            self._exchange.remember(answer, beginning)
         sent = self._transport.sent + len(data)
         chunked = chunked and head is not None and head.method != b"HEAD"
         try:
-            await self._send_body(data, response, opened, pace, chunked=chunked)
+            await self._send_body(data, response, None if answer is None else answer.opened, pace, chunked=chunked)
         finally:
             size = max(0, self._transport.sent - sent)
             self._responder.responses.count(self._arrived, (size,), (self._site(),))

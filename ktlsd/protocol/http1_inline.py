@@ -7,6 +7,7 @@ that would wait is left to the connection's task (http1.py), and so is the rest 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,6 @@ from ktlsd.connection.poller import Batch
 from ktlsd.connection.transport import SMALL, PacedTransport, Rest
 from ktlsd.file_identity import FileIdentity
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Response
 from ktlsd.http.empty_lines import EmptyLines
 from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_head import RequestHead
@@ -28,7 +28,10 @@ from ktlsd.openssl.results import Wait
 from ktlsd.protocol import http1_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http1_reader import BLANK_LINE
+from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
+from ktlsd.site.response_cache import CacheEntry, new_entry
+from ktlsd.site.site import Answer
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
@@ -48,8 +51,8 @@ class _Made(Struct, frozen=True, gc=False):
     """Bytes of its body."""
     descriptor: int = -1
     """The file of a larger body, to be closed."""
-    part: ByteRange = ByteRange(0, 0)
-    """The part of the file that follows."""
+    offset: int = 0
+    """Where the body begins in the file."""
     identity: FileIdentity | None = None
     """The file's."""
 
@@ -80,7 +83,7 @@ class InlineResponses:
 
         The steps are to receive, and then for each request to make and to send its response.
         """
-        transport, lines = self.transport, self._lines
+        transport, lines, responder, shared = self.transport, self._lines, self._responder, self._shared
         if transport.stopped:
             return PendingWork(None)
         received = transport.receive()
@@ -97,28 +100,30 @@ class InlineResponses:
                 # Empty lines alone are no request: the time that the connection has been idle goes on.
                 return PendingWork(None) if transport.holds() else None
             size = received.find(BLANK_LINE) + len(BLANK_LINE)
-            head = self._scan(received, size)
-            if head is None:
-                return PendingWork(received)
-            made = self._make(head, batch)
-            if made is None:
+            if (
+                not len(BLANK_LINE) <= size <= responder.limits.head_bytes
+                # The last response on a connection says so in its head, which is the task's to write.
+                or responder.requests_left <= 1
+                or shared.idle.draining
+                or transport.key_update_owed()
+                or (head := shared.scanner.scan(received[:size])) is None
+                or (made := self._make(head, batch)) is None
+            ):
                 return PendingWork(received)
             yield
             received = received[size:]
             closes = head.closes
             if closes:
                 transport.hold_back()
-            in_progress = self.in_progress
-            rest = self._send(made) if in_progress is None or in_progress.pace is None else _unsent(made)
+            rest = self._send(made)
             if rest is not None:
-                arrived = self._shared.idle.sockets.now
+                arrived = shared.idle.sockets.now
                 return PendingWork(received, rest, made.descriptor, ends=closes, size=made.size, arrived=arrived)
             counts = self._counts
             counts.at_once.append(made.size)
             if counts.by_site is not None:
                 counts.sites_at_once.append(self.site)
-            if in_progress is not None:
-                self.end_in_progress()
+            self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=True)
             if closes:
@@ -136,110 +141,83 @@ class InlineResponses:
             self.in_progress.end()
             self.in_progress = None
 
-    def _scan(self, received: bytes, size: int) -> RequestHead | None:
-        """The request whose head is the first `size` bytes received, if a task is not needed to tell what it is.
-
-        The last response on a connection says so in its head, which is the task's to write.
-        """
-        responder, shared = self._responder, self._shared
-        if (
-            not len(BLANK_LINE) <= size <= responder.limits.head_bytes
-            or responder.requests_left <= 1
-            or shared.idle.draining
-            or self.transport.key_update_owed()
-        ):
-            return None
-        return shared.scanner.scan(received[:size])
-
     # --- making -------------------------------------------------------------------------------------------------------
 
     def _make(self, head: RequestHead, batch: Batch) -> _Made | None:
         """The response, counted and logged as begun; None if it would wait."""
-        responder = self._responder
-        entry, closes = responder.find(head), head.closes
+        responder, cache, closes = self._responder, self._shared.service.response_cache, head.closes
+        entry = responder.find(head)
         made: _Made | None = None if closes or entry is None else batch.get(entry)
         if entry is None or made is None:
-            descriptor = None if entry is None else self._shared.service.response_cache.open(entry)
+            descriptor = None if entry is None else cache.open(entry)
             if entry is None or descriptor is None:
                 found = responder.find_file(head)
                 if found is None:
                     return self._decide(head)
                 entry, descriptor = found
-            made = self._join(entry.head, closes, descriptor, entry.part, entry.body, entry.identity)
+            made = self._join(entry, descriptor, closes=closes)
             if made is None:
                 return None
             if not closes and made.descriptor < 0:
                 batch[entry] = made
         else:
-            self._shared.service.response_cache.uses += 1
+            cache.uses += 1
         self.site = entry.site
         self.in_progress = responder.begin_remembered(entry, head, made.head_size, self._log)
         return made
 
     def _decide(self, head: RequestHead) -> _Made | None:
-        log = self._log
-        if log is None:
-            return self._try_to_decide(head)
-        log.begin()
-        log.asked(head)
-        made = self._try_to_decide(head)
+        log, made = self._log, None
+        if log is not None:
+            log.begin()
+            log.asked(head)
+        exchange = Exchange(self._responder, head, log)
+        with contextlib.suppress(WouldWait):
+            answer = attempt(exchange.decide())
+            made = self._make_decided(exchange, answer)
         if made is None:
-            log.forget()
+            if log is not None:
+                log.forget()
+            return None
+        response = answer.response
+        self.site = exchange.site
+        self._responder.count(response, exchange.site)
+        self.in_progress = exchange.begin(answer)
+        if log is not None:
+            log.answered(response.status.value, made.head_size)
+        log_refusal(self._shared.throttle, exchange.described, head, response)
         return made
 
-    def _try_to_decide(self, head: RequestHead) -> _Made | None:
-        try:
-            exchange = Exchange(self._responder, head, self._log)
-            answer = attempt(exchange.decide())
-        except WouldWait:
-            return None
+    def _make_decided(self, exchange: Exchange, answer: Answer) -> _Made | None:
         response, opened = answer.response, answer.opened
-        body, made = response.body, None
+        body, version = response.body, exchange.head.http_version
         try:
-            if response.close or writer.is_chunked(response.status, response.fields, head.http_version):
+            if response.close or writer.is_chunked(response.status, response.fields, version):
                 return None
             data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
-            exchange.remember(opened, data)
+            exchange.remember(answer, data)
+            closes = exchange.head.closes
             if isinstance(body, bytes):
-                made = self._join(data, head.closes, -1, None, body)
-            elif isinstance(body, ByteRange) and opened is not None:
-                file, opened, part = opened, None, body if body.count else None
-                made = self._join(data, head.closes, file.descriptor, part, identity=file.identity)
+                return self._join(new_entry(data, None, body), -1, closes=closes)
+            if not isinstance(body, ByteRange) or opened is None:
+                return None
+            file, opened = opened, None
+            return self._join(new_entry(data, file, body), file.descriptor, closes=closes)
         finally:
             if opened is not None:
                 opened.close()
-        if made is not None:
-            self._count(exchange, response, made)
-        return made
 
-    def _count(self, exchange: Exchange, response: Response, made: _Made) -> None:
-        self.site = exchange.site
-        self._responder.count(response, exchange.site)
-        self.in_progress = exchange.begin()
-        if self._log is not None:
-            self._log.answered(response.status.value, made.head_size)
-        self._responder.log_refusal(exchange.described, exchange.head, response)
-
-    def _join(
-        self,
-        beginning: bytes,
-        closes: bool,
-        descriptor: int,
-        part: ByteRange | None,
-        body: bytes = b"",
-        identity: FileIdentity | None = None,
-    ) -> _Made | None:
-        """Head and body; takes the descriptor of the file with this identity over. None if that would wait for a
-        disk."""
-        head = beginning + writer.end(self._shared.clock.date(), closes=closes)
+    def _join(self, entry: CacheEntry, descriptor: int, *, closes: bool) -> _Made | None:
+        """Head and body; takes the descriptor of the entry's file over. None if that would wait for a disk."""
+        head, part = entry.head + writer.end(self._shared.clock.date(), closes=closes), entry.part
         if part is None:
             if descriptor >= 0:
                 os.close(descriptor)
-            return _Made(head + body, len(head), len(body))
+            return _Made(head + entry.body, len(head), len(entry.body))
         if part.count > SMALL:
-            return _Made(head, len(head), part.count, descriptor, part, identity)
+            return _Made(head, len(head), part.count, descriptor, part.offset, entry.identity)
         try:
-            data = self.transport.gathered(head, descriptor, part.offset, part.count, identity)
+            data = self.transport.page_cache.read_after(head, descriptor, part.offset, part.count, entry.identity)
         finally:
             os.close(descriptor)
         return None if data is None else _Made(data, len(head), part.count)
@@ -248,13 +226,14 @@ class InlineResponses:
 
     def _send(self, made: _Made) -> Rest | None:
         """Send what goes without waiting; the rest, if any, of whose file the descriptor is kept open."""
-        data, descriptor, part = made.data, made.descriptor, made.part
-        rest: Rest | None
+        data, descriptor, in_progress = made.data, made.descriptor, self.in_progress
+        if in_progress is not None and in_progress.pace is not None:
+            return Rest(data, made.offset, made.size if descriptor >= 0 else 0)
         try:
             if descriptor < 0:
                 unsent = self.transport.send_at_once(data)
                 return Rest(unsent) if unsent else None
-            rest = self.transport.begin_file(bytes(data), descriptor, part.offset, part.count, made.identity)
+            rest = self.transport.begin_file(bytes(data), descriptor, made.offset, made.size, made.identity)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -267,8 +246,3 @@ class InlineResponses:
         if rest is None:
             os.close(descriptor)
         return rest
-
-
-def _unsent(made: _Made) -> Rest:
-    """All of it, for a task."""
-    return Rest(made.data, made.part.offset, made.part.count if made.descriptor >= 0 else 0)

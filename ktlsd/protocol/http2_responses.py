@@ -38,6 +38,7 @@ from ktlsd.protocol import http2_writer as writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.http2_body import Body
 from ktlsd.protocol.pacing import next_turn
+from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import Body as Content
 from ktlsd.protocol.response_body import all_pieces, is_made_while_sent, pieces
@@ -171,7 +172,7 @@ class Http2Responses:
         self._responder.count(response, NO_SITE)
         body.counts = self._counts
         client = self._responder.client
-        self._responder.log_refusal(lambda: client.described(client.origin), head, response)
+        log_refusal(self._shared.throttle, lambda: client.described(client.origin), head, response)
         if log is not None:
             log.answered(response.status.value, 0)
         fields = fields_of(response, self._shared.service.server_field)
@@ -264,14 +265,14 @@ class Http2Responses:
         try:
             self._responder.count(response, exchange.site)
             body.counts, body.site = self._counts, exchange.site
-            self._responder.log_refusal(exchange.described, exchange.head, response)
+            log_refusal(self._shared.throttle, exchange.described, exchange.head, response)
             if body.log is not None:
                 body.log.answered(response.status.value, 0)
             fields = fields_of(response, self._shared.service.server_field)
             beginning = writer.beginning(response.status, fields)
             if exchange.head.alone:
                 head = http1_writer.beginning(response.status, fields)
-                entry = exchange.remember(opened, head)
+                entry = exchange.remember(answer, head)
                 if entry is not None and entry.head == head:
                     entry.block = beginning
             block = beginning + self._date.block()
@@ -287,7 +288,7 @@ class Http2Responses:
         finally:
             if opened is not None:
                 opened.close()
-        body.in_progress = exchange.begin()
+        body.in_progress = exchange.begin(answer)
         if body.pace is not None:
             self._give_paced(stream_id, block, content if data is None else bytes(data), body, answer.opened)
         elif data is not None:

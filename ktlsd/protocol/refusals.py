@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import codecs
 import logging
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
-from ktlsd.http.decide import Response
+from ktlsd.config.limits import LogThrottle, more
+from ktlsd.http.decide import Denied, Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.signed_links import without_signatures
@@ -21,13 +23,24 @@ log = logging.getLogger("ktlsd")
 
 _LONGEST_LOGGED: Final = 1024
 """Characters of a client's that are logged at a time."""
+_THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY, Denied.MAINTENANCE})
+"""Refusals that could fill the log."""
 # Looked up at import: a module that is imported when the first refusal is logged may find no descriptor left.
 _escaped: Final = codecs.getencoder("unicode_escape")
 
 
-def log_refusal(client: Callable[[], str], head: RequestHead | None, response: Response, ending: str = "") -> None:
-    """Log a response that refuses a request, or bytes that are no request; `client` describes their sender."""
-    if log.isEnabledFor(logging.INFO):
+def log_refusal(throttle: LogThrottle, client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
+    """Log a response if it refuses a request, or bytes that are no request, unless the log has had a line about the
+    same limit, or about another reason that could fill it, recently; `client` describes the sender."""
+    if not response.reason:
+        return
+    ending: str | None = ""
+    if response.limit is not None:
+        ending = throttle.ending(response.limit, None, time.monotonic())
+    elif response.denied in _THROTTLED:
+        suppressed = throttle.due(response.denied, time.monotonic())
+        ending = None if suppressed is None else more(suppressed)
+    if ending is not None and log.isEnabledFor(logging.INFO):
         what = _line_of(head) if head else "a request"
         reason = response.reason[:_LONGEST_LOGGED]
         _log_escaped(f"{client()} {response.status.value} {what[:_LONGEST_LOGGED]}: {reason}{ending}")

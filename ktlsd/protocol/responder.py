@@ -20,16 +20,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from ktlsd.config.limits import Limit, more
+from ktlsd.config.limits import Limit
 from ktlsd.connection.transport import PacedTransport
 from ktlsd.http import forwarded
 from ktlsd.http.access import Check, Visitor
 from ktlsd.http.byte_range import ByteRange
-from ktlsd.http.decide import Denied, Miss, Response
+from ktlsd.http.decide import Miss, Response
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.rate_check import ConnectionBuckets, InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
@@ -53,8 +53,6 @@ log = logging.getLogger("ktlsd")
 # The look-up of a member of an enumeration is slow in Python 3.11.
 _OK: Final = HTTPStatus.OK
 _STALLED: Final = Miss.STALLED.reason
-_THROTTLED: Final = frozenset({Denied.WRONG_PASSWORD, Denied.BUSY, Denied.MAINTENANCE})
-"""Refusals that could fill the log."""
 
 
 class Responder:
@@ -180,7 +178,9 @@ class Responder:
             log.answered(response.status.value, head_size)
         if response.reason:
             values, service = head.of_fields.values, self.shared.service
-            self.log_refusal(lambda: self.client.described(self.origin_of(values, service)), head, response)
+            log_refusal(
+                self.shared.throttle, lambda: self.client.described(self.origin_of(values, service)), head, response
+            )
         return self.begin(entry.checks, self._origin) if entry.checks and entry.excess is None else None
 
     def begin(self, checks: Iterable[Check], origin: Origin) -> InProgress | None:
@@ -201,20 +201,6 @@ class Responder:
             if response.denied is not None:
                 row[DENIED[response.denied]] += 1
         self.requests_left -= 1
-
-    def log_refusal(self, client: Callable[[], str], head: RequestHead | None, response: Response) -> None:
-        """Log a response if it refuses a request, unless the log has had a line about the same limit, or about another
-        reason that could fill it, recently; `client` describes the sender."""
-        if response.reason:
-            ending: str | None = ""
-            if response.limit is not None:
-                ending = self.shared.throttle.ending(response.limit, None, time.monotonic())
-            elif response.denied in _THROTTLED:
-                suppressed = self.shared.throttle.due(response.denied, time.monotonic())
-                ending = None if suppressed is None else more(suppressed)
-            if ending is None:
-                return
-            log_refusal(client, head, response, ending)
 
     def reached(self, limit: Limit, text: str, *arguments: object) -> None:
         """Count a limit that the client reached, and log it unless the log has had a line about it recently."""

@@ -435,10 +435,12 @@ class ResponseCache:
         return Looks(tuple(looks), settled_ns, self._looks_until)
 
 
-def new_entry(head: bytes, opened: OpenFile, part: ByteRange) -> CacheEntry:
-    """What a response with status 200 and this part of a file would be remembered as; it is not."""
-    source = opened.root, opened.path, opened.identity
-    return CacheEntry(_NOTHING, _WHOLE, head, (source,), None, 0.0, 0.0, part if part.count else None)
+def new_entry(head: bytes, opened: OpenFile | None, body: ByteRange | bytes) -> CacheEntry:
+    """What a response with status 200 and this text or part of a file would be remembered as; it is not."""
+    sources = () if opened is None else ((opened.root, opened.path, opened.identity),)
+    if isinstance(body, bytes):
+        return CacheEntry(_NOTHING, _WHOLE, head, sources, None, 0.0, 0.0, body=body)
+    return CacheEntry(_NOTHING, _WHOLE, head, sources, None, 0.0, 0.0, body if body.count else None)
 
 
 def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping[bytes, bytes]) -> CacheEntry | None:

@@ -175,7 +175,7 @@ def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
         assert identify(descriptor) == entry.identity == opened.identity
         assert (entry.site, entry.checks, entry.excess) == (exchange.site, answer.checks, answer.excess)
         if responder.find(head) is entry:
-            _compare(entry, exchange.remember(opened, beginning))
+            _compare(entry, exchange.remember(answer, beginning))
     finally:
         opened.close()
         os.close(descriptor)

@@ -79,7 +79,7 @@ def decided(responder: Responder, head: RequestHead, *, remember: bool = False) 
         answer = await exchange.decide()
         if answer.opened is not None:
             if remember:
-                assert exchange.remember(answer.opened, b"written") is not None
+                assert exchange.remember(answer, b"written") is not None
             answer.opened.close()
         return answer
 
