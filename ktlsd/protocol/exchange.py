@@ -14,7 +14,6 @@ from ktlsd.config.limits import Limit
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Request, Response, options, refuse_method, short
 from ktlsd.http.fields import Fields
-from ktlsd.http.rate_check import InProgress
 from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.http.request_target import BadTarget, parse_target
@@ -59,23 +58,22 @@ class Exchange:
         """The response, and the open file of its body for the caller to close."""
         responder, service, request = self._responder, self._service, self.request
         client, limits, row, target = responder.client, responder.limits, responder.shared.row, self.head.target
-        refused = refuse_method(request.method)
-        if refused is not None:
+        if (refused := refuse_method(request.method)) is not None:
             return self.refused(refused)
         if (count := len(self.head.headers)) > limits.header_fields:
             row[LIMITED[Limit.HEADER_FIELDS]] += 1
             reason = f"{count} header fields, more than header_fields = {limits.header_fields}"
-            return self._refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+            return self.refused(short(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason))
         if len(target) > limits.target_bytes:
             row[LIMITED[Limit.TARGET_BYTES]] += 1
             reason = f"a target of {len(target)} bytes, more than target_bytes = {limits.target_bytes}"
-            return self._refusal(HTTPStatus.REQUEST_URI_TOO_LONG, reason)
+            return self.refused(short(HTTPStatus.REQUEST_URI_TOO_LONG, reason))
         if request.method == "OPTIONS" and target == b"*":
             return Answer(options())
         try:
             parsed = parse_target(target)
         except BadTarget as error:
-            return self._refusal(HTTPStatus.BAD_REQUEST, str(error))
+            return self.refused(short(HTTPStatus.BAD_REQUEST, str(error)))
         host = parsed.host or host_of(request.fields.get("host", "")) or None
         if client.redirected:
             with service.in_use():
@@ -83,7 +81,7 @@ class Exchange:
             return self.refused(answer.response) if answer.response.reason else answer
         hosted = service.hosted(host, client)
         if isinstance(hosted, str):
-            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST, hosted)
+            return self.refused(short(HTTPStatus.MISDIRECTED_REQUEST, hosted))
         site, origin, visitor = hosted.site, self.origin, None
         self.site = site.number
         if site.access is not None:
@@ -98,21 +96,10 @@ class Exchange:
             self._log.came_as(visitor.user)
         return answer
 
-    def begin(self, answer: Answer) -> InProgress | None:
-        """Count the request in the rates of its path, once, when its decided response begins; the end of what is
-        returned follows."""
-        if not answer.checks or answer.response.limit is not None:
-            return None
-        return self._responder.begin(answer.checks, self.origin)
-
-    def _refusal(self, status: HTTPStatus, reason: str) -> Answer:
-        return self.refused(short(status, reason))
-
     def refused(self, response: Response) -> Answer:
         """A refusal that is no site's, in the form that the client asks for."""
-        request = self.request
-        is_head = request.method == "HEAD"
-        return Answer(for_client(response, request.fields.get("accept"), self._request_id, is_head=is_head))
+        accept, is_head = self.request.fields.get("accept"), self.request.method == "HEAD"
+        return Answer(for_client(response, accept, self._request_id, is_head=is_head))
 
     def _request_id(self) -> str | None:
         """The request's id in the access log, or that of a trusted proxy."""

@@ -191,7 +191,7 @@ class Http1:
         try:
             self._responder.count(response, self._site())
             if answer is not None and self._exchange is not None:
-                in_progress = self._exchange.begin(answer)
+                in_progress = self._responder.begin(response, answer.checks, self._exchange.origin)
             if head is None and response.status in LIMIT_OF:
                 row[LIMITED[LIMIT_OF[response.status]]] += 1
             log_refusal(self._shared.throttle, self._client_described, head, response)

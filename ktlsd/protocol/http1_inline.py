@@ -182,7 +182,7 @@ class InlineResponses:
         response = answer.response
         self.site = exchange.site
         self._responder.count(response, exchange.site)
-        self.in_progress = exchange.begin(answer)
+        self.in_progress = self._responder.begin(response, answer.checks, exchange.origin)
         if log is not None:
             log.answered(response.status.value, made.head_size)
         log_refusal(self._shared.throttle, exchange.described, head, response)
@@ -197,12 +197,10 @@ class InlineResponses:
             data = writer.beginning(response.status, fields_of(response, self._shared.service.server_field))
             exchange.remember(answer, data)
             closes = exchange.head.closes
-            if isinstance(body, bytes):
-                return self._join(new_entry(data, None, body), -1, closes=closes)
-            if not isinstance(body, ByteRange) or opened is None:
-                return None
-            file, opened = opened, None
-            return self._join(new_entry(data, file, body), file.descriptor, closes=closes)
+            if isinstance(body, ByteRange) and opened is not None:
+                file, opened = opened, None
+                return self._join(new_entry(data, file, response), file.descriptor, closes=closes)
+            return self._join(new_entry(data, None, response), -1, closes=closes) if isinstance(body, bytes) else None
         finally:
             if opened is not None:
                 opened.close()

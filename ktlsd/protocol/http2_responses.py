@@ -288,7 +288,7 @@ class Http2Responses:
         finally:
             if opened is not None:
                 opened.close()
-        body.in_progress = exchange.begin(answer)
+        body.in_progress = self._responder.begin(response, answer.checks, exchange.origin)
         if body.pace is not None:
             self._give_paced(stream_id, block, content if data is None else bytes(data), body, answer.opened)
         elif data is not None:

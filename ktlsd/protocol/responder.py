@@ -117,13 +117,12 @@ class Responder:
             return None
         opened, cache = found.opened, service.response_cache
         try:
-            beginning = http1_writer.beginning(_OK, found.fields)
-            part, entry = ByteRange(0, opened.size), None
+            entry, beginning = None, http1_writer.beginning(_OK, found.fields)
+            response = Response(_OK, found.fields, ByteRange(0, opened.size))
             if cache.came_before(opened.path):
                 key = CacheKey.of(self.partitions[https], head, DECIDING, any_query=True)
-                response = Response(_OK, found.fields, part)
                 entry = cache.remember(key, response, beginning, opened, rules=found.rules, asked_ns=began_ns)
-            entry = entry or new_entry(beginning, opened, part)
+            entry = entry or new_entry(beginning, opened, response)
             entry.site = site.number
         except BaseException:
             opened.close()
@@ -133,7 +132,7 @@ class Responder:
     def _is_ordinary(self, head: RequestHead) -> bool:
         """Whether no limit and no redirect of all requests is for this one."""
         limits = self.limits
-        within = len(head.headers) <= limits.header_fields and len(head.target) <= limits.target_bytes
+        within = len(head.of_fields.fields) <= limits.header_fields and len(head.target) <= limits.target_bytes
         return within and not self.client.redirected
 
     def _is_https(self, head: RequestHead) -> bool:
@@ -157,9 +156,8 @@ class Responder:
         """A request of this connection, for the checks of access. The handshake was for the site that it is for: a
         remembered response is for connections with the same requirements on certificates."""
         client = self.client
-        visitor = Visitor(head.method, head.target, head.of_fields.values, origin, client.certificate)
-        visitor.certificate_names, visitor.certificate_fault = client.certificate_names, client.certificate_fault
-        return visitor
+        by_certificate = client.certificate, client.certificate_names, client.certificate_fault
+        return Visitor(head.method, head.target, head.of_fields.values, origin, *by_certificate)
 
     def begin_remembered(
         self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None
@@ -181,11 +179,12 @@ class Responder:
             log_refusal(
                 self.shared.throttle, lambda: self.client.described(self.origin_of(values, service)), head, response
             )
-        return self.begin(entry.checks, self._origin) if entry.checks and entry.excess is None else None
+        return self.begin(response, entry.checks, self._origin) if entry.checks else None
 
-    def begin(self, checks: Iterable[Check], origin: Origin) -> InProgress | None:
-        """Count a request from there, whose response begins, in the rates among the checks that it has passed."""
-        return begin(checks, origin, self._buckets)
+    def begin(self, response: Response, checks: Iterable[Check], origin: Origin) -> InProgress | None:
+        """Count a request from there, once, when its response begins, in the rates among the checks that it has passed;
+        the end of what is returned follows."""
+        return begin(checks, origin, self._buckets) if checks and response.limit is None else None
 
     def count(self, response: Response, site: int) -> None:
         """Count a request that gets this response from the site with this number."""
@@ -209,8 +208,6 @@ class Responder:
         ending = shared.throttle.ending(limit, getattr(self.limits, limit.value, None), time.monotonic())
         if ending is not None:
             log.info(f"%s {text}%s", self.client.address, *arguments, ending)
-
-    # --- for requests of both kinds -----------------------------------------------------------------------------------
 
     def origin_of(self, values: Mapping[bytes, bytes], service: Service) -> Origin:
         """The origin of a request with these fields (request_fields.joined), from a trusted proxy."""

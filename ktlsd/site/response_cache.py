@@ -435,12 +435,14 @@ class ResponseCache:
         return Looks(tuple(looks), settled_ns, self._looks_until)
 
 
-def new_entry(head: bytes, opened: OpenFile | None, body: ByteRange | bytes) -> CacheEntry:
-    """What a response with status 200 and this text or part of a file would be remembered as; it is not."""
+def new_entry(head: bytes, opened: OpenFile | None, response: Response) -> CacheEntry:
+    """What a response with text or a part of a file would be remembered as, as far as sending it goes; it is not."""
     sources = () if opened is None else ((opened.root, opened.path, opened.identity),)
-    if isinstance(body, bytes):
-        return CacheEntry(_NOTHING, _WHOLE, head, sources, None, 0.0, 0.0, body=body)
-    return CacheEntry(_NOTHING, _WHOLE, head, sources, None, 0.0, 0.0, body if body.count else None)
+    body = response.body
+    part = body if isinstance(body, ByteRange) and body.count else None
+    return CacheEntry(
+        *(_NOTHING, _WHOLE, head, sources, None, 0.0, 0.0, part), body=body if isinstance(body, bytes) else b""
+    )
 
 
 def _search(known: CacheEntry | _ByNames, partition: str | None, values: Mapping[bytes, bytes]) -> CacheEntry | None:
