@@ -43,7 +43,7 @@ _NAMES: Final = (
     *(b"Traceparent", b"X-[-0-9A-Za-z]+"),
 )
 _DIFFERS: Final = re.compile(
-    rb"\r\n((?:" + b"|".join([*_NAMES, *map(bytes.lower, _NAMES)]) + rb"):[^\x00\n\v\f\r]*+)(?=\r\n|\Z)"
+    rb"\r\n(" + b"|".join([*_NAMES, *map(bytes.lower, _NAMES)]) + rb"):([^\x00\n\v\f\r]*+)(?=\r\n|\Z)"
 )
 # With any of these a request is more than its head, or asks for more than its response.
 _MORE_THAN_A_HEAD: Final = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
@@ -101,11 +101,10 @@ class HeadScanner:
             return read
         fields, values, closes = [*read.fields], {**read.values}, read.closes
         pieces = iter(others)
-        for line, following in zip(pieces, pieces, strict=True):
-            name, _, value = line.partition(b":")
-            field = name.lower(), value.strip(b" \t")
-            fields.append(field)
-            values[field[0]] = field[1]
+        for written, padded, following in zip(pieces, pieces, pieces, strict=True):
+            name, value = written.lower(), padded.strip(b" \t")
+            fields.append((name, value))
+            values[name] = value
             if following:
                 read = self._sections.get(following) or self._read_lines(following)
                 if read is None:

@@ -197,39 +197,32 @@ class ResponseCache:
     def open(self, entry: CacheEntry) -> int | None:
         """A descriptor of the file, for the caller to close, -1 if the body is in memory; None if the entry has
         expired, or the file has changed, or may have."""
-        now, descriptor = time.monotonic(), -1
-        folders = entry.folders
-        if entry.until < now and (folders is None or entry.last < now):
-            self._forget(entry)
-            return None
+        now, descriptor, folders = time.monotonic(), -1, entry.folders
+        is_late = entry.until < now
+        holds = not is_late or (folders is not None and entry.last >= now)
         if entry.in_memory:
-            if any(root.closed for root, _, _ in entry.sources):
-                self._forget(entry)
-                return None
-            self.uses += 1
-            return -1
-        for root, path, identity in reversed(entry.sources):
-            if descriptor >= 0:
-                os.close(descriptor)
-            try:
-                descriptor = root.open_now(path)
-            except OSError:
-                self._forget(entry)
-                return None
-            if not _is(descriptor, identity):
-                os.close(descriptor)
-                self._forget(entry)
-                return None
-        if entry.until < now:
+            holds = holds and not any(root.closed for root, _, _ in entry.sources)
+        elif holds:
+            for look in reversed(entry.sources):
+                if descriptor >= 0:
+                    os.close(descriptor)
+                descriptor = _open_again(*look)
+                if descriptor < 0:
+                    holds = False
+                    break
+        if holds and is_late and folders is not None:
             # The kernel has the names on the way to an open file in memory: no disk access.
-            if folders is None or not self._are_as_they_were(folders, now):
-                os.close(descriptor)
-                self._forget(entry)
-                return None
-            entry.until = folders.until
-            self._entries.move_to_end(entry)
-        self.uses += 1
-        return descriptor
+            holds = self._are_as_they_were(folders, now)
+            if holds:
+                entry.until = folders.until
+                self._entries.move_to_end(entry)
+        if holds:
+            self.uses += 1
+            return descriptor
+        if descriptor >= 0:
+            os.close(descriptor)
+        self._forget(entry)
+        return None
 
     def _begin_looks(self, now: float) -> None:
         if now > self._looks_until:
@@ -466,11 +459,18 @@ def _bare(status: HTTPStatus, reason: str, limit: Limit | None = None) -> Respon
 _WHOLE: Final = _bare(HTTPStatus.OK, "")
 
 
-def _is(descriptor: int, identity: FileIdentity) -> bool:
+def _open_again(root: Root, path: bytes, identity: FileIdentity) -> int:
+    """A descriptor of the file with this identity; -1 if it is not there any more, or a disk would have to be asked."""
+    descriptor = -1
     try:
-        return identify(descriptor) == identity
+        descriptor = root.open_now(path)
+        if identify(descriptor) == identity:
+            return descriptor
     except OSError:
-        return False
+        pass
+    if descriptor >= 0:
+        os.close(descriptor)
+    return -1
 
 
 def _body(opened: OpenFile, response: Response) -> bytes | None:
