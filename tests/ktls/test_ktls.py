@@ -272,8 +272,13 @@ def test_64_downloads_through_a_bad_network_arrive_whole(root: Path, tmp_path: P
             subprocess.run(line.split(), check=True)
         options = ("--log-level", "debug")
         # On a busy host 64 handshakes take an emulated machine longer than the 10 s that each has by default.
-        patience = {"KTLSD_LIMITS_HANDSHAKE_SECONDS": "300"}
-        with serving(root, *options, state=tmp_path / "state", listen=["10.111.0.1:0"], **patience) as server:
+        with serving(
+            root,
+            *options,
+            state=tmp_path / "state",
+            listen=["10.111.0.1:0"],
+            KTLSD_LIMITS_HANDSHAKE_SECONDS="300",
+        ) as server:
             before = counter("TlsTxSw")
             url = f"https://10.111.0.1:{server.port}/part.bin"
             each = [part for index in range(64) for part in (url, "-o", str(tmp_path / f"{index}.out"))]
