@@ -39,12 +39,11 @@ from ktlsd.http2.frames import (
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
-    HEADER,
     HEADER_BYTES,
     LARGEST_NUMBER,
-    PADDED,
     PREFACE,
     PRIORITY,
+    RECEIVED,
     FrameType,
     code_at,
     number_at,
@@ -62,8 +61,10 @@ from ktlsd.http2.streams import TABLE, Action, ClosedStreams, State, Stream
 _HEADERS: Final = int(FrameType.HEADERS)
 _TYPE: Final = 3
 """The place of the type in a frame."""
-_WHOLE_REQUEST: Final = END_HEADERS | END_STREAM
-_EXTRAS: Final = PADDED | PRIORITY
+_REQUEST: Final = _HEADERS << 8 | END_HEADERS | END_STREAM
+"""Type and flags of a frame that is a whole request."""
+_REQUESTS: Final = frozenset((_REQUEST, _REQUEST | PRIORITY))
+"""The same, also as Chromium writes it."""
 
 _DRAIN_PING: Final = b"draining"
 """Payload of the PING whose answer shows that the client has seen the first GOAWAY."""
@@ -182,48 +183,43 @@ class Connection:
     def _read_frames(self, data: bytes, position: int, events: list[Event]) -> int:
         """Read whole frames; the position after them."""
         size = len(data)
-        unpack = HEADER.unpack_from
+        unpack = RECEIVED.unpack_from
         streams, most_streams = self.sender.streams, self._limits.concurrent_streams
+        expected = self._expected()
         while size - position >= HEADER_BYTES:
-            length_and_type, flags, stream_id = unpack(data, position)
+            high, length, kind, stream_id = unpack(data, position)
             start = position + HEADER_BYTES
-            position = start + (length_and_type >> 8)
-            if position - start > DEFAULT_FRAME_BYTES:
+            if high or length > DEFAULT_FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame of more than 16,384 bytes")
-            if position > size:
-                return start - HEADER_BYTES
-            kind = length_and_type & 0xFF
-            stream_id &= LARGEST_NUMBER
-            if (
-                kind == _HEADERS
-                and flags & _WHOLE_REQUEST == _WHOLE_REQUEST
-                and self._ordinary
-                and stream_id == self._last + 2
-                and stream_id & 1
-            ):
-                stop = position
-                dependency = 0
-                if flags & _EXTRAS:
-                    start, stop, dependency = frames.header_block(data, start, stop, flags)
+            if start + length > size:
+                break
+            position = start + length
+            if stream_id == expected and kind in _REQUESTS:
+                stop, dependency = position, 0
+                if kind != _REQUEST:
+                    start, stop, dependency = frames.header_block(data, start, stop, PRIORITY)
                 block = data[start:stop]
                 table = self._table
-                shared, head, self._table = table.known.get(block) or self._cache.decode(table, block)
-                if (
-                    shared.refused is None
-                    and not shared.content_length
-                    and dependency != stream_id
-                    and len(streams) < most_streams
-                    and self._early_priorities is None
-                ):
+                shared, head, self._table = table.known.get(block) or self._cache.decode_new(table, block)
+                if shared.plain and dependency != stream_id and len(streams) < most_streams:
                     self._last = stream_id
+                    expected = stream_id + 2
                     # open(), without a call.
                     streams[stream_id] = Stream(stream_id, self.sender.initial_window, shared.priority, False)
                     events.append(Request(stream_id, head, shared, True))
-                else:
-                    self._open(stream_id, shared, head, events, ended=True, wrong=dependency == stream_id)
+                    continue
+                self._open(stream_id, shared, head, events, ended=True, wrong=dependency == stream_id)
             else:
-                self._read_frame(kind, flags, stream_id, (data, start, position), events)
+                payload = data, start, position
+                self._read_frame(kind >> 8, kind & 0xFF, stream_id & LARGEST_NUMBER, payload, events)
+            expected = self._expected()
         return position
+
+    def _expected(self) -> int:
+        """The stream on which a HEADERS frame is the next request of the usual kind; -1 if others have to be told
+        from it."""
+        usual = self._ordinary and self._last and self._early_priorities is None
+        return self._last + 2 if usual else -1
 
     def _read_frame(self, kind: int, flags: int, stream_id: int, payload: _Payload, events: list[Event]) -> None:
         if not self._settings_came:

@@ -22,6 +22,8 @@ DEFAULT_WINDOW: Final = 65535
 
 HEADER: Final = struct.Struct(">IBI")
 """Length and type, flags, stream: `length << 8 | type` is one number."""
+RECEIVED: Final = struct.Struct(">BHHI")
+"""The same to be read: the length in two numbers, and `type << 8 | flags` is one."""
 _NUMBER: Final = struct.Struct(">I")
 _TWO_NUMBERS: Final = struct.Struct(">II")
 

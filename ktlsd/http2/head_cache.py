@@ -8,6 +8,7 @@ remembered is dropped at once when it is too much.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -16,6 +17,7 @@ from ktlsd.http.request_head import RequestHead
 from ktlsd.http2.header_table import ENTRY_OVERHEAD, HeaderTable
 from ktlsd.http2.hpack_decoder import HuffmanCache, decode_block
 from ktlsd.http2.huffman import HuffmanError
+from ktlsd.http2.huffman import decode as decode_huffman
 from ktlsd.http2.request_fields import NO_REQUEST, FieldChecks, SharedHead, is_path, oversized_head, request_head
 
 Decoded = tuple[SharedHead, RequestHead, HeaderTable]
@@ -34,6 +36,18 @@ _WEIGHT: Final = 1024
 _BEFORE_PATH: Final = re.compile(rb"[\x81-\xfe]{0,8}[\x04\x14][^\x7f\xff]", re.DOTALL)
 """Up to eight indexed fields, and the beginning of :path with a literal value up to the length of its string: without
 indexing or never indexed, as clients write a path of their own."""
+
+
+@functools.lru_cache(maxsize=8192)
+def _path(string: bytes) -> bytes | None:
+    """The path in a string literal of up to 126 bytes (RFC 7541 section 5.2); None if it is no valid one."""
+    path = string[1:]
+    if string[0] & 0x80:
+        try:
+            path = decode_huffman(path)
+        except HuffmanError:
+            return None
+    return path if is_path(path) else None
 
 
 class HeadCache:
@@ -57,55 +71,41 @@ class HeadCache:
         return self._entries
 
     def decode(self, table: HeaderTable, block: bytes) -> Decoded:
-        """The meaning of a block after this table. Raises ConnectionFault.
+        """The meaning of a block after this table. Raises ConnectionFault."""
+        return table.known.get(block) or self.decode_new(table, block)
 
-        A caller can look in `table.known` first: that is where it is remembered.
-        """
-        found = table.known.get(block)
-        if found is not None:
-            return found
-        if len(block) > LONGEST_BLOCK:
-            return self._decode_new(table, block)
-        literal = _BEFORE_PATH.match(block)
-        if literal is None:
-            found = self._decode_new(table, block)
+    def decode_new(self, table: HeaderTable, block: bytes) -> Decoded:
+        """The same for a block that `table.known`, where it is remembered, does not have."""
+        literal = _BEFORE_PATH.match(block) if len(block) <= LONGEST_BLOCK else None
+        rest = None
+        if literal is not None:
+            # The :path literal ends with a string of up to 126 bytes, in Huffman code or not.
+            begin = literal.end()
+            end = begin + (block[begin - 1] & 0x7F)
+            rest = block[: begin - 1] + block[end:]
+            known = table.known_rests.get(rest)
+            if known is not None and end <= len(block):
+                shared, after, others = known
+                path = _path(block[begin - 1 : end])
+                # With another path the list may be beyond the limit.
+                if path is not None and others + len(path) <= self.most_list_bytes:
+                    found = shared, shared.head(path), after
+                    self._remember(table, block, found, _WEIGHT + 3 * len(block))
+                    return found
+        found = self._meaning(table, block)
+        if len(block) <= LONGEST_BLOCK:
             self._remember(table, block, found, _weight(block, found))
-            return found
-        # The :path literal ends with a string of up to 126 bytes, in Huffman code or not.
-        begin = literal.end()
-        end = begin + (block[begin - 1] & 0x7F)
-        rest = block[: begin - 1] + block[end:]
-        shared = table.known_rests.get(rest)
-        if shared is not None and end <= len(block):
-            path = self._path(block, begin, end)
-            # With another path the list may be beyond the limit.
-            if path is not None and shared[2] + len(path) <= self.most_list_bytes:
-                found = shared[0], shared[0].head(path), shared[1]
-                self._remember(table, block, found, _WEIGHT + 3 * len(block))
-                return found
-        found = self._decode_new(table, block)
-        self._remember(table, block, found, _weight(block, found))
-        head = found[0]
-        if head.refused is None:
-            table.known_rests[rest] = head, found[2], head.list_bytes - len(found[1].target)
+            shared, head, after = found
+            if rest is not None and shared.refused is None:
+                table.known_rests[rest] = shared, after, shared.list_bytes - len(head.target)
         return found
-
-    def _path(self, block: bytes, begin: int, end: int) -> bytes | None:
-        """The path in a :path literal whose string is there; None if it is no valid one."""
-        path = block[begin:end]
-        if block[begin - 1] & 0x80:
-            try:
-                path = self.strings.decode(path)
-            except HuffmanError:
-                return None
-        return path if is_path(path) else None
 
     def decode_fields(self, table: HeaderTable, block: bytes) -> tuple[list[Field], HeaderTable]:
         """The fields of a block that is no request's, and the table after it. Raises ConnectionFault."""
         fields, _, after = decode_block(table, block, self.strings, self.most_list_bytes)
         return fields, after
 
-    def _decode_new(self, table: HeaderTable, block: bytes) -> Decoded:
+    def _meaning(self, table: HeaderTable, block: bytes) -> Decoded:
         fields, list_bytes, after = decode_block(table, block, self.strings, self.most_list_bytes)
         if list_bytes > self.most_list_bytes:
             return oversized_head(fields, list_bytes), NO_REQUEST, after

@@ -62,6 +62,8 @@ class SharedHead(Struct, frozen=True):
     """The reason why the request must not be processed: it is malformed or too large."""
     too_large: bool = False
     """Whether the header list is beyond the limit; then fields are missing here."""
+    plain: bool = False
+    """Whether the request is valid, and can be one without a body."""
 
     def head(self, target: bytes) -> RequestHead:
         """The head of a request with this target: the value of :path, or of :authority for CONNECT."""
@@ -180,7 +182,7 @@ def _request_head(fields: Sequence[Field], list_bytes: int, checks: FieldChecks)
     if len(values) != len(headers):
         values = joined(headers)
     of_fields = HeadFields(tuple(headers), values, alone=_MORE_THAN_A_HEAD.isdisjoint(values))
-    return SharedHead(method, scheme, of_fields, length, priority, list_bytes), target
+    return SharedHead(method, scheme, of_fields, length, priority, list_bytes, plain=not length), target
 
 
 def _checked_pseudo(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes | None, bytes, bytes | None]:

@@ -116,11 +116,12 @@ class Http2Responses:
             self.waiting[stream_id] = head, trio.current_time(), arrived
             return
         responder = self._responder
-        expects = not head.alone and _EXPECT in head.of_fields.values
+        alone = head.of_fields.alone
+        expects = not alone and _EXPECT in head.of_fields.values
         entry = None if expects else responder.find(head)
         if entry is not None and self._send_remembered(stream_id, head, entry, batch, arrived):
             return
-        if head.alone and (found := responder.find_file(head)) is not None:
+        if alone and (found := responder.find_file(head, writer.beginning)) is not None:
             self._send_remembered(stream_id, head, found[0], batch, arrived, found[1])
             return
         body = Body(arrived)
@@ -225,7 +226,10 @@ class Http2Responses:
                 if not entry.block:
                     # It was remembered over HTTP/1.1.
                     entry.block = writer.beginning(entry.response.status, entry.fields)
-                block = entry.block + self._date.block()
+                date = batch.get(writer.DateField)
+                if date is None:
+                    date = batch[writer.DateField] = self._date.block()
+                block = entry.block + date
                 if part is None:
                     data = entry.body
                 else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from http import HTTPStatus
+from operator import add
 from typing import Final
 
 from ktlsd.http.fields import Fields
@@ -26,11 +27,12 @@ def _literal(name: str, size: int) -> str:
 
 def beginning(status: HTTPStatus, fields: Fields) -> bytes:
     """The status and these fields. Raises ValueError for a line end in a field, or one that is not ASCII."""
-    values = "".join([value for _, value in fields])
-    if not values.isascii() or "\n" in values or "\r" in values or "\0" in values:
+    names, values = zip(*fields, strict=True) if fields else ((), ())
+    text = "".join(values)
+    if not text.isascii() or "\n" in text or "\r" in text or "\0" in text:
         # Every value is checked where it is made; proxies that speak HTTP/1.1 count on it.
         raise ValueError(f"a line end in the fields {fields}, or no ASCII")
-    return _STATUS[status] + "".join([_literal(name, len(value)) + value for name, value in fields]).encode("latin-1")
+    return _STATUS[status] + "".join(map(add, map(_literal, names, map(len, values)), values)).encode("latin-1")
 
 
 class DateField:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +30,7 @@ from ktlsd.http import forwarded
 from ktlsd.http.access import Check, Visitor
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response
+from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.rate_check import ConnectionBuckets, InProgress, begin
 from ktlsd.http.request_fields import TrackedFields
@@ -104,9 +105,12 @@ class Responder:
         entry = service.refusals.get(self.partitions[https], head)
         return entry if entry is not None and self._passes(entry, head) else None
 
-    def find_file(self, head: RequestHead) -> tuple[CacheEntry, int] | None:
+    def find_file(
+        self, head: RequestHead, block: Callable[[HTTPStatus, Fields], bytes] | None = None
+    ) -> tuple[CacheEntry, int] | None:
         """The response to a plain request of a plain file (plain_files.py) and a descriptor of the file, for the caller
-        to close, as if the response were remembered; None if Exchange has to decide."""
+        to close, as if the response were remembered; None if Exchange has to decide. `block` writes the header block of
+        HTTP/2, which the entry has then; the head of HTTP/1.1 only if it is remembered."""
         service = self.shared.service
         site = service.plain_site(head.of_fields.values.get(b"host", b""), self.client)
         if site is None or site.plain_files is None or not self._is_ordinary(head):
@@ -117,13 +121,16 @@ class Responder:
             return None
         opened, cache = found.opened, service.response_cache
         try:
-            entry, beginning = None, http1_writer.beginning(_OK, found.fields)
+            entry, came_before = None, cache.came_before(opened.path)
+            beginning = http1_writer.beginning(_OK, found.fields) if came_before or block is None else b""
             response = Response(_OK, found.fields, ByteRange(0, opened.size))
-            if cache.came_before(opened.path):
+            if came_before:
                 key = CacheKey.of(self.partitions[https], head, DECIDING, any_query=True)
                 entry = cache.remember(key, response, beginning, opened, rules=found.rules, asked_ns=began_ns)
             entry = entry or new_entry(beginning, opened, response)
             entry.site = site.number
+            if block is not None:
+                entry.block = block(_OK, found.fields)
         except BaseException:
             opened.close()
             raise

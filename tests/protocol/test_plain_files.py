@@ -31,7 +31,7 @@ from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.request_fields import Field
 from ktlsd.http.request_head import HeadFields, RequestHead, make_head
 from ktlsd.http.validators import is_dated
-from ktlsd.protocol import http1_writer
+from ktlsd.protocol import http1_writer, http2_writer
 from ktlsd.protocol.exchange import Exchange, fields_of
 from ktlsd.protocol.responder import Responder
 from ktlsd.service import Service
@@ -160,7 +160,7 @@ def request(site: str, target: bytes, method: bytes = b"GET", fields: Sequence[F
 
 def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
     """The entry of the short way, if it is for this request: it has to be what is decided, and remembered."""
-    found = responder.find_file(head)
+    found = responder.find_file(head, http2_writer.beginning)
     if found is None:
         return None
     entry, descriptor = found
@@ -169,8 +169,14 @@ def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
     response, opened = answer.response, answer.opened
     assert opened is not None
     try:
-        beginning = http1_writer.beginning(response.status, fields_of(response, ()))
-        assert (entry.response.status, entry.head) == (response.status, beginning)
+        fields = fields_of(response, ())
+        beginning = http1_writer.beginning(response.status, fields)
+        # The head of HTTP/1.1 is for later requests.
+        assert entry.head == beginning or (not entry.head and responder.find(head) is not entry)
+        assert (entry.response.status, entry.block) == (
+            response.status,
+            http2_writer.beginning(response.status, fields),
+        )
         assert (entry.part or ByteRange(0, 0)) == response.body
         assert identify(descriptor) == entry.identity == opened.identity
         assert (entry.site, entry.checks, entry.excess) == (exchange.site, answer.checks, answer.excess)
