@@ -41,10 +41,6 @@ class RequestHead(Struct, eq=False, gc=False):
     """Method and target."""
     closes: bool
     """Whether the request ends its connection (RFC 9112 section 9.3): in HTTP/1.0 each does, as with h11."""
-    noted: tuple[str, str] | None = None
-    """The access log's fragment for it."""
-    noted_by: object = None
-    """The format of the fragment."""
 
     @property
     def headers(self) -> Sequence[Field]:

@@ -1,33 +1,40 @@
 """The access log's two formats, Apache's "combined" and JSON: from what is known of a request to one line. Pure.
 
-Strategy: the facts of a connection, and those of a request head, are turned into text once and kept, so that a
-line is put together from few pieces. All text from clients is escaped: as nginx does (\\xHH), or by JSON's rules.
+Strategy: the facts of a connection are turned into text once and kept, so that a line is put together from few pieces.
+All text from clients is escaped: as nginx does (\\xHH), or by JSON's rules; one look at a whole request says that there
+is nothing to escape, as is right for nearly all.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from ktlsd.config.values import AccessLogFormat
+from ktlsd.http.request_head import RequestHead
+from ktlsd.http.signed_links import without_signatures
 from ktlsd.http.validators import http_date
 from ktlsd.tls.ktls import Path
-
-Fragment = tuple[str, str]
-"""Finished text: two runs of fields that do not stand together in a line (the second empty where they do)."""
 
 # Latin-1 gives each byte a character of its own. All that is not escaped is printable ASCII.
 _ESCAPES: Final = {
     number: f"\\x{number:02X}" for number in range(256) if not " " <= chr(number) <= "~" or chr(number) in '"\\'
 }
-_PLAIN: Final = bytes(number for number in range(128) if number not in _ESCAPES)
-"""The characters that neither format escapes."""
-_DELETE: Final = "\x7f"
+_PLAIN: Final = bytes(number for number in range(128) if number not in _ESCAPES and chr(number) != "=")
+"""The characters that neither format escapes, but for the one that stands before a signature."""
+_BOOLEANS: Final = (b"false", b"true")
+_STATUSES: Final[Mapping[int | None, bytes]] = {status: b"%d" % status for status in range(100, 1000)}
+
+_COMBINED: Final = b'%b - %b [%b] "%b" %b %d "%b" "%b" host="%b" duration_ms=%.3f complete=%b request_id=%b %b\n'
+_JSON: Final = (
+    b'{"time":"%b.%03dZ","request_id":"%b",%b,%b,"method":%b,"target":%b,"protocol":%b,"host":%b,"referer":%b,'
+    b'"user_agent":%b,"received":%b,"user":%b,"status":%b,"bytes":%d,"duration_ms":%.3f,"complete":%b}\n'
+)
 
 
 class Channel(NamedTuple):
@@ -49,26 +56,12 @@ class Channel(NamedTuple):
     ktls_rx: Path | None = None
 
 
-class Asked(Struct, frozen=True, gc=False):
-    """The request head as received; None for missing or unreadable parts."""
-
-    method: bytes | None = None
-    target: bytes | None = None
-    version: bytes | None = None
-    """Such as b"1.1"."""
-    host: bytes | None = None
-    referer: bytes | None = None
-    user_agent: bytes | None = None
-    received: bytes | None = None
-    """The first line of bytes that are no request, without its end."""
-
-
 class Outcome(Struct, frozen=True, gc=False):
     """The outcome of a request."""
 
     at: float
     """When it came, in seconds since 1970."""
-    request_id: str
+    request_id: bytes
     status: int | None
     """None where no response was begun."""
     sent: int
@@ -80,57 +73,61 @@ class Outcome(Struct, frozen=True, gc=False):
     """The name that came with a password, right or wrong; None if none was asked for."""
 
 
+Asked = RequestHead | bytes | None
+"""A request, or the first line of bytes that are none, without its end; None if nothing is known."""
+
+
 class Format(Protocol):
     """The format of a line."""
 
-    def of_channel(self, channel: Channel) -> Fragment:
-        """The common part of all lines of a connection."""
+    def of_client(self, address: str) -> bytes:
+        """The part for the client's address."""
 
-    def of_request(self, asked: Asked) -> Fragment:
-        """The common part of all lines for the same request head."""
+    def of_channel(self, channel: Channel) -> bytes:
+        """The part for all else about a connection."""
 
-    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
+    def line(self, client: bytes, channel: bytes, asked: Asked, outcome: Outcome) -> bytes:
         """One line of ASCII with its end."""
 
 
 class Combined:
     """Apache's combined format (httpd's mod_log_config), and after it ktlsd's own fields as name=value."""
 
-    def of_channel(self, channel: Channel) -> Fragment:
-        resumed = "-" if channel.resumed is None else _boolean(channel.resumed)
-        tx, rx = (_quoted(None if path is None else str(path).encode()) for path in (channel.ktls_tx, channel.ktls_rx))
-        name, subject = (_quoted(_encoded(text)) for text in (channel.server_name, channel.client_certificate))
-        return _escaped(channel.address.encode()), (
-            f"port={channel.port or '-'} via={channel.via or '-'} tls={channel.protocol or '-'}"
-            f" cipher={channel.cipher or '-'} resumed={resumed} server_name={name} client_certificate={subject}"
-            f" ktls_tx={tx} ktls_rx={rx}"
-        )
+    def of_client(self, address: str) -> bytes:
+        return _escaped(address.encode())
 
-    def of_request(self, asked: Asked) -> Fragment:
-        line = asked.received
-        if asked.method is not None:
-            line = b"%b %b HTTP/%b" % (asked.method, asked.target or b"", asked.version or b"")
-        referer, agent, host = asked.referer, asked.user_agent, asked.host
-        if line and referer and agent and host and _is_plain(b"".join((line, referer, agent, host))):
-            # One look at all of them, as is right for nearly all requests.
-            return (b'"%b"' % line).decode("ascii"), (b'"%b" "%b" host="%b"' % (referer, agent, host)).decode("ascii")
-        return _quoted(line), f"{_quoted(referer)} {_quoted(agent)} host={_quoted(host)}"
-
-    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
+    def of_channel(self, channel: Channel) -> bytes:
+        known = (channel.port, channel.via, channel.protocol, channel.cipher)
+        port, via, protocol, cipher = (str(fact).encode("ascii") if fact else b"-" for fact in known)
+        resumed = b"-" if channel.resumed is None else _BOOLEANS[channel.resumed]
+        texts = (channel.server_name, channel.client_certificate, channel.ktls_tx, channel.ktls_rx)
+        escaped = (b"-" if text is None else _escaped(str(text).encode("utf-8", "surrogateescape")) for text in texts)
         return (
-            f"{channel[0]} - {_user(outcome.user)} [{_combined_time(int(outcome.at))}]"
-            f" {asked[0]} {outcome.status or '-'} {outcome.sent} {asked[1]}"
-            f" duration_ms={outcome.seconds * 1000:.3f} complete={_boolean(outcome.complete)}"
-            f" request_id={outcome.request_id} {channel[1]}\n"
-        )
+            b"port=%b via=%b tls=%b cipher=%b resumed=%b"
+            b' server_name="%b" client_certificate="%b" ktls_tx="%b" ktls_rx="%b"'
+        ) % (port, via, protocol, cipher, resumed, *escaped)
+
+    def line(self, client: bytes, channel: bytes, asked: Asked, outcome: Outcome) -> bytes:
+        request = host = referer = agent = b"-"
+        if isinstance(asked, RequestHead):
+            request, host, referer, agent = _texts(asked, _escaped)
+        elif asked is not None:
+            request = _escaped(asked)
+        # No space parts a name.
+        user = _escaped(outcome.user).replace(b" ", b"\\x20") if outcome.user else b"-"
+        at, status, sent = _combined_time(int(outcome.at)), _STATUSES.get(outcome.status, b"-"), outcome.sent
+        ms, whole, id_ = outcome.seconds * 1000, _BOOLEANS[outcome.complete], outcome.request_id
+        return _COMBINED % (client, user, at, request, status, sent, referer, agent, host, ms, whole, id_, channel)
 
 
 class Json:
     """One JSON object a line, with the same names in every line."""
 
-    def of_channel(self, channel: Channel) -> Fragment:
+    def of_client(self, address: str) -> bytes:
+        return _members({"client": address})
+
+    def of_channel(self, channel: Channel) -> bytes:
         fields = {
-            "client": channel.address,
             "port": channel.port,
             "via": channel.via,
             "tls": channel.protocol,
@@ -140,67 +137,58 @@ class Json:
             "client_certificate": channel.client_certificate,
         }
         tx, rx = _of_path("ktls_tx", channel.ktls_tx), _of_path("ktls_rx", channel.ktls_rx)
-        return _members({**fields, **tx, **rx}), ""
+        return _members({**fields, **tx, **rx})
 
-    def of_request(self, asked: Asked) -> Fragment:
-        return (
-            f'"method":{_json(asked.method)},"target":{_json(asked.target)},'
-            f'"protocol":{_json(None if asked.version is None else b"HTTP/" + asked.version)},'
-            f'"host":{_json(asked.host)},"referer":{_json(asked.referer)},"user_agent":{_json(asked.user_agent)},'
-            f'"received":{_json(asked.received)}'
-        ), ""
-
-    def line(self, channel: Fragment, asked: Fragment, outcome: Outcome) -> str:
-        second = int(outcome.at)
-        return (
-            f'{{"time":"{_rfc3339_time(second)}.{int((outcome.at - second) * 1000):03d}Z",'
-            f'"request_id":"{outcome.request_id}",{channel[0]},{asked[0]},"user":{_json(outcome.user)},'
-            f'"status":{outcome.status or "null"},"bytes":{outcome.sent},"duration_ms":{outcome.seconds * 1000:.3f},'
-            f'"complete":{_boolean(outcome.complete)}}}\n'
+    def line(self, client: bytes, channel: bytes, asked: Asked, outcome: Outcome) -> bytes:
+        method = target = protocol = host = referer = agent = received = b"null"
+        if isinstance(asked, RequestHead):
+            request, host, referer, agent = _texts(asked, _json_escaped)
+            method, _, rest = request.partition(b" ")
+            target, _, protocol = rest.rpartition(b" ")
+            method, target, protocol = b'"%b"' % method, b'"%b"' % target, b'"%b"' % protocol
+            fields = asked.of_fields.values
+            host = b'"%b"' % host if b"host" in fields else b"null"
+            referer = b'"%b"' % referer if b"referer" in fields else b"null"
+            agent = b'"%b"' % agent if b"user-agent" in fields else b"null"
+        elif asked is not None:
+            received = b'"%b"' % _json_escaped(asked)
+        user = b"null" if outcome.user is None else b'"%b"' % _json_escaped(outcome.user)
+        second, status = int(outcome.at), _STATUSES.get(outcome.status, b"null")
+        time, ms = _rfc3339_time(second), int((outcome.at - second) * 1000)
+        return _JSON % (
+            *(time, ms, outcome.request_id, client, channel, method, target, protocol, host, referer, agent),
+            *(received, user, status, outcome.sent, outcome.seconds * 1000, _BOOLEANS[outcome.complete]),
         )
 
 
 FORMATS: Final[Mapping[AccessLogFormat, Format]] = {"combined": Combined(), "json": Json()}
 
 
-def _is_plain(value: bytes) -> bool:
-    """Whether there is nothing to escape."""
-    return not value.translate(None, _PLAIN)
+def _texts(head: RequestHead, escaped: Callable[[bytes], bytes]) -> Iterable[bytes]:
+    """The request line, Host, Referer and User-Agent of a request; "-" for a missing field."""
+    get = head.of_fields.values.get
+    line = b"%b HTTP/%b" % (head.key, head.http_version)
+    texts = line, get(b"host", b"-"), get(b"referer", b"-"), get(b"user-agent", b"-")
+    joined = b"".join(texts)
+    odd = joined.translate(None, _PLAIN)
+    if not odd or (not odd.strip(b"=") and without_signatures(joined) is joined):
+        return texts
+    line, host, referer, agent = texts
+    return map(escaped, (without_signatures(line), host, without_signatures(referer), agent))
 
 
-def _escaped(value: bytes) -> str:
-    if _is_plain(value):
-        return value.decode("ascii")
-    return value.decode("latin-1").translate(_ESCAPES)
+def _escaped(value: bytes) -> bytes:
+    return value.decode("latin-1").translate(_ESCAPES).encode("ascii")
 
 
-def _quoted(value: bytes | None) -> str:
-    return '"-"' if value is None else f'"{_escaped(value)}"'
+def _json_escaped(value: bytes) -> bytes:
+    """The inside of a JSON string, in ASCII."""
+    return json.dumps(value.decode("latin-1"))[1:-1].encode("ascii")
 
 
-def _user(name: bytes | None) -> str:
-    """A name as the third column: no space parts it."""
-    return "-" if not name else _escaped(name).replace(" ", "\\x20")
-
-
-def _encoded(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogateescape")
-
-
-def _members(fields: Mapping[str, str | int | bool | None]) -> str:
+def _members(fields: Mapping[str, str | int | bool | None]) -> bytes:
     """The inside of a JSON object, in ASCII."""
-    # JSON lets DEL stand as it is.
-    return json.dumps(fields, separators=(",", ":"))[1:-1].replace(_DELETE, "\\u007f")
-
-
-def _json(value: bytes | None) -> str:
-    """A JSON value in ASCII."""
-    if value is None:
-        return "null"
-    if _is_plain(value):
-        return f'"{value.decode("ascii")}"'
-    # JSON lets DEL stand as it is.
-    return json.dumps(value.decode("latin-1")).replace(_DELETE, "\\u007f")
+    return json.dumps(fields, separators=(",", ":"))[1:-1].encode("ascii")
 
 
 def _of_path(name: str, path: Path | None) -> dict[str, str | None]:
@@ -209,16 +197,12 @@ def _of_path(name: str, path: Path | None) -> dict[str, str | None]:
     return {name: path.offload.value, f"{name}_reason": path.reason.value if path.reason is not None else None}
 
 
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
-
-
 @lru_cache(maxsize=8)
-def _combined_time(second: int) -> str:
+def _combined_time(second: int) -> bytes:
     day, month, year, clock = http_date(second).split()[1:5]
-    return f"{day}/{month}/{year}:{clock} +0000"
+    return f"{day}/{month}/{year}:{clock} +0000".encode("ascii")
 
 
 @lru_cache(maxsize=8)
-def _rfc3339_time(second: int) -> str:
-    return datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _rfc3339_time(second: int) -> bytes:
+    return datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S").encode("ascii")

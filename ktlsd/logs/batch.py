@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -23,7 +23,7 @@ log = logging.getLogger("ktlsd")
 
 GATHER_SECONDS: Final = 0.1
 MOST_WAITING: Final = 4 << 20
-"""Characters that may wait for a write; lines beyond are dropped."""
+"""Bytes that may wait for a write; lines beyond are dropped."""
 PATIENCE_SECONDS: Final = 5.0
 """Longest wait of one write for a reader that takes nothing."""
 LAST_SECONDS: Final = 1.0
@@ -35,12 +35,12 @@ class LogBatch:
 
     def __init__(self, file: LogFile) -> None:
         self._file = file
-        self._waiting: deque[str | Callable[[], None]] = deque()
-        """Lines, and calls between them."""
-        self._next_call: Callable[[], None] | None = None
+        self._waiting: list[bytes] = []
+        self._calls: deque[tuple[list[bytes], Callable[[], object]]] = deque()
+        """Functions to call, each with the lines before it."""
         # Each number has one writing thread: for these the one that adds, for the others the one that writes lines.
         self._added = self._overflowed = 0
-        self._taking = self._taken = self._unwritten = self._told = 0
+        self._taken = self._unwritten = self._told = 0
         self._some = threading.Event()
         self._losing = False
         self._ending = False
@@ -50,8 +50,8 @@ class LogBatch:
         """Lines that were not written."""
         return self._overflowed + self._unwritten
 
-    def add(self, line: str) -> None:
-        """Add a line of ASCII with its end."""
+    def add(self, line: bytes) -> None:
+        """Add a line with its end."""
         if self._added - self._taken > MOST_WAITING:
             self._overflowed += 1
             return
@@ -61,9 +61,10 @@ class LogBatch:
         if len(self._waiting) == 1:
             self._some.set()
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Have this called in the thread, once all lines before it are written."""
-        self._waiting.append(function)
+        self._calls.append((self._waiting, function))
+        self._waiting = []
         self._some.set()
 
     async def write_until_end(self) -> None:
@@ -88,25 +89,21 @@ class LogBatch:
                 pass
 
     def _write(self, patience: float) -> bool:
-        """Write what waits up to the next call, and make that; False if there is none."""
-        text = "".join(self._take())
+        """Write what waits up to the next call, and make that; whether there is more to do."""
+        lines, function = self._waiting, None
+        if self._calls:
+            # These are the same lines, or came before; none is added to them.
+            lines, function = self._calls.popleft()
+        # Each of these steps is one for the interpreter lock; lines that come between them wake nobody.
+        taken = lines[:]
+        del lines[: len(taken)]
+        text = b"".join(taken)
         if text:
-            self._tell(self._file.write(text.encode("ascii"), patience))
-        self._taken = self._taking
-        function, self._next_call = self._next_call, None
-        if function is None:
-            return False
-        function()
-        return True
-
-    def _take(self) -> Iterator[str]:
-        while self._waiting:
-            entry = self._waiting.popleft()
-            if not isinstance(entry, str):
-                self._next_call = entry
-                return
-            self._taking += len(entry)
-            yield entry
+            self._tell(self._file.write(text, patience))
+        self._taken += len(text)
+        if function is not None:
+            function()
+        return function is not None or bool(lines)
 
     def _tell(self, lost: Lost | None) -> None:
         if lost is not None:

@@ -1,8 +1,8 @@
 """Each request's progress, recorded for the access log.
 
-Strategy: a RequestLog accompanies a connection; the protocol says when a request begins, what it asks for and what is
-answered, and a line follows at the end, however that comes. What a head says is put into words once and can be kept
-with a remembered response.
+Strategy: a RequestLog accompanies a connection or a stream; the protocol says when a request begins, what it asks for
+and what is answered. That is only noted, and a line is made of it at the end, however that comes. What the lines of a
+connection have in common is made once.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from ktlsd.config.values import Listen
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.request_head import RequestHead
-from ktlsd.http.signed_links import without_signatures
-from ktlsd.logs.access_log import Asked, Channel, Format, Fragment, Outcome
+from ktlsd.logs.access_log import Asked, Channel, Format, Outcome
 from ktlsd.logs.batch import LogBatch
 
 LONGEST_RECEIVED: Final = 1024
@@ -39,37 +38,53 @@ class AccessLog:
 
     def __init__(self, form: Format, lines: LogBatch) -> None:
         self.form = form
-        self.lines = lines
-        self._ids = _request_ids()
-        self.nothing = self.note(Asked())
+        self.add = lines.add
+        self.new_id: Callable[[], bytes] = _request_ids().__next__
 
-    def note(self, asked: Asked) -> Fragment:
-        """The part of a line that is known before anything is sent."""
-        return self.form.of_request(asked)
+    def of_connection(self, channel: Channel) -> ConnectionLog:
+        return ConnectionLog(self, channel)
 
-    def new_id(self) -> str:
-        """The id of a request whose response shows it."""
-        return next(self._ids)
 
-    def of_connection(self, channel: Channel, transport: Sending) -> RequestLog:
-        return RequestLog(self, channel, transport)
+class ConnectionLog:
+    """What all lines of a connection have in common."""
+
+    def __init__(self, log: AccessLog, channel: Channel) -> None:
+        self.log = log
+        self.client = log.form.of_client(channel.address)
+        self.channel = log.form.of_channel(channel)
+        self._facts = channel
+        self._here: str | None = None
+        self._behind = b""
+        """The channel of requests that a proxy passes on."""
+
+    def of_requests(self, sending: Sending) -> RequestLog:
+        """The log of requests that come one after the other."""
+        return RequestLog(self, sending)
+
+    def of_origin(self, address: str) -> tuple[bytes, bytes]:
+        """Client and channel of a request that came from there, as a trusted proxy says."""
+        facts = self._facts
+        if self._here is None:
+            self._here = str(Listen(facts.address, facts.port)) if facts.port is not None else facts.address
+            self._behind = self.log.form.of_channel(facts._replace(port=None, via=self._here))
+        if address == self._here:
+            return self.client, self.channel
+        return self.log.form.of_client(address), self._behind
 
 
 class RequestLog:
-    """The requests of one connection, one after the other."""
+    """Requests that come one after the other."""
 
     __slots__ = (
-        *("_began", "_channel", "_form", "_fragment", "_head_size", "_id", "_log", "_own", "_sent"),
-        *("_status", "_transport", "_user", "noted"),
+        *("_asked", "_began", "_channel", "_client", "_connection", "_id", "_log"),
+        *("_sent", "_status", "_transport", "_user"),
     )
 
-    def __init__(self, log: AccessLog, channel: Channel, transport: Sending) -> None:
-        self._log = log
-        self._form = form = log.form
-        self._channel = channel
-        self._own = self._fragment = form.of_channel(channel)
-        self._id: str | None = None
+    def __init__(self, connection: ConnectionLog, transport: Sending) -> None:
+        self._connection = connection
+        self._log = connection.log
         self._transport = transport
+        self._asked: Asked = None
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
@@ -78,47 +93,37 @@ class RequestLog:
         try:
             yield
         finally:
-            if self.noted is not self._log.nothing:
+            if self._asked is not None:
                 self.end(complete=False)
 
-    def begin(self) -> None:
+    def begin(self, request: RequestHead | None = None) -> None:
         """A request has begun to arrive."""
+        connection = self._connection
         self._began = time.monotonic()
-        self._sent = self._transport.sent
-        self._head_size = 0
+        self._asked, self._client, self._channel = request, connection.client, connection.channel
+        self._id: bytes | None = None
         self._status: int | None = None
-        self._fragment, self._id = self._own, None
         self._user: bytes | None = None
-        self.noted = self._log.nothing
+        self._sent = self._transport.sent
 
     def asked(self, request: RequestHead) -> None:
         """This is the request."""
-        noted = request.noted
-        if noted is None or request.noted_by is not self._form:
-            get = request.of_fields.values.get
-            target, referer = without_signatures(request.target), get(b"referer")
-            host, agent, referer = get(b"host"), get(b"user-agent"), referer and without_signatures(referer)
-            noted = self._log.note(Asked(request.method, target, request.http_version, host, referer, agent))
-            request.noted, request.noted_by = noted, self._form
-        self.noted = noted
+        self._asked = request
 
     def forget(self) -> None:
         """The request that has begun is answered elsewhere, from its beginning."""
-        self.noted = self._log.nothing
+        self._asked = None
 
     def came_from(self, origin: Origin) -> None:
         """The origin of this request, from a trusted proxy."""
-        self._id = origin.request_id
-        channel = self._channel
-        here = str(Listen(channel.address, channel.port)) if channel.port is not None else channel.address
-        if origin.address != here:
-            self._fragment = self._form.of_channel(channel._replace(address=origin.address, port=None, via=here))
+        self._id = None if origin.request_id is None else origin.request_id.encode("ascii")
+        self._client, self._channel = self._connection.of_origin(origin.address)
 
     def request_id(self) -> str:
         """The id that the line of this request will have."""
         if self._id is None:
             self._id = self._log.new_id()
-        return self._id
+        return self._id.decode("ascii")
 
     def came_as(self, user: bytes | None) -> None:
         """The name that came with a password."""
@@ -126,29 +131,26 @@ class RequestLog:
 
     def received(self, head: bytes) -> None:
         """The received bytes are no request."""
-        line = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
-        self.noted = self._log.note(Asked(received=line))
+        self._asked = head.partition(b"\n")[0].removesuffix(b"\r")[:LONGEST_RECEIVED]
 
     def answered(self, status: int, head_size: int) -> None:
         """This is the response; `head_size` is that of its head in bytes."""
         self._status = status
-        self._head_size = head_size
+        self._sent += head_size
 
     def end(self, *, complete: bool) -> None:
         """Nothing more will be sent for this request; `complete` if the whole response was."""
-        log, ended = self._log, time.monotonic()
-        sent, seconds = self._transport.sent - self._sent - self._head_size, ended - self._began
+        log, seconds = self._log, time.monotonic() - self._began
+        sent, id_ = self._transport.sent - self._sent, self._id or log.new_id()
         at = time.time() - seconds
-        outcome = Outcome(
-            at, self._id or log.new_id(), self._status, sent if sent > 0 else 0, seconds, complete, self._user
-        )
-        log.lines.add(self._form.line(self._fragment, self.noted, outcome))
-        self.noted = log.nothing
+        outcome = Outcome(at, id_, self._status, sent if sent > 0 else 0, seconds, complete, self._user)
+        log.add(log.form.line(self._client, self._channel, self._asked, outcome))
+        self._asked = None
 
 
-def _request_ids() -> Iterator[str]:
+def _request_ids() -> Iterator[bytes]:
     """Random numbers of 128 bits in hexadecimal, from the kernel many at a time."""
     while True:
-        digits = os.urandom(_ID_SIZE * _IDS_AT_ONCE).hex()
+        digits = os.urandom(_ID_SIZE * _IDS_AT_ONCE).hex().encode()
         for start in range(0, len(digits), 2 * _ID_SIZE):
             yield digits[start : start + 2 * _ID_SIZE]

@@ -169,8 +169,7 @@ class InlineResponses:
     def _decide(self, head: RequestHead) -> _Made | None:
         log, made = self._log, None
         if log is not None:
-            log.begin()
-            log.asked(head)
+            log.begin(head)
         exchange = Exchange(self._responder, head, log)
         with contextlib.suppress(WouldWait):
             answer = attempt(exchange.decide())
@@ -184,7 +183,7 @@ class InlineResponses:
         self._responder.count(response, exchange.site)
         self.in_progress = self._responder.begin(response, answer.checks, exchange.origin)
         if log is not None:
-            log.answered(response.status.value, made.head_size)
+            log.answered(response.status, made.head_size)
         log_refusal(self._shared.throttle, exchange.described, head, response)
         return made
 

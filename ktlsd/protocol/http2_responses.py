@@ -127,8 +127,7 @@ class Http2Responses:
         body = Body(arrived)
         log = body.log = responder.new_log(body)
         if log is not None:
-            log.begin()
-            log.asked(head)
+            log.begin(head)
         exchange = Exchange(responder, head, log)
         try:
             answer = attempt(_decide(exchange) if expects else exchange.decide())
@@ -167,9 +166,7 @@ class Http2Responses:
         body = Body(arrived)
         log = body.log = self._responder.new_log(body)
         if log is not None:
-            log.begin()
-            if head is not None:
-                log.asked(head)
+            log.begin(head)
         self._responder.count(response, NO_SITE)
         body.counts = self._counts
         client = self._responder.client

@@ -46,7 +46,7 @@ from ktlsd.site.response_cache import CacheEntry, CacheKey, new_entry
 
 if TYPE_CHECKING:
     # It is imported only if there is an access log.
-    from ktlsd.logs.exchange_log import RequestLog, Sending
+    from ktlsd.logs.exchange_log import ConnectionLog, RequestLog, Sending
 
 
 log = logging.getLogger("ktlsd")
@@ -60,7 +60,7 @@ class Responder:
     """The requests of one connection, independent of the protocol."""
 
     __slots__ = (
-        *("_buckets", "_origin", "_requests", "_user"),
+        *("_buckets", "_log", "_origin", "_requests", "_user"),
         *("client", "limits", "partitions", "requests_left", "responses", "shared", "transport"),
     )
 
@@ -79,6 +79,7 @@ class Responder:
         self._origin = client.origin
         """The origin of that request."""
         self._buckets: ConnectionBuckets = {}
+        self._log: ConnectionLog | None = None
         self.partitions = client.partition(https=False), client.partition(https=True)
         """The cache partitions of requests, by whether their scheme is https."""
 
@@ -88,7 +89,9 @@ class Responder:
         None if there is no access log.
         """
         access_log, channel = self.shared.access_log, self.client.channel
-        return None if access_log is None or channel is None else access_log.of_connection(channel, sending)
+        if self._log is None and access_log is not None and channel is not None:
+            self._log = access_log.of_connection(channel)
+        return None if self._log is None else self._log.of_requests(sending)
 
     # --- remembered responses -----------------------------------------------------------------------------------------
 
@@ -174,13 +177,12 @@ class Responder:
         response = entry.response
         self.count(response, entry.site)
         if log is not None:
-            log.begin()
-            log.asked(head)
+            log.begin(head)
             if self.client.trusted is not None:
                 log.came_from(self.origin_of(head.of_fields.values, self.shared.service))
             if entry.checks:
                 log.came_as(self._user)
-            log.answered(response.status.value, head_size)
+            log.answered(response.status, head_size)
         if response.reason:
             values, service = head.of_fields.values, self.shared.service
             log_refusal(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktlsd.config.values import LogPlace
+from ktlsd.logs import batch
 from ktlsd.logs.error_log import ErrorLogHandler, LineFormatter
 from ktlsd.logs.log_files import LogFile
 
@@ -104,6 +108,27 @@ def test_reopening_goes_on_in_the_file_that_has_the_name(tmp_path: Path) -> None
     file.close()
     assert (tmp_path / "b.log").read_text() == "old\nstill old\n"
     assert (tmp_path / "c.log").read_text() == "new\nkept\n"
+
+
+def test_lines_and_calls_keep_their_order_while_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "GATHER_SECONDS", 0)
+    path, calls, count = tmp_path / "a.log", 20, 200
+    file = LogFile(LogPlace(path))
+    lines = batch.LogBatch(file)
+    thread = threading.Thread(target=lines._write_for_ever)
+    thread.start()
+    for call in range(calls):
+        for number in range(count):
+            lines.add(b"%d-%d\n" % (call, number))
+        lines.call(partial(file.write, b"call %d\n" % call, PATIENCE))
+    lines.add(b"last\n")
+    lines.end()
+    thread.join(10)
+    file.close()
+    expected = [[*(f"{call}-{number}" for number in range(count)), f"call {call}"] for call in range(calls)]
+    assert path.read_text().split() == " ".join([*itertools.chain(*expected), "last"]).split()
 
 
 def test_lost_messages_are_told_when_the_log_takes_some_again(pipe: tuple[LogFile, int]) -> None:
