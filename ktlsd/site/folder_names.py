@@ -35,12 +35,14 @@ MOST_AT_ONCE: Final = 2_000
 MOST_NAMES: Final = 100_000
 """Names of a folder that is kept."""
 WAITS: Final = 8
-"""Folders that requests wait for after the first one before a thread reads all others again. Then the number
-doubles."""
+"""Unknown folders, the first one and then those that requests wait for, before a thread reads all others again. Then
+the number doubles."""
 MOST_AHEAD: Final = 4096
 """Names of a folder among which folders to be read ahead are looked for."""
 AHEAD_SECONDS: Final = 5.0
 """Time after which no further folder is read ahead."""
+STEP_SECONDS: Final = 0.002
+"""Time for which folders are read ahead before a rest of the same length."""
 LATELY_SECONDS: Final = 1.0
 """How long a folder need not be looked at again for names that may appear a little later, such as siblings."""
 
@@ -52,6 +54,8 @@ _SETTLED_NS: Final = 2_000_000_000
 _PAUSES: Final = 50
 _FOLDER_BYTES: Final = 512
 _BUCKET: Final = 1024
+# Links to a folder without folders, which have a link to it each; file systems that do not count them say 1.
+_LEAF: Final = 2
 _MOST_LEVELS: Final = 32
 
 # Magic numbers (statfs(2)) of file systems without names of their own making. Of xfs and overlayfs, only a trial says
@@ -137,10 +141,11 @@ class FolderNames:
             return ()
         return [path for path in paths if _find(known, path.rpartition(b"/")[2]) is not Verdict.ABSENT]
 
-    def lack_siblings(self, root: int, folder: bytes) -> bool:
-        """Whether a folder surely had no precompressed sibling of any file; up to LATELY_SECONDS old."""
+    def lack_siblings(self, root: int, folder: bytes) -> bool | None:
+        """Whether a folder surely had no precompressed sibling of any file, up to LATELY_SECONDS ago; None if its names
+        are unknown."""
         known = self._known_lately(root, folder)
-        return known is not None and not known.packed
+        return None if known is None else not known.packed
 
     def _known_lately(self, root: int, folder: bytes) -> _Known | None:
         """A folder whose names are known, as it was up to LATELY_SECONDS ago."""
@@ -233,9 +238,11 @@ class FolderNames:
         finally:
             os.close(descriptor)
 
-    def ahead_is_due(self) -> bool:
-        """Note that a request waits for a folder. True if read_ahead() is due: at the first one, and later again, since
-        folders may have changed."""
+    def ahead_is_due(self, *, waits: bool = True) -> bool:
+        """Note that a request has met a folder whose names are unknown, and that it `waits` for them. True if
+        read_ahead() is due: at the first one, and later again at some that wait, since folders may have changed."""
+        if self._waits and not waits:
+            return False
         self._waits += 1
         return not self._reads_ahead and (self._waits == 1 or (self._waits >= WAITS and self._waits.bit_count() == 1))
 
@@ -245,16 +252,18 @@ class FolderNames:
         memory to folders that requests ask for. Raises OSError."""
         self._reads_ahead = True
         try:
-            until, parents = time.monotonic() + AHEAD_SECONDS, deque([b""])
-            while parents:
-                parent = parents.popleft()
-                for name in _folders_in(root, parent or b"."):
-                    now = time.monotonic()
-                    if stop() or now > until or self._bytes > self._most_bytes // 2:
-                        return
-                    self.read(root, parent + name)
-                    parents.append(parent + name + b"/")
-                    time.sleep(time.monotonic() - now)
+            began = time.monotonic()
+            until, folders = began + AHEAD_SECONDS, deque([b"."])
+            while folders:
+                now = time.monotonic()
+                if stop() or now > until or self._bytes > self._most_bytes // 2:
+                    return
+                if now - began > STEP_SECONDS:
+                    time.sleep(now - began)
+                    began = time.monotonic()
+                folder = folders.popleft()
+                self.read(root, folder)
+                folders.extend(name if folder == b"." else folder + b"/" + name for name in _folders_in(root, folder))
         finally:
             self._reads_ahead = False
 
@@ -288,6 +297,8 @@ def _folders_in(root: int, folder: bytes) -> list[bytes]:
     except OSError:
         return []
     try:
+        if os.fstat(descriptor).st_nlink == _LEAF:
+            return []
         with os.scandir(descriptor) as scan:
             found = [
                 os.fsencode(entry.name) for entry in islice(scan, MOST_AHEAD) if entry.is_dir(follow_symlinks=False)
@@ -380,19 +391,21 @@ def _swapped(name: str) -> str | None:
 def is_bytewise(folder: int) -> bool:
     """Whether a name is found in an open folder under its own bytes only, but for upper and lower case of ASCII
     letters. Raises OSError."""
-    return _kind(folder) in _TRUSTED and not _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL)
+    return _trusted_kind(folder) != 0
 
 
-def _kind(folder: int) -> int:
-    return file_system_type(folder) & 0xFFFFFFFF
+def _trusted_kind(folder: int) -> int:
+    """The type of an open folder's file system if is_bytewise(); else 0. Raises OSError."""
+    kind = file_system_type(folder) & 0xFFFFFFFF
+    return kind if kind in _TRUSTED and not _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL) else 0
 
 
 def _matches_bytes(folder: int, sample: str | None, hashes: array[int]) -> bool:
     """Whether a name is found in an open folder under its own bytes only; `sample` is one that has letters. Raises
     OSError."""
-    if not is_bytewise(folder):
+    kind = _trusted_kind(folder)
+    if not kind:
         return False
-    kind = _kind(folder)
     swapped = _swapped(sample) if sample is not None else None
     if swapped is None:
         return kind not in _TRIED

@@ -319,7 +319,12 @@ class Root:
 
     def lacks_siblings(self, path: bytes) -> bool:
         """Whether the folder of a path surely had no precompressed siblings folder_names.LATELY_SECONDS ago."""
-        return self._opens_now and self._names.lack_siblings(self.descriptor, path.rpartition(b"/")[0] or b".")
+        if not self._opens_now:
+            return False
+        lack = self._names.lack_siblings(self.descriptor, path.rpartition(b"/")[0] or b".")
+        if lack is None and self._names.ahead_is_due(waits=False):
+            self._read_ahead_soon(self.descriptor)
+        return lack is True
 
     def possible_siblings(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         """The paths, all in one folder, without those that were surely absent folder_names.LATELY_SECONDS ago."""
@@ -471,8 +476,11 @@ class Root:
             self._read_soon(root, unread)
             return None
         if self._names.ahead_is_due():
-            self._run_soon(root, lambda copy: self._names.read_ahead(copy, lambda: self.closed))
+            self._read_ahead_soon(root)
         return unread
+
+    def _read_ahead_soon(self, root: int) -> None:
+        self._run_soon(root, lambda copy: self._names.read_ahead(copy, lambda: self.closed))
 
     def _read_soon(self, root: int, unread: Unread) -> None:
         self._run_soon(root, lambda copy: self._names.read(copy, unread.folder, large=unread.large))

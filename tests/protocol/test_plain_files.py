@@ -150,6 +150,8 @@ async def _look_at_all(service: Service) -> None:
         with site.root as root:
             for folder in (b".", b"deep", b"packed"):
                 site.root._names.read(root, folder)
+        # Outside of an event loop, no thread can read folders ahead.
+        site.root._names.ahead_is_due()
 
 
 def request(site: str, target: bytes, method: bytes = b"GET", fields: Sequence[Field] = ()) -> RequestHead:
