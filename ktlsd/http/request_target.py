@@ -25,8 +25,10 @@ _ESCAPE: Final = re.compile(rb"%(..)?", re.DOTALL)
 _NOT_PLAIN: Final = re.compile(rb"[%\0]|//|/\.")
 # A path with nothing to decode or to resolve, and no name that begins with a dot; and a query.
 _PLAIN_BELOW: Final = re.compile(rb"/([^./%?#\0][^/%?#\0]*+)(?:/(?!\.)[^/%?#\0]*+)*+(?:\?[^#]*+)?")
-# Of one or more names, none of which is empty or begins with a dot; and a query.
-_PLAIN_FILE: Final = re.compile(rb"/([^./%?#\0][^/%?#\0]*+(?:/[^./%?#\0][^/%?#\0]*+)*+)(?:\?[^#]*+)?")
+# Of one or more names, none of which is empty or begins with a dot, or is one that a file system might take for another
+# (exact_names.py); and a query.
+_PLAIN_NAME: Final = rb"[^./%?#~ \0\x80-\xff][^/%?#~ \0\x80-\xff]*+(?<!\.)"
+_PLAIN_FILE: Final = re.compile(rb"/(%b(?:/%b)*+)(?:\?[^#]*+)?" % (_PLAIN_NAME, _PLAIN_NAME))
 _HEX_PAIR: Final = re.compile(rb"[0-9A-Fa-f]{2}")
 
 
@@ -112,7 +114,7 @@ def top_name(target: bytes) -> bytes | None:
 
 def plain_path(target: bytes) -> bytes | None:
     """The path below the root of a request-target that names a file, if a look suffices to tell it, and that no name is
-    hidden()."""
+    hidden(), or one that a file system might take for another."""
     found = _PLAIN_FILE.fullmatch(target)
     return found[1] if found is not None else None
 

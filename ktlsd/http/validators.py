@@ -148,7 +148,10 @@ def last_modified(mtime_ns: int, now: float) -> str | None:
 
     It is no later than Date (RFC 9110 section 8.8.2.1): clocks and files can disagree.
     """
-    return http_date(min(mtime_ns // _NANOSECONDS, now)) if is_dated(mtime_ns) else None
+    second = mtime_ns // _NANOSECONDS
+    if _PLACEHOLDERS[-1] < second <= now:
+        return _http_date(second)
+    return http_date(min(second, now)) if is_dated(mtime_ns) else None
 
 
 def range_applies(if_range: str | None, tag: str, mtime_ns: int, now: float) -> bool:

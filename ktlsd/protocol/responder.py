@@ -119,13 +119,15 @@ class Responder:
         if site is None or site.plain_files is None or not self._is_ordinary(head):
             return None
         https, began_ns = self._is_https(head), time.time_ns()
-        found = site.plain_files.find(head, secure=https, now=began_ns / 1e9)
+        write = http1_writer.beginning if block is None else None
+        found = site.plain_files.find(head, write, secure=https, now=began_ns / 1e9)
         if found is None:
             return None
         opened, cache = found.opened, service.response_cache
         try:
-            entry, came_before = None, cache.came_before(opened.path)
-            beginning = http1_writer.beginning(_OK, found.fields) if came_before or block is None else b""
+            entry, beginning, came_before = None, found.head, cache.came_before(opened.path)
+            if not beginning and (came_before or block is None):
+                beginning = http1_writer.beginning(_OK, found.fields)
             response = Response(_OK, found.fields, ByteRange(0, opened.size))
             if came_before:
                 key = CacheKey.of(self.partitions[https], head, DECIDING, any_query=True)

@@ -89,6 +89,13 @@ class ContentTypes:
         inner = stem if last in _CODING_SUFFIXES else stem + _WHOLE.get(last, last)
         return Encoded(self.of_suffixes(suffixes_of(os.fsencode(inner))), self._encoded[ending])
 
+    def of_last_suffix(self, suffix: bytes) -> tuple[str, bool] | None:
+        """The same as described() for all names with this last suffix (b".css"), unless they may be encoded(), or have
+        suffixes before it that decide, too: then None."""
+        last = os.fsdecode(suffix).lower()
+        decide = (ending.endswith(last) for ending in (*self._encoded, *(own for own in self._own if own != last)))
+        return None if any(decide) else self._describe(suffix)
+
     def described(self, path: bytes) -> tuple[str, bool]:
         """The media type of a file by its name, and whether its content may get smaller by compression."""
         # Dots at the beginning begin no suffix, as for os.path.splitext().

@@ -302,9 +302,9 @@ class Root:
         return self._file_of(await self._open(path, _FLAGS, others))
 
     def open_file_now(self, path: bytes) -> OpenFile | None:
-        """The same for a file that can be opened at once; None for all else, and with `notes_links` for one behind a
-        link. Patterns that hide files are not looked at."""
-        if not self._opens_now or path.lower() in self._hidden or not self._surely_listed(self.descriptor, path):
+        """The same for a plain_path() of a file that can be opened at once; None for all else, and with `notes_links`
+        for one behind a link. Patterns that hide files are not looked at."""
+        if not self._opens_now or path.lower() in self._hidden:
             return None
         try:
             descriptor = openat2(self.descriptor, path, _FLAGS, cached=True, links=not self._notes_links)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,6 +161,18 @@ def request(site: str, target: bytes, method: bytes = b"GET", fields: Sequence[F
     return make_head(method, target, b"1.1", HeadFields(all_fields, dict(all_fields), alone=True))
 
 
+def head_of_http1(responder: Responder, head: RequestHead) -> bytes:
+    service = responder.shared.service
+    site = service.plain_site(head.of_fields.values[b"host"], responder.client)
+    assert site is not None
+    assert site.plain_files is not None
+    secure = responder.client.origin.https
+    found = site.plain_files.find(head, http1_writer.beginning, secure=secure, now=time.time())
+    assert found is not None
+    found.opened.close()
+    return found.head or http1_writer.beginning(HTTPStatus.OK, found.fields)
+
+
 def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
     """The entry of the short way, if it is for this request: it has to be what is decided, and remembered."""
     found = responder.find_file(head, http2_writer.beginning)
@@ -175,6 +188,7 @@ def short_way(responder: Responder, head: RequestHead) -> CacheEntry | None:
         beginning = http1_writer.beginning(response.status, fields)
         # The head of HTTP/1.1 is for later requests.
         assert entry.head == beginning or (not entry.head and responder.find(head) is not entry)
+        assert head_of_http1(responder, head) == beginning
         assert (entry.response.status, entry.block) == (
             response.status,
             http2_writer.beginning(response.status, fields),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ktlsd
+from ktlsd.config.values import ENCODED
 from ktlsd.site.content_types import DEFAULT_TYPE, ContentTypes, suffixes_of
 
 PIECES = [b"a", b".", b".html", b".gz", b".txt", b":", b"?", b"#", b"/", b"[", b"\xff", b"\n"]
@@ -313,3 +314,15 @@ def test_the_table_has_each_suffix_once_with_a_legal_type() -> None:
 )
 def test_the_type_of_an_attribute(value: bytes, described: tuple[str, bool] | None) -> None:
     assert ContentTypes().of_attribute(value) == described
+
+
+@given(st.text("a.", min_size=1), st.sampled_from([*OWN, *ENCODED, ".html", ".x", ".tar.x"]), st.booleans())
+def test_a_last_suffix_decides_only_by_itself(stem: str, ending: str, bare: bool) -> None:
+    types = ContentTypes() if bare else ContentTypes(OWN)
+    name = ("a" + stem + ending).encode()
+    known = types.of_last_suffix(name[name.rfind(b".") :])
+    if known is not None:
+        assert types.encoded(name) is None
+        assert known == types.described(name)
+    else:
+        assert ending not in {".html", ".x"}

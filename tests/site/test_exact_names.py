@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ktlsd.http.request_target import plain_path
 from ktlsd.site import exact_names
 from ktlsd.site.exact_names import listed, may_differ, surely_listed
 
@@ -22,6 +25,16 @@ def test_names_that_may_be_others(path: bytes) -> None:
 @pytest.mark.parametrize("path", [b".", b"a", b"a/b.txt", b".well-known/a", b"a~b", b"~user/a", b"A.B.C/d e", b"a b"])
 def test_names_of_one_form(path: bytes) -> None:
     assert not may_differ(path)
+
+
+@given(st.lists(st.sampled_from([b"/", b"a", b"~", b"1", b".", b" ", b"\xc3\xa9", b"?", b"b.css"])).map(b"".join))
+def test_plain_paths_have_one_form(target: bytes) -> None:
+    path = plain_path(target)
+    assert path is None or not may_differ(path)
+    # Nothing else is left out.
+    names = target.partition(b"?")[0].split(b"/")
+    if names[0] == b"" and len(names) > 1 and all(name and name[:1] != b"." and b"~" not in name for name in names[1:]):
+        assert path is not None or may_differ(b"/".join(names[1:])) or b" " in target
 
 
 @pytest.mark.parametrize("bytewise", [True, False])
