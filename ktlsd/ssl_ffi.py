@@ -65,6 +65,8 @@ class Library:
         self.compresses_certificates = self._has("SSL_CTX_compress_certs")
         """Whether it is OpenSSL 3.2 or later; Context.compressed_sizes() tells by which algorithms."""
         self.read_buffer = self.ffi.new("char[]", READ_SIZE)
+        self.received: Any = self.ffi.buffer(self.read_buffer)
+        """What read_buffer has."""
         self._suites: dict[Any, tuple[str, str]] = {}
         functions = self.c.SSL_get_pending_cipher, self.c.SSL_CIPHER_is_aead, self.c.SSL_CIPHER_get_name
         self.cipher_functions: Any = self.ffi.new("void *[]", [self.ffi.cast("void *", one) for one in functions])
@@ -569,10 +571,10 @@ class Connection:
     def read(self) -> bytes | Wait:
         """Up to READ_SIZE bytes that the peer sent; b"" after its close_notify."""
         self._c.ERR_clear_error()
-        buffer = self._library.read_buffer
-        result: int = self._c.SSL_read(self._ssl, buffer, READ_SIZE)
+        library = self._library
+        result: int = self._c.SSL_read(self._ssl, library.read_buffer, READ_SIZE)
         if result > 0:
-            received: bytes = self._library.ffi.unpack(buffer, result)
+            received: bytes = library.received[:result]
             return received
         if self._c.SSL_get_error(self._ssl, result) == macros.SSL_ERROR_ZERO_RETURN:
             return b""

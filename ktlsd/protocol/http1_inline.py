@@ -123,7 +123,8 @@ class InlineResponses:
             counts.at_once.append(made.size)
             if counts.by_site is not None:
                 counts.sites_at_once.append(self.site)
-            self.end_in_progress()
+            if self.in_progress is not None:
+                self.end_in_progress()
             if self._log is not None:
                 self._log.end(complete=True)
             if closes:
