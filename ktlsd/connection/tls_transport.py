@@ -56,6 +56,7 @@ class Transport(PacedTransport):
         super().__init__(sock, page_cache, row, limits)
         self._context = context
         self._key_updates = 0
+        self._key_update_owed = False
         self._may_hold = True
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = self._kernel_receives = False
@@ -97,7 +98,7 @@ class Transport(PacedTransport):
         KeyUpdate would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by
         itself.
         """
-        return self._kernel_sends and self._tls.key_update_owed()
+        return self._key_update_owed
 
     def hold_back(self) -> None:
         # finish() leaves the end of one whose records the kernel makes to close(2).
@@ -267,9 +268,12 @@ class Transport(PacedTransport):
         # A read that is not full is the last of its record, and OpenSSL takes no more than one from the socket. After a
         # Wait it has a part of one at most (SSL_has_pending(3) is true then): the socket shows the rest.
         self._may_hold = isinstance(received, bytes) and len(received) == READ_SIZE
+        if isinstance(received, bytes):
+            return received
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
-        if not isinstance(received, bytes) and not self._kernel_receives and self._tls.between_records():
+        self._key_update_owed = self._kernel_sends and self._tls.key_update_owed()
+        if not self._kernel_receives and self._tls.between_records():
             self._key_updates += 1
             if self._key_updates > self._limits.key_updates_per_connection:
                 self._row[LIMITED[Limit.KEY_UPDATES]] += 1
