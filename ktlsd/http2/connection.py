@@ -76,8 +76,8 @@ class Connection:
     """One connection, from its first byte on; `sender` has the other direction."""
 
     __slots__ = (
-        *("_block", "_buffer", "_cache", "_closed", "_credit", "_draining", "_early_priorities", "_failed", "_last"),
-        *("_last_accepted", "_limits", "_ordinary", "_preface_left", "_received", "_settings_came", "_table", "sender"),
+        *("_block", "_buffer", "_cache", "_closed", "_credit", "_draining", "_early_priorities", "_expected", "_last"),
+        *("_last_accepted", "_limits", "_preface_left", "_received", "_settings_came", "_table", "failed", "sender"),
     )
 
     def __init__(self, limits: Http2Limits, cache: HeadCache, now: float) -> None:
@@ -95,8 +95,9 @@ class Connection:
         self._buffer = b""
         self._preface_left = PREFACE
         self._settings_came = False
-        self._ordinary = False
-        """Whether a HEADERS frame can be a new request: after the first SETTINGS, and outside a header block."""
+        self._expected = -1
+        """The stream on which a HEADERS frame is the next request of the usual kind; -1 if others have to be told from
+        it."""
         self._block: HeaderBlock | None = None
         self._last = 0
         """The largest identifier of a stream that the client opened."""
@@ -107,7 +108,8 @@ class Connection:
         self._early_priorities: dict[int, Priority] | None = None
         """Of streams whose request has not come."""
         self._draining = False
-        self._failed = False
+        self.failed = False
+        """Whether the last event came: ConnectionFailed."""
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -121,16 +123,16 @@ class Connection:
 
         The last GOAWAY follows as soon as the client is known to have seen this. Until then it may still open streams.
         """
-        if not self._draining and self._last_accepted is None and not self._failed:
+        if not self._draining and self._last_accepted is None and not self.failed:
             self._draining = True
             self.sender.write(frames.goaway(LARGEST_NUMBER, ErrorCode.NO_ERROR))
             self.sender.write(frames.ping(_DRAIN_PING, ack=False))
 
     def refuse_more(self) -> None:
         """The last GOAWAY: streams that are opened from now on are ignored, and a client may repeat their requests."""
-        if self._last_accepted is None and not self._failed:
+        if self._last_accepted is None and not self.failed:
             self._last_accepted = self._last
-            self._ordinary = False
+            self._expected = -1
             self.sender.write(frames.goaway(self._last, ErrorCode.NO_ERROR))
 
     def close(self, code: ErrorCode, reason: str, exceeded: Exceeded | None = None) -> ConnectionFailed:
@@ -138,8 +140,8 @@ class Connection:
         return self._fail(ConnectionFault(code, reason, exceeded))
 
     def _fail(self, fault: ConnectionFault) -> ConnectionFailed:
-        if not self._failed:
-            self._failed = True
+        if not self.failed:
+            self.failed = True
             self._buffer = b""
             self._block = None
             last = self._last if self._last_accepted is None else self._last_accepted
@@ -157,7 +159,7 @@ class Connection:
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes that the client sent; what they mean, in order. After ConnectionFailed they mean nothing."""
         events: list[Event] = []
-        if self._failed:
+        if self.failed:
             return events
         if self._buffer:
             data = self._buffer + data
@@ -182,51 +184,50 @@ class Connection:
 
     def _read_frames(self, data: bytes, position: int, events: list[Event]) -> int:
         """Read whole frames; the position after them."""
-        size = len(data)
-        unpack = RECEIVED.unpack_from
+        size, last = len(data), len(data) - HEADER_BYTES
+        unpack, table, expected = RECEIVED.unpack_from, self._table, self._expected
         streams, most_streams = self.sender.streams, self._limits.concurrent_streams
-        expected = self._expected()
-        while size - position >= HEADER_BYTES:
+        while position <= last:
             high, length, kind, stream_id = unpack(data, position)
-            start = position + HEADER_BYTES
             if high or length > DEFAULT_FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame of more than 16,384 bytes")
-            if start + length > size:
+            start = position + HEADER_BYTES
+            stop = start + length
+            if stop > size:
                 break
-            position = start + length
+            position = stop
             if stream_id == expected and kind in _REQUESTS:
-                stop, dependency = position, 0
+                dependency = 0
                 if kind != _REQUEST:
                     start, stop, dependency = frames.header_block(data, start, stop, PRIORITY)
                 block = data[start:stop]
-                table = self._table
-                shared, head, self._table = table.known.get(block) or self._cache.decode_new(table, block)
+                shared, head, table = table.known.get(block) or self._cache.decode_new(table, block)
                 if shared.plain and dependency != stream_id and len(streams) < most_streams:
-                    self._last = stream_id
                     expected = stream_id + 2
                     # open(), without a call.
                     streams[stream_id] = Stream(stream_id, self.sender.initial_window, shared.priority, False)
                     events.append(Request(stream_id, head, shared, True))
                     continue
+                self._last, self._table = expected - 2, table
                 self._open(stream_id, shared, head, events, ended=True, wrong=dependency == stream_id)
             else:
-                payload = data, start, position
+                if expected > 0:
+                    self._last, self._table = expected - 2, table
+                payload = data, start, stop
                 self._read_frame(kind >> 8, kind & 0xFF, stream_id & LARGEST_NUMBER, payload, events)
-            expected = self._expected()
+            usual = self._settings_came and self._block is None and self._last_accepted is None
+            usual = usual and self._last > 0 and self._early_priorities is None
+            table, expected = self._table, self._last + 2 if usual else -1
+        self._expected = expected
+        if expected > 0:
+            self._last, self._table = expected - 2, table
         return position
-
-    def _expected(self) -> int:
-        """The stream on which a HEADERS frame is the next request of the usual kind; -1 if others have to be told
-        from it."""
-        usual = self._ordinary and self._last and self._early_priorities is None
-        return self._last + 2 if usual else -1
 
     def _read_frame(self, kind: int, flags: int, stream_id: int, payload: _Payload, events: list[Event]) -> None:
         if not self._settings_came:
             if kind != FrameType.SETTINGS or flags & ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "another frame before SETTINGS")
             self._settings_came = True
-            self._ordinary = self._last_accepted is None
         block = self._block
         if block is not None and (kind != FrameType.CONTINUATION or stream_id != block.stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "another frame within a header block")
@@ -248,7 +249,6 @@ class Connection:
             self._end_block(stream_id, flags, fragment, events, wrong=wrong)
         else:
             self._block = HeaderBlock(stream_id, flags, fragment, self._limits, self_dependent=wrong)
-            self._ordinary = False
 
     def _on_continuation(self, flags: int, stream_id: int, payload: _Payload, events: list[Event]) -> None:
         block = self._block
@@ -258,7 +258,6 @@ class Connection:
         block.add(data[start:stop])
         if flags & END_HEADERS:
             self._block = None
-            self._ordinary = self._last_accepted is None
             self._end_block(stream_id, block.flags, block.data, events, wrong=block.self_dependent)
 
     def _end_block(self, stream_id: int, flags: int, block: bytes, events: list[Event], *, wrong: bool) -> None:

@@ -157,11 +157,11 @@ class Http2:
         self._receive(received, batch)
         idle = False
         for _ in range(_AT_A_TIME):
-            yield
             sent = self._send_at_once(in_batch=True)
             idle = self._is_idle()
             if idle or not sent:
                 break
+            yield
         return None if idle and not transport.holds() else PendingWork(None)
 
     def _is_idle(self) -> bool:
@@ -334,7 +334,7 @@ class Http2:
             return
         now = time.monotonic()
         events = self._engine.receive(received, now)
-        if events and isinstance(events[-1], ConnectionFailed):
+        if self._engine.failed:
             # GOAWAY is the last frame.
             events = events[-1:]
         streams = self._sender.streams
@@ -467,9 +467,10 @@ class Http2:
         """Heads, control frames, and bodies as far as windows allow and no disk has to be waited for."""
         sender, bodies = self._sender, self._responses.bodies
         data = sender.take() if sender.pending else b""
-        used = len(data)
-        room = self.transport.page_cache.room
-        if not bodies or room - used < _LEAST_ROOM:
+        if not bodies:
+            return memoryview(data)
+        used, room = len(data), self.transport.page_cache.room
+        if room - used < _LEAST_ROOM:
             return memoryview(data)
         if self.transport.nic_encrypts:
             return self._next_file_frames(data)

@@ -60,6 +60,7 @@ class Http2Responses:
     """Those of one connection."""
 
     __slots__ = (
+        "_alike",
         "_counts",
         "_date",
         "_logged",
@@ -90,6 +91,8 @@ class Http2Responses:
         self._wake = wake
         self._counts = responder.responses
         self._logged = responder.shared.access_log is not None and responder.client.channel is not None
+        self._alike = responder.partitions, responder.limits, self._logged
+        """The same for connections that get the same remembered response to the same request without checks."""
         self._date = writer.DateField(responder.shared.clock)
         self.bodies: dict[int, Body] = {}
         """Responses that are not sent to their end, by stream."""
@@ -116,6 +119,11 @@ class Http2Responses:
             self.waiting[stream_id] = head, trio.current_time(), arrived
             return
         responder = self._responder
+        alike = batch.get(head)
+        if alike is not None and alike[0] == self._alike and self._sender.respond(stream_id, alike[2], alike[3]):
+            self._shared.service.response_cache.uses += 1
+            self._begun_whole(head, alike[1], len(alike[3]), arrived)
+            return
         alone = head.of_fields.alone
         expects = not alone and _EXPECT in head.of_fields.values
         entry = None if expects else responder.find(head)
@@ -241,8 +249,9 @@ class Http2Responses:
                     os.close(recalled)
         if data is not None and not self._logged and not entry.checks and self._sender.respond(stream_id, block, data):
             # As most are: nothing to be logged, no rates, nothing to be closed.
-            responder.begin_remembered(entry, head, 0, None)
-            self._note_whole(arrived, len(data), entry.site)
+            self._begun_whole(head, entry, len(data), arrived)
+            # Clients that send the same requests have the same heads (http2/head_cache.py).
+            batch[head] = self._alike, entry, block, data
             return True
         if file is None:
             file = Body(arrived)
@@ -257,6 +266,11 @@ class Http2Responses:
             self._begin(stream_id, block, file)
             self._offer(stream_id, file, cast(ByteRange, part))
         return True
+
+    def _begun_whole(self, head: RequestHead, entry: CacheEntry, size: int, arrived: float) -> None:
+        """The sender has all of a response that is not logged."""
+        self._responder.begin_remembered(entry, head, 0, None)
+        self._note_whole(arrived, size, entry.site)
 
     def _send(self, stream_id: int, exchange: Exchange, answer: Answer, body: Body) -> None:
         """Send a decided response, and have it remembered; takes its file over."""
@@ -474,17 +488,19 @@ class Http2Responses:
 
     def written(self, *, at_once: bool) -> None:
         """All that the sender gave was sent; `at_once` if in the batch of the poller in which the requests arrived."""
+        counts, sizes = self._counts, self.whole_sizes
         if at_once:
-            self._counts.at_once += self.whole_sizes
-            self._counts.sites_at_once += self._whole_sites
-        elif self.whole_sizes:
-            self._counts.count(self._whole_since, self.whole_sizes, self._whole_sites)
-        self.whole_sizes.clear()
+            counts.at_once += sizes
+            counts.sites_at_once += self._whole_sites
+        elif sizes:
+            counts.count(self._whole_since, sizes, self._whole_sites)
+        sizes.clear()
         self._whole_sites.clear()
-        for body, count in self.whole:
-            body.note_sent(count)
-            body.end(complete=True)
-        self.whole.clear()
+        if self.whole:
+            for body, count in self.whole:
+                body.note_sent(count)
+                body.end(complete=True)
+            self.whole.clear()
 
     def fail(self, stream_id: int, error: Exception) -> None:
         """Note that a body cannot be sent to its end; the stream has to be reset."""

@@ -19,18 +19,25 @@ from ktlsd.config.values import Mode
 from ktlsd.connection.keepalive import IdleConnections
 from ktlsd.connection.page_cache import PageCache
 from ktlsd.connection.plain_transport import PlainTransport
+from ktlsd.connection.poller import Batch
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.multipart import multipart
 from ktlsd.http.request_fields import Field
-from ktlsd.http.request_head import RequestHead, head_of
+from ktlsd.http.request_head import HeadFields, RequestHead, head_of, make_head
+from ktlsd.http2.connection import Connection
+from ktlsd.http2.head_cache import HeadCache
+from ktlsd.http2.priority import NO_SIGNAL
 from ktlsd.metrics.metrics import REQUESTS, SLOTS, UNCOUNTED, HttpVersion, Row
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.exchange import Exchange, fields_of
+from ktlsd.protocol.http2 import http2_limits
+from ktlsd.protocol.http2_responses import Http2Responses
 from ktlsd.protocol.responder import Responder
 from ktlsd.protocol.response_body import is_made_while_sent, pieces
 from ktlsd.protocol.shared import Clock, Shared
 from ktlsd.service import Service
+from ktlsd.site.response_cache import CacheEntry
 from ktlsd.site.site import Answer
 from ktlsd.ssl_ffi import Library
 from ktlsd.tls.ktls_probe import support
@@ -153,6 +160,30 @@ def test_behind_a_trusted_proxy_the_scheme_that_it_tells_is_of_the_key(service: 
         assert responder.find(same) is not None
         assert responder.origin_of(same.of_fields.values, service).address == "192.0.2.8"
         assert responder.find(asked(b"/a.txt", (HOST, (b"x-forwarded-proto", b"http")))) is None
+
+
+def test_the_same_request_of_another_client_gets_a_response_of_its_own(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections with the same requests share heads (http2/head_cache.py), and the responses of one batch."""
+    asks: list[RequestHead] = []
+    find = Responder.find
+
+    def counted(one: Responder, head: RequestHead) -> CacheEntry | None:
+        asks.append(head)
+        return find(one, head)
+
+    monkeypatch.setattr(Responder, "find", counted)
+    head = make_head(b"GET", b"/a.txt", b"2.0", HeadFields((HOST,), dict([HOST]), alone=True))
+    batch: Batch = {}
+    # Of three clients in turn the second is like the first.
+    for trusted, looked in ((None, 1), (None, 1), (Networks(["127.0.0.0/8"]), 2), (None, 3)):
+        with responding(service, trusted) as responder:
+            sender = Connection(http2_limits(responder.limits), HeadCache(1 << 16), 0.0).sender
+            sender.open(1, NO_SIGNAL, receiving=False, content_length=None)
+            Http2Responses(responder, sender, lambda: None).answer(1, head, batch, 0.0)
+            assert sender.take().endswith(CONTENT)
+            assert len(asks) == looked
 
 
 def test_a_file_that_was_replaced_is_not_recalled(service: Service) -> None:
