@@ -26,6 +26,7 @@ from ktlsd.http.validators import http_date, parse_http_date
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _MOST_EDITS: Final = 512
+_FEW_RULES: Final = 8
 _LONGEST_KEPT: Final = 512
 """Characters of a path whose edit is kept: clients can make up paths."""
 
@@ -145,9 +146,8 @@ class HeaderRule(Struct, frozen=True):
         return self.set if self.fill is None else self.fill(path)
 
 
-_Matched = tuple[tuple[Fields | None, Fields | None], ...]
-"""For each rule, the fields that it sets for the path of a request, and for the file that answers; None if it does not
-match."""
+_Matched = tuple[Fields | None, ...]
+"""What is always set, and for each rule the fields that it sets for a path; None if it does not match."""
 
 
 class _Edit(Struct, frozen=True):
@@ -251,7 +251,9 @@ class HeaderRules:
         self._rules = (*extra, *own)
         by_path = self._any_by_kind or self._rules
         self._constants = None if by_path else (nosniff, nosniff + hsts)
-        self._edit = lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
+        # To compare a path with few rules takes no longer than to keep what came out.
+        few = len(self._rules) <= _FEW_RULES and not self._any_by_kind
+        self._edit = self._make_edit if few else lru_cache(maxsize=_MOST_EDITS)(self._make_edit)
         self._combined = lru_cache(maxsize=_MOST_EDITS)(self._combine)
 
     @property
@@ -293,17 +295,17 @@ class HeaderRules:
     def _make_edit(self, path: str, file: str, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
         for_file = kind in _OF_FILES and bool(origin.value)
         always = self._always + self._by_kind(file, kind) if self._any_by_kind else self._always
-        matched: list[tuple[Fields | None, Fields | None]] = [(always, always if for_file else None)]
-        for rule in self._rules:
-            of_path = rule.fields(path) if rule.matches(path) else None
-            of_file = rule.fields(file) if for_file and rule.matches(file) else None
-            matched.append((of_path, of_file))
+        of_path = always, *[rule.fields(path) if rule.matches(path) else None for rule in self._rules]
+        of_file: _Matched = ()
+        if for_file:
+            of_file = always, *[rule.fields(file) if rule.matches(file) else None for rule in self._rules]
         # Rules with placeholders set parts of the path.
         combine = self._combined if len(path) <= _LONGEST_KEPT else self._combine
-        return combine(tuple(matched), kind, origin, secure)
+        return combine(of_path, of_file, kind, origin, secure)
 
-    def _combine(self, matched: _Matched, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
-        """The edit of what all rules set, in their order; many paths have the same."""
+    def _combine(self, paths: _Matched, files: _Matched, kind: _Kind, origin: Origin, secure: bool) -> _Edit:
+        """The edit of what all rules set, in their order, for the path of a request and for the file that answers, if
+        that has a say; many paths have the same."""
         # A client must not learn HSTS from what anyone on the way could have written (RFC 6797 section 7.2).
         kept = frozenset[str]() if secure else frozenset({_HSTS})
         if kind is not _Kind.CONTENT:
@@ -317,7 +319,7 @@ class HeaderRules:
         drop: set[str] = set()
         put: Fields = ()
         defaults: set[str] = set()
-        for (of_path, of_file), rule in zip(matched, (None, *self._rules), strict=True):
+        for of_path, of_file, rule in zip(paths, files or len(paths) * (None,), (None, *self._rules), strict=True):
             remove, default = ((), ()) if rule is None else (rule.remove, rule.default)
             news: Fields = ()
             removed: set[str] = set()

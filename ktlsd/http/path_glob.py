@@ -94,6 +94,10 @@ def decoded(text: str) -> str:
 
 def _compile(pieces: Sequence[str], flags: re.RegexFlag = re.NOFLAG) -> Matcher:
     """A matcher for texts with a wildcard between each two: `?`, `*`, or more than one star."""
+    if len(pieces) == 3 and pieces[1].startswith("**") and not pieces[2] and not flags:
+        # As most paths of a `_headers` file are.
+        prefix = pieces[0]
+        return lambda path: path.startswith(prefix)
     # "**" cuts a pattern into groups, "*" a group into parts; a part matches a fixed length.
     groups = [[re.escape(pieces[0])]]
     for wildcard, text in zip(pieces[1::2], pieces[2::2], strict=True):
