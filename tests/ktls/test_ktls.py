@@ -155,6 +155,13 @@ def processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def spent_seconds(process: int, seconds: float) -> float:
+    """Processor time of a process within so many seconds."""
+    began = processor_seconds(process)
+    time.sleep(seconds)
+    return processor_seconds(process) - began
+
+
 @pytest.mark.parametrize("before", [b"", b"GET /small.txt HTTP/1.1\r\n"], ids=["idle", "within a head"])
 def test_a_part_of_a_record_keeps_no_processor_busy(server: Running, before: bytes) -> None:
     """Linux 6.0 to 6.4 calls a socket readable that has a part of a record."""

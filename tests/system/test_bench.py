@@ -330,7 +330,8 @@ def test_requests_beside_downloads_and_idle_connections_of_http2(
         assert set(sample) <= set(METRICS)
         if client is latency:
             assert sample["p99 growth"] > 0
-            assert sample["other traffic"] == pytest.approx(16, rel=0.3)
+            # A busy machine gives less than the rate of the eight.
+            assert 4 < sample["other traffic"] < 21
 
 
 @needs_h2load
