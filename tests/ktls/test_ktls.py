@@ -179,9 +179,8 @@ def test_a_part_of_a_record_keeps_no_processor_busy(server: Running, before: byt
         record = client.record(head.removeprefix(before))
         connection.sendall(record[:20])
         time.sleep(0.5)
-        began = processor_seconds(server.process.pid)
-        time.sleep(4)
-        assert processor_seconds(server.process.pid) - began < 1
+        # On a busy host the emulated machine's clock also counts what other processes took.
+        assert any(spent_seconds(server.process.pid, 2) < 0.5 for _ in range(3))
         connection.sendall(record[20:])
         assert client.answer().startswith(b"HTTP/1.1 200 ")
         connection.sendall(client.record(head))

@@ -359,9 +359,14 @@ def processor_seconds(server: Running) -> float:
 
 def assert_sleeps(server: Running) -> None:
     """A process that waits for a client uses no processor meanwhile."""
-    before = processor_seconds(server)
-    time.sleep(0.5)
-    assert processor_seconds(server) - before < 0.2
+
+    def spent() -> float:
+        before = processor_seconds(server)
+        time.sleep(0.5)
+        return processor_seconds(server) - before
+
+    # On a busy host an emulated machine's clock also counts what other processes took.
+    assert any(spent() < 0.2 for _ in range(5))
 
 
 def test_a_part_of_a_record_is_waited_for_as_the_whole_is(tmp_path: Path, root: Path) -> None:
