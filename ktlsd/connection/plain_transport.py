@@ -34,9 +34,6 @@ class PlainTransport(PacedTransport):
         super().__init__(sock, page_cache, row, limits)
         self._must_reset = True
 
-    def key_update_owed(self) -> bool:
-        return False
-
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
         return self._send_at_once_by_kernel(data)
 

@@ -56,7 +56,6 @@ class Transport(PacedTransport):
         super().__init__(sock, page_cache, row, limits)
         self._context = context
         self._key_updates = 0
-        self._key_update_owed = False
         self._may_hold = True
         self._tls: Connection = context.connect(sock.fileno())
         self._kernel_sends = self._kernel_receives = False
@@ -90,15 +89,6 @@ class Transport(PacedTransport):
         asked = facts.server_name
         name = None if asked is None else host_name(asked)
         return facts if name == asked else facts._replace(server_name=name)
-
-    def key_update_owed(self) -> bool:
-        """Whether this connection must end after what is being sent: the client asked for new sending keys.
-
-        With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's
-        KeyUpdate would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by
-        itself.
-        """
-        return self._key_update_owed
 
     def hold_back(self) -> None:
         # finish() leaves the end of one whose records the kernel makes to close(2).
@@ -175,7 +165,7 @@ class Transport(PacedTransport):
         self._row[USER_SPACE] += count
 
     async def _send_through_buffer(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+        if (data := self._gathered(head, descriptor, offset, count)) is not None:
             await self._write(data)
             return
         if len(head) > _LONGEST_HEAD:
@@ -272,7 +262,7 @@ class Transport(PacedTransport):
             return received
         # OpenSSL comes back after each record that has no data, and after a part of one that may have some. Where the
         # kernel receives, it may keep parts to itself, and no connection outlives a KeyUpdate.
-        self._key_update_owed = self._kernel_sends and self._tls.key_update_owed()
+        self.key_update_owed = self._kernel_sends and self._tls.key_update_owed()
         if not self._kernel_receives and self._tls.between_records():
             self._key_updates += 1
             if self._key_updates > self._limits.key_updates_per_connection:

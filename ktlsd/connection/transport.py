@@ -78,6 +78,11 @@ class PacedTransport(abc.ABC):
 
     nic_encrypts = False
     """Whether HTTP/2 sends files by send_frames(): a network device encrypts, as the handshake found."""
+    key_update_owed = False
+    """Whether this connection must end after what is being sent: the client asked for new sending keys.
+
+    With kTLS TX the kernel has the old ones, and Linux before 6.14 takes no others (EBUSY), so that OpenSSL's KeyUpdate
+    would be followed by records that the client cannot decrypt. In user space OpenSSL does it all by itself."""
 
     def __init__(
         self, sock: socket.socket, page_cache: PageCache, row: Row = UNCOUNTED, limits: LimitOptions = DEFAULTS
@@ -127,14 +132,9 @@ class PacedTransport(abc.ABC):
         """The socket's descriptor."""
         return self._socket.fileno()
 
-    def gathered(
-        self, head: bytes, descriptor: int, offset: int, count: int, identity: FileIdentity | None = None
-    ) -> bytearray | None:
-        """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for.
-
-        The identity of the open file, if it is known, saves questions about its file system.
-        """
-        return self._page_cache.read_after(head, descriptor, offset, count, identity) if count <= SMALL else None
+    def _gathered(self, head: bytes, descriptor: int, offset: int, count: int) -> bytearray | None:
+        """Bytes from memory and a part of a file in one piece, where it is small and no disk is to be waited for."""
+        return self.page_cache.read_after(head, descriptor, offset, count) if count <= SMALL else None
 
     def stop_reading(self) -> None:
         """Have read() find the end of the stream after what the client has sent so far."""
@@ -147,10 +147,6 @@ class PacedTransport(abc.ABC):
             return self._socket.recv(1, socket.MSG_PEEK) == b""
         except OSError:
             return False
-
-    @abc.abstractmethod
-    def key_update_owed(self) -> bool:
-        """Whether this connection must end after what is being sent."""
 
     @abc.abstractmethod
     def send_at_once(self, data: bytes | bytearray) -> bytes | bytearray:
@@ -188,8 +184,8 @@ class PacedTransport(abc.ABC):
     ) -> Rest | None:
         """Send what goes without waiting of what send_file() would send; the rest, for send_file() or send_text().
 
-        At most AT_ONCE bytes of the file are sent. The identity is that of gathered(). Raises as send_file() does, but
-        for TooSlow.
+        At most AT_ONCE bytes of the file are sent. The identity is that of PageCache.read_after(). Raises as
+        send_file() does, but for TooSlow.
         """
 
     @abc.abstractmethod
@@ -253,7 +249,7 @@ class PacedTransport(abc.ABC):
         return Rest(unsent, offset, end - offset) if offset < end else None
 
     async def _send_from_page_cache(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        if (data := self.gathered(head, descriptor, offset, count)) is not None:
+        if (data := self._gathered(head, descriptor, offset, count)) is not None:
             await self._send_by_kernel(data, 0)
             return
         scheduler, end = current_scheduler(), offset + count

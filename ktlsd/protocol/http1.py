@@ -248,7 +248,7 @@ class Http1:
             or head.closes
             or response.close
             or self._shared.idle.draining
-            or self._transport.key_update_owed()
+            or self._transport.key_update_owed
         )
 
     async def _reusable(self, *, closes: bool) -> bool:

@@ -105,7 +105,7 @@ class InlineResponses:
                 # The last response on a connection says so in its head, which is the task's to write.
                 or responder.requests_left <= 1
                 or shared.idle.draining
-                or transport.key_update_owed()
+                or transport.key_update_owed
                 or (head := shared.scanner.scan(received[:size])) is None
                 or (made := self._make(head, batch)) is None
             ):

@@ -358,7 +358,7 @@ class Http2:
             self._head_since = None
         elif self._head_since is None:
             self._head_since = trio.current_time()
-        if self.transport.key_update_owed():
+        if self.transport.key_update_owed:
             self._engine.refuse_more()
 
     def _take_event(self, event: Event, batch: Batch, now: float) -> None:

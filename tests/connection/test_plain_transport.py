@@ -241,7 +241,7 @@ async def test_a_file_that_cannot_be_sent_is_no_fault_of_the_client(ends: Ends) 
 
 async def test_what_the_client_sends_is_read(ends: Ends) -> None:
     near, transport = ends
-    assert not transport.key_update_owed()
+    assert not transport.key_update_owed
     with trio.move_on_after(0.05) as scope:
         await transport.read()
     assert scope.cancelled_caught
