@@ -40,6 +40,7 @@ SHARED_TURN_BYTES: Final = 4 * RECORD_BYTES
 """Of a turn with its headers if others of the same urgency take turns with it; and the largest body of respond()."""
 
 _HEADERS: Final = int(FrameType.HEADERS)
+_END: Final = END_HEADERS | END_STREAM
 # A header of type 0 is that of DATA.
 _pack: Final = HEADER.pack
 
@@ -124,17 +125,18 @@ class Sender:
         if size and not self._takes(stream, size):
             return False
         most, out = self._frame_bytes, self._out
-        if 0 < size <= most and not self._update and len(block) <= most:
-            # As most are.
-            header = _pack(len(block) << 8 | _HEADERS, END_HEADERS, stream_id)
-            out += (header, block, _pack(size << 8, END_STREAM, stream_id), body)
-        else:
+        if self._update or len(block) > most:
             self._write_headers(stream_id, block, end=not size)
+        else:
+            out += (_pack(len(block) << 8 | _HEADERS, END_HEADERS if size else _END, stream_id), block)
+        if 0 < size <= most:
+            out += (_pack(size << 8, END_STREAM, stream_id), body)
+        elif size:
             rest = memoryview(body)
             for start in range(0, size, most):
                 piece = rest[start : start + most]
                 out += (data_header(len(piece), stream_id, end=start + most >= size), piece)
-            self._credit.earn_bytes(size if size > most else 0)
+            self._credit.earn_bytes(size)
         self.window -= size
         self._bodies += size
         if stream.receiving or stream.waiting:

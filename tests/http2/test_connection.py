@@ -470,6 +470,21 @@ def test_what_came_before_an_error_counts() -> None:
     assert (getattr(last, "last_stream_id", None), getattr(last, "error_code", None)) == (3, PROTOCOL)
 
 
+def test_an_error_tells_of_requests_that_were_read_before_it() -> None:
+    client = begun()
+    block = client.block()
+    client.receive(headers(1, block))
+    client.sender.take()
+    wrong = frame(FrameType.PING, 0, 1, bytes(8))
+    assert isinstance(client.receive(headers(3, block) + headers(5, block) + wrong)[-1], ConnectionFailed)
+    assert client.sender.take() == goaway(5, ErrorCode.PROTOCOL_ERROR)
+    client = begun()
+    client.receive(headers(1, block))
+    client.sender.take()
+    client.receive(headers(3, block) + headers(5, block) + headers(7, b"\x80"))
+    assert client.sender.take() == goaway(5, ErrorCode.COMPRESSION_ERROR)
+
+
 @pytest.mark.parametrize("fragments", [9, 20])
 def test_continuations_are_few(fragments: int) -> None:
     client = begun()
