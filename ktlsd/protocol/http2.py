@@ -157,11 +157,11 @@ class Http2:
         self._receive(received, batch)
         idle = False
         for _ in range(_AT_A_TIME):
+            yield
             sent = self._send_at_once(in_batch=True)
             idle = self._is_idle()
             if idle or not sent:
                 break
-            yield
         return None if idle and not transport.holds() else PendingWork(None)
 
     def _is_idle(self) -> bool:
