@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import struct
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from ktlsd._openssl import ffi
@@ -51,7 +52,6 @@ _libc: Final[Any] = ffi.dlopen(None)
 # openat2 is called for each request of a file: no look-up in the library, and no new struct, for each of them.
 _syscall: Final[Any] = _libc.syscall
 _MAP_FAILED: Final[Any] = ffi.cast("void *", -1)
-_hows: Final[dict[tuple[int, bool, bool, bool], Any]] = {}
 
 
 class FolderIdentity(NamedTuple):
@@ -71,16 +71,24 @@ def openat2(directory: int, path: bytes, flags: int, *, cached: bool, links: boo
     with ELOOP at a symbolic link (RESOLVE_NO_SYMLINKS). Without `mounts`, fail with EXDEV at another mount, too. Raises
     OSError.
     """
-    how = _hows.get((flags, cached, links, mounts))
-    if how is None:
-        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-        if cached:
-            resolve |= _RESOLVE_CACHED
-        if cached or not mounts:
-            resolve |= _RESOLVE_NO_XDEV
-        if not links:
-            resolve |= _RESOLVE_NO_SYMLINKS
-        how = _hows[flags, cached, links, mounts] = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+    return open_as(directory, path, open_how(flags, cached, links, mounts))
+
+
+@cache
+def open_how(flags: int, cached: bool, links: bool = True, mounts: bool = True) -> Any:
+    """The struct open_how of these arguments of openat2(), for open_as()."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+    if cached:
+        resolve |= _RESOLVE_CACHED
+    if cached or not mounts:
+        resolve |= _RESOLVE_NO_XDEV
+    if not links:
+        resolve |= _RESOLVE_NO_SYMLINKS
+    return ffi.new("struct open_how *", (flags | os.O_CLOEXEC, 0, resolve))
+
+
+def open_as(directory: int, path: bytes, how: Any) -> int:
+    """openat2() for a caller that opens many files in the same manner."""
     descriptor: int = _syscall(_SYS_openat2, directory, path, how, _OPEN_HOW_SIZE)
     if descriptor < 0:
         raise _error()

@@ -30,7 +30,7 @@ from ktlsd.http.validators import entity_tag, is_dated, size_mtime_tag
 from ktlsd.site import exact_names, mounts
 from ktlsd.site.beneath import open_beneath, paths_below
 from ktlsd.site.folder_names import FolderNames, Unread, Verdict
-from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, openat2
+from ktlsd.system_calls import FolderIdentity, folder_at, folder_identity, open_as, open_how, openat2
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ PIECE: Final = 262144
 NO_NAMES: Final[frozenset[bytes]] = frozenset()
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+_AT_ONCE: Final = open_how(_FLAGS, cached=True)
+_WITHOUT_LINKS: Final = open_how(_FLAGS, cached=True, links=False)
 _MISSES: Final = {
     errno.ENOENT: Miss.ABSENT,
     errno.ENOTDIR: Miss.ABSENT,
@@ -307,7 +309,7 @@ class Root:
         if not self._opens_now or path.lower() in self._hidden:
             return None
         try:
-            descriptor = openat2(self.descriptor, path, _FLAGS, cached=True, links=not self._notes_links)
+            descriptor = open_as(self.descriptor, path, _WITHOUT_LINKS if self._notes_links else _AT_ONCE)
             opened = self._examined(descriptor, path, reopens=True, direct=self._notes_links)
         except OSError:
             return None
@@ -389,7 +391,7 @@ class Root:
     def open_now(self, path: bytes) -> int:
         """A new descriptor of a file that `reopens`. Raises OSError, at once, if that is no longer so."""
         try:
-            return openat2(self.descriptor, path, _FLAGS, cached=True)
+            return open_as(self.descriptor, path, _AT_ONCE)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 raise
