@@ -361,7 +361,8 @@ def _read(folder: int, version: _Version, most: int, *, large: bool) -> _Known:
         pass
     else:
         try:
-            hashes, sample = array("q"), None
+            hashes: list[int] = []
+            sample = None
             with os.scandir(descriptor) as scan:
                 while len(hashes) <= most and (piece := [found.name for found in islice(scan, _BUCKET)]):
                     hashes.extend(map(hash, piece))
@@ -400,7 +401,7 @@ def _trusted_kind(folder: int) -> int:
     return kind if kind in _TRUSTED and not _flags(folder) & (_FS_CASEFOLD_FL | _FS_ENCRYPT_FL) else 0
 
 
-def _matches_bytes(folder: int, sample: str | None, hashes: array[int]) -> bool:
+def _matches_bytes(folder: int, sample: str | None, hashes: Sequence[int]) -> bool:
     """Whether a name is found in an open folder under its own bytes only; `sample` is one that has letters. Raises
     OSError."""
     kind = _trusted_kind(folder)
