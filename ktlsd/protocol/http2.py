@@ -146,7 +146,11 @@ class Http2:
     # --- without a task -----------------------------------------------------------------------------------------------
 
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
-        """Answer the requests that have come, as long as that takes no wait."""
+        """Answer the requests that have come, as long as that takes no wait.
+
+        The steps are to receive, to read frames, to make the responses, and to send: other code in turn for each
+        request or connection would drive each other out of the processor's caches.
+        """
         transport = self.transport
         if transport.stopped:
             return PendingWork(None)
@@ -154,7 +158,10 @@ class Http2:
         if not isinstance(received, bytes):
             return None if received is Wait.READABLE else PendingWork(None)
         yield
-        self._receive(received, batch)
+        now = time.monotonic()
+        events = self._read(received, now)
+        yield
+        self._act(events, batch, now)
         idle = False
         for _ in range(_AT_A_TIME):
             yield
@@ -329,14 +336,22 @@ class Http2:
 
     def _receive(self, received: bytes, batch: Batch) -> None:
         """Take bytes of the client, b"" at their end, and answer the requests in them."""
+        now = time.monotonic()
+        self._act(self._read(received, now), batch, now)
+
+    def _read(self, received: bytes, now: float) -> list[Event]:
+        """Take bytes of the client, b"" at their end, at this time (time.monotonic()); act upon what they mean."""
         if not received:
             self._ended = True
-            return
-        now = time.monotonic()
+            return []
         events = self._engine.receive(received, now)
-        if self._engine.failed:
-            # GOAWAY is the last frame.
-            events = events[-1:]
+        # GOAWAY is the last frame.
+        return events[-1:] if self._engine.failed else events
+
+    def _act(self, events: list[Event], batch: Batch, now: float) -> None:
+        """Answer requests that came at this time (time.monotonic()), and act upon what else came."""
+        if self._ended:
+            return
         streams = self._sender.streams
         if len(streams) > _FEW:
             self._large = True
