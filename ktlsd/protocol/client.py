@@ -6,13 +6,18 @@ partition.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from ktlsd.config.networks import Networks
+from ktlsd.config.values import ForwardedFields
 from ktlsd.connection.peers import Peer
-from ktlsd.http.forwarded import Origin
+from ktlsd.http.access import Visitor
+from ktlsd.http.forwarded import Origin, is_https, origin
+from ktlsd.http.request_fields import TrackedFields
+from ktlsd.http.request_head import RequestHead
 from ktlsd.openssl.results import Handshake
 from ktlsd.tls.ktls import Path
 
@@ -70,6 +75,24 @@ class Client(Struct, frozen=True, kw_only=True):
         # No host name has a colon.
         scheme = "https" if https else "http"
         return f"{self.server_name or ''}:{scheme}:{self.secure}:{self.trusted is not None}:{self.clients.hex()}"
+
+    def origin_of(self, values: Mapping[bytes, bytes], written: ForwardedFields) -> Origin:
+        """The origin of a request with these fields (request_fields.joined), from a trusted proxy."""
+        if self.trusted is None:
+            return self.origin
+        return origin(TrackedFields(values), self.origin, self.trusted, written)
+
+    def is_https(self, values: Mapping[bytes, bytes], written: ForwardedFields) -> bool:
+        """The scheme of origin_of()."""
+        if self.trusted is None:
+            return self.origin.https
+        return is_https(TrackedFields(values), self.origin, self.trusted, written)
+
+    def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
+        """A request of this connection, for the checks of access. The handshake was for the site that it is for: a
+        remembered response is for connections with the same requirements on certificates."""
+        by_certificate = self.certificate, self.certificate_names, self.certificate_fault
+        return Visitor(head.method, head.target, head.of_fields.values, origin, *by_certificate)
 
     def described(self, origin: Origin) -> str:
         """The client for the log, with the proxies between and the id of the request that has this origin."""

@@ -49,7 +49,7 @@ class Exchange:
         """The number of the site that answers it."""
         fields = TrackedFields(head.of_fields.values)
         self.request = Request(head.method.decode("ascii"), fields)
-        self.origin = responder.origin_of(fields.sent, self._service)
+        self.origin = responder.client.origin_of(fields.sent, self._service.forwarded)
         """The origin of the request."""
         if log is not None and responder.client.trusted is not None:
             log.came_from(self.origin)
@@ -85,7 +85,7 @@ class Exchange:
         site, origin, visitor = hosted.site, self.origin, None
         self.site = site.number
         if site.access is not None:
-            visitor = responder.visitor(self.head, origin)
+            visitor = client.visitor(self.head, origin)
             if hosted.context.clients != client.clients:
                 visitor.certificate, visitor.certificate_fault, visitor.misdirected = None, "", client.secure
         with service.in_use():

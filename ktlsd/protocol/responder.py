@@ -20,27 +20,24 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ktlsd.config.limits import Limit
 from ktlsd.connection.transport import PacedTransport
-from ktlsd.http import forwarded
-from ktlsd.http.access import Check, Visitor
+from ktlsd.http.access import Check
 from ktlsd.http.byte_range import ByteRange
 from ktlsd.http.decide import Miss, Response
 from ktlsd.http.fields import Fields
 from ktlsd.http.forwarded import Origin
 from ktlsd.http.rate_check import ConnectionBuckets, InProgress, begin
-from ktlsd.http.request_fields import TrackedFields
 from ktlsd.http.request_head import RequestHead
 from ktlsd.metrics.metrics import DENIED, LIMITED, REQUESTS, HttpVersion
 from ktlsd.protocol import http1_writer
 from ktlsd.protocol.client import Client
 from ktlsd.protocol.refusals import log_refusal
 from ktlsd.protocol.shared import Shared
-from ktlsd.service import Service
 from ktlsd.site.plain_files import DECIDING
 from ktlsd.site.response_cache import CacheEntry, CacheKey, new_entry
 
@@ -99,7 +96,8 @@ class Responder:
         """The response to an earlier request that agrees with this one in everything that decided."""
         if not self._is_ordinary(head):
             return None
-        service, https = self.shared.service, self._is_https(head)
+        service = self.shared.service
+        https = self.client.is_https(head.of_fields.values, service.forwarded)
         entry = service.response_cache.get(self.partitions[https], head)
         if entry is not None and (not entry.checks or self._passes(entry, head)):
             return entry
@@ -118,7 +116,7 @@ class Responder:
         site = service.plain_site(head.of_fields.values.get(b"host", b""), self.client)
         if site is None or site.plain_files is None or not self._is_ordinary(head):
             return None
-        https, began_ns = self._is_https(head), time.time_ns()
+        https, began_ns = self.client.is_https(head.of_fields.values, service.forwarded), time.time_ns()
         write = http1_writer.beginning if block is None else None
         found = site.plain_files.find(head, write, secure=https, now=began_ns / 1e9)
         if found is None:
@@ -147,29 +145,14 @@ class Responder:
         within = len(head.of_fields.fields) <= limits.header_fields and len(head.target) <= limits.target_bytes
         return within and not self.client.redirected
 
-    def _is_https(self, head: RequestHead) -> bool:
-        """The scheme of a request, from a trusted proxy."""
-        client = self.client
-        if client.trusted is None:
-            return client.origin.https
-        fields = TrackedFields(head.of_fields.values)
-        return forwarded.is_https(fields, client.origin, client.trusted, self.shared.service.forwarded)
-
     def _passes(self, entry: CacheEntry, head: RequestHead) -> bool:
         """Whether a remembered response to others is right for a request, by its checks of access and by the limit that
         its client is at, told without a wait."""
-        self._origin = origin = self.origin_of(head.of_fields.values, self.shared.service)
-        visitor = self.visitor(head, origin)
+        self._origin = origin = self.client.origin_of(head.of_fields.values, self.shared.service.forwarded)
+        visitor = self.client.visitor(head, origin)
         passes = all(check.admits(visitor) for check in entry.checks)
         self._user = visitor.user
         return passes and (entry.excess is None or entry.excess.is_that_of(origin))
-
-    def visitor(self, head: RequestHead, origin: Origin) -> Visitor:
-        """A request of this connection, for the checks of access. The handshake was for the site that it is for: a
-        remembered response is for connections with the same requirements on certificates."""
-        client = self.client
-        by_certificate = client.certificate, client.certificate_names, client.certificate_fault
-        return Visitor(head.method, head.target, head.of_fields.values, origin, *by_certificate)
 
     def begin_remembered(
         self, entry: CacheEntry, head: RequestHead, head_size: int, log: RequestLog | None
@@ -181,15 +164,14 @@ class Responder:
         if log is not None:
             log.begin(head)
             if self.client.trusted is not None:
-                log.came_from(self.origin_of(head.of_fields.values, self.shared.service))
+                log.came_from(self.client.origin_of(head.of_fields.values, self.shared.service.forwarded))
             if entry.checks:
                 log.came_as(self._user)
             log.answered(response.status, head_size)
         if response.reason:
-            values, service = head.of_fields.values, self.shared.service
-            log_refusal(
-                self.shared.throttle, lambda: self.client.described(self.origin_of(values, service)), head, response
-            )
+            client, values, shared = self.client, head.of_fields.values, self.shared
+            written = shared.service.forwarded
+            log_refusal(shared.throttle, lambda: client.described(client.origin_of(values, written)), head, response)
         return self.begin(response, entry.checks, self._origin) if entry.checks else None
 
     def begin(self, response: Response, checks: Iterable[Check], origin: Origin) -> InProgress | None:
@@ -219,10 +201,3 @@ class Responder:
         ending = shared.throttle.ending(limit, getattr(self.limits, limit.value, None), time.monotonic())
         if ending is not None:
             log.info(f"%s {text}%s", self.client.address, *arguments, ending)
-
-    def origin_of(self, values: Mapping[bytes, bytes], service: Service) -> Origin:
-        """The origin of a request with these fields (request_fields.joined), from a trusted proxy."""
-        client = self.client
-        if client.trusted is None:
-            return client.origin
-        return forwarded.origin(TrackedFields(values), client.origin, client.trusted, service.forwarded)

@@ -158,7 +158,7 @@ def test_behind_a_trusted_proxy_the_scheme_that_it_tells_is_of_the_key(service: 
         decided(responder, asked(b"/a.txt", (HOST, told, (b"x-forwarded-for", b"192.0.2.7"))), remember=True)
         same = asked(b"/a.txt", (HOST, told, (b"x-forwarded-for", b"192.0.2.8")))
         assert responder.find(same) is not None
-        assert responder.origin_of(same.of_fields.values, service).address == "192.0.2.8"
+        assert responder.client.origin_of(same.of_fields.values, service.forwarded).address == "192.0.2.8"
         assert responder.find(asked(b"/a.txt", (HOST, (b"x-forwarded-proto", b"http")))) is None
 
 
