@@ -204,7 +204,7 @@ class Connection:
                 shared, head, table = table.known.get(block) or self._cache.decode_new(table, block)
                 if shared.plain and dependency != stream_id and len(streams) < most_streams:
                     self._last = stream_id
-                    expected = stream_id + 2
+                    expected = stream_id + 2 if stream_id < LARGEST_NUMBER else -1
                     # open(), without a call.
                     streams[stream_id] = Stream(stream_id, self.sender.initial_window, shared.priority, False)
                     events.append(Request(stream_id, head, shared, True))
@@ -216,7 +216,7 @@ class Connection:
                 payload = data, start, stop
                 self._read_frame(kind >> 8, kind & 0xFF, stream_id & LARGEST_NUMBER, payload, events)
             usual = self._settings_came and self._block is None and self._last_accepted is None
-            usual = usual and self._last > 0 and self._early_priorities is None
+            usual = usual and 0 < self._last < LARGEST_NUMBER and self._early_priorities is None
             table, expected = self._table, self._last + 2 if usual else -1
         self._expected, self._table = expected, table
         return position

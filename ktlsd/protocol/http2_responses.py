@@ -91,7 +91,8 @@ class Http2Responses:
         self._wake = wake
         self._counts = responder.responses
         self._logged = responder.shared.access_log is not None and responder.client.channel is not None
-        self._alike = responder.partitions, responder.limits, self._logged
+        client = responder.client
+        self._alike = responder.partitions, client.origin.https, client.trusted, responder.limits, self._logged
         """The same for connections that get the same remembered response to the same request without checks."""
         self._date = writer.DateField(responder.shared.clock)
         self.bodies: dict[int, Body] = {}

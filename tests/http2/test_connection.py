@@ -71,6 +71,17 @@ def test_bytes_can_come_one_by_one() -> None:
     assert client.sender.take() == whole.sender.take()
 
 
+def test_the_last_stream_has_no_successor() -> None:
+    """The reserved bit above a stream's number is no part of it (RFC 9113 section 4.1)."""
+    for last in (0x7FFFFFFF, 0x7FFFFFFD):
+        client = begun()
+        for stream_id in range(last, 0x80000000, 2):
+            (event,) = client.receive(headers(stream_id, client.block()))
+            assert isinstance(event, Request)
+        (event,) = client.receive(headers(0x80000001, client.block()))
+        assert isinstance(event, ConnectionFailed)
+
+
 def test_padding_and_old_priorities_are_passed_over() -> None:
     client = begun()
     old_priority = number(0x80000000) + b"\xff"

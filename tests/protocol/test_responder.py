@@ -69,10 +69,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def responding(service: Service, trusted: Networks | None = None, row: Row = UNCOUNTED) -> Iterator[Responder]:
+def responding(
+    service: Service, trusted: Networks | None = None, row: Row = UNCOUNTED, *, https: bool = True
+) -> Iterator[Responder]:
     """A responder to a client on one end of a socket pair."""
     ours, theirs = socket.socketpair()
-    client = Client(address="127.0.0.1:1", secure=True, origin=Origin("127.0.0.1:1", https=True), trusted=trusted)
+    client = Client(address="127.0.0.1:1", secure=https, origin=Origin("127.0.0.1:1", https=https), trusted=trusted)
     shared = Shared(service, IdleConnections(60), Clock(), row)
     with theirs, contextlib.closing(shared.idle), contextlib.closing(PlainTransport(ours, PageCache())) as transport:
         yield Responder(shared, transport, client, HttpVersion.HTTP_2)
@@ -176,9 +178,16 @@ def test_the_same_request_of_another_client_gets_a_response_of_its_own(
     monkeypatch.setattr(Responder, "find", counted)
     head = make_head(b"GET", b"/a.txt", b"2.0", HeadFields((HOST,), dict([HOST]), alone=True))
     batch: Batch = {}
-    # Of three clients in turn the second is like the first.
-    for trusted, looked in ((None, 1), (None, 1), (Networks(["127.0.0.0/8"]), 2), (None, 3)):
-        with responding(service, trusted) as responder:
+    # Of these clients in turn the second is like the first.
+    proxy = Networks(["127.0.0.0/8"])
+    for trusted, https, looked in (
+        (None, True, 1),
+        (None, True, 1),
+        (proxy, True, 2),
+        (None, True, 3),
+        (None, False, 4),
+    ):
+        with responding(service, trusted, https=https) as responder:
             sender = Connection(http2_limits(responder.limits), HeadCache(1 << 16), 0.0).sender
             sender.open(1, NO_SIGNAL, receiving=False, content_length=None)
             Http2Responses(responder, sender, lambda: None).answer(1, head, batch, 0.0)

@@ -35,7 +35,10 @@ IN_MACHINE = "KTLSD_VM" in os.environ
 TIMEOUT = float(os.environ.get("KTLSD_VM_TIMEOUT", "4800"))  # of a machine's whole life
 STALL = float(os.environ.get("KTLSD_VM_STALL", "300"))  # of one test
 # Files of these take the longest, so they come first: processes that are done early find short ones.
-LONGEST = ("tests/system/", "tests/browser/", "tests/wire/", "tests/process/", "tests/commands/")
+LONGEST = (
+    *("tests/system/", "tests/browser/", "tests/site/test_folder_names.py", "tests/wire/"),
+    *("tests/process/", "tests/commands/"),
+)
 START = 900.0  # what the first of them may wait longer, for the boot and for pytest's start
 
 
