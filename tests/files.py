@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
+
+from tests.serving import eventually
 
 DAY_NS: Final = 86_400_000_000_000
 
@@ -28,3 +31,11 @@ def write_all(folder: Path, files: Mapping[str, bytes | str]) -> None:
     """These files, by their names below a folder."""
     for name, content in files.items():
         write(folder / name, content)
+
+
+@contextlib.contextmanager
+def nothing_stays_open() -> Iterator[None]:
+    """Whether all that is opened meanwhile is closed. Threads of an earlier test may close what they had open."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from ktlsd.file_threads import FileThreads, Stalled, within
+from tests.files import nothing_stays_open
 from tests.serving import eventually
 
 SECONDS = 0.2
@@ -125,25 +126,24 @@ async def test_time_in_which_the_event_loop_cannot_run_does_not_count(gate: thre
 
 async def test_a_call_on_a_file_has_a_descriptor_of_its_own(tmp_path: Path, gate: threading.Event) -> None:
     (tmp_path / "file").write_bytes(b"content")
-    before = len(os.listdir("/proc/self/fd"))
-    threads = FileThreads("here", SECONDS)
-    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
-    read = list[bytes]()
-
-    def call(own: int) -> None:
-        gate.wait()
-        read.append(os.pread(own, 10, 0))
-
-    with pytest.raises(Stalled):
-        await threads.run_on(descriptor, call)
-    os.close(descriptor)
-    gate.set()
-    assert eventually(lambda: read == [b"content"])
-    for waits in (False, True):
+    with nothing_stays_open():
+        threads = FileThreads("here", SECONDS)
         descriptor = os.open(tmp_path / "file", os.O_RDONLY)
-        assert await threads.run_on(descriptor, lambda own: os.pread(own, 3, 0), waits=waits) == b"con"
+        read = list[bytes]()
+
+        def call(own: int) -> None:
+            gate.wait()
+            read.append(os.pread(own, 10, 0))
+
+        with pytest.raises(Stalled):
+            await threads.run_on(descriptor, call)
         os.close(descriptor)
-    assert eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+        gate.set()
+        assert eventually(lambda: read == [b"content"])
+        for waits in (False, True):
+            descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+            assert await threads.run_on(descriptor, lambda own: os.pread(own, 3, 0), waits=waits) == b"con"
+            os.close(descriptor)
 
 
 def test_a_call_without_an_event_loop_has_a_deadline_too(gate: threading.Event) -> None:

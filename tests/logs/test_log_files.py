@@ -19,6 +19,7 @@ from ktlsd.config.values import LogPlace
 from ktlsd.logs import batch
 from ktlsd.logs.error_log import ErrorLogHandler, LineFormatter
 from ktlsd.logs.log_files import LogFile
+from tests.files import nothing_stays_open
 
 PATIENCE = 0.01
 
@@ -93,18 +94,17 @@ def test_several_append_to_one_file_which_only_its_group_may_read(tmp_path: Path
 def test_reopening_goes_on_in_the_file_that_has_the_name(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     file = LogFile(LogPlace(path))
-    before = len(os.listdir("/proc/self/fd"))
-    file.write(b"old\n", PATIENCE)
-    path.rename(tmp_path / "b.log")
-    file.write(b"still old\n", PATIENCE)
-    file.reopen()
-    file.write(b"new\n", PATIENCE)
-    path.rename(tmp_path / "c.log")
-    path.mkdir()
-    with pytest.raises(IsADirectoryError):
+    with nothing_stays_open():
+        file.write(b"old\n", PATIENCE)
+        path.rename(tmp_path / "b.log")
+        file.write(b"still old\n", PATIENCE)
         file.reopen()
-    file.write(b"kept\n", PATIENCE)
-    assert len(os.listdir("/proc/self/fd")) == before
+        file.write(b"new\n", PATIENCE)
+        path.rename(tmp_path / "c.log")
+        path.mkdir()
+        with pytest.raises(IsADirectoryError):
+            file.reopen()
+        file.write(b"kept\n", PATIENCE)
     file.close()
     assert (tmp_path / "b.log").read_text() == "old\nstill old\n"
     assert (tmp_path / "c.log").read_text() == "new\nkept\n"

@@ -15,6 +15,7 @@ from ktlsd.http.request_target import parse_target
 from ktlsd.site.content_types import DEFAULT_TYPE
 from ktlsd.site.https_redirect import HttpsRedirect
 from ktlsd.site.site import Answer
+from tests.files import nothing_stays_open
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 KEY = b"evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
@@ -187,12 +188,11 @@ async def test_options_is_answered(redirect: HttpsRedirect, target: str) -> None
 
 
 async def test_no_descriptor_stays_open(redirect: HttpsRedirect) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    for name in (TOKEN, "folder", "fifo", "outside", "absent", "index.html", ""):
-        answer = await ask(redirect, WELL_KNOWN + name)
-        if answer.opened is not None:
-            answer.opened.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_stays_open():
+        for name in (TOKEN, "folder", "fifo", "outside", "absent", "index.html", ""):
+            answer = await ask(redirect, WELL_KNOWN + name)
+            if answer.opened is not None:
+                answer.opened.close()
 
 
 @pytest.mark.parametrize(("name", "error"), [("absent", FileNotFoundError), ("a.txt", NotADirectoryError)])

@@ -18,6 +18,7 @@ from ktlsd.http.decide import Miss, Moved
 from ktlsd.http.hidden_paths import HiddenPaths
 from ktlsd.http.request_target import parse_target
 from ktlsd.site.lookup import Folder, OpenFile, Root
+from tests.files import nothing_stays_open
 
 
 @pytest.fixture
@@ -64,10 +65,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _same_place_and_descriptors() -> Iterator[None]:
     """Nothing stays open, whatever was looked up."""
-    place, before = Path.cwd(), len(os.listdir("/proc/self/fd"))
-    yield
-    os.chdir(place)
-    assert len(os.listdir("/proc/self/fd")) == before
+    place = Path.cwd()
+    with nothing_stays_open():
+        yield
+        os.chdir(place)
 
 
 Outcome = tuple[str, Any]

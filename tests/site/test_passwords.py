@@ -18,6 +18,7 @@ from ktlsd.site import password_hashes, passwords
 from ktlsd.site.password_file import parse_users
 from ktlsd.site.passwords import MOST_OF_NETWORK, Passwords, Verdict
 from ktlsd.site.watched_file import WatchedFile
+from tests.files import nothing_stays_open
 
 
 def made(password: bytes, setting: str) -> str:
@@ -270,11 +271,10 @@ async def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert sum("No such file" in record.message for record in caplog.records) == 1
     path.unlink()
     path.mkdir()
-    open_files = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        file._look_again = 0.0
-        await file.refresh()
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    with nothing_stays_open():
+        for _ in range(3):
+            file._look_again = 0.0
+            await file.refresh()
     assert caplog.records[-1].message.startswith(f"{path}: is a folder, not a regular file: ")
     path.rmdir()
     os.mkfifo(path)

@@ -21,6 +21,7 @@ from ktlsd.site.lookup import Root, Unusable
 from ktlsd.site.passwords import Passwords
 from ktlsd.site.rule_files import LARGEST_FILE
 from ktlsd.site.rules import SiteRules
+from tests.files import nothing_stays_open
 
 WAIT_SECONDS = 10.0
 RULES = {"_headers": "/*\n  X-A: b\n", "_redirects": "/a /b\n"}
@@ -57,9 +58,8 @@ class Kept:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_open() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_stays_open():
+        yield
 
 
 @pytest.fixture
