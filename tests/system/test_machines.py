@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.acme.sites import ISSUED
 from tests.pebble import Pebble, pebble
 from tests.proxies import TOOL_PATH
 from tests.serving import Running, end_successors, eventually, parse, read_to_end, serving
@@ -336,6 +335,6 @@ def test_a_loss_a_shutdown_and_an_upgrade_under_load(network: Network, tmp_path:
         load.stopped.set()
         for one in load.asking:
             one.result()
+        # Each machine that has waited for the certificate says that it is there; one has ordered it.
         assert (tmp_path / "pebble/pebble.log").read_text().count("Added order") == 1
         assert len(list((tmp_path / "shared/ktlsd/acme/accounts").glob("*.json"))) == 1
-        assert sum(bool(re.search(ISSUED, line)) for server in running.values() for line in server.log) <= 1
