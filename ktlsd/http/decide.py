@@ -186,12 +186,6 @@ def fields_of_whole(found: Representation, now: float) -> Fields:
     return _of_content(found.content_type, found.size, found) + more
 
 
-def whole_fields(content_type: str, length: str, tag: str, date: str) -> Fields:
-    """The same of a file with a date and without codings, from its parts."""
-    whole = (("Content-Type", content_type), ("Content-Length", length), ("Accept-Ranges", "bytes"))
-    return (*whole, ("ETag", tag), ("Last-Modified", date))
-
-
 def short(
     status: HTTPStatus,
     reason: str = "",

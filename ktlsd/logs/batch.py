@@ -92,9 +92,9 @@ class LogBatch:
         """Write what waits up to the next call, and make that; whether there is more to do."""
         lines, function = self._waiting, None
         if self._calls:
-            # These are the same lines, or came before; none is added to them.
+            # The lines before the call; later ones are in a new list.
             lines, function = self._calls.popleft()
-        # Each of these steps is one for the interpreter lock; lines that come between them wake nobody.
+        # Each step is atomic under the interpreter lock. Lines that are added between them stay for the next write.
         taken = lines[:]
         del lines[: len(taken)]
         text = b"".join(taken)

@@ -285,7 +285,7 @@ class Http1:
         if self._log is not None:
             if head is None:
                 self._log.received(self._reader.head)
-            self._log.answered(response.status.value, len(data))
+            self._log.answered(response.status, len(data))
         if head is not None and head.alone and answer is not None and self._exchange is not None:
             self._exchange.remember(answer, beginning)
         sent = self._transport.sent + len(data)

@@ -148,8 +148,8 @@ class Http2:
     def answer_at_once(self, batch: Batch) -> Generator[None, None, PendingWork | None]:
         """Answer the requests that have come, as long as that takes no wait.
 
-        The steps are to receive, to read frames, to make the responses, and to send: other code in turn for each
-        request or connection would drive each other out of the processor's caches.
+        The steps are to receive, to read frames, to make the responses, and to send. All connections of a batch take a
+        step before the next one begins, so that its code stays in the processor's caches.
         """
         transport = self.transport
         if transport.stopped:

@@ -181,7 +181,7 @@ class Http2Responses:
         client = self._responder.client
         log_refusal(self._shared.throttle, lambda: client.described(client.origin), head, response)
         if log is not None:
-            log.answered(response.status.value, 0)
+            log.answered(response.status, 0)
         fields = fields_of(response, self._shared.service.server_field)
         block = writer.beginning(response.status, fields) + self._date.block()
         self._give(stream_id, block, cast(bytes, response.body), body)
@@ -283,7 +283,7 @@ class Http2Responses:
             body.counts, body.site = self._counts, exchange.site
             log_refusal(self._shared.throttle, exchange.described, exchange.head, response)
             if body.log is not None:
-                body.log.answered(response.status.value, 0)
+                body.log.answered(response.status, 0)
             fields = fields_of(response, self._shared.service.server_field)
             beginning = writer.beginning(response.status, fields)
             if exchange.head.alone:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from ktlsd.config.file_names import fsdecode
 from ktlsd.config.options import SiteOptions, index_elsewhere
 from ktlsd.http.access import Access
-from ktlsd.http.decide import Representation, fields_of_whole, whole_fields
+from ktlsd.http.decide import Representation, fields_of_whole
 from ktlsd.http.fields import Fields
 from ktlsd.http.header_rules import HeaderRules
 from ktlsd.http.request_head import RequestHead
@@ -31,8 +31,10 @@ DECIDING: Final = (b"host", b"if-match", b"if-modified-since", b"if-none-match",
 """Names of the fields that decide about such a file: all of them but Host are absent."""
 _OK: Final = HTTPStatus.OK
 _ABSENT: Final = frozenset(DECIDING[1:])
-_LATER: Final = ("%d", "%s", "%s")
-"""What differs among files with the same suffix: Content-Length, ETag, Last-Modified."""
+_GAPS: Final = {"Content-Length": "%d", "ETag": "%s", "Last-Modified": "%s"}
+"""The fields whose values differ among files with the same suffix, in their order."""
+_ANY_SECOND: Final = 1_000_000_000
+"""A time at which a file has a date, in seconds since the epoch."""
 
 Write = Callable[[HTTPStatus, Fields], bytes]
 """Writes the head of a response, but for Date and what the request decides."""
@@ -57,7 +59,7 @@ class _Kind(NamedTuple):
     content_type: str
     compressible: bool
     template: str = ""
-    """The head with gaps for _LATER; empty if it is to be written anew for each file."""
+    """The head with _GAPS; empty if it is to be written anew for each file."""
 
 
 class PlainFiles:
@@ -141,5 +143,7 @@ class PlainFiles:
             return None
         if write is None or headers.by_path:
             return _Kind(*found)
-        fields = self._server + whole_fields(found[0].replace("%", "%%"), *_LATER)
+        sample = Representation(0, _ANY_SECOND * 1_000_000_000, found[0].replace("%", "%%"), "")
+        whole = tuple((name, _GAPS.get(name, value)) for name, value in fields_of_whole(sample, _ANY_SECOND))
+        fields = self._server + whole
         return _Kind(*found, write(_OK, headers.apply("", _OK, fields, secure)).decode("ascii"))
